@@ -1,0 +1,255 @@
+"""Messages and images in, one `Prompt` out: chat template, tokens, 3-D positions, patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from currreft_jax.data.images import ImageError, cut, open_image
+from currreft_jax.models.config import ModelConfig
+from currreft_jax.models.folder import copy_companions, read_config, read_json, resolve, write_json
+from currreft_jax.structs import Prompt
+
+PREPROCESSOR = "preprocessor_config.json"
+MIN_PIXELS = 3136
+MAX_PIXELS = 12_845_056
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if loop.first and message.role != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for item in message.content -%}
+{%- if item.type == 'image' -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- else -%}
+{{- item.text -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+# Put inside a placeholder that a user's text spells out; tokens are cut here, so that it stays ordinary text.
+_CUT = "\ufdd0"
+
+
+class PromptError(ValueError):
+    """Messages and images that do not make a prompt."""
+
+
+class Processor:
+    """A checkpoint's tokenizer, template and pixel budget.
+
+    Attributes:
+        config: of the model.
+        tokenizer: Hugging Face's.
+        min_pixels: area that smaller images are enlarged to.
+        max_pixels: area that larger images are shrunk to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        min_pixels: int,
+        max_pixels: int,
+    ):
+        self.folder = folder
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = template
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
+        self._placeholders = [
+            str(tokenizer.convert_ids_to_tokens(token))
+            for token in (
+                config.vision_start_token_id,
+                config.vision_end_token_id,
+                config.vision_token_id,
+                config.image_token_id,
+                config.video_token_id,
+            )
+        ]
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[str | Path | bytes | Image.Image] = (),
+        *,
+        name: str = "prompt",
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """Renders, tokenises and positions a conversation.
+
+        Args:
+            messages: `{"role", "content"}`, the content a string or a list of `{"type": "text", "text"}` and
+                `{"type": "image"}`. Placeholders spelt out in a text stay text.
+            images: as many as the messages have image items, in their order.
+            name: what an error calls the prompt, such as file and line.
+            add_generation_prompt: end with the opening of the assistant's turn.
+
+        Raises:
+            PromptError: the images do not match the messages, or an item is neither text nor image.
+            ImageError: an image cannot be read or shown.
+        """
+        slots = sum(item["type"] == "image" for item in self._items(messages, name))
+        if slots != len(images):
+            raise PromptError(f"{name}: the messages have {slots} image items, but {len(images)} images came with them")
+        try:
+            pictures = tuple(
+                cut(open_image(image), self.config.vision, self.min_pixels, self.max_pixels) for image in images
+            )
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
+        text = self.tokenizer.apply_chat_template(
+            [{**message, "content": self._neutral(message["content"])} for message in messages],
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+        single = self.encode(str(text))
+        counts = np.ones(len(single), int)
+        placeholders = np.flatnonzero(single == self.config.image_token_id)
+        if len(placeholders) != len(pictures):
+            raise PromptError(
+                f"{name}: the chat template of {self.folder} rendered {len(placeholders)} image placeholders for"
+                f" {len(pictures)} images"
+            )
+        counts[placeholders] = [grid_units(picture.grid, self.config) for picture in pictures]
+        tokens = np.repeat(single, counts)
+        positions, next_position = rope_index(tokens, [picture.grid for picture in pictures], self.config)
+        return Prompt(tokens, positions, next_position, pictures, name)
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 `[tokens]`, special tokens read as such."""
+        pieces = self.tokenizer(text.split(_CUT), add_special_tokens=False)["input_ids"]
+        return np.concatenate([np.asarray(piece, np.int32) for piece in pieces])
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of a completion, without special tokens."""
+        return str(self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=True))
+
+    def save(self, folder: Path) -> None:
+        """Copies the checkpoint's own files, and writes this processor's pixel budget."""
+        copy_companions(self.folder, folder)
+        path = folder / PREPROCESSOR
+        settings = read_json(path) if path.exists() else default_preprocessor(self.config)
+        settings.pop("size", None)
+        write_json(path, {**settings, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels})
+
+    def _items(self, messages: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+        contents = [message["content"] for message in messages]
+        items = [item for content in contents if not isinstance(content, str) for item in content]
+        for item in items:
+            if item.get("type") not in ("text", "image"):
+                raise PromptError(f"{name}: a content item must be of type text or image, not {item.get('type')!r}")
+        return items
+
+    def _neutral(self, content: str | Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
+        if not isinstance(content, str):
+            return [{**item, "text": self._neutral(item["text"])} if "text" in item else item for item in content]
+        for placeholder in self._placeholders:
+            content = content.replace(placeholder, placeholder[0] + _CUT + placeholder[1:])
+        return content
+
+
+def grid_units(grid: tuple[int, int], config: ModelConfig) -> int:
+    """Tokens that an image takes in the prompt."""
+    return grid[0] * grid[1] // config.vision.unit
+
+
+def rope_index(tokens: np.ndarray, grids: Sequence[tuple[int, int]], config: ModelConfig) -> tuple[np.ndarray, int]:
+    """The (time, y, x) position of every token.
+
+    Text advances all three by one. An image starts where the text before it ended; its units keep that time and count
+    rows and columns from there; the text after it resumes behind the longer side.
+
+    Args:
+        tokens: int `[L]`, placeholders expanded.
+        grids: patches along (y, x) of each image, in order.
+        config: of the model.
+
+    Returns:
+        int32 `[3, L]` and the position of the next token.
+    """
+    merge = config.vision.spatial_merge_size
+    positions = np.empty((3, len(tokens)), np.int32)
+    is_image = tokens == config.image_token_id
+    start = position = 0
+    for grid in grids:
+        height, width = grid[0] // merge, grid[1] // merge
+        image = start + int(np.argmax(is_image[start:]))
+        end = image + height * width
+        text = image - start
+        positions[:, start:image] = position + np.arange(text)
+        position += text
+        y, x = np.divmod(np.arange(height * width), width)
+        positions[:, image:end] = position + np.stack([np.zeros_like(y), y, x])
+        position += max(height, width)
+        start = end
+    positions[:, start:] = position + np.arange(len(tokens) - start)
+    return positions, position + len(tokens) - start
+
+
+def default_preprocessor(config: ModelConfig) -> dict[str, Any]:
+    """The published `preprocessor_config.json`, for a folder that has none."""
+    return {
+        "min_pixels": MIN_PIXELS,
+        "max_pixels": MAX_PIXELS,
+        "patch_size": config.vision.patch_size,
+        "temporal_patch_size": config.vision.temporal_patch_size,
+        "merge_size": config.vision.spatial_merge_size,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+    }
+
+
+def load(source: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None) -> Processor:
+    """Loads the processor of a checkpoint.
+
+    Args:
+        source: a folder or a hub id, as for the model.
+        min_pixels: instead of the checkpoint's.
+        max_pixels: instead of the checkpoint's; the paper trains with 401,408.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or one without a tokenizer.
+        ValueError: a file of it is malformed; the message names it.
+    """
+    folder = resolve(source)
+    config = read_config(folder)
+    if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+        raise FileNotFoundError(f"{folder} has no tokenizer.json: copy it from the model's original folder")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    settings = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).exists() else {}
+    size = settings.get("size") or {}
+    stored_min = settings.get("min_pixels", size.get("shortest_edge", size.get("min_pixels", MIN_PIXELS)))
+    stored_max = settings.get("max_pixels", size.get("longest_edge", size.get("max_pixels", MAX_PIXELS)))
+    return Processor(
+        folder, config, tokenizer, _template(folder, tokenizer), min_pixels or stored_min, max_pixels or stored_max
+    )
+
+
+def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.chat_template:
+        return str(tokenizer.chat_template)
+    path = folder / "chat_template.json"
+    return str(read_json(path)["chat_template"]) if path.exists() else CHAT_TEMPLATE

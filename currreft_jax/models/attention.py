@@ -1,0 +1,61 @@
+"""Attention as one softmax over the keys of one or more sources, with axes named by letters."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from currreft_jax.models.layers import einsum
+
+NEVER = float(jnp.finfo(jnp.float32).min)
+
+
+class Source(NamedTuple):
+    """Keys and values to attend to.
+
+    Attributes:
+        axes: letters of the keys' axes; `s` runs over the keys, `d` over a head.
+        keys: in those axes.
+        values: likewise.
+        mask_axes: letters of the mask's axes, in the order of the query's and ending with `s`.
+        mask: bool, true where a query may attend.
+    """
+
+    axes: str
+    keys: jax.Array
+    values: jax.Array
+    mask_axes: str
+    mask: jax.Array
+
+
+def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
+    """Softmax in fp32 over all sources together.
+
+    A query that may attend to nothing gets finite, meaningless values; only padding is such.
+
+    Args:
+        axes: letters of the query's axes, the last one `d`.
+        query: in those axes.
+        sources: what it attends to.
+
+    Returns:
+        An array like the query, in its dtype.
+    """
+    scores_axes = axes.replace("d", "s")
+    scale = query.shape[-1] ** -0.5
+
+    def score(source: Source) -> jax.Array:
+        expanded = source.mask[tuple(slice(None) if axis in source.mask_axes else None for axis in scores_axes)]
+        scores = einsum(f"{axes},{source.axes}->{scores_axes}", query, source.keys) * scale
+        return jnp.where(expanded, scores, NEVER)
+
+    weights = jax.nn.softmax(jnp.concatenate([score(source) for source in sources], axis=-1), axis=-1)
+    out, start = jnp.zeros((), jnp.float32), 0
+    for source in sources:
+        end = start + source.keys.shape[source.axes.index("s")]
+        part = weights[..., start:end].astype(query.dtype)
+        out += einsum(f"{scores_axes},{source.axes}->{axes}", part, source.values)
+        start = end
+    return out.astype(query.dtype)

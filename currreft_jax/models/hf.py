@@ -1,0 +1,429 @@
+"""Checkpoints of Hugging Face and ours: the one table of weight names, and reading and writing both."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from enum import Enum
+from hashlib import sha256
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from currreft_jax.checkpoint import MANIFEST, read_manifest, restore_params, save_params
+from currreft_jax.config import Remat
+from currreft_jax.models.folder import INDEX, read_config, resolve, write_json
+from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.sharding import make_mesh, parameter_sharding
+
+SHARD_BYTES = 5 * 10**9
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+class WeightError(ValueError):
+    """A checkpoint's weights are not those of its configuration."""
+
+
+class Layout(Enum):
+    """How theirs relates to one layer of ours, `[*inputs, *outputs]`."""
+
+    TABLE = "alike"
+    VECTOR = "flattened"
+    MATRIX = "[outputs, inputs], each flattened"
+    CONVOLUTION = "[*outputs, *inputs]"
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Where one parameter stands in a published checkpoint.
+
+    Attributes:
+        path: ours; behind a leading layer axis where `name` has a `{}`.
+        name: theirs, `{}` standing for the layer.
+        layout: how the two relate.
+        inputs: how many input axes ours has.
+    """
+
+    path: str
+    name: str
+    layout: Layout
+    inputs: int = 0
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter holds all layers."""
+        return "{}" in self.name
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Their shape, from the shape of one layer of ours."""
+        inputs, outputs = shape[: self.inputs], shape[self.inputs :]
+        return {
+            Layout.TABLE: shape,
+            Layout.VECTOR: (prod(shape),),
+            Layout.MATRIX: (prod(outputs), prod(inputs)),
+            Layout.CONVOLUTION: outputs + inputs,
+        }[self.layout]
+
+    def hf_spec(self, spec: Sequence[Any]) -> P:
+        """The layout of their tensor that `from_hf` turns into ours without moving data between devices."""
+        inputs, outputs = spec[: self.inputs], spec[self.inputs :]
+        return {
+            Layout.TABLE: P(*spec),
+            Layout.VECTOR: P(*spec[:1]),
+            Layout.MATRIX: P(*outputs[:1], *inputs[:1]),
+            Layout.CONVOLUTION: P(*outputs, *inputs),
+        }[self.layout]
+
+    def from_hf(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """One layer of ours, of the given shape, from their tensor."""
+        if not self.inputs:
+            return x.reshape(shape)
+        return x.reshape(prod(shape[self.inputs :]), -1).T.reshape(shape)
+
+    def to_hf(self, x: jax.Array) -> jax.Array:
+        """Their tensor, from one layer of ours."""
+        if not self.inputs:
+            return x.reshape(self.hf_shape(x.shape))
+        return x.reshape(prod(x.shape[: self.inputs]), -1).T.reshape(self.hf_shape(x.shape))
+
+
+def _scale(path: str, name: str) -> Weight:
+    return Weight(f"{path}/scale", f"{name}.weight", Layout.VECTOR)
+
+
+def _linear(path: str, name: str, inputs: int = 1, *, bias: bool) -> tuple[Weight, ...]:
+    kernel = Weight(f"{path}/kernel", f"{name}.weight", Layout.MATRIX, inputs)
+    return (kernel, Weight(f"{path}/bias", f"{name}.bias", Layout.VECTOR)) if bias else (kernel,)
+
+
+WEIGHTS = (
+    Weight("visual/patch_embed/proj/kernel", "visual.patch_embed.proj.weight", Layout.CONVOLUTION, inputs=4),
+    _scale("visual/blocks/norm1", "visual.blocks.{}.norm1"),
+    _scale("visual/blocks/norm2", "visual.blocks.{}.norm2"),
+    *_linear("visual/blocks/attn/qkv", "visual.blocks.{}.attn.qkv", bias=True),
+    *_linear("visual/blocks/attn/proj", "visual.blocks.{}.attn.proj", inputs=2, bias=True),
+    *_linear("visual/blocks/mlp/gate_proj", "visual.blocks.{}.mlp.gate_proj", bias=True),
+    *_linear("visual/blocks/mlp/up_proj", "visual.blocks.{}.mlp.up_proj", bias=True),
+    *_linear("visual/blocks/mlp/down_proj", "visual.blocks.{}.mlp.down_proj", bias=True),
+    _scale("visual/merger/ln_q", "visual.merger.ln_q"),
+    *_linear("visual/merger/mlp_0", "visual.merger.mlp.0", bias=True),
+    *_linear("visual/merger/mlp_2", "visual.merger.mlp.2", bias=True),
+    Weight("embed_tokens/embedding", "model.embed_tokens.weight", Layout.TABLE),
+    _scale("layers/input_layernorm", "model.layers.{}.input_layernorm"),
+    _scale("layers/post_attention_layernorm", "model.layers.{}.post_attention_layernorm"),
+    *_linear("layers/self_attn/q_proj", "model.layers.{}.self_attn.q_proj", bias=True),
+    *_linear("layers/self_attn/k_proj", "model.layers.{}.self_attn.k_proj", bias=True),
+    *_linear("layers/self_attn/v_proj", "model.layers.{}.self_attn.v_proj", bias=True),
+    *_linear("layers/self_attn/o_proj", "model.layers.{}.self_attn.o_proj", inputs=2, bias=False),
+    *_linear("layers/mlp/gate_proj", "model.layers.{}.mlp.gate_proj", bias=False),
+    *_linear("layers/mlp/up_proj", "model.layers.{}.mlp.up_proj", bias=False),
+    *_linear("layers/mlp/down_proj", "model.layers.{}.mlp.down_proj", bias=False),
+    _scale("norm", "model.norm"),
+    *_linear("lm_head", "lm_head", bias=False),
+)
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def published_name(key: str) -> str:
+    """The name that the published files use, from it or from the one that later transformers use in memory."""
+    return re.sub(r"^model\.(visual\.)", r"\1", re.sub(r"^model\.language_model\.", "model.", key))
+
+
+def _leaves(parameters: Parameters) -> Iterator[tuple[Weight, Any]]:
+    """Each parameter with its row of the table, in the table's order."""
+    for weight in WEIGHTS:
+        leaf: Any = parameters
+        for part in weight.path.split("/"):
+            leaf = leaf.get(part) if isinstance(leaf, Mapping) else None
+        if leaf is not None:
+            yield weight, leaf
+
+
+def _layers(weight: Weight, leaf: Any) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+    """Their name, the layer and our shape of each tensor that a parameter holds."""
+    if not weight.stacked:
+        yield weight.name, None, leaf.shape
+        return
+    for layer in range(leaf.shape[0]):
+        yield weight.name.format(layer), layer, leaf.shape[1:]
+
+
+# ---------------------------------------------------------------------------------------------------- reading theirs
+
+
+class _Files:
+    """The open weight files of a folder, by published name. A class, since files are opened and closed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.stack = ExitStack()
+        self.tensors: dict[str, tuple[Any, str]] = {}
+
+    def __enter__(self) -> _Files:
+        problems = []
+        for path in self._paths():
+            try:
+                file = self.stack.enter_context(safe_open(path, framework="numpy"))
+            except SafetensorError as error:
+                raise WeightError(f"{path} is not a whole safetensors file: {error}") from error
+            for key in file.keys():  # noqa: SIM118 not a dict
+                name = published_name(key)
+                if name in self.tensors:
+                    problems.append(f"{name} stands twice (again as {key} in {path.name})")
+                if file.get_slice(key).get_dtype() not in DTYPES:
+                    problems.append(f"{name} is {file.get_slice(key).get_dtype()}, not one of {', '.join(DTYPES)}")
+                self.tensors[name] = (file, key)
+        _refuse(self.folder, problems)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stack.close()
+
+    def _paths(self) -> list[Path]:
+        index = self.folder / INDEX
+        if not index.exists():
+            return [self.folder / "model.safetensors"]
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            raise WeightError(f"{index} is not an index of weights: {error!r}") from error
+        for name in names:
+            if Path(name).name != name:
+                raise WeightError(f"{index} points outside its folder: {name!r}")
+            if not (self.folder / name).exists():
+                raise WeightError(f"{self.folder / name} is missing, though {INDEX} names it: download it again")
+        return [self.folder / name for name in sorted(names)]
+
+    def slice(self, name: str) -> Any:
+        file, key = self.tensors[name]
+        return file.get_slice(key)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        return DTYPES[self.slice(name).get_dtype()]
+
+
+def _refuse(folder: Path, problems: list[str]) -> None:
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise WeightError(f"{folder}: the weights do not fit the configuration\n  {shown}{more}")
+
+
+def _check(files: _Files, abstract: Parameters, tied: bool) -> None:
+    """Names every weight that is missing, unknown or misshapen."""
+    expected = {
+        name: weight.hf_shape(shape)
+        for weight, leaf in _leaves(abstract)
+        for name, _, shape in _layers(weight, leaf)
+    }
+    allowed = expected.keys() | ({HEAD} if tied else set())
+    problems = [f"{name} is missing" for name in expected if name not in files.tensors]
+    problems += [f"{name} is unknown" for name in files.tensors if name not in allowed]
+    problems += [
+        f"{name} has shape {list(files.shape(name))}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in files.tensors and files.shape(name) != shape
+    ]
+    if tied and not problems and HEAD in files.tensors and not _same(files, HEAD, EMBEDDING):
+        problems.append(f"{HEAD} differs from {EMBEDDING}, though tie_word_embeddings is true")
+    _refuse(files.folder, problems)
+
+
+def _same(files: _Files, one: str, other: str) -> bool:
+    if files.shape(one) != files.shape(other) or files.dtype(one) != files.dtype(other):
+        return False
+    rows = range(0, files.shape(one)[0], 1024)
+    return all(np.array_equal(files.slice(one)[i : i + 1024], files.slice(other)[i : i + 1024]) for i in rows)
+
+
+def _read_hf(folder: Path, abstract: Parameters, tied: bool) -> Parameters:
+    """Reads tensor by tensor onto the devices; the host holds one tensor's local part at a time."""
+    parameters: Parameters = {}
+    with _Files(folder) as files:
+        _check(files, abstract, tied)
+        total = sum(len(list(_layers(weight, leaf))) for weight, leaf in _leaves(abstract))
+        with tqdm(total=total, desc=f"reading {folder.name}", unit="tensor", disable=None) as bar:
+            for weight, leaf in _leaves(abstract):
+                *parents, last = weight.path.split("/")
+                parent = parameters
+                for part in parents:
+                    parent = parent.setdefault(part, {})
+                parent[last] = _read_leaf(files, weight, leaf, bar)
+    return parameters
+
+
+def _read_leaf(files: _Files, weight: Weight, leaf: jax.ShapeDtypeStruct, bar: tqdm) -> jax.Array:
+    layers = list(_layers(weight, leaf))
+    shape = layers[0][2]
+    spec = (*leaf.sharding.spec, *(None,) * (len(leaf.shape) - len(leaf.sharding.spec)))
+    hf_spec = weight.hf_spec(spec[1:] if weight.stacked else spec)
+
+    def place(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
+        ours = weight.from_hf(tensor, shape).astype(stack.dtype)
+        return jax.lax.dynamic_update_index_in_dim(stack, ours, layer, 0) if weight.stacked else ours
+
+    write = jax.jit(place, donate_argnums=0, out_shardings=leaf.sharding)
+    array = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+    for name, layer, _ in layers:
+        tensor = files.slice(name)
+        parts: dict[str, np.ndarray] = {}
+
+        def read(index: tuple[slice, ...], tensor: Any = tensor, parts: dict[str, np.ndarray] = parts) -> np.ndarray:
+            if str(index) not in parts:
+                parts[str(index)] = tensor[index]
+            return parts[str(index)]
+
+        theirs = jax.make_array_from_callback(
+            files.shape(name), NamedSharding(leaf.sharding.mesh, hf_spec), read, dtype=files.dtype(name)
+        )
+        array = write(array, theirs, 0 if layer is None else layer)
+        bar.update()
+    return array
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+def stored_dtype(folder: Path) -> jnp.dtype:
+    """The dtype of a checkpoint's weights.
+
+    Raises:
+        WeightError: they are of several; then the dtype has to be asked for.
+    """
+    if (folder / MANIFEST).exists():
+        dtypes = {jnp.dtype(leaf["dtype"]) for leaf in read_manifest(folder).values()}
+    else:
+        with _Files(folder) as files:
+            dtypes = {jnp.dtype(files.dtype(name)) for name in files.tensors}
+    if len(dtypes) > 1:
+        raise WeightError(f"{folder} mixes {', '.join(sorted(map(str, dtypes)))}: say which dtype to load")
+    return dtypes.pop()
+
+
+def load(
+    source: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    remat: Remat = Remat.NONE,
+) -> tuple[Model, Parameters]:
+    """Loads a model straight onto the devices.
+
+    Args:
+        source: a Hugging Face folder, a hub id, or a folder written by `tools.convert_weights`.
+        mesh: where; this process's first device by default.
+        dtype: of activations and products; the checkpoint's by default.
+        param_dtype: of the parameters; `dtype` by default. Training wants fp32.
+        remat: what a backward pass recomputes.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UnsupportedModel: another architecture.
+        WeightError: a weight is missing, unknown, doubled or misshapen; the message names each.
+        DamagedCheckpoint: a native checkpoint is not what was written.
+    """
+    folder = resolve(source)
+    config = read_config(folder)
+    stored = stored_dtype(folder)
+    dtype = jnp.dtype(dtype or stored)
+    param_dtype = jnp.dtype(param_dtype or dtype)
+    model = Model(config, mesh or make_mesh(devices=jax.local_devices()[:1]), dtype, remat)
+    if not (folder / MANIFEST).exists():
+        return model, _read_hf(folder, model.abstract(param_dtype), config.tie_word_embeddings)
+    parameters = restore_params(folder, model.abstract(stored))
+    cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(param_dtype), tree), donate_argnums=0)
+    return model, parameters if stored == param_dtype else cast(parameters)
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def tensors(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor under its published name, brought to every host one at a time."""
+    for weight, leaf in _leaves(parameters):
+        gather = jax.jit(
+            lambda x, layer, weight=weight: weight.to_hf(x[layer] if weight.stacked else x),
+            out_shardings=NamedSharding(leaf.sharding.mesh, P()),
+        )
+        for name, layer, _ in _layers(weight, leaf):
+            yield name, np.asarray(gather(leaf, 0 if layer is None else layer))
+
+
+def save(model: Model, parameters: Parameters, folder: Path) -> None:
+    """Writes weights and configuration as the published checkpoints have them, into an existing folder.
+
+    transformers 4.49, 4.57 and 5 and vLLM load the result. Files are of 5 GB at most.
+    """
+    shard_of = _shards(parameters)
+    count = 1 + max(shard_of.values())
+    file_of = {
+        name: "model.safetensors" if count == 1 else f"model-{shard + 1:05}-of-{count:05}.safetensors"
+        for name, shard in shard_of.items()
+    }
+    writes = jax.process_index() == 0
+    total = 0
+    with tqdm(tensors(parameters), total=len(file_of), desc="writing", unit="tensor", disable=None) as bar:
+        for file, group in groupby(bar, key=lambda item: file_of[item[0]]):
+            content = dict(group)
+            total += sum(tensor.nbytes for tensor in content.values())
+            if writes:
+                save_file(content, folder / file, metadata={"format": "pt"})
+    if writes:
+        if count > 1:
+            write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
+        dtype = jax.tree.leaves(parameters)[0].dtype
+        write_json(folder / "config.json", replace(model.config, dtype=str(dtype)).to_hf())
+
+
+def _shards(parameters: Parameters) -> dict[str, int]:
+    """Which file each tensor goes to, filled in the table's order."""
+    shard_of: dict[str, int] = {}
+    shard = filled = 0
+    for weight, leaf in _leaves(parameters):
+        for name, _, shape in _layers(weight, leaf):
+            size = prod(shape) * leaf.dtype.itemsize
+            if filled and filled + size > SHARD_BYTES:
+                shard, filled = shard + 1, 0
+            shard_of[name] = shard
+            filled += size
+    return shard_of
+
+
+def save_native(model: Model, parameters: Parameters, folder: Path) -> None:
+    """Writes our own sharded form into an existing folder: each host reads only its part of it."""
+    save_params(folder, parameters)
+    if jax.process_index() == 0:
+        write_json(folder / "config.json", model.config.to_hf())
+
+
+def stored_tensors(folder: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a Hugging Face folder as its files hold it, under its published name."""
+    with _Files(folder) as files:
+        for name in files.tensors:
+            yield name, files.slice(name)[:].astype(dtype or files.dtype(name), copy=False)
+
+
+def digests(named: Iterator[tuple[str, np.ndarray]]) -> dict[str, str]:
+    """SHA-256 of each tensor's dtype, shape and bytes."""
+    return {
+        name: sha256(f"{tensor.dtype}{tensor.shape}".encode() + np.ascontiguousarray(tensor).tobytes()).hexdigest()
+        for name, tensor in named
+    }

@@ -1,0 +1,119 @@
+"""Products, norms and the gated MLP: what the decoder and the vision tower share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from currreft_jax.config import Remat
+
+Body = TypeVar("Body", bound=Callable[..., object])
+
+PRODUCT = "product"
+INIT_STDDEV = 0.02
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A product of two arrays in x's dtype, accumulated and returned in fp32.
+
+    The backward pass casts the cotangent to x's dtype too, so that its products run at the same speed, and returns y's
+    gradient in y's own dtype: an fp32 parameter receives an fp32 gradient from bf16 products.
+
+    Args:
+        equation: of the form `ab,bc->ac`; every axis stands in at least two of the three terms.
+        x: decides the dtype of the operands.
+        y: cast to x's dtype.
+    """
+    return jnp.einsum(equation, x, y.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _einsum_forward(equation: str, x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return einsum(equation, x, y), (x, y)
+
+
+def _einsum_backward(equation: str, inputs: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, y = inputs
+    operands, out = equation.split("->")
+    x_axes, y_axes = operands.split(",")
+    g = g.astype(x.dtype)
+    dx = jnp.einsum(f"{out},{y_axes}->{x_axes}", g, y.astype(x.dtype), preferred_element_type=jnp.float32)
+    dy = jnp.einsum(f"{x_axes},{out}->{y_axes}", x, g, preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dy.astype(y.dtype)
+
+
+einsum.defvjp(_einsum_forward, _einsum_backward)
+
+
+class Linear(nnx.Module):
+    """An affine map between groups of axes: kernel `[*inputs, *outputs]`, bias `[*outputs]`."""
+
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool, rngs: nnx.Rngs):
+        self.inputs = len(inputs)
+        self.kernel = nnx.Param(INIT_STDDEV * jax.random.normal(rngs.params(), (*inputs, *outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., *inputs] -> [..., *outputs]` in x's dtype; the bias is added before the result is rounded."""
+        kernel = self.kernel[...]
+        batch, summed = "abcdefgh"[: x.ndim - self.inputs], "ijk"[: self.inputs]
+        out = "xyz"[: kernel.ndim - self.inputs]
+        y = einsum(f"{batch}{summed},{summed}{out}->{batch}{out}", x, kernel)
+        if self.bias is not None:
+            y += self.bias[...].astype(jnp.float32)
+        return checkpoint_name(y.astype(x.dtype), PRODUCT)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm; rounds to x's dtype before the scale, as the published model was trained."""
+
+    def __init__(self, size: int, eps: float, *, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., size] -> [..., size]`."""
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class GatedMLP(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, size: int, hidden: int, *, bias: bool, rngs: nnx.Rngs):
+        self.gate_proj = Linear((size,), (hidden,), bias=bias, rngs=rngs)
+        self.up_proj = Linear((size,), (hidden,), bias=bias, rngs=rngs)
+        self.down_proj = Linear((hidden,), (size,), bias=bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., size] -> [..., size]`."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def stacked(layer: type[nnx.Module], count: int, *args: object, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` layers as one module whose parameters carry a leading layer axis, ready for `scan`."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(rngs: nnx.Rngs) -> nnx.Module:
+        return layer(*args, rngs=rngs)
+
+    return create(rngs)
+
+
+def rematerialised(body: Body, remat: Remat) -> Body:
+    """Wraps a scan's body so that the backward pass keeps only what the policy says."""
+    match remat:
+        case Remat.NONE:
+            return body
+        case Remat.DOTS:
+            return jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
+        case Remat.BLOCK:
+            return jax.checkpoint(body)

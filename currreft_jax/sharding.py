@@ -1,0 +1,118 @@
+"""Where every array lives: the mesh, the one table of parameter rules, and host rows made into global arrays."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from currreft_jax import structs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+for _struct in (structs.Pictures, structs.PromptBatch, structs.Prefix):
+    jax.tree_util.register_dataclass(_struct)
+
+# The first pattern that a parameter's path contains decides. Stacked layers carry their axis in front.
+# An axis that does not divide its dimension is left whole there: the 2 key/value heads of the 3B on tensor = 4,
+# or the 3,420 wide vision MLP, which therefore splits over its input side only.
+PARAMETER_RULES: tuple[tuple[str, P], ...] = (
+    (r"visual/patch_embed/proj/kernel", P(None, None, None, None, "fsdp")),
+    (r"visual/blocks/attn/qkv/kernel", P(None, "fsdp")),
+    (r"visual/blocks/attn/proj/kernel", P(None, None, None, "fsdp")),
+    (r"visual/blocks/mlp/(gate|up)_proj/kernel", P(None, "fsdp")),
+    (r"visual/blocks/mlp/down_proj/kernel", P(None, None, "fsdp")),
+    (r"visual/merger/.*/kernel", P("fsdp")),
+    (r"visual/", P()),
+    (r"embed_tokens/embedding", P("tensor", "fsdp")),
+    (r"lm_head/kernel", P("fsdp", "tensor")),
+    (r"self_attn/[qkv]_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"self_attn/[qkv]_proj/bias", P(None, "tensor")),
+    (r"self_attn/o_proj/kernel", P(None, "tensor", None, "fsdp")),
+    (r"mlp/(gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"mlp/down_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"norm/scale", P()),
+)
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays the devices out as data x fsdp x tensor.
+
+    Args:
+        data: copies of the parameters.
+        fsdp: parts of the parameters and the optimizer state; groups are split over data x fsdp.
+        tensor: parts of each matrix product.
+        devices: all of them by default.
+
+    One of the three sizes may be -1: the devices that the others leave.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = len(devices) // -int(np.prod(sizes))
+    if min(sizes) < 1 or np.prod(sizes) != len(devices):
+        raise ValueError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill {len(devices)} devices: the three sizes must"
+            " multiply to that number, and at most one may be -1"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """N, the number of parts that prompts are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def constrain(x: jax.Array, mesh: Mesh, *spec: Any) -> jax.Array:
+    """Pins the layout of an intermediate array."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
+
+
+def path_of(key_path: tuple[Any, ...]) -> str:
+    """A parameter's path in the nested dict, such as `layers/self_attn/q_proj/kernel`."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def parameter_sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """The layout that `PARAMETER_RULES` gives a parameter."""
+    for pattern, spec in PARAMETER_RULES:
+        if re.search(pattern, path):
+            fits = (axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False))
+            return NamedSharding(mesh, P(*fits))
+    raise KeyError(f"no rule of PARAMETER_RULES covers {path}")
+
+
+def parameter_shardings(parameters: Any, mesh: Mesh) -> Any:
+    """The same tree with each leaf's layout; leaves need only a shape."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: parameter_sharding(path_of(path), x.shape, mesh), parameters)
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+    """Makes each host's own rows into global arrays, split over data x fsdp along their first axis.
+
+    Raises:
+        ValueError: the rows do not divide into the shards; the message names both.
+    """
+    shards = data_shards(mesh)
+
+    def put(path: tuple[Any, ...], x: np.ndarray) -> jax.Array:
+        rows = x.shape[0] * jax.process_count()
+        if rows % shards:
+            raise ValueError(
+                f"{path_of(path)}: {rows} rows do not divide into {shards} data shards (data x fsdp);"
+                " pad the batch or change the mesh"
+            )
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, P(BATCH)), x)
+
+    return jax.tree_util.tree_map_with_path(put, batch)
