@@ -7,7 +7,7 @@ matrices are drawn with 0.08 and biases and norms are random.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
@@ -64,6 +64,7 @@ CONFIG = ModelConfig(
         tokens_per_second=2,
     ),
 )
+TOKEN_FIELDS = tuple(field.name for field in fields(ModelConfig) if field.name.endswith("_token_id"))
 UNTIED = replace(CONFIG, tie_word_embeddings=False, num_key_value_heads=3)
 
 
@@ -72,13 +73,13 @@ def model_of(config: ModelConfig = CONFIG, **settings) -> Model:
     return Model(config, **settings)
 
 
-def parameters_of(model: Model, seed: int = 0) -> Parameters:
+def parameters_of(model: Model, seed: int = 0, scale: float = 0.08) -> Parameters:
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         name = path[-1].key
         if name in ("kernel", "embedding"):
-            return jnp.asarray(0.08 * rng.standard_normal(leaf.shape), leaf.dtype)
+            return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
         return jnp.asarray((name == "scale") + 0.1 * rng.standard_normal(leaf.shape), leaf.dtype)
 
     drawn = jax.tree_util.tree_map_with_path(draw, model.abstract(jnp.dtype(model.config.dtype)))
@@ -102,10 +103,12 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_checkpoint(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) -> tuple[Model, Parameters]:
+def write_checkpoint(
+    folder: Path, config: ModelConfig = CONFIG, seed: int = 0, scale: float = 0.08
+) -> tuple[Model, Parameters]:
     folder.mkdir(parents=True)
     model = model_of(config)
-    parameters = parameters_of(model, seed)
+    parameters = parameters_of(model, seed, scale)
     hf.save(model, parameters, folder)
     write_tokenizer(folder)
     return model, parameters
@@ -114,6 +117,10 @@ def write_checkpoint(folder: Path, config: ModelConfig = CONFIG, seed: int = 0) 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels)
 
 
 def user(text: str, images: int = 0) -> list[dict]:

@@ -192,7 +192,7 @@ def _pack(prompts: Sequence[Prompt], config: VisionConfig, shape: BatchShape) ->
 
     full = shape.rows, shape.slots, config.slot_patches
     pictures = Pictures(
-        patches.reshape(*full, -1), coordinates.reshape(*full, 2), window.reshape(full), image.reshape(full)
+        patches.reshape(*full, config.patch_values), coordinates.reshape(*full, 2), window.reshape(full), image.reshape(full)
     )
     remaining = iter(unit_places)
     of_prompt = [

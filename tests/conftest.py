@@ -1,0 +1,36 @@
+"""The suite runs on eight simulated CPU devices, with exact products."""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+from hypothesis import settings
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# Compilation makes the first example slow; a fixed seed keeps a red test red.
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("suite")
+
+ORACLE = Path(__file__).parent / "oracle"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if ORACLE in item.path.parents:
+            item.add_marker(pytest.mark.oracle)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint in Hugging Face's layout, fp32, with tokenizer."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tied"
+    tiny.write_checkpoint(folder)
+    return folder

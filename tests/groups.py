@@ -1,0 +1,53 @@
+"""Groups of prompts and completions, and the same sequences one by one, as the group tests compare them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from currreft_jax.data.packing import BatchShape, collate, rows_needed
+from currreft_jax.models.config import ModelConfig
+from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.structs import Prompt, PromptBatch
+
+
+def shape_of(prompts: list[Prompt], config: ModelConfig, slots: int = 12, shards: int = 1, spare: int = 0) -> BatchShape:
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    return BatchShape(longest + spare, rows_needed(prompts, config.vision, slots, shards), slots)
+
+
+def batch_of(prompts: list[Prompt], config: ModelConfig, **shape) -> PromptBatch:
+    return collate(prompts, config, shape_of(prompts, config, **shape), shape.get("shards", 1))
+
+
+def sequence(prompt: Prompt, completion: np.ndarray) -> Prompt:
+    """Prompt and completion as one plain sequence."""
+    positions = prompt.next_position + np.tile(np.arange(len(completion), dtype=np.int32), (3, 1))
+    return replace(
+        prompt,
+        tokens=np.concatenate([prompt.tokens, completion.astype(np.int32)]),
+        positions=np.concatenate([prompt.positions, positions], axis=1),
+        next_position=prompt.next_position + len(completion),
+    )
+
+
+def group_logprobs(model: Model, parameters, batch: PromptBatch, tokens) -> jax.Array:
+    module = model.bind(parameters)
+    return module.logprobs(module.extend(module.prefix(batch), tokens), tokens)[0]
+
+
+def fused_logprobs(model: Model, parameters, batch: PromptBatch, tokens) -> jax.Array:
+    module = model.bind(parameters)
+    return module.logprobs(module.prefix_extend(batch, tokens), tokens)[0]
+
+
+def plain_logprobs(model: Model, parameters, batch: PromptBatch, start, tokens) -> jax.Array:
+    """Log-probs of `tokens [P, T]` that stand in the sequences of `batch` behind `start [P]` prompt tokens."""
+    module = model.bind(parameters)
+    logprobs = jax.nn.log_softmax(module.logits(module.hidden(batch)))
+    before = jnp.asarray(start)[:, None] + jnp.arange(tokens.shape[1]) - 1
+    rows = jnp.arange(len(tokens))[:, None]
+    return logprobs[rows, before, tokens]

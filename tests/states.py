@@ -1,0 +1,68 @@
+"""Our intermediate states in the order of a prompt's own tokens and patches, layer by layer."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from flax import nnx
+
+from currreft_jax.data.packing import PADDING, BatchShape, collate, rows_needed, slots_of
+from currreft_jax.models.config import ModelConfig
+from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.models.rope import vision_angles
+from currreft_jax.structs import Prompt, PromptBatch
+
+
+def _layer(stacked: nnx.State, index: int) -> nnx.State:
+    return jax.tree.map(lambda x: x[index], stacked)
+
+
+def decoder_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarray]:
+    """As Hugging Face lists them: embeddings, each layer but the last, then the final norm, `[P, L, D]` each."""
+    module = model.bind(parameters)
+    graphdef, layers = nnx.split(module.layers)
+    angles = module._prompt_angles(batch)
+    run = jax.jit(lambda layer, x: nnx.merge(graphdef, layer).read_prompts(x, angles)[0])
+    x = jax.jit(lambda parameters, batch: model.bind(parameters).embed_prompts(batch))(parameters, batch)
+    states = [x]
+    for index in range(model.config.num_hidden_layers):
+        states.append(run(_layer(layers, index), states[-1]))
+    return [np.asarray(state, np.float32) for state in [*states[:-1], module.norm(states[-1])]]
+
+
+def vision_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarray]:
+    """After each block, `[N * R * S * C, E]`."""
+    module = model.bind(parameters).visual
+    config = model.config.vision
+    graphdef, blocks = nnx.split(module.blocks)
+    angles = vision_angles(batch.pictures.coordinates, config.head_dim)
+    run = jax.jit(lambda block, x, full: nnx.merge(graphdef, block)(x, angles, full, batch.pictures))
+    x = module.patch_embed(batch.pictures.patches, model.dtype)
+    states = []
+    for index in range(config.depth):
+        x = run(_layer(blocks, index), x, index in config.fullatt_block_indexes)
+        states.append(np.asarray(x, np.float32).reshape(-1, config.hidden_size))
+    return states
+
+
+def features(model: Model, parameters, batch: PromptBatch) -> np.ndarray:
+    """Merged units, `[N * R * S * units, D]`."""
+    compute = jax.jit(lambda parameters, pictures: model.bind(parameters).visual(pictures, model.dtype))
+    return np.asarray(compute(parameters, batch.pictures), np.float32).reshape(-1, model.config.hidden_size)
+
+
+def patches_of(batch: PromptBatch, row: int, config: ModelConfig) -> np.ndarray:
+    """Places of a prompt's patches among all packed ones, in the order of its own grids."""
+    units = units_of(batch, row)
+    return (units[:, None] * config.vision.unit + np.arange(config.vision.unit)).reshape(-1)
+
+
+def units_of(batch: PromptBatch, row: int) -> np.ndarray:
+    index = np.asarray(batch.embed_index)[row]
+    return index[index != PADDING]
+
+
+def one_batch(prompts: list[Prompt], config: ModelConfig) -> PromptBatch:
+    length = max(len(prompt.tokens) for prompt in prompts)
+    slots = max(slots_of(picture, config.vision) for prompt in prompts for picture in prompt.pictures)
+    return collate(prompts, config, BatchShape(length, rows_needed(prompts, config.vision, slots), slots))
