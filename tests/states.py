@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from currreft_jax.data.packing import PADDING, BatchShape, collate, rows_needed, slots_of
+from currreft_jax.data.packing import PADDING, BatchShape, collate, slots_of
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.models.rope import vision_angles
@@ -63,6 +63,7 @@ def units_of(batch: PromptBatch, row: int) -> np.ndarray:
 
 
 def one_batch(prompts: list[Prompt], config: ModelConfig) -> PromptBatch:
+    """All images share one row, so that attention leaking between them would show."""
     length = max(len(prompt.tokens) for prompt in prompts)
-    slots = max(slots_of(picture, config.vision) for prompt in prompts for picture in prompt.pictures)
-    return collate(prompts, config, BatchShape(length, rows_needed(prompts, config.vision, slots), slots))
+    slots = sum(slots_of(picture, config.vision) for prompt in prompts for picture in prompt.pictures)
+    return collate(prompts, config, BatchShape(length, 1, slots))

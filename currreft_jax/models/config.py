@@ -106,7 +106,7 @@ class ModelConfig:
             ),
             "vision_config.out_hidden_size must equal hidden_size": vision.out_hidden_size == self.hidden_size,
             "vision_config.window_size must be whole merged units": (
-                vision.window_units * vision.patch_size * vision.spatial_merge_size == vision.window_size > 0
+                vision.window_size % (vision.patch_size * vision.spatial_merge_size) == 0
             ),
             "vision_config.temporal_patch_size must be 2": vision.temporal_patch_size == 2,
             "vision_config.in_channels must be 3": vision.in_channels == 3,
