@@ -1,6 +1,7 @@
 """The suite runs on eight simulated CPU devices, with exact products."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -12,6 +13,11 @@ from hypothesis import settings
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+# The same small programs are compiled by many tests; a cache of this run's own lets each be compiled once.
+_CACHE = tempfile.TemporaryDirectory(prefix="currreft-jax-cache-")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Compilation makes the first example slow; a fixed seed keeps a red test red.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)

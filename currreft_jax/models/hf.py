@@ -12,6 +12,7 @@ from hashlib import sha256
 from itertools import groupby
 from math import prod
 from pathlib import Path
+from shutil import copymode
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from currreft_jax.checkpoint import MANIFEST, read_manifest, restore_params, save_params
 from currreft_jax.config import Remat
-from currreft_jax.models.folder import INDEX, read_config, resolve, write_json
+from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, write_json
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import make_mesh, parameter_sharding
 
@@ -249,8 +250,9 @@ def _check(files: _Files, abstract: Parameters, tied: bool) -> None:
 def _same(files: _Files, one: str, other: str) -> bool:
     if files.shape(one) != files.shape(other) or files.dtype(one) != files.dtype(other):
         return False
-    rows = range(0, files.shape(one)[0], 1024)
-    return all(np.array_equal(files.slice(one)[i : i + 1024], files.slice(other)[i : i + 1024]) for i in rows)
+    height = files.shape(one)[0]
+    parts = [slice(start, min(start + 1024, height)) for start in range(0, height, 1024)]
+    return all(np.array_equal(files.slice(one)[part], files.slice(other)[part]) for part in parts)
 
 
 def _read_hf(folder: Path, abstract: Parameters, tied: bool) -> Parameters:
@@ -342,12 +344,12 @@ def load(
     """
     folder = resolve(source)
     config = read_config(folder)
-    stored = stored_dtype(folder)
-    dtype = jnp.dtype(dtype or stored)
+    dtype = jnp.dtype(dtype or stored_dtype(folder))
     param_dtype = jnp.dtype(param_dtype or dtype)
     model = Model(config, mesh or make_mesh(devices=jax.local_devices()[:1]), dtype, remat)
     if not (folder / MANIFEST).exists():
         return model, _read_hf(folder, model.abstract(param_dtype), config.tie_word_embeddings)
+    stored = stored_dtype(folder)
     parameters = restore_params(folder, model.abstract(stored))
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(param_dtype), tree), donate_argnums=0)
     return model, parameters if stored == param_dtype else cast(parameters)
@@ -380,17 +382,22 @@ def save(model: Model, parameters: Parameters, folder: Path) -> None:
     }
     writes = jax.process_index() == 0
     total = 0
+    if writes:
+        _write_config(model, parameters, folder)
     with tqdm(tensors(parameters), total=len(file_of), desc="writing", unit="tensor", disable=None) as bar:
         for file, group in groupby(bar, key=lambda item: file_of[item[0]]):
             content = dict(group)
             total += sum(tensor.nbytes for tensor in content.values())
             if writes:
                 save_file(content, folder / file, metadata={"format": "pt"})
-    if writes:
-        if count > 1:
-            write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
-        dtype = jax.tree.leaves(parameters)[0].dtype
-        write_json(folder / "config.json", replace(model.config, dtype=str(dtype)).to_hf())
+                copymode(folder / CONFIG, folder / file)  # safetensors leaves its files readable to their owner only
+    if writes and count > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
+
+
+def _write_config(model: Model, parameters: Parameters, folder: Path) -> None:
+    dtype = jax.tree.leaves(parameters)[0].dtype
+    write_json(folder / CONFIG, replace(model.config, dtype=str(dtype)).to_hf())
 
 
 def _shards(parameters: Parameters) -> dict[str, int]:
@@ -411,7 +418,7 @@ def save_native(model: Model, parameters: Parameters, folder: Path) -> None:
     """Writes our own sharded form into an existing folder: each host reads only its part of it."""
     save_params(folder, parameters)
     if jax.process_index() == 0:
-        write_json(folder / "config.json", model.config.to_hf())
+        _write_config(model, parameters, folder)
 
 
 def stored_tensors(folder: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,0 +1,289 @@
+"""Published checkpoints in, native ones in between, published ones out: strict, exact, bounded, whole."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from currreft_jax import checkpoint as native
+from currreft_jax import models
+from currreft_jax.models import hf
+from currreft_jax.models.config import UnsupportedModel
+from currreft_jax.sharding import make_mesh
+from tests import tiny
+from tools.convert_weights.__main__ import main
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint that the test may damage."""
+    tiny.write_checkpoint(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def rewrite(folder: Path, change) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file(change(tensors), folder / WEIGHTS)
+
+
+def assert_same(a, b):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype, path
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
+
+
+@pytest.mark.parametrize("config", [tiny.CONFIG, tiny.UNTIED], ids=["tied", "untied"])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["fp32", "bf16"])
+def test_there_and_back_is_bit_identical(tmp_path, config, dtype, capsys):
+    source, between, back = (tmp_path / name for name in ("source", "native", "back"))
+    tiny.write_checkpoint(source, config)
+    rewrite(source, lambda tensors: {name: tensor.astype(dtype) for name, tensor in tensors.items()})
+    assert main([str(source), str(between), "--verify"]) == 0
+    assert main([str(between), str(back), "--to-hf", "--verify"]) == 0
+    before, after = load_file(source / WEIGHTS), load_file(back / WEIGHTS)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert (tensor.dtype, tensor.shape, tensor.tobytes()) == (
+            after[name].dtype,
+            after[name].shape,
+            after[name].tobytes(),
+        ), name
+    assert ("lm_head.weight" in after) == (not config.tie_word_embeddings)
+    assert (back / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert capsys.readouterr().out.count("verified") == 2
+
+
+def test_large_models_are_written_in_several_files(folder, tmp_path, monkeypatch):
+    model, parameters = models.load(folder)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 300_000)
+    (tmp_path / "out").mkdir()
+    hf.save(model, parameters, tmp_path / "out")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 3
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    assert all(path.stat().st_size < 300_000 + 8192 for path in files)
+    index = json.loads((tmp_path / "out" / hf.INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(parameters))
+    assert_same(models.load(tmp_path / "out")[1], parameters)
+
+
+def in_memory_name(name: str) -> str:
+    if name.startswith("visual."):
+        return f"model.{name}"
+    return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+
+
+def nested(flat: dict) -> dict:
+    """The layout of transformers 5."""
+    root = {"model_type", "architectures", "vision_config", "tie_word_embeddings", "image_token_id", "video_token_id"}
+    text = {name: value for name, value in flat.items() if name not in root}
+    scaling, theta = text.pop("rope_scaling"), text.pop("rope_theta")
+    text["rope_parameters"] = {**scaling, "rope_type": "default", "rope_theta": theta}
+    text["dtype"] = text.pop("torch_dtype")
+    vision = dict(flat["vision_config"], rope_parameters={"rope_type": "axial", "rope_theta": 10000.0})
+    return {**{name: flat[name] for name in root}, "text_config": text, "vision_config": vision}
+
+
+def test_the_names_and_the_layout_of_later_transformers_load_alike(folder, tmp_path):
+    expected = models.load(folder)
+    rewrite(folder, lambda tensors: {in_memory_name(name): tensor for name, tensor in tensors.items()})
+    path = folder / "config.json"
+    path.write_text(json.dumps(nested(json.loads(path.read_text()))))
+    model, parameters = models.load(folder)
+    assert model.config == expected[0].config
+    assert_same(parameters, expected[1])
+
+
+def test_a_tied_checkpoint_may_repeat_its_head_but_not_contradict_it(folder):
+    expected = models.load(folder)[1]
+    rewrite(folder, lambda tensors: {**tensors, hf.HEAD: tensors[hf.EMBEDDING]})
+    assert_same(models.load(folder)[1], expected)
+    rewrite(folder, lambda tensors: {**tensors, hf.HEAD: tensors[hf.EMBEDDING] + 1})
+    with pytest.raises(hf.WeightError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+        models.load(folder)
+
+
+def without(name):
+    return lambda tensors: {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("model.norm.weight"), "model.norm.weight is missing"),
+        (lambda t: {**t, "model.layers.3.mlp.up_proj.weight": t["model.norm.weight"]}, r"layers\.3\..* is unknown"),
+        (lambda t: {**t, "model.norm.weight": np.ones(95, np.float32)}, r"norm.weight has shape \[95\], expected \[96\]"),
+        (lambda t: {**t, "model.visual.merger.ln_q.weight": t["visual.merger.ln_q.weight"]}, "stands twice"),
+        (lambda t: {**t, "model.norm.weight": np.ones(96, np.int8)}, "norm.weight is I8"),
+    ],
+)
+def test_a_wrong_weight_is_named(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(hf.WeightError, match=message):
+        models.load(folder)
+
+
+def test_a_damaged_folder_is_refused_with_the_file(folder, tmp_path):
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(hf.WeightError, match="not a whole safetensors file"):
+        models.load(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=WEIGHTS):
+        models.load(folder)
+    for weight_map, message in (
+        ({"a": "../secret.safetensors"}, "points outside its folder"),
+        ({"a": "model-00001-of-00002.safetensors"}, "is missing, though"),
+        (["a"], "is not an index"),
+    ):
+        (folder / hf.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(hf.WeightError, match=message):
+            models.load(folder)
+    with pytest.raises(FileNotFoundError, match="neither a folder nor the id"):
+        models.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="hf download owner/name --local-dir name"):
+        models.load("owner/name")
+    with pytest.raises(UnsupportedModel, match="is not a checkpoint folder"):
+        models.load(tmp_path)
+
+
+def test_weights_of_two_dtypes_need_a_decision(folder):
+    rewrite(folder, lambda t: {**t, "model.norm.weight": t["model.norm.weight"].astype(ml_dtypes.bfloat16)})
+    with pytest.raises(hf.WeightError, match="say which dtype"):
+        models.load(folder)
+    model, parameters = models.load(folder, dtype=jnp.bfloat16, param_dtype=jnp.float32)
+    assert model.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(parameters)} == {np.dtype(np.float32)}
+
+
+def test_the_host_holds_one_tensor_at_a_time(tmp_path):
+    config = replace(tiny.CONFIG, vocab_size=10_000, num_hidden_layers=24)
+    tiny.write_checkpoint(tmp_path / "source", config)
+    largest = 4 * config.vocab_size * config.hidden_size
+    assert (tmp_path / "source" / WEIGHTS).stat().st_size > 2.4 * largest
+    models.load(tmp_path / "source")  # compiles
+    tracemalloc.start()
+    models.load(tmp_path / "source")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert largest <= peak < 1.3 * largest
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_loading_onto_a_mesh(folder, tmp_path, sizes):
+    _, expected = models.load(folder)
+    mesh = make_mesh(*sizes)
+    assert main([str(folder), str(tmp_path / "native")]) == 0
+    for source in (folder, tmp_path / "native"):
+        model, parameters = models.load(source, mesh=mesh)
+        assert_same(parameters, expected)
+        for leaf, abstract in zip(jax.tree.leaves(parameters), jax.tree.leaves(model.abstract(jnp.float32)), strict=True):
+            assert leaf.sharding == abstract.sharding
+    assert_same(dict(hf.tensors(parameters)), dict(hf.tensors(expected)))
+
+
+def test_dtypes_are_converted_on_the_way(folder, tmp_path):
+    assert main([str(folder), str(tmp_path / "half"), "--dtype", "bfloat16", "--verify"]) == 0
+    model, parameters = models.load(tmp_path / "half")
+    assert model.dtype == jnp.bfloat16 and model.config.dtype == "bfloat16"
+    exact = models.load(folder)[1]
+    assert_same(parameters, jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact))
+    assert models.load(tmp_path / "half", param_dtype=jnp.float32)[1]["norm"]["scale"].dtype == jnp.float32
+
+
+def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "_write_config", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            main([str(folder), str(out)])
+    assert not out.exists() and (tmp_path / "out.partial").exists()
+    assert main([str(folder), str(out)]) == 0
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_nothing_is_overwritten(folder, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    assert main([str(folder), str(tmp_path / "out")]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_verify_sees_a_difference(folder, tmp_path, monkeypatch, capsys):
+    save = hf.save_native
+
+    def altered(model, parameters, out):
+        parameters["norm"]["scale"] = parameters["norm"]["scale"].at[3].add(1e-6)
+        save(model, parameters, out)
+
+    monkeypatch.setattr(hf, "save_native", altered)
+    assert main([str(folder), str(tmp_path / "out"), "--verify"]) == 1
+    assert "differs from" in (error := capsys.readouterr().err) and "model.norm.weight" in error
+
+
+@pytest.fixture
+def converted(folder, tmp_path):
+    assert main([str(folder), str(tmp_path / "native")]) == 0
+    return tmp_path / "native"
+
+
+def test_a_flipped_bit_of_a_native_checkpoint_is_refused(converted):
+    data = max((converted / native.ARRAYS).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises((native.DamagedCheckpoint, ValueError)):
+        models.load(converted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["arrays"]["norm/scale"].update(checksum=0), "checksum of norm/scale"),
+        (lambda m: m["arrays"].pop("norm/scale"), "differ in norm/scale"),
+        (lambda m: m["arrays"]["norm/scale"].update(shape=[95]), r"norm/scale is float32\[95\]"),
+        (lambda m: m.update(format="other"), "format 'other'"),
+        (lambda m: m.clear(), "missing or damaged"),
+    ],
+)
+def test_a_native_checkpoint_that_does_not_fit_its_manifest_is_refused(converted, change, message):
+    path = converted / native.MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(native.DamagedCheckpoint, match=message):
+        models.load(converted)
+
+
+def test_checksums_see_flips_and_swaps_and_not_the_mesh():
+    x = np.random.default_rng(0).standard_normal((8, 24)).astype(np.float32)
+    mesh = make_mesh(1, 8, 1)
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp")))
+    (original,) = native.checksums({"x": x}).values()
+    assert native.checksums({"x": sharded})["x"] == original
+    flipped, swapped = x.copy(), x.copy()
+    flipped.view(np.uint32)[3, 5] ^= 1
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert {native.checksums({"x": y})["x"]["checksum"] for y in (x, flipped, swapped, x.T)}.__len__() == 4
+
+
+def test_the_command_line_helps_itself():
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.convert_weights", "--help"], capture_output=True, text=True, check=True
+    )
+    for word in ("SRC", "DST", "--to-hf", "--verify", "--dtype", "examples:"):
+        assert word in result.stdout

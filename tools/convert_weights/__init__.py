@@ -1,0 +1,1 @@
+"""Conversion between Hugging Face's checkpoints and the native ones."""
