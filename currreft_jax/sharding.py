@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-for _struct in (structs.Pictures, structs.PromptBatch, structs.Prefix):
-    jax.tree_util.register_dataclass(_struct)
+for _struct, _static in ((structs.Pictures, ["reach"]), (structs.PromptBatch, []), (structs.Prefix, [])):
+    _arrays = [field.name for field in dataclasses.fields(_struct) if field.name not in _static]
+    jax.tree_util.register_dataclass(_struct, _arrays, _static)
 
 # The first pattern that a parameter's path contains decides. Stacked layers carry their axis in front.
 # An axis that does not divide its dimension is left whole there: the 2 key/value heads of the 3B on tensor = 4,

@@ -10,7 +10,7 @@
 | H, K | query heads, key/value heads |
 | V | vocabulary |
 | N | data shards of the mesh: a prompt and its images stay on one of them |
-| R, S, C | rows of packed images on a shard, slots of a row, patches of a slot |
+| S, C | slots of packed images on a shard, patches of a slot |
 
 The module loads no JAX: arrays are NumPy's on the host and JAX's on the device. `sharding` registers the pytrees.
 """
@@ -79,19 +79,21 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The images of a batch, packed by whole attention windows into the slots of fixed rows.
+    """The images of a batch, packed by whole attention windows into slots; an image fills consecutive slots.
 
     Attributes:
-        patches: uint8 `[N, R, S, C, channels * patch²]`.
-        coordinates: int32 `[N, R, S, C, 2]`, (y, x) of a patch in its image's grid.
-        window: int32 `[N, R, S, C]`, which window of its slot a patch belongs to; -1 for padding.
-        image: int32 `[N, R, S, C]`, which image of its row a patch belongs to; -1 for padding.
+        patches: uint8 `[N, S, C, channels * patch²]`.
+        coordinates: int32 `[N, S, C, 2]`, (y, x) of a patch in its image's grid.
+        window: int32 `[N, S, C]`, which window of its slot a patch belongs to; -1 for padding.
+        image: int32 `[N, S, C]`, which image of its shard a patch belongs to; -1 for padding.
+        reach: slots that the largest image may fill; static, as the arrays' shapes are.
     """
 
     patches: Array
     coordinates: Array
     window: Array
     image: Array
+    reach: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.data.packing import BatchShape, collate, rows_needed
+from currreft_jax.data.packing import BatchShape, collate, slots_needed
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.structs import Prompt, PromptBatch
 
 
-def shape_of(prompts: list[Prompt], config: ModelConfig, slots: int = 12, shards: int = 1, spare: int = 0) -> BatchShape:
+def shape_of(prompts: list[Prompt], config: ModelConfig, reach: int = 6, shards: int = 1, spare: int = 0) -> BatchShape:
     longest = max(len(prompt.tokens) for prompt in prompts)
-    return BatchShape(longest + spare, rows_needed(prompts, config.vision, slots, shards), slots)
+    return BatchShape(longest + spare, slots_needed(prompts, config.vision, shards), reach)
 
 
 def batch_of(prompts: list[Prompt], config: ModelConfig, **shape) -> PromptBatch:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from currreft_jax.data.packing import PADDING, BatchShape, collate, slots_of
+from currreft_jax.data.packing import PADDING, BatchShape, collate, slots_needed, slots_of
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.models.rope import vision_angles
@@ -31,7 +31,7 @@ def decoder_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndar
 
 
 def vision_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarray]:
-    """After each block, `[N * R * S * C, E]`."""
+    """After each block, `[N * S * C, E]`."""
     module = model.bind(parameters).visual
     config = model.config.vision
     graphdef, blocks = nnx.split(module.blocks)
@@ -46,7 +46,7 @@ def vision_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarr
 
 
 def features(model: Model, parameters, batch: PromptBatch) -> np.ndarray:
-    """Merged units, `[N * R * S * units, D]`."""
+    """Merged units, `[N * S * units, D]`."""
     compute = jax.jit(lambda parameters, pictures: model.bind(parameters).visual(pictures, model.dtype))
     return np.asarray(compute(parameters, batch.pictures), np.float32).reshape(-1, model.config.hidden_size)
 
@@ -63,7 +63,6 @@ def units_of(batch: PromptBatch, row: int) -> np.ndarray:
 
 
 def one_batch(prompts: list[Prompt], config: ModelConfig) -> PromptBatch:
-    """All images share one row, so that attention leaking between them would show."""
     length = max(len(prompt.tokens) for prompt in prompts)
-    slots = sum(slots_of(picture, config.vision) for prompt in prompts for picture in prompt.pictures)
-    return collate(prompts, config, BatchShape(length, 1, slots))
+    reach = max(slots_of(picture, config.vision) for prompt in prompts for picture in prompt.pictures)
+    return collate(prompts, config, BatchShape(length, slots_needed(prompts, config.vision), reach))

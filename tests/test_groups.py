@@ -40,7 +40,7 @@ def test_a_group_equals_its_sequences_one_by_one(group):
     for row, prompt in enumerate(prompts):
         for g in range(G):
             whole = sequence(prompt, tokens[row, g])
-            alone = batch_of([whole], model.config, slots=10)
+            alone = batch_of([whole], model.config, reach=10)
             one_by_one = plain(parameters, alone, np.array([len(prompt.tokens)]), tokens[row, g][None])
             np.testing.assert_allclose(of_group[row, g], one_by_one[0], atol=1e-5, rtol=0)
 
@@ -91,8 +91,8 @@ def test_padding_and_buckets_change_nothing(group, scored):
     shape = shape_of(prompts, model.config)
     for wider in (
         replace(shape, length=shape.length + 13),
-        replace(shape, rows=shape.rows + 2),
-        BatchShape(shape.length + 1, 1, 31),
+        replace(shape, slots=shape.slots + 5),
+        BatchShape(shape.length + 1, shape.slots + 1, 31),
     ):
         padded = np.pad(tokens, ((0, 0), (0, 0), (0, 5)), constant_values=7)
         result = score(parameters, collate(prompts, model.config, wider), padded)

@@ -36,8 +36,14 @@ MISTAKES = {
         "self.window_size // self.patch_size // self.spatial_merge_size",
         "self.window_size // self.patch_size",
     ),
-    "06 full attention leaks between images": (GOLDEN, "data/packing.py", "image[units] = number", "image[units] = 0"),
-    "07 merged tokens in window order": (GOLDEN, "data/packing.py", "append(units)", "append(np.sort(units))"),
+    "06 full attention leaks between images": (GOLDEN, "data/packing.py", "image[shard, units] = number", "image[shard, units] = 0"),
+    "06 a row does not see its neighbours": (
+        GOLDEN,
+        "models/vision.py",
+        "[around[:-2], own, around[2:]]",
+        "[own, own, own][:1]",
+    ),
+    "07 merged tokens in window order": (GOLDEN, "data/packing.py", "append(units.astype", "append(np.sort(units).astype"),
     "08 qkv as (heads, 3)": (
         GOLDEN,
         "models/vision.py",

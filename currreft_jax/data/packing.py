@@ -1,7 +1,7 @@
 """Prompts of all lengths and images of all sizes, packed into one of a few static shapes.
 
-An attention window of the vision tower never leaves its slot and an image never leaves its row, so that attention
-within slots and rows, masked by ids, is exactly attention within windows and images.
+An attention window of the vision tower never leaves its slot, and an image fills consecutive slots, so that attention
+within slots and between near ones, masked by ids, is exactly attention within windows and images.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class BatchShape:
 
     Attributes:
         length: L, slots of a prompt.
-        rows: R, rows of packed images for each data shard; 0 for a batch without images.
-        slots: S, attention windows that fit one row; bounds the largest image.
+        slots: S, attention windows that fit each data shard; 0 for a batch without images.
+        reach: slots that one image may fill; full attention costs three times this length for each patch.
     """
 
     length: int
-    rows: int
     slots: int
+    reach: int
 
 
 @lru_cache(maxsize=4096)
@@ -65,21 +65,13 @@ def _place_units(grid: tuple[int, int], config: VisionConfig) -> tuple[int, np.n
 
 
 def slots_of(picture: Picture, config: VisionConfig) -> int:
-    """Slots of a row that an image fills."""
+    """Slots that an image fills."""
     return _place_units(picture.grid, config)[0]
 
 
-def _place_images(sizes: Sequence[int], slots: int) -> list[tuple[int, int]]:
-    """First-fit decreasing of images into rows: the row and the first slot of each."""
-    used: list[int] = []
-    places = [(0, 0)] * len(sizes)
-    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        row = next((row for row, taken in enumerate(used) if taken + sizes[index] <= slots), len(used))
-        if row == len(used):
-            used.append(0)
-        places[index] = row, used[row]
-        used[row] += sizes[index]
-    return places
+def prompt_slots(prompt: Prompt, config: VisionConfig) -> int:
+    """Slots that the images of a prompt fill."""
+    return sum(slots_of(picture, config) for picture in prompt.pictures)
 
 
 def _shards(prompts: Sequence[Prompt], shards: int) -> list[Sequence[Prompt]]:
@@ -89,14 +81,21 @@ def _shards(prompts: Sequence[Prompt], shards: int) -> list[Sequence[Prompt]]:
     return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
 
-def rows_needed(prompts: Sequence[Prompt], config: VisionConfig, slots: int, shards: int = 1) -> int:
-    """R, the rows that every shard needs so that the fullest one fits."""
+def slots_needed(prompts: Sequence[Prompt], config: VisionConfig, shards: int = 1) -> int:
+    """S, the slots that every shard needs so that the fullest one fits."""
+    return max(sum(prompt_slots(prompt, config) for prompt in shard) for shard in _shards(prompts, shards))
 
-    def rows(shard: Sequence[Prompt]) -> int:
-        sizes = [slots_of(picture, config) for prompt in shard for picture in prompt.pictures]
-        return max((row + 1 for row, _ in _place_images(sizes, slots)), default=0)
 
-    return max(map(rows, _shards(prompts, shards)))
+def balanced(prompts: Sequence[Prompt], config: VisionConfig, shards: int) -> list[Prompt]:
+    """The prompts in an order that fills the shards evenly: the largest first, each to the emptiest shard with room."""
+    size = len(prompts) // shards
+    parts: list[list[Prompt]] = [[] for _ in range(shards)]
+    filled = [0] * shards
+    for prompt in sorted(prompts, key=lambda prompt: -prompt_slots(prompt, config)):
+        shard = min((i for i in range(shards) if len(parts[i]) < size), key=filled.__getitem__)
+        parts[shard].append(prompt)
+        filled[shard] += prompt_slots(prompt, config)
+    return [prompt for part in parts for prompt in part]
 
 
 def fitting(needed: int, ladder: Sequence[int], what: str) -> int:
@@ -127,9 +126,8 @@ def collate(prompts: Sequence[Prompt], config: ModelConfig, shape: BatchShape, s
     tokens = np.full((count, length), config.bos_token_id, np.int32)
     positions = np.zeros((count, 3, length), np.int32)
     embed_index = np.full((count, length), PADDING, np.int32)
-    packed = [_pack(shard, config.vision, shape) for shard in _shards(prompts, shards)]
-    units = [places for _, of_shard in packed for places in of_shard]
-    for row, (prompt, places) in enumerate(zip(prompts, units, strict=True)):
+    pictures, placed = _pack(_shards(prompts, shards), config.vision, shape)
+    for row, (prompt, places) in enumerate(zip(prompts, placed, strict=True)):
         size = len(prompt.tokens)
         if size > length:
             images = sum(picture.grid[0] * picture.grid[1] for picture in prompt.pictures) // config.vision.unit
@@ -146,60 +144,59 @@ def collate(prompts: Sequence[Prompt], config: ModelConfig, shape: BatchShape, s
         positions=positions,
         next_position=np.array([prompt.next_position for prompt in prompts], np.int32),
         embed_index=embed_index,
-        pictures=_stack([pictures for pictures, _ in packed]) if shape.rows else None,
+        pictures=pictures if shape.slots else None,
     )
 
 
-def _stack(shards: Sequence[Pictures]) -> Pictures:
-    return Pictures(
-        patches=np.stack([shard.patches for shard in shards]),
-        coordinates=np.stack([shard.coordinates for shard in shards]),
-        window=np.stack([shard.window for shard in shards]),
-        image=np.stack([shard.image for shard in shards]),
-    )
-
-
-def _pack(prompts: Sequence[Prompt], config: VisionConfig, shape: BatchShape) -> tuple[Pictures, list[np.ndarray]]:
-    """One shard's images, without the shard axis, and where each prompt's merged units went."""
-    named = [(prompt.name, picture) for prompt in prompts for picture in prompt.pictures]
-    sizes = [slots_of(picture, config) for _, picture in named]
-    for (name, picture), size in zip(named, sizes, strict=True):
-        if size > shape.slots:
-            raise BudgetError(
-                f"{name}: an image of {picture.resized.width} x {picture.resized.height} pixels fills {size} slots, but"
-                f" a row has {shape.slots}: lower max_pixels or raise the slots of a row"
-            )
-    places = _place_images(sizes, shape.slots)
-    if places and max(row for row, _ in places) >= shape.rows:
-        rows = 1 + max(row for row, _ in places)
-        raise BudgetError(f"{prompts[0].name}, ...: the images fill {rows} rows, but the batch has {shape.rows}")
-
+def _pack(
+    shards: Sequence[Sequence[Prompt]], config: VisionConfig, shape: BatchShape
+) -> tuple[Pictures, list[np.ndarray]]:
+    """All images, and for each prompt where its merged units stand among those of its shard."""
     slot_units = config.slot_patches // config.unit
-    flat = (shape.rows * shape.slots * slot_units, config.unit)
+    flat = len(shards), shape.slots * slot_units, config.unit
     patches = np.zeros((*flat, config.patch_values), np.uint8)
     coordinates = np.zeros((*flat, 2), np.int32)
     window = np.full(flat, PADDING, np.int32)
     image = np.full(flat, PADDING, np.int32)
-    unit_places = []
-    for number, ((_, picture), (row, slot)) in enumerate(zip(named, places, strict=True)):
-        _, place, window_number = _place_units(picture.grid, config)
-        units = (row * shape.slots + slot) * slot_units + place
-        patches[units] = picture.patches.reshape(len(units), config.unit, -1)
-        coordinates[units] = _coordinates(picture.grid, config.spatial_merge_size)
-        window[units] = window_number[:, None]
-        image[units] = number
-        unit_places.append(units)
-
-    full = shape.rows, shape.slots, config.slot_patches
+    placed = []
+    for shard, prompts in enumerate(shards):
+        start = number = 0
+        for prompt in prompts:
+            places = [np.empty(0, np.int32)]
+            for picture in prompt.pictures:
+                size, place, window_number = _place_units(picture.grid, config)
+                _refuse_overflow(prompt, picture, size, start + size, shape)
+                units = start * slot_units + place
+                patches[shard, units] = picture.patches.reshape(len(units), config.unit, -1)
+                coordinates[shard, units] = _coordinates(picture.grid, config.spatial_merge_size)
+                window[shard, units] = window_number[:, None]
+                image[shard, units] = number
+                places.append(units.astype(np.int32))
+                start += size
+                number += 1
+            placed.append(np.concatenate(places))
+    full = len(shards), shape.slots, config.slot_patches
     pictures = Pictures(
-        patches.reshape(*full, config.patch_values), coordinates.reshape(*full, 2), window.reshape(full), image.reshape(full)
+        patches.reshape(*full, config.patch_values),
+        coordinates.reshape(*full, 2),
+        window.reshape(full),
+        image.reshape(full),
+        shape.reach,
     )
-    remaining = iter(unit_places)
-    of_prompt = [
-        np.concatenate([np.empty(0, int), *(next(remaining) for _ in prompt.pictures)]).astype(np.int32)
-        for prompt in prompts
-    ]
-    return pictures, of_prompt
+    return pictures, placed
+
+
+def _refuse_overflow(prompt: Prompt, picture: Picture, size: int, end: int, shape: BatchShape) -> None:
+    if size > shape.reach:
+        raise BudgetError(
+            f"{prompt.name}: an image of {picture.resized.width} x {picture.resized.height} pixels fills {size} slots,"
+            f" but one image may fill {shape.reach}: lower max_pixels or raise the reach"
+        )
+    if end > shape.slots:
+        raise BudgetError(
+            f"{prompt.name}: the images of its data shard fill {end} slots and more, but the batch has {shape.slots}:"
+            " take a larger bucket or balance the shards"
+        )
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from currreft_jax.data.images import ImageError, cut, open_image
-from currreft_jax.models.config import ModelConfig
+from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
 from currreft_jax.models.folder import copy_companions, read_config, read_json, resolve, write_json
 from currreft_jax.structs import Prompt
 
@@ -148,10 +148,8 @@ class Processor:
     def save(self, folder: Path) -> None:
         """Copies the checkpoint's own files, and writes this processor's pixel budget."""
         copy_companions(self.folder, folder)
-        path = folder / PREPROCESSOR
-        settings = read_json(path) if path.exists() else default_preprocessor(self.config)
-        settings.pop("size", None)
-        write_json(path, {**settings, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels})
+        settings = read_preprocessor(self.folder, self.config)
+        write_json(folder / PREPROCESSOR, {**settings, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels})
 
     def _items(self, messages: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
         contents = [message["content"] for message in messages]
@@ -207,19 +205,35 @@ def rope_index(tokens: np.ndarray, grids: Sequence[tuple[int, int]], config: Mod
     return positions, position + len(tokens) - start
 
 
-def default_preprocessor(config: ModelConfig) -> dict[str, Any]:
-    """The published `preprocessor_config.json`, for a folder that has none."""
+def fixed_settings(config: ModelConfig) -> dict[str, Any]:
+    """What a `preprocessor_config.json` must say, where it says it: the tower was trained on nothing else."""
     return {
-        "min_pixels": MIN_PIXELS,
-        "max_pixels": MAX_PIXELS,
         "patch_size": config.vision.patch_size,
         "temporal_patch_size": config.vision.temporal_patch_size,
         "merge_size": config.vision.spatial_merge_size,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+        "image_mean": list(PIXEL_MEAN),
+        "image_std": list(PIXEL_STD),
     }
+
+
+def read_preprocessor(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """A checkpoint's preprocessor settings with the pixel budget under one name; the published ones if it has none.
+
+    Raises:
+        ValueError: the settings are not those of a Qwen2.5-VL; the message names file and field.
+    """
+    path = folder / PREPROCESSOR
+    stored = {name: value for name, value in read_json(path).items() if value is not None} if path.exists() else {}
+    for name, value in fixed_settings(config).items():
+        if stored.get(name, value) != value:
+            raise ValueError(f"{path}: {name} = {stored[name]}, but a Qwen2.5-VL is trained with {value}")
+    size = stored.pop("size", None) or {}
+    budget = {
+        "min_pixels": size.get("shortest_edge", size.get("min_pixels", MIN_PIXELS)),
+        "max_pixels": size.get("longest_edge", size.get("max_pixels", MAX_PIXELS)),
+    }
+    names = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+    return {**names, **fixed_settings(config), **budget, **stored}
 
 
 def load(source: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None) -> Processor:
@@ -239,12 +253,14 @@ def load(source: str | Path, *, min_pixels: int | None = None, max_pixels: int |
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         raise FileNotFoundError(f"{folder} has no tokenizer.json: copy it from the model's original folder")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    settings = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).exists() else {}
-    size = settings.get("size") or {}
-    stored_min = settings.get("min_pixels", size.get("shortest_edge", size.get("min_pixels", MIN_PIXELS)))
-    stored_max = settings.get("max_pixels", size.get("longest_edge", size.get("max_pixels", MAX_PIXELS)))
+    stored = read_preprocessor(folder, config)
     return Processor(
-        folder, config, tokenizer, _template(folder, tokenizer), min_pixels or stored_min, max_pixels or stored_max
+        folder,
+        config,
+        tokenizer,
+        _template(folder, tokenizer),
+        min_pixels or stored["min_pixels"],
+        max_pixels or stored["max_pixels"],
     )
 
 

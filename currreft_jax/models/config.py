@@ -7,6 +7,8 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 MODEL_TYPE = "qwen2_5_vl"
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class UnsupportedModel(ValueError):

@@ -1,7 +1,8 @@
-"""The vision tower on packed rows: no gather, no loop over windows, one compiled block.
+"""The vision tower on packed slots: no gather, no loop over windows, one compiled block.
 
-The host packs whole attention windows into slots and whole images into rows (`data.packing`), so that a window block is
-dense attention inside each slot and a full block is dense attention inside each row, both masked by equality of ids.
+The host packs whole attention windows into slots, and an image into consecutive ones (`data.packing`). A window block is
+dense attention inside each slot. A full block is dense attention between rows of `reach` slots and their neighbours,
+since no image is longer than a row; both are masked by equality of ids.
 """
 
 from __future__ import annotations
@@ -14,21 +15,20 @@ from jax.sharding import Mesh
 
 from currreft_jax.config import Remat
 from currreft_jax.models.attention import Source, attend
-from currreft_jax.models.config import VisionConfig
+from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from currreft_jax.models.layers import GatedMLP, Linear, RMSNorm, einsum, rematerialised, stacked
 from currreft_jax.models.rope import rotate, vision_angles
 from currreft_jax.sharding import BATCH, constrain
 from currreft_jax.structs import Pictures
 
 NORM_EPS = 1e-6  # fixed in the published model's code
-PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def normalise(pixels: jax.Array) -> jax.Array:
     """uint8 `[..., channels, y, x]` to the fp32 values that the tower was trained on."""
     scaled = pixels.astype(jnp.float32) * np.float32(1 / 255)
-    return (scaled - PIXEL_MEAN[:, None, None]) / PIXEL_STD[:, None, None]
+    mean, std = (np.array(statistic, np.float32)[:, None, None] for statistic in (PIXEL_MEAN, PIXEL_STD))
+    return (scaled - mean) / std
 
 
 class PatchEmbed(nnx.Module):
@@ -46,7 +46,7 @@ class PatchEmbed(nnx.Module):
         """
         kernel = jnp.sum(self.proj.kernel[...].astype(jnp.float32), axis=1)
         pixels = normalise(patches.reshape(*patches.shape[:-1], *kernel.shape[:-1]))
-        return einsum("nrwcijk,ijke->nrwce", pixels, kernel).astype(dtype)
+        return einsum("nscijk,ijke->nsce", pixels, kernel).astype(dtype)
 
 
 class VisionAttention(nnx.Module):
@@ -58,29 +58,71 @@ class VisionAttention(nnx.Module):
         self.proj = Linear((heads, head), (size,), bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array, angles: jax.Array, full: jax.Array, pictures: Pictures) -> jax.Array:
-        """`[N, R, S, C, E] -> [N, R, S, C, E]`.
+        """`[N, S, C, E] -> [N, S, C, E]`.
 
         Args:
             x: patches.
-            angles: `[N, R, S, C, head / 2]`.
+            angles: `[N, S, C, head / 2]`.
             full: bool scalar: attend within the image instead of the window.
             pictures: tells patches of one window, and of one image, apart.
         """
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
         query, key = rotate(query, angles, jnp.float32), rotate(key, angles, jnp.float32)
 
-        def within(ids: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            same = ids[..., :, None] == ids[..., None, :]
-            return attend("nrwqhd", query, Source("nrwshd", key, value, "nrwqs", same))
-
         def in_image(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            one_slot = [a.reshape(*a.shape[:2], 1, -1, *a.shape[4:]) for a in (pictures.image, query, key, value)]
-            return within(*one_slot).reshape(query.shape)
+            return attend_in_images(query, key, value, jnp.asarray(pictures.image), pictures.reach)
 
         def in_window(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            return within(pictures.window, query, key, value)
+            window = jnp.asarray(pictures.window)
+            same = window[..., :, None] == window[..., None, :]
+            return attend("nwqhd", query, Source("nwshd", key, value, "nwqs", same))
 
         return self.proj(jax.lax.cond(full, in_image, in_window, query, key, value))
+
+
+def attend_in_images(query: jax.Array, key: jax.Array, value: jax.Array, image: jax.Array, reach: int) -> jax.Array:
+    """Attention among the patches of each image, row by row of `reach` slots.
+
+    An image reaches into one neighbouring row at most, so a row's queries see three rows of keys:
+
+        slots   | a a a b | b b c c | c . . . |
+        row 1             | . . . . |           looks at rows 0, 1 and 2
+
+    One row's scores exist at a time, forward and backward.
+
+    Args:
+        query: `[N, S, C, heads, head]`.
+        key: likewise.
+        value: likewise.
+        image: int `[N, S, C]`, the image of each patch; -1 for padding.
+        reach: slots of a row.
+
+    Returns:
+        An array like `query`.
+    """
+    shards, slots, patches = image.shape
+    reach = min(reach, slots)
+    count = -(-slots // reach)
+
+    def rows(x: jax.Array, fill: int = 0) -> jax.Array:
+        padded = jnp.pad(x, ((0, 0), (0, count * reach - slots)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
+        return jnp.moveaxis(padded.reshape(shards, count, reach * patches, *x.shape[3:]), 1, 0)
+
+    def seen(x: jax.Array, fill: int = 0) -> jax.Array:
+        own = rows(x, fill)
+        if count == 1:
+            return own
+        around = jnp.pad(own, ((1, 1),) + ((0, 0),) * (own.ndim - 1), constant_values=fill)
+        return jnp.concatenate([around[:-2], own, around[2:]], axis=2)
+
+    @jax.checkpoint
+    def row(inputs: tuple[jax.Array, ...]) -> jax.Array:
+        query, ids, key, value, key_ids = inputs
+        same = ids[:, :, None] == key_ids[:, None, :]
+        return attend("nqhd", query, Source("nshd", key, value, "nqs", same))
+
+    attended = jax.lax.map(row, (rows(query), rows(image, -1), seen(key), seen(value), seen(image, -1)))
+    return jnp.moveaxis(attended, 0, 1).reshape(shards, count * reach, *query.shape[2:])[:, :slots]
 
 
 class VisionBlock(nnx.Module):
@@ -93,7 +135,7 @@ class VisionBlock(nnx.Module):
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array, angles: jax.Array, full: jax.Array, pictures: Pictures) -> jax.Array:
-        """`[N, R, S, C, E] -> [N, R, S, C, E]`."""
+        """`[N, S, C, E] -> [N, S, C, E]`."""
         x += self.attn(self.norm1(x), angles, full, pictures)
         return x + self.mlp(self.norm2(x))
 
@@ -109,9 +151,9 @@ class PatchMerger(nnx.Module):
         self.wide = wide
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[N, R, S, C, E] -> [N, R, S, C / unit, D]`."""
+        """`[N, S, C, E] -> [N, S, C / unit, D]`."""
         x = self.ln_q(x)
-        x = x.reshape(*x.shape[:3], -1, self.wide)
+        x = x.reshape(*x.shape[:2], -1, self.wide)
         return self.mlp_2(jax.nn.gelu(self.mlp_0(x), approximate=False))
 
 
@@ -127,9 +169,9 @@ class VisionTower(nnx.Module):
         self.merger = PatchMerger(config, rngs=rngs)
 
     def __call__(self, pictures: Pictures, dtype: jnp.dtype) -> jax.Array:
-        """Features of all merged units of a shard, in packed order: `[N, R * S * C / unit, D]`.
+        """Features of all merged units of a shard, in packed order: `[N, S * C / unit, D]`.
 
-        The rows of a shard are split over `tensor` as well: the tower has no tensor-parallel products.
+        The slots of a shard are split over `tensor` too: the tower has no tensor-parallel products.
         """
         pictures = jax.tree.map(lambda x: constrain(x, self.mesh, BATCH, "tensor"), pictures)
         angles = vision_angles(pictures.coordinates, self.config.head_dim)

@@ -1,0 +1,153 @@
+"""Packing loses nothing, keeps windows and images whole, and wastes little."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from currreft_jax.data.images import smart_resize
+from currreft_jax.data.packing import (
+    PADDING,
+    BatchShape,
+    BudgetError,
+    balanced,
+    collate,
+    fitting,
+    padding_waste,
+    slots_needed,
+    slots_of,
+)
+from currreft_jax.models.config import PUBLISHED
+from currreft_jax.structs import Frame, Picture, Prompt
+from tests import tiny
+
+CONFIG = tiny.CONFIG
+IMAGE = CONFIG.image_token_id
+
+
+def picture_of(grid: tuple[int, int], values: int = 588) -> Picture:
+    count = grid[0] * grid[1]
+    patches = (np.arange(count * values) % 251).astype(np.uint8).reshape(count, values)
+    frame = Frame(grid[1] * 14, grid[0] * 14)
+    return Picture(patches, grid, frame, frame)
+
+
+def prompt_of(*grids: tuple[int, int], text: int = 5, name: str = "prompt") -> Prompt:
+    tokens = [7] * text
+    for grid in grids:
+        tokens += [IMAGE] * (grid[0] * grid[1] // 4) + [8]
+    return Prompt(
+        np.array(tokens, np.int32),
+        np.tile(np.arange(len(tokens), dtype=np.int32), (3, 1)),
+        len(tokens),
+        tuple(map(picture_of, grids)),
+        name,
+    )
+
+
+grids = st.tuples(st.integers(1, 12), st.integers(1, 12)).map(lambda units: (2 * units[0], 2 * units[1]))
+
+
+@given(st.lists(st.lists(grids, max_size=3), min_size=2, max_size=6), st.sampled_from([1, 2]), st.sampled_from([9, 14]))
+def test_every_patch_is_found_again(of_prompts, shards, reach):
+    prompts = [prompt_of(*grids) for grids in of_prompts[: len(of_prompts) // shards * shards]]
+    slots = slots_needed(prompts, CONFIG.vision, shards)
+    batch = collate(prompts, CONFIG, BatchShape(2000, slots, reach), shards)
+    if not slots:
+        assert batch.pictures is None and not any(prompt.pictures for prompt in prompts)
+        return
+    per_shard = len(prompts) // shards
+    units = batch.pictures.patches.reshape(shards, -1, 4, 588)
+    coordinates = batch.pictures.coordinates.reshape(shards, -1, 4, 2)
+    window = batch.pictures.window.reshape(shards, -1, 4)
+    image = batch.pictures.image.reshape(shards, -1, 4)
+    slot = np.repeat(np.arange(slots), 16)
+    seen = np.zeros(units.shape[:2], int)
+    for row, prompt in enumerate(prompts):
+        shard = row // per_shard
+        index = batch.embed_index[row]
+        np.testing.assert_array_equal(index != PADDING, np.pad(prompt.tokens == IMAGE, (0, 2000 - len(prompt.tokens))))
+        places = iter(np.split(index[index != PADDING], np.cumsum([len(p.patches) // 4 for p in prompt.pictures])[:-1]))
+        for picture in prompt.pictures:
+            place = next(places)
+            np.testing.assert_array_equal(units[shard, place].reshape(-1, 588), picture.patches)
+            height, width = picture.grid[0] // 2, picture.grid[1] // 2
+            y, x = np.divmod(np.arange(height * width), width)
+            # the four patches of a unit: rows 2y and 2y + 1, columns 2x and 2x + 1
+            corners = np.stack([np.stack([2 * y + i, 2 * x + j], -1) for i in (0, 1) for j in (0, 1)], 1)
+            np.testing.assert_array_equal(coordinates[shard, place], corners)
+            # two units share slot and window id exactly when they share a window of 4 x 4 units
+            mine = slot[place] * 100 + window[shard, place, 0]
+            windows = (y // 4) * 100 + x // 4
+            np.testing.assert_array_equal(mine[:, None] == mine, windows[:, None] == windows)
+            assert (window[shard, place] >= 0).all()
+            # consecutive slots, one id, and no other image's
+            used = sorted({*slot[place]})
+            assert used == list(range(used[0], used[0] + slots_of(picture, CONFIG.vision)))
+            assert len({*image[shard, place].reshape(-1)}) == 1
+            seen[shard, place] += 1
+    np.testing.assert_array_equal(seen, image[..., 0] != PADDING)
+    assert sum(len({*ids.reshape(-1)} - {PADDING}) for ids in image) == sum(len(p.pictures) for p in prompts)
+
+
+def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
+    with pytest.raises(BudgetError, match=r"a\.jsonl:3: the prompt has 22 tokens, 16 of them for 1 images.* holds 20: lower max"):
+        collate([prompt_of((8, 8), name="a.jsonl:3")], CONFIG, BatchShape(20, 4, 4))
+    with pytest.raises(BudgetError, match=r"p: an image of 280 x 280 pixels fills 7 slots, but one image may fill 4"):
+        collate([prompt_of((20, 20), name="p")], CONFIG, BatchShape(200, 9, 4))
+    with pytest.raises(BudgetError, match="fill 2 slots and more, but the batch has 1"):
+        collate([prompt_of((8, 8), (8, 8))], CONFIG, BatchShape(200, 1, 1))
+    with pytest.raises(BudgetError, match="3 prompts do not divide into 2"):
+        collate([prompt_of()] * 3, CONFIG, BatchShape(20, 0, 1), shards=2)
+    assert fitting(5, (4, 8, 16), "slots") == 8
+    with pytest.raises(BudgetError, match="slots: 17 needed, but the largest bucket is 16"):
+        fitting(17, (4, 8, 16), "slots")
+
+
+def real_sizes(count: int) -> list[tuple[int, int]]:
+    """Sizes like COCO's and VOC's: 300 to 640 pixels wide, aspect 0.4 to 2.5; some documents and small crops."""
+    rng = np.random.default_rng(0)
+    width = np.where(rng.random(count) < 0.8, rng.integers(300, 641, count), rng.integers(60, 1600, count))
+    aspect = np.exp(rng.uniform(np.log(0.4), np.log(2.5), count))
+    return [(max(28, round(w / a)), int(w)) for w, a in zip(width, aspect, strict=True)]
+
+
+@pytest.mark.parametrize(("images", "limit"), [(8, 0.45), (16, 0.2), (32, 0.15), (64, 0.15)])
+def test_padding_at_the_papers_budget(images, limit):
+    """At 401,408 pixels on 8 devices. With one image a device, as in the paper, the largest of the 8 decides."""
+    config, shards, ladder = PUBLISHED["3b"], 8, range(4, 400, 4)
+    sizes = [smart_resize(*size, 28, 3136, 401_408) for size in real_sizes(20 * images)]
+    pictures = [picture_of((height // 14, width // 14), 1) for height, width in sizes]
+    filled = capacity = 0
+    for start in range(0, len(pictures), images):
+        prompts = [replace(prompt_of(text=1), pictures=(picture,)) for picture in pictures[start : start + images]]
+        prompts = balanced(prompts, config.vision, shards)
+        filled += sum(len(prompt.pictures[0].patches) for prompt in prompts)
+        capacity += fitting(slots_needed(prompts, config.vision, shards), ladder, "slots") * shards * 64
+    print(f"{images} images on {shards} devices: {1 - filled / capacity:.3f} of the patches are padding")
+    assert 1 - filled / capacity < limit
+
+
+@given(st.lists(st.lists(grids, max_size=2), min_size=6, max_size=6), st.sampled_from([1, 2, 3, 6]))
+def test_balancing_keeps_every_prompt_and_is_no_worse(of_prompts, shards):
+    prompts = [prompt_of(*grids, name=str(i)) for i, grids in enumerate(of_prompts)]
+    order = balanced(prompts, CONFIG.vision, shards)
+    assert sorted(prompt.name for prompt in order) == [str(i) for i in range(6)]
+    total = slots_needed(prompts, CONFIG.vision)
+    largest = max(sum(slots_of(p, CONFIG.vision) for p in prompt.pictures) for prompt in prompts)
+    assert slots_needed(order, CONFIG.vision, shards) <= -(-total // shards) + largest
+
+
+def test_waste_is_reported():
+    batch = collate([prompt_of((8, 8)), prompt_of(text=11)], CONFIG, BatchShape(22, 2, 2))
+    assert padding_waste(batch) == {"prompt_waste": 1 - (22 + 11) / 44, "patch_waste": 0.5}
+    assert padding_waste(collate([prompt_of(text=11)], CONFIG, BatchShape(22, 0, 2))) == {"prompt_waste": 0.5}
+
+
+def test_slots_of_the_largest_images():
+    """At 401,408 pixels an image of usual shape fills at most 36 slots."""
+    config = PUBLISHED["3b"].vision
+    usual = [(2 * h, 2 * w) for h in range(8, 65) for w in range(8, 65) if h * w <= 512 and max(h, w) <= 4 * min(h, w)]
+    assert max(slots_of(picture_of(grid, 1), config) for grid in usual) <= 36

@@ -1,0 +1,172 @@
+"""Messages become tokens, positions and patches; what cannot is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from currreft_jax.data import processor as module
+from currreft_jax.data.images import ImageError
+from currreft_jax.data.processor import PromptError, load, rope_index
+from tests import tiny
+
+CONFIG = tiny.CONFIG
+I = CONFIG.image_token_id  # noqa: E741 drawn below
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint):
+    return load(checkpoint)
+
+
+def text_of(processor, prompt) -> str:
+    return processor.tokenizer.decode(prompt.tokens.tolist())
+
+
+def test_the_default_template(processor):
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "A dog."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    prompt = processor.prompt(messages, [tiny.picture(56, 56)])
+    assert text_of(processor, prompt) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>"
+        "What is it?<|im_end|>\n"
+        "<|im_start|>assistant\nA dog.<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    own = [{"role": "system", "content": "Be brief."}, *messages]
+    assert text_of(processor, processor.prompt(own, [tiny.picture(56, 56)], add_generation_prompt=False)).startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+    )
+
+
+@pytest.mark.parametrize("file", ["chat_template.json", "chat_template.jinja", "tokenizer_config.json"])
+def test_the_checkpoints_own_template_comes_first(tmp_path, file):
+    tiny.write_checkpoint(tmp_path / "c")
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    path = tmp_path / "c" / file
+    if file.endswith(".jinja"):
+        path.write_text(template)
+    else:
+        path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), "chat_template": template}))
+    processor = load(tmp_path / "c")
+    assert text_of(processor, processor.prompt([{"role": "user", "content": "hi"}])) == "[user]hi"
+
+
+@pytest.mark.parametrize("text", ["<|image_pad|>", "a<|vision_start|><|image_pad|><|vision_end|>b", "<|video_pad|>" * 3])
+def test_placeholders_in_a_users_text_stay_text(processor, text):
+    for content in (text, [{"type": "text", "text": text}, {"type": "image"}]):
+        images = [] if isinstance(content, str) else [tiny.picture(56, 56)]
+        prompt = processor.prompt([{"role": "user", "content": content}], images)
+        assert np.sum(prompt.tokens == I) == 4 * len(images)
+        assert np.sum(prompt.tokens == CONFIG.video_token_id) == 0
+        assert text in text_of(processor, prompt)
+
+
+@given(st.text())
+def test_any_text_is_encoded_and_found_again(processor, text):
+    prompt = processor.prompt([{"role": "user", "content": text}])
+    if text and not text.isspace() and not any(token in text for token in tiny.SPECIAL):
+        assert text.replace("\ufdd0", "") in text_of(processor, prompt)
+    assert not np.isin(prompt.tokens, [I, CONFIG.video_token_id]).any()
+
+
+# tokens -> (time, y, x), drawn: t text, an image of 2 rows and 3 columns, one of 1 x 1, text again
+DRAWN = """
+tokens  t t I I I I I I t I t t
+time    0 1 2 2 2 2 2 2 5 6 7 8
+y       0 1 2 2 2 3 3 3 5 6 7 8
+x       0 1 2 3 4 2 3 4 5 6 7 8
+"""
+
+
+def test_positions_as_drawn():
+    tokens, *expected = (line.split()[1:] for line in DRAWN.strip().splitlines())
+    ids = np.array([I if token == "I" else 7 for token in tokens], np.int32)
+    positions, following = rope_index(ids, [(4, 6), (2, 2)], CONFIG)
+    np.testing.assert_array_equal(positions, np.array(expected, int))
+    assert following == 9
+
+
+def test_text_positions_count_up():
+    positions, following = rope_index(np.full(5, 7), [], CONFIG)
+    np.testing.assert_array_equal(positions, np.tile(np.arange(5), (3, 1)))
+    assert following == 5
+
+
+def test_a_prompt_ending_with_an_image():
+    positions, following = rope_index(np.array([7, I, I]), [(2, 4)], CONFIG)
+    np.testing.assert_array_equal(positions, [[0, 1, 1], [0, 1, 1], [0, 1, 2]])
+    assert following == 3
+
+
+def test_images_must_match_their_items(processor):
+    with pytest.raises(PromptError, match=r"f\.jsonl:7: the messages have 2 image items, but 1 images"):
+        processor.prompt(tiny.user("x", 2), [tiny.picture(56, 56)], name="f.jsonl:7")
+    with pytest.raises(PromptError, match="must be of type text or image, not 'video'"):
+        processor.prompt([{"role": "user", "content": [{"type": "video"}]}])
+    with pytest.raises(ImageError, match=r"f\.jsonl:7: gone\.png: not a readable image"):
+        processor.prompt(tiny.user("x", 1), ["gone.png"], name="f.jsonl:7")
+
+
+def test_a_template_that_drops_images_is_refused(processor):
+    broken = module.Processor(
+        processor.folder, CONFIG, processor.tokenizer, "{{ messages[0].role }}", processor.min_pixels, processor.max_pixels
+    )
+    with pytest.raises(PromptError, match="rendered 0 image placeholders for 1 images"):
+        broken.prompt(tiny.user("x", 1), [tiny.picture(56, 56)])
+
+
+def test_completions_decode_without_special_tokens_and_beyond_the_vocabulary(processor):
+    tokens = [*processor.encode("<answer>4</answer>"), CONFIG.eos_token_id, CONFIG.vocab_size - 1]
+    assert processor.decode(tokens) == "<answer>4</answer>"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (3136, 12_845_056)),
+        ({"min_pixels": 784, "max_pixels": 401_408}, (784, 401_408)),
+        ({"size": {"shortest_edge": 784, "longest_edge": 50_176}}, (784, 50_176)),
+        ({"size": {"min_pixels": 784, "max_pixels": 50_176}}, (784, 50_176)),
+    ],
+)
+def test_the_pixel_budget_is_the_checkpoints(tmp_path, settings, expected):
+    tiny.write_checkpoint(tmp_path / "c")
+    (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps(settings))
+    loaded = load(tmp_path / "c")
+    assert (loaded.min_pixels, loaded.max_pixels) == expected
+    assert load(tmp_path / "c", max_pixels=100_352).max_pixels == 100_352
+    (tmp_path / "out").mkdir()
+    load(tmp_path / "c", max_pixels=100_352).save(tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / module.PREPROCESSOR).read_text())
+    assert (saved["min_pixels"], saved["max_pixels"]) == (expected[0], 100_352)
+
+
+def test_other_pixel_statistics_are_refused(tmp_path):
+    tiny.write_checkpoint(tmp_path / "c")
+    (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: image_mean = \[0\.5, 0\.5, 0\.5\]"):
+        load(tmp_path / "c")
+
+
+def test_a_folder_without_a_tokenizer_or_with_broken_json_says_so(tmp_path):
+    tiny.write_checkpoint(tmp_path / "c")
+    (tmp_path / "c" / module.PREPROCESSOR).write_text('{"min_pixels": 1,\n oops}')
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json:2: not JSON"):
+        load(tmp_path / "c")
+    (tmp_path / "c" / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json"):
+        load(tmp_path / "c")
+
+
+def test_the_vision_config_decides_the_units(checkpoint):
+    config = replace(CONFIG, vision=replace(CONFIG.vision, spatial_merge_size=4))
+    assert module.grid_units((8, 12), config) == 6
