@@ -1,0 +1,32 @@
+"""Curr-ReFT in JAX/Flax: curriculum reinforcement learning for small vision-language models.
+
+Every name below is loaded when it is first used, so that a host-side part never loads JAX.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from currreft_jax.data.packing import collate as collate
+    from currreft_jax.data.processor import load as load_processor
+    from currreft_jax.models.hf import export as save_hf
+    from currreft_jax.models.hf import load as load_model
+    from currreft_jax.sharding import make_mesh as make_mesh
+    from currreft_jax.sharding import to_devices as to_devices
+
+_HOME = {
+    "collate": ("data.packing", "collate"),
+    "load_model": ("models.hf", "load"),
+    "load_processor": ("data.processor", "load"),
+    "make_mesh": ("sharding", "make_mesh"),
+    "save_hf": ("models.hf", "export"),
+    "to_devices": ("sharding", "to_devices"),
+}
+__all__ = ["collate", "load_model", "load_processor", "make_mesh", "save_hf", "to_devices"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOME[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -45,7 +45,7 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays the devices out as data x fsdp x tensor.
 
     Args:
@@ -90,14 +90,18 @@ def parameter_sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedShar
     """The layout that `PARAMETER_RULES` gives a parameter."""
     for pattern, spec in PARAMETER_RULES:
         if re.search(pattern, path):
-            fits = (axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False))
+            fits = (
+                axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)
+            )
             return NamedSharding(mesh, P(*fits))
     raise KeyError(f"no rule of PARAMETER_RULES covers {path}")
 
 
 def parameter_shardings(parameters: Any, mesh: Mesh) -> Any:
     """The same tree with each leaf's layout; leaves need only a shape."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: parameter_sharding(path_of(path), x.shape, mesh), parameters)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: parameter_sharding(path_of(path), x.shape, mesh), parameters
+    )
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:

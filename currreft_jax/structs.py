@@ -18,14 +18,11 @@ The module loads no JAX: arrays are NumPy's on the host and JAX's on the device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import jax
-
-    Array = np.ndarray | jax.Array
+Array = Any  # NumPy's on the host, JAX's on the device
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def test_logits(golden):
 
 
 def test_bf16_is_as_close_as_hugging_face_is(golden):
-    file, model, _, prompts, batch, folder = golden
+    file, _, _, prompts, batch, folder = golden
     half, parameters = hf.load(folder, dtype=jnp.bfloat16)
     logits = logits_of(half, parameters, batch)
     assert logits.dtype == np.float32

@@ -26,7 +26,9 @@ def group(request, checkpoint):
     processor = load(checkpoint, max_pixels=40_000)
     prompts = [
         processor.prompt(tiny.user("one image", 1), [tiny.picture(150, 90)], name="a"),
-        processor.prompt(tiny.user("two of other sizes", 2), [tiny.picture(28, 28, 1), tiny.picture(90, 200, 2)], name="b"),
+        processor.prompt(
+            tiny.user("two of other sizes", 2), [tiny.picture(28, 28, 1), tiny.picture(90, 200, 2)], name="b"
+        ),
         processor.prompt(tiny.user("none"), name="c"),
     ]
     tokens = np.random.default_rng(0).integers(0, 256, (len(prompts), G, T))

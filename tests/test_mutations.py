@@ -36,14 +36,24 @@ MISTAKES = {
         "self.window_size // self.patch_size // self.spatial_merge_size",
         "self.window_size // self.patch_size",
     ),
-    "06 full attention leaks between images": (GOLDEN, "data/packing.py", "image[shard, units] = number", "image[shard, units] = 0"),
+    "06 full attention leaks between images": (
+        GOLDEN,
+        "data/packing.py",
+        "image[shard, units] = number",
+        "image[shard, units] = 0",
+    ),
     "06 a row does not see its neighbours": (
         GOLDEN,
         "models/vision.py",
         "[around[:-2], own, around[2:]]",
         "[own, own, own][:1]",
     ),
-    "07 merged tokens in window order": (GOLDEN, "data/packing.py", "append(units.astype", "append(np.sort(units).astype"),
+    "07 merged tokens in window order": (
+        GOLDEN,
+        "data/packing.py",
+        "append(units.astype",
+        "append(np.sort(units).astype",
+    ),
     "08 qkv as (heads, 3)": (
         GOLDEN,
         "models/vision.py",
@@ -68,8 +78,18 @@ MISTAKES = {
         "position + np.stack([np.zeros_like(y), y, x])",
         "position + np.arange(height * width)",
     ),
-    "10 interleaved sections": (GOLDEN, "models/rope.py", "np.repeat(np.arange(3), section)", "np.arange(sum(section)) % 3"),
-    "10 rows and columns swapped": (GOLDEN, "models/rope.py", "np.repeat(np.arange(3), section)", "np.repeat([0, 2, 1], section)"),
+    "10 interleaved sections": (
+        GOLDEN,
+        "models/rope.py",
+        "np.repeat(np.arange(3), section)",
+        "np.arange(sum(section)) % 3",
+    ),
+    "10 rows and columns swapped": (
+        GOLDEN,
+        "models/rope.py",
+        "np.repeat(np.arange(3), section)",
+        "np.repeat([0, 2, 1], section)",
+    ),
     "11 text resumes behind all tokens": (GOLDEN, "data/processor.py", "+= max(height, width)", "+= height * width"),
     "11 text resumes behind the unmerged side": (GOLDEN, "data/processor.py", "+= max(height, width)", "+= max(grid)"),
     "12 causality by position": (
@@ -130,7 +150,10 @@ def group_error(tmp_path: Path) -> float:
     )
     model, parameters = tiny.write_checkpoint(tmp_path / "checkpoint")
     load = processor.load(tmp_path / "checkpoint")
-    prompts = [load.prompt(tiny.user("an image", 1), [tiny.picture(90, 60)]), load.prompt(tiny.user("text alone, longer"))]
+    prompts = [
+        load.prompt(tiny.user("an image", 1), [tiny.picture(90, 60)]),
+        load.prompt(tiny.user("text alone, longer")),
+    ]
     tokens = np.random.default_rng(0).integers(0, 256, (2, 1, 4))
     together = groups.group_logprobs(model, parameters, groups.batch_of(prompts, model.config, spare=3), tokens)
     whole = [groups.sequence(prompt, tokens[row, 0]) for row, prompt in enumerate(prompts)]

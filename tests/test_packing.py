@@ -93,7 +93,9 @@ def test_every_patch_is_found_again(of_prompts, shards, reach):
 
 
 def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
-    with pytest.raises(BudgetError, match=r"a\.jsonl:3: the prompt has 22 tokens, 16 of them for 1 images.* holds 20: lower max"):
+    with pytest.raises(
+        BudgetError, match=r"a\.jsonl:3: the prompt has 22 tokens, 16 of them for 1 images.* holds 20: lower max"
+    ):
         collate([prompt_of((8, 8), name="a.jsonl:3")], CONFIG, BatchShape(20, 4, 4))
     with pytest.raises(BudgetError, match=r"p: an image of 280 x 280 pixels fills 7 slots, but one image may fill 4"):
         collate([prompt_of((20, 20), name="p")], CONFIG, BatchShape(200, 9, 4))

@@ -55,12 +55,16 @@ def test_the_checkpoints_own_template_comes_first(tmp_path, file):
     if file.endswith(".jinja"):
         path.write_text(template)
     else:
-        path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), "chat_template": template}))
+        path.write_text(
+            json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), "chat_template": template})
+        )
     processor = load(tmp_path / "c")
     assert text_of(processor, processor.prompt([{"role": "user", "content": "hi"}])) == "[user]hi"
 
 
-@pytest.mark.parametrize("text", ["<|image_pad|>", "a<|vision_start|><|image_pad|><|vision_end|>b", "<|video_pad|>" * 3])
+@pytest.mark.parametrize(
+    "text", ["<|image_pad|>", "a<|vision_start|><|image_pad|><|vision_end|>b", "<|video_pad|>" * 3]
+)
 def test_placeholders_in_a_users_text_stay_text(processor, text):
     for content in (text, [{"type": "text", "text": text}, {"type": "image"}]):
         images = [] if isinstance(content, str) else [tiny.picture(56, 56)]
@@ -118,7 +122,12 @@ def test_images_must_match_their_items(processor):
 
 def test_a_template_that_drops_images_is_refused(processor):
     broken = module.Processor(
-        processor.folder, CONFIG, processor.tokenizer, "{{ messages[0].role }}", processor.min_pixels, processor.max_pixels
+        processor.folder,
+        CONFIG,
+        processor.tokenizer,
+        "{{ messages[0].role }}",
+        processor.min_pixels,
+        processor.max_pixels,
     )
     with pytest.raises(PromptError, match="rendered 0 image placeholders for 1 images"):
         broken.prompt(tiny.user("x", 1), [tiny.picture(56, 56)])

@@ -123,7 +123,10 @@ def without(name):
     [
         (without("model.norm.weight"), "model.norm.weight is missing"),
         (lambda t: {**t, "model.layers.3.mlp.up_proj.weight": t["model.norm.weight"]}, r"layers\.3\..* is unknown"),
-        (lambda t: {**t, "model.norm.weight": np.ones(95, np.float32)}, r"norm.weight has shape \[95\], expected \[96\]"),
+        (
+            lambda t: {**t, "model.norm.weight": np.ones(95, np.float32)},
+            r"norm.weight has shape \[95\], expected \[96\]",
+        ),
         (lambda t: {**t, "model.visual.merger.ln_q.weight": t["visual.merger.ln_q.weight"]}, "stands twice"),
         (lambda t: {**t, "model.norm.weight": np.ones(96, np.int8)}, "norm.weight is I8"),
     ],
@@ -188,7 +191,9 @@ def test_loading_onto_a_mesh(folder, tmp_path, sizes):
     for source in (folder, tmp_path / "native"):
         model, parameters = models.load(source, mesh=mesh)
         assert_same(parameters, expected)
-        for leaf, abstract in zip(jax.tree.leaves(parameters), jax.tree.leaves(model.abstract(jnp.float32)), strict=True):
+        for leaf, abstract in zip(
+            jax.tree.leaves(parameters), jax.tree.leaves(model.abstract(jnp.float32)), strict=True
+        ):
             assert leaf.sharding == abstract.sharding
     assert_same(dict(hf.tensors(parameters)), dict(hf.tensors(expected)))
 

@@ -1,0 +1,1 @@
+"""Command-line tools that are run from the repository: `python -m tools.NAME`."""

@@ -56,10 +56,14 @@ def open_image(source: str | Path | bytes | Image.Image, name: str | None = None
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width * image.height > MAX_FILE_PIXELS:
-        raise ImageError(f"{name}: {image.width} x {image.height} pixels, more than {MAX_FILE_PIXELS:,}: shrink it first")
+        raise ImageError(
+            f"{name}: {image.width} x {image.height} pixels, more than {MAX_FILE_PIXELS:,}: shrink it first"
+        )
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I", "F"):
-        raise ImageError(f"{name}: pixels of mode {upright.mode!r} (32 bits) have no defined range: save it with 8 or 16")
+        raise ImageError(
+            f"{name}: pixels of mode {upright.mode!r} (32 bits) have no defined range: save it with 8 or 16"
+        )
     if upright.mode.startswith("I;16"):
         eight_bits = (np.asarray(upright).astype(np.uint32) + 128) // 257
         upright = Image.fromarray(eight_bits.astype(np.uint8))

@@ -57,7 +57,7 @@ def _place_units(grid: tuple[int, int], config: VisionConfig) -> tuple[int, np.n
             free.append(side**2)
             windows_in.append(0)
         units = window == index
-        place[units] = slot * side**2 + side**2 - free[slot] + np.arange(sizes[index])
+        place[units] = slot * side**2 + side**2 - free[slot] + np.arange(int(sizes[index]))
         number[units] = windows_in[slot]
         free[slot] -= int(sizes[index])
         windows_in[slot] += 1

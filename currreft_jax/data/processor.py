@@ -117,8 +117,9 @@ class Processor:
             )
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
+        conversation: list[Any] = [{**message, "content": self._neutral(message["content"])} for message in messages]
         text = self.tokenizer.apply_chat_template(
-            [{**message, "content": self._neutral(message["content"])} for message in messages],
+            conversation,
             chat_template=self.template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

@@ -157,13 +157,9 @@ class ModelConfig:
         text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta"))
         text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
         text["dtype"] = config.get("dtype", config.get("torch_dtype", text.get("dtype", "bfloat16")))
-        text["vision"] = VisionConfig(
-            **{
-                field.name: tuple(vision[field.name]) if isinstance(vision[field.name], list) else vision[field.name]
-                for field in fields(VisionConfig)
-                if field.name in vision
-            }
-        )
+        if "fullatt_block_indexes" in vision:
+            vision["fullatt_block_indexes"] = tuple(vision["fullatt_block_indexes"])
+        text["vision"] = VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig) if f.name in vision})
         known = {f.name: text[f.name] for f in fields(cls) if text.get(f.name) is not None}
         if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in known]:
             raise UnsupportedModel(f"{source}: {', '.join(missing)} missing")

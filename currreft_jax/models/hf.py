@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -13,7 +13,7 @@ from itertools import groupby
 from math import prod
 from pathlib import Path
 from shutil import copymode
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from currreft_jax.checkpoint import MANIFEST, read_manifest, restore_params, save_params
+from currreft_jax.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
 from currreft_jax.config import Remat
 from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, write_json
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
-from currreft_jax.sharding import make_mesh, parameter_sharding
+from currreft_jax.sharding import make_mesh
 
 SHARD_BYTES = 5 * 10**9
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class Saves(Protocol):
+    """Whatever can write its files into a checkpoint folder."""
+
+    def save(self, folder: Path) -> None:
+        """Writes them."""
+        ...
+
 
 class WeightError(ValueError):
     """A checkpoint's weights are not those of its configuration."""
@@ -230,9 +239,7 @@ def _refuse(folder: Path, problems: list[str]) -> None:
 def _check(files: _Files, abstract: Parameters, tied: bool) -> None:
     """Names every weight that is missing, unknown or misshapen."""
     expected = {
-        name: weight.hf_shape(shape)
-        for weight, leaf in _leaves(abstract)
-        for name, _, shape in _layers(weight, leaf)
+        name: weight.hf_shape(shape) for weight, leaf in _leaves(abstract) for name, _, shape in _layers(weight, leaf)
     }
     allowed = expected.keys() | ({HEAD} if tied else set())
     problems = [f"{name} is missing" for name in expected if name not in files.tensors]
@@ -271,6 +278,18 @@ def _read_hf(folder: Path, abstract: Parameters, tied: bool) -> Parameters:
     return parameters
 
 
+def _reader(tensor: Any) -> Callable[[Any], np.ndarray]:
+    """Reads parts of a stored tensor, each one once however many devices hold it."""
+    parts: dict[str, np.ndarray] = {}
+
+    def read(index: Any) -> np.ndarray:
+        if str(index) not in parts:
+            parts[str(index)] = tensor[index]
+        return parts[str(index)]
+
+    return read
+
+
 def _read_leaf(files: _Files, weight: Weight, leaf: jax.ShapeDtypeStruct, bar: tqdm) -> jax.Array:
     layers = list(_layers(weight, leaf))
     shape = layers[0][2]
@@ -284,17 +303,9 @@ def _read_leaf(files: _Files, weight: Weight, leaf: jax.ShapeDtypeStruct, bar: t
     write = jax.jit(place, donate_argnums=0, out_shardings=leaf.sharding)
     array = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
     for name, layer, _ in layers:
-        tensor = files.slice(name)
-        parts: dict[str, np.ndarray] = {}
-
-        def read(index: tuple[slice, ...], tensor: Any = tensor, parts: dict[str, np.ndarray] = parts) -> np.ndarray:
-            if str(index) not in parts:
-                parts[str(index)] = tensor[index]
-            return parts[str(index)]
-
-        theirs = jax.make_array_from_callback(
-            files.shape(name), NamedSharding(leaf.sharding.mesh, hf_spec), read, dtype=files.dtype(name)
-        )
+        read = _reader(files.slice(name))
+        sharding = NamedSharding(leaf.sharding.mesh, hf_spec)
+        theirs = jax.make_array_from_callback(files.shape(name), sharding, read, dtype=files.dtype(name))
         array = write(array, theirs, 0 if layer is None else layer)
         bar.update()
     return array
@@ -393,6 +404,23 @@ def save(model: Model, parameters: Parameters, folder: Path) -> None:
                 copymode(folder / CONFIG, folder / file)  # safetensors leaves its files readable to their owner only
     if writes and count > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
+
+
+def export(model: Model, parameters: Parameters, processor: Saves, folder: str | Path) -> None:
+    """Writes a whole Hugging Face folder: weights, configuration, tokenizer and processor files.
+
+    Args:
+        model: as loaded.
+        parameters: to write, in their own dtype.
+        processor: whose files go along.
+        folder: to make; it appears only when it is complete.
+
+    Raises:
+        FileExistsError: the folder is there already.
+    """
+    with atomic_folder(Path(folder)) as partial:
+        save(model, parameters, partial)
+        processor.save(partial)
 
 
 def _write_config(model: Model, parameters: Parameters, folder: Path) -> None:

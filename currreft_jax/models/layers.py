@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from currreft_jax.config import Remat
 
-Body = TypeVar("Body", bound=Callable[..., object])
+Layer = TypeVar("Layer", bound=nnx.Module)
 
 PRODUCT = "product"
 INIT_STDDEV = 0.02
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """A product of two arrays in x's dtype, accumulated and returned in fp32.
 
@@ -31,24 +30,28 @@ def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
         x: decides the dtype of the operands.
         y: cast to x's dtype.
     """
+    return _einsum(equation, x, y)
+
+
+def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(equation, x, y.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _einsum_forward(equation: str, x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return einsum(equation, x, y), (x, y)
+def _forward(equation: str, x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(equation, x, y), (x, y)
 
 
-def _einsum_backward(equation: str, inputs: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(equation: str, inputs: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, y = inputs
     operands, out = equation.split("->")
     x_axes, y_axes = operands.split(",")
     g = g.astype(x.dtype)
-    dx = jnp.einsum(f"{out},{y_axes}->{x_axes}", g, y.astype(x.dtype), preferred_element_type=jnp.float32)
-    dy = jnp.einsum(f"{x_axes},{out}->{y_axes}", x, g, preferred_element_type=jnp.float32)
+    dx, dy = _product(f"{out},{y_axes}->{x_axes}", g, y), _product(f"{x_axes},{out}->{y_axes}", x, g)
     return dx.astype(x.dtype), dy.astype(y.dtype)
 
 
-einsum.defvjp(_einsum_forward, _einsum_backward)
+_einsum: Any = jax.custom_vjp(_product, nondiff_argnums=(0,))
+_einsum.defvjp(_forward, _backward)
 
 
 class Linear(nnx.Module):
@@ -97,18 +100,24 @@ class GatedMLP(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def stacked(layer: type[nnx.Module], count: int, *args: object, rngs: nnx.Rngs) -> nnx.Module:
+def stacked(layer: Callable[..., Layer], count: int, *args: object, rngs: nnx.Rngs) -> Layer:
     """`count` layers as one module whose parameters carry a leading layer axis, ready for `scan`."""
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=0, out_axes=0)
-    def create(rngs: nnx.Rngs) -> nnx.Module:
+    def create(rngs: nnx.Rngs) -> Layer:
         return layer(*args, rngs=rngs)
 
     return create(rngs)
 
 
-def rematerialised(body: Body, remat: Remat) -> Body:
+def unstacked(layers: Layer) -> tuple[Callable[[nnx.State], Layer], nnx.State]:
+    """How a scan's body makes one layer of its slice, and the parameters to scan over."""
+    graphdef, parameters = nnx.split(layers)
+    return partial(nnx.merge, graphdef), parameters
+
+
+def rematerialised(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """Wraps a scan's body so that the backward pass keeps only what the policy says."""
     match remat:
         case Remat.NONE:

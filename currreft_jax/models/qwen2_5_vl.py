@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,12 @@ from jax.sharding import Mesh
 
 from currreft_jax.config import Remat
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.models.layers import INIT_STDDEV, Linear, RMSNorm, einsum, rematerialised, stacked
+from currreft_jax.models.layers import INIT_STDDEV, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
 from currreft_jax.models.rope import text_angles
 from currreft_jax.models.text import DecoderLayer, KeysValues
 from currreft_jax.models.vision import VisionTower
 from currreft_jax.sharding import BATCH, constrain, data_shards, parameter_shardings
-from currreft_jax.structs import Prefix, PromptBatch
-
-if TYPE_CHECKING:
-    from currreft_jax.structs import Array
+from currreft_jax.structs import Array, Prefix, PromptBatch
 
 Parameters = dict[str, Any]
 
@@ -36,7 +33,7 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(INIT_STDDEV * jax.random.normal(rngs.params(), (vocabulary, size)))
 
 
-class Qwen2_5_VL(nnx.Module):  # noqa: N801 the model's own name
+class Qwen2_5_VL(nnx.Module):
     """The published architecture. Made by `Model.bind` inside a jitted function."""
 
     def __init__(self, config: ModelConfig, mesh: Mesh, dtype: jnp.dtype, remat: Remat, *, rngs: nnx.Rngs):
@@ -75,11 +72,11 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 the model's own name
         """
         angles = self._completion_angles(prefix.next_position, tokens.shape[2])
         mask = _real(prefix.lengths, prefix.keys.shape[2])
-        graphdef, layers = nnx.split(self.layers)
+        one, layers = unstacked(self.layers)
 
         def layer(x: jax.Array, xs: tuple[nnx.State, KeysValues]) -> tuple[jax.Array, None]:
             parameters, prompt = xs
-            return nnx.merge(graphdef, parameters).read_completions(x, angles, prompt, mask), None
+            return one(parameters).read_completions(x, angles, prompt, mask), None
 
         xs = (layers, (prefix.keys, prefix.values))
         hidden, _ = jax.lax.scan(rematerialised(layer, self.remat), self.embed(tokens), xs)
@@ -90,11 +87,13 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 the model's own name
         angles = self._prompt_angles(batch)
         completion_angles = self._completion_angles(batch.next_position, tokens.shape[2])
         mask = _real(batch.lengths, batch.tokens.shape[1])
-        graphdef, layers = nnx.split(self.layers)
+        one, layers = unstacked(self.layers)
 
-        def layer(carry: tuple[jax.Array, jax.Array], parameters: nnx.State) -> tuple[tuple[jax.Array, jax.Array], None]:
+        def layer(
+            carry: tuple[jax.Array, jax.Array], parameters: nnx.State
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
             prompts, completions = carry
-            block = nnx.merge(graphdef, parameters)
+            block = one(parameters)
             prompts, prompt = block.read_prompts(prompts, angles)
             return (prompts, block.read_completions(completions, completion_angles, prompt, mask)), None
 
@@ -124,7 +123,7 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 the model's own name
         Returns:
             Two fp32 arrays `[P, G, T]`, in nats.
         """
-        prompts, group, length, size = hidden.shape
+        prompts, group, length, _ = hidden.shape
         per_slot = group * -(-prompts // data_shards(self.mesh))
         chunk = max(1, min(length, LOGIT_TOKENS // per_slot))
         padding = -length % chunk
@@ -149,16 +148,18 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 the model's own name
     def read_prompts(self, batch: PromptBatch) -> tuple[jax.Array, KeysValues]:
         """`[P, L, D]` before the final norm, and every layer's keys and values `[layers, P, L, K, head]`."""
         angles = self._prompt_angles(batch)
-        graphdef, layers = nnx.split(self.layers)
+        one, layers = unstacked(self.layers)
 
         def layer(x: jax.Array, parameters: nnx.State) -> tuple[jax.Array, KeysValues]:
-            return nnx.merge(graphdef, parameters).read_prompts(x, angles)
+            return one(parameters).read_prompts(x, angles)
 
         return jax.lax.scan(rematerialised(layer, self.remat), self.embed_prompts(batch), layers)
 
     def embed(self, tokens: Array) -> jax.Array:
-        """int `[P, ...] -> [P, ..., D]`."""
-        return constrain(jnp.take(self.embed_tokens.embedding[...], tokens, axis=0).astype(self.dtype), self.mesh, BATCH)
+        """Int `[P, ...] -> [P, ..., D]`."""
+        return constrain(
+            jnp.take(self.embed_tokens.embedding[...], tokens, axis=0).astype(self.dtype), self.mesh, BATCH
+        )
 
     def embed_prompts(self, batch: PromptBatch) -> jax.Array:
         """Token embeddings `[P, L, D]` with the images' features in their placeholders' slots."""
@@ -214,9 +215,7 @@ class Model:
 
     @cached_property
     def _split(self) -> tuple[nnx.GraphDef, Parameters]:
-        module = nnx.eval_shape(
-            lambda: Qwen2_5_VL(self.config, self.mesh, self.dtype, self.remat, rngs=nnx.Rngs(0))
-        )
+        module = nnx.eval_shape(lambda: Qwen2_5_VL(self.config, self.mesh, self.dtype, self.remat, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(module)
         return graphdef, nnx.to_pure_dict(state)
 

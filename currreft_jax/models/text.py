@@ -91,7 +91,9 @@ class DecoderLayer(nnx.Module):
         attended = attend("pqkgd", query, Source("pskd", key, value, "qs", causal(x.shape[1])))
         return self.finish(x, attended), (key, value)
 
-    def read_completions(self, x: jax.Array, angles: jax.Array, prompt: KeysValues, prompt_mask: jax.Array) -> jax.Array:
+    def read_completions(
+        self, x: jax.Array, angles: jax.Array, prompt: KeysValues, prompt_mask: jax.Array
+    ) -> jax.Array:
         """Each completion attends to its prompt and to itself.
 
         Args:

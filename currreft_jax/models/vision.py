@@ -1,7 +1,7 @@
 """The vision tower on packed slots: no gather, no loop over windows, one compiled block.
 
-The host packs whole attention windows into slots, and an image into consecutive ones (`data.packing`). A window block is
-dense attention inside each slot. A full block is dense attention between rows of `reach` slots and their neighbours,
+The host packs whole attention windows into slots, and an image into consecutive ones (`data.packing`). A window block
+is dense attention inside each slot. A full block is dense attention between rows of `reach` slots and their neighbours,
 since no image is longer than a row; both are masked by equality of ids.
 """
 
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from currreft_jax.config import Remat
 from currreft_jax.models.attention import Source, attend
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
-from currreft_jax.models.layers import GatedMLP, Linear, RMSNorm, einsum, rematerialised, stacked
+from currreft_jax.models.layers import GatedMLP, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
 from currreft_jax.models.rope import rotate, vision_angles
 from currreft_jax.sharding import BATCH, constrain
 from currreft_jax.structs import Pictures
@@ -175,12 +175,12 @@ class VisionTower(nnx.Module):
         """
         pictures = jax.tree.map(lambda x: constrain(x, self.mesh, BATCH, "tensor"), pictures)
         angles = vision_angles(pictures.coordinates, self.config.head_dim)
-        graphdef, blocks = nnx.split(self.blocks)
-        full = np.isin(np.arange(self.config.depth), self.config.fullatt_block_indexes)
+        one, blocks = unstacked(self.blocks)
+        full = jnp.isin(jnp.arange(self.config.depth), jnp.array(self.config.fullatt_block_indexes))
 
         def block(x: jax.Array, layer: tuple[nnx.State, jax.Array]) -> tuple[jax.Array, None]:
             parameters, is_full = layer
-            return nnx.merge(graphdef, parameters)(x, angles, is_full, pictures), None
+            return one(parameters)(x, angles, is_full, pictures), None
 
         x = self.patch_embed(pictures.patches, dtype)
         x, _ = jax.lax.scan(rematerialised(block, self.remat), x, (blocks, full))

@@ -39,7 +39,9 @@ SMALL = replace(
 )
 CONFIGS = {
     "tied": SMALL,
-    "untied": replace(SMALL, tie_word_embeddings=False, num_attention_heads=8, num_key_value_heads=2, mrope_section=(1, 1, 2)),
+    "untied": replace(
+        SMALL, tie_word_embeddings=False, num_attention_heads=8, num_key_value_heads=2, mrope_section=(1, 1, 2)
+    ),
 }
 INPUTS = (
     ("window edges cut in both directions", ((154, 98),)),

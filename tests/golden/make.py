@@ -37,7 +37,9 @@ def make(name: str) -> None:
             golden[f"next_position:{row}"] = np.int32(answer.next_position)
             golden[f"states:{row}"] = np.stack(answer.states)[:, ::EVERY]
             golden[f"logits:{row}"] = answer.logits[::EVERY]
-            golden[f"bf16_error:{row}"] = np.abs(reference.answer(rounded, prompt, pixels).logits - answer.logits)[::EVERY]
+            golden[f"bf16_error:{row}"] = np.abs(reference.answer(rounded, prompt, pixels).logits - answer.logits)[
+                ::EVERY
+            ]
             if prompt.pictures:
                 golden[f"blocks:{row}"] = np.stack(answer.blocks)[:, ::EVERY]
                 golden[f"features:{row}"] = answer.features[::EVERY]

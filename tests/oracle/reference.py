@@ -48,7 +48,7 @@ def open_model(folder: Path, dtype: torch.dtype = torch.float32) -> Qwen2_5_VLFo
 
 
 def tower(model: Qwen2_5_VLForConditionalGeneration) -> torch.nn.Module:
-    return model.visual if TRANSFORMERS < Version("4.52") else model.model.visual
+    return model.visual if Version("4.52") > TRANSFORMERS else model.model.visual
 
 
 def inputs(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_values: np.ndarray | None) -> dict:
@@ -73,7 +73,7 @@ def pixel_values(prompt: Prompt) -> np.ndarray | None:
 def positions(model: Qwen2_5_VLForConditionalGeneration, arguments: dict) -> tuple[np.ndarray, int]:
     """The oracle's own `[3, L]` positions and next position."""
     wanted = {k: v for k, v in arguments.items() if k in ("input_ids", "image_grid_thw", "mm_token_type_ids")}
-    owner = model if TRANSFORMERS < Version("4.52") else model.model
+    owner = model if Version("4.52") > TRANSFORMERS else model.model
     if "image_grid_thw" not in wanted:
         length = arguments["input_ids"].shape[1]
         return np.tile(np.arange(length), (3, 1)), length
@@ -92,9 +92,7 @@ def check_positions(arguments: dict, image_token: int, found: np.ndarray) -> Non
             raise RuntimeError("the oracle does not place an image right behind its text, at one time")
 
 
-def answer(
-    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_values: np.ndarray | None = None
-) -> Answer:
+def answer(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_values: np.ndarray | None = None) -> Answer:
     arguments = inputs(model, prompt, pixel_values)
     found, next_position = positions(model, arguments)
     check_positions(arguments, model.config.image_token_id, found)
@@ -108,7 +106,7 @@ def answer(
         *(block.register_forward_hook(lambda module, args, out: seen["left"].append(out)) for block in visual.blocks),
         visual.merger.register_forward_hook(lambda module, args, out: seen["merged"].append(out)),
     ]
-    (model if TRANSFORMERS < Version("4.52") else model.model).rope_deltas = None
+    (model if Version("4.52") > TRANSFORMERS else model.model).rope_deltas = None
     with torch.no_grad():
         out = model(**arguments, output_hidden_states=True)
     for hook in hooks:

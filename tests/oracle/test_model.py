@@ -1,7 +1,6 @@
 """Parity with Hugging Face's model, layer by layer, on shapes and weights chosen to be awkward."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -129,18 +128,23 @@ def logits_of(model, parameters, batch):
 def test_the_published_widths_in_fp32(wide):
     folder, model, parameters, prompts, batch = wide
     answer = reference.answer(reference.open_model(folder), prompts[0], pixel_values(prompts[0]))
-    np.testing.assert_allclose(features(model, parameters, batch)[units_of(batch, 0)], answer.features, atol=WIDE_TOLERANCE, rtol=0)
+    np.testing.assert_allclose(
+        features(model, parameters, batch)[units_of(batch, 0)], answer.features, atol=WIDE_TOLERANCE, rtol=0
+    )
     np.testing.assert_allclose(logits_of(model, parameters, batch), answer.logits, atol=WIDE_TOLERANCE, rtol=0)
 
 
 def test_bf16_is_as_close_to_fp32_as_hugging_face_is(wide):
-    folder, model, parameters, prompts, batch = wide
+    folder, _, _, prompts, batch = wide
     exact = reference.answer(reference.open_model(folder), prompts[0], pixel_values(prompts[0])).logits
     rounded = reference.open_model(folder, torch.bfloat16)
     theirs = np.abs(reference.answer(rounded, prompts[0], pixel_values(prompts[0])).logits - exact)
     half, weights = hf.load(folder, dtype=jnp.bfloat16)
     ours = np.abs(logits_of(half, weights, batch) - exact)
-    print(f"bf16 error: ours max {ours.max():.4f} mean {ours.mean():.5f}, theirs max {theirs.max():.4f} mean {theirs.mean():.5f}")
+    print(
+        f"bf16 error: ours max {ours.max():.4f} mean {ours.mean():.5f},"
+        f" theirs max {theirs.max():.4f} mean {theirs.mean():.5f}"
+    )
     assert ours.mean() <= 1.25 * theirs.mean()
     assert ours.max() <= 1.25 * theirs.max()
 

@@ -55,7 +55,9 @@ def digests(folder: Path, dtype: str | None) -> dict[str, str]:
     if (folder / MANIFEST).exists():
         return hf.digests(hf.tensors(hf.load(folder, param_dtype=dtype)[1]))
     tied = hf.read_config(folder).tie_word_embeddings
-    return hf.digests((name, tensor) for name, tensor in hf.stored_tensors(folder, dtype) if not (tied and name == hf.HEAD))
+    return hf.digests(
+        (name, tensor) for name, tensor in hf.stored_tensors(folder, dtype) if not (tied and name == hf.HEAD)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

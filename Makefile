@@ -1,0 +1,70 @@
+# Every target makes what it needs, in a virtual environment of its own. Needs Python 3.11-3.13 and make.
+PYTHON ?= python3
+VENV ?= .venv
+ORACLES := 5.23.0 4.57.6 4.49.0
+CONSTRAIN := -c constraints.txt
+RUN := $(VENV)/bin/python -m
+
+.PHONY: help install test slow check fix oracle golden lowest lock clean
+
+help:  ## Lists the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## Installs the package, its tests and checks.
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check $(CONSTRAIN) -e '.[test,check]'
+	touch $@
+
+test: install  ## Runs the suite (about 6 minutes on 2 cores).
+	$(RUN) pytest -m 'not slow and not oracle'
+
+slow: install  ## Runs the long property tests.
+	$(RUN) pytest -m 'slow and not oracle'
+
+check: install static test  ## Format, lint, types, layers, tests.
+
+.PHONY: static
+static: install
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/lint-imports
+
+fix: install  ## Formats and repairs what can be repaired.
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+# torch first: a version that is there already is not replaced by a larger build.
+.venv-oracle-%/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oracle-$*
+	.venv-oracle-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-oracle-$*/bin/python -m pip install --quiet --disable-pip-version-check -e '.[oracle]' transformers==$*
+	.venv-oracle-$*/bin/python -m pip download --quiet --no-deps --dest .cache dashscope==2.0.2  # the Qwen ranks
+	touch $@
+
+oracle-%: .venv-oracle-%/.installed
+	.venv-oracle-$*/bin/python -m pytest tests/oracle
+
+oracle: $(ORACLES:%=oracle-%)  ## Compares with torch and several versions of transformers.
+
+golden: .venv-oracle-5.23.0/.installed  ## Makes the golden files again.
+	.venv-oracle-5.23.0/bin/python -m tests.golden.make
+
+.venv-lowest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct -e '.[test]'
+	touch $@
+
+lowest: .venv-lowest/.installed  ## Runs the suite with the lowest versions that pyproject.toml allows.
+	.venv-lowest/bin/python -m pytest -m 'not slow and not oracle'
+
+lock: install  ## Resolves constraints.txt again, for all supported Pythons.
+	$(RUN) pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+		--extra test --extra check --extra wandb pyproject.toml -o constraints.txt
+
+clean:  ## Removes the environments and caches.
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -1,0 +1,301 @@
+"""What the model must not do: materialise all logits, grow with depth, compile twice, or depend on the mesh."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from currreft_jax.config import Remat
+from currreft_jax.data.packing import BatchShape, collate
+from currreft_jax.data.processor import load
+from currreft_jax.models import qwen2_5_vl
+from currreft_jax.models.config import PUBLISHED
+from currreft_jax.models.layers import einsum
+from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.sharding import data_shards, make_mesh, path_of, to_devices
+from currreft_jax.structs import Prompt
+from tests import tiny
+from tests.groups import batch_of, fused_logprobs, group_logprobs
+
+# Published: the 7B's from its index (16,584,333,312 bytes of bf16), the others from their model cards.
+PARAMETERS = {"3b": 3_754_622_976, "7b": 16_584_333_312 // 2, "32b": 33_452_718_336, "72b": 73_410_777_344}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_shapes_have_the_published_number_of_parameters(name):
+    assert tiny.model_of(PUBLISHED[name]).num_parameters == PARAMETERS[name]
+
+
+def test_the_3b_graph_lowers_forward_and_backward_without_memory():
+    model = Model(PUBLISHED["3b"], make_mesh(devices=jax.devices()[:1]), jnp.dtype(jnp.bfloat16), Remat.BLOCK)
+    batch = abstract_batch(model, prompts=2, length=640, slots=72)
+    tokens = jax.ShapeDtypeStruct((2, 4, 256), jnp.int32)
+
+    def loss(parameters, batch, tokens):
+        return jnp.mean(fused_logprobs(model, parameters, batch, tokens))
+
+    lowered = jax.jit(jax.value_and_grad(loss)).lower(model.abstract(jnp.float32), batch, tokens)
+    grads = jax.tree.leaves(lowered.out_info[1])
+    assert sum(np.prod(grad.shape) for grad in grads) == PARAMETERS["3b"]
+    assert {grad.dtype for grad in grads} == {np.dtype(np.float32)}
+    assert len(lowered.as_text()) < 1_500_000
+
+
+def abstract_batch(model: Model, prompts: int, length: int, slots: int):
+    """An abstract batch."""
+    text = Prompt(np.zeros(1, np.int32), np.zeros((3, 1), np.int32), 1, (), "abstract")
+    batch = collate([text] * prompts, model.config, BatchShape(length, slots, slots))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+
+# ------------------------------------------------------------------------------------------------------ log-probs
+
+
+def intermediates(jaxpr: Jaxpr):
+    """Every array that a program computes, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval for variable in equation.outvars)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, ClosedJaxpr):
+                    yield from intermediates(inner.jaxpr)
+                elif isinstance(inner, Jaxpr):
+                    yield from intermediates(inner)
+
+
+@pytest.fixture(scope="module")
+def scoring():
+    model = tiny.model_of(replace(tiny.UNTIED, vocab_size=1009))
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.standard_normal((3, 2, 37, 96)), jnp.float32)
+    return model, tiny.parameters_of(model), hidden, rng.integers(0, 1009, (3, 2, 37))
+
+
+def chunked(model, parameters, hidden, tokens):
+    return model.bind(parameters).logprobs(hidden, tokens)
+
+
+def whole(model, parameters, hidden, tokens):
+    logprobs = jax.nn.log_softmax(model.bind(parameters).logits(hidden))
+    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+    return jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0], entropy
+
+
+@pytest.mark.parametrize("budget", [1, 7, 24, 60, 10_000])
+def test_chunks_change_neither_values_nor_gradients(scoring, budget, monkeypatch):
+    model, parameters, hidden, tokens = scoring
+    monkeypatch.setattr(qwen2_5_vl, "LOGIT_TOKENS", budget)
+
+    def loss(score, parameters, hidden):
+        logprobs, entropy = score(model, parameters, hidden, tokens)
+        return jnp.sum(jnp.sin(logprobs) + 0.3 * entropy), (logprobs, entropy)
+
+    (_, ours), grads = jax.jit(jax.value_and_grad(partial(loss, chunked), argnums=(0, 1), has_aux=True))(
+        parameters, hidden
+    )
+    (_, theirs), expected = jax.jit(jax.value_and_grad(partial(loss, whole), argnums=(0, 1), has_aux=True))(
+        parameters, hidden
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6, rtol=0)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
+
+
+def test_all_logits_never_exist(scoring, monkeypatch):
+    model, parameters, hidden, tokens = scoring
+    monkeypatch.setattr(qwen2_5_vl, "LOGIT_TOKENS", 24)
+
+    def largest(score) -> int:
+        def loss(parameters, hidden):
+            return jnp.sum(score(model, parameters, hidden, tokens)[0])
+
+        program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(parameters, hidden)
+        with_vocabulary = [x.shape for x in intermediates(program.jaxpr) if x.shape and x.shape[-1] == 1009]
+        return max(int(np.prod(shape[:-1])) for shape in with_vocabulary if shape[-2:] != (96, 1009))
+
+    assert largest(chunked) == 24
+    assert largest(whole) == 3 * 2 * 37
+
+
+# ---------------------------------------------------------------------------------------------------------- programs
+
+
+def program_size(config, prompts) -> int:
+    model = tiny.model_of(config)
+    batch = batch_of(prompts, config, reach=20)
+    tokens = np.zeros((len(prompts), 2, 4), int)
+    program = jax.make_jaxpr(lambda p: group_logprobs(model, p, batch, tokens))(model.abstract(jnp.float32))
+    return sum(1 for _ in intermediates(program.jaxpr))
+
+
+def test_the_program_grows_neither_with_layers_nor_with_windows(checkpoint):
+    processor = load(checkpoint)
+    few = [processor.prompt(tiny.user("x", 1), [tiny.picture(224, 224)])]
+    many = [processor.prompt(tiny.user("x", 1), [tiny.picture(560, 420)])]
+    config = tiny.CONFIG
+    deeper = replace(config, num_hidden_layers=9, vision=replace(config.vision, depth=15))
+    assert program_size(config, few) == program_size(deeper, few)
+    assert program_size(config, few) == program_size(config, many)
+
+
+def test_other_images_of_the_same_shape_are_not_compiled_again(checkpoint):
+    model = tiny.model_of()
+    parameters = tiny.parameters_of(model)
+    processor = load(checkpoint, max_pixels=60_000)
+    shape = BatchShape(140, 12, 6)
+    score = jax.jit(partial(group_logprobs, model))
+    tokens = np.zeros((2, 2, 4), np.int32)
+    for seed, (width, height) in enumerate([(100, 200), (30, 150), (84, 84), (200, 60)]):
+        prompts = [
+            processor.prompt(tiny.user("a" * seed, 1), [tiny.picture(width, height, seed)]),
+            processor.prompt(tiny.user("b"), []),
+        ]
+        score(parameters, collate(prompts, model.config, shape), tokens)
+    assert score._cache_size() == 1
+
+
+def test_products_accumulate_in_fp32_and_give_fp32_gradients_to_fp32_parameters():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((64, 512)), jnp.bfloat16)
+    y = jnp.asarray(rng.standard_normal((512, 32)), jnp.float32)
+    rounded = np.asarray(y.astype(jnp.bfloat16), np.float64)
+    out, pullback = jax.vjp(partial(einsum, "ab,bc->ac"), x, y)
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, np.asarray(x, np.float64) @ rounded, atol=2e-4)
+    g = jnp.asarray(rng.standard_normal((64, 32)), jnp.bfloat16).astype(jnp.float32)
+    dx, dy = pullback(g)
+    assert (dx.dtype, dy.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(dy, np.asarray(x, np.float64).T @ np.asarray(g, np.float64), atol=2e-4)
+    np.testing.assert_allclose(np.asarray(dx, np.float64), np.asarray(g, np.float64) @ rounded.T, rtol=1e-2, atol=0.1)
+
+
+# ------------------------------------------------------------------------------------------------------------- meshes
+
+
+@pytest.fixture(scope="module")
+def sharded_group(checkpoint):
+    """Eight prompts with images of all sizes, two and none; heads that 4 does not divide into key heads (2)."""
+    config = replace(tiny.CONFIG, num_attention_heads=8, num_key_value_heads=2, mrope_section=(2, 2, 2))
+    processor = load(checkpoint, max_pixels=30_000)
+    sizes = [[(90, 130)], [], [(28, 28), (150, 60)], [(60, 60)], [(140, 84)], [], [(84, 140)], [(56, 200)]]
+    prompts = [
+        processor.prompt(tiny.user("?" * (i + 1), len(of_prompt)), [tiny.picture(*size, i) for size in of_prompt])
+        for i, of_prompt in enumerate(sizes)
+    ]
+    return config, prompts, np.random.default_rng(0).integers(0, 256, (8, 2, 5))
+
+
+def placed(config, prompts, tokens, mesh):
+    model = tiny.model_of(config, mesh=mesh)
+    shards = data_shards(mesh)
+    shape = BatchShape(110, 30 // shards + 8, 6)
+    return model, tiny.parameters_of(model), *to_devices((collate(prompts, config, shape, shards), tokens), mesh)
+
+
+def on_mesh(config, prompts, tokens, mesh):
+    model, parameters, batch, tokens = placed(config, prompts, tokens, mesh)
+
+    def loss(parameters, batch, tokens):
+        logprobs = fused_logprobs(model, parameters, batch, tokens)
+        return jnp.sum(jnp.sin(logprobs)), logprobs
+
+    (_, logprobs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(parameters, batch, tokens)
+    return np.asarray(logprobs), jax.tree.map(np.asarray, grads)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(sharded_group):
+    return on_mesh(*sharded_group, make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_every_mesh_gives_the_same_logprobs_and_gradients(sharded_group, on_one_device, sizes):
+    expected, expected_grads = on_one_device
+    logprobs, grads = on_mesh(*sharded_group, make_mesh(*sizes))
+    np.testing.assert_allclose(logprobs, expected, atol=5e-6, rtol=0)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0, err_msg=path_of(path))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (6, 3), (4, 1)])
+def test_heads_that_the_tensor_axis_does_not_divide(sharded_group, heads, kv_heads):
+    _, prompts, tokens = sharded_group
+    sections = {4: (4, 4, 4), 6: (2, 3, 3)}[heads]
+    config = replace(tiny.CONFIG, num_attention_heads=heads, num_key_value_heads=kv_heads, mrope_section=sections)
+    one, many = (
+        jax.jit(partial(group_logprobs, model))(*inputs)
+        for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(1, 2, 4))
+        for model, *inputs in [placed(config, prompts, tokens, mesh)]
+    )
+    np.testing.assert_allclose(many, one, atol=5e-6, rtol=0)
+
+
+def collectives(compiled, kind: str) -> int:
+    return compiled.as_text().count(f" {kind}(")
+
+
+def test_prompts_and_their_images_never_leave_their_data_shard(sharded_group):
+    """Without parameters to gather or gradients to add, data parallelism needs no communication at all."""
+    config, prompts, tokens = sharded_group
+    mesh = make_mesh(8, 1, 1)
+    model = tiny.model_of(config, mesh=mesh)
+    parameters = tiny.parameters_of(model)
+    batch, tokens = to_devices((collate(prompts, config, BatchShape(110, 12, 6), 8), tokens), mesh)
+    compiled = jax.jit(partial(group_logprobs, model)).lower(parameters, batch, tokens).compile()
+    for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collectives(compiled, kind) == 0, kind
+
+
+def test_more_tensor_parts_than_key_heads_need_two_reductions_a_layer(sharded_group):
+    """Text alone on tensor = 4 with 2 key heads: one all-reduce behind attention, one behind the MLP, none for keys."""
+    config, prompts, tokens = sharded_group
+    mesh = make_mesh(1, 1, 4, devices=jax.devices()[:4])
+    model = tiny.model_of(config, mesh=mesh)
+    module = tiny.parameters_of(model)
+    text = [prompts[1], prompts[5]]
+    batch, _ = to_devices((collate(text, config, BatchShape(110, 0, 1)), tokens[:2]), mesh)
+
+    def keys(parameters, batch):
+        prefix = model.bind(parameters).prefix(batch)
+        return prefix.keys
+
+    compiled = jax.jit(keys).lower(module, batch).compile()
+    body = [part for part in compiled.as_text().split("\n\n") if "dynamic-slice" in part and " all-reduce(" in part]
+    assert sum(part.count(" all-reduce(") for part in body) == 2
+    assert collectives(compiled, "all-gather") <= 1  # the embedding's, once
+
+
+def test_a_batch_that_does_not_divide_is_refused(sharded_group):
+    config, prompts, _ = sharded_group
+    batch = collate(prompts[:3], config, BatchShape(110, 30, 6))
+    with pytest.raises(ValueError, match="3 rows do not divide into 8 data shards"):
+        to_devices(replace(batch, pictures=None), make_mesh(2, 4, 1))
+    with pytest.raises(ValueError, match="does not fill 8 devices"):
+        make_mesh(3, 1, 1)
+    assert make_mesh(2, -1, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_every_parameter_has_a_rule_and_fsdp_splits_what_is_large():
+    model = Model(PUBLISHED["3b"], make_mesh(1, 8, 1), jnp.dtype(jnp.bfloat16))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract(jnp.float32)):
+        parts = int(np.prod(leaf.shape)) // int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
+        assert parts == 8 or np.prod(leaf.shape) < 10_000_000 / 3, path_of(path)
+    tensor = Model(PUBLISHED["3b"], make_mesh(1, 2, 4), jnp.dtype(jnp.bfloat16)).abstract(jnp.float32)
+    attention = tensor["layers"]["self_attn"]
+    assert attention["q_proj"]["kernel"].sharding.spec == jax.P(None, "fsdp", "tensor")
+    assert attention["k_proj"]["kernel"].sharding.spec == jax.P(None, "fsdp", None)
+
+
+def test_random_initialisation_is_the_same_on_every_mesh():
+    model = tiny.model_of()
+    one = model.init(3)
+    other = tiny.model_of(mesh=make_mesh(1, 4, 2)).init(3)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    kernels = one["layers"]["mlp"]["up_proj"]["kernel"]
+    assert 0.018 < np.std(kernels) < 0.022 and not np.array_equal(kernels[0], kernels[1])
