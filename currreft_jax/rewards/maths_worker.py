@@ -1,0 +1,76 @@
+"""The process that runs math-verify: a script of its own, so that it loads nothing else and starts fast.
+
+Reads requests from standard input, one JSON object a line: `{"gold": LaTeX, "answer": LaTeX or null}`. Each is served
+by a fresh child, forked when math-verify is already imported: a comparison depends on no other, and its death harms
+none.
+Writes lines: `ready` once; for each request `gold` when the gold answer has been read, then one of `bad_gold`, `equal`,
+`not_equal`, `unparsable`, `over_limit`; an answer of null asks only whether the gold one can be read.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+
+from math_verify import parse, verify
+from math_verify.parser import LatexExtractionConfig
+from sympy import Basic, MatrixBase
+
+# Only LaTeX: the plain-text extraction takes the 2 out of an unreadable "2\\foo".
+_LATEX = [LatexExtractionConfig()]
+
+
+def expressions(latex: str) -> list:
+    """What math-verify reads; empty when it reads nothing."""
+    found = parse(f"${latex}$", _LATEX, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    return [item for item in found if isinstance(item, Basic | MatrixBase)]
+
+
+def equal(gold: list, answer: list) -> bool:
+    """Whether math-verify calls two readings equal."""
+    return verify(gold, answer, timeout_seconds=None)
+
+
+def compare(gold_latex: str, answer_latex: str | None, reply: Callable[[str], None]) -> None:
+    """Serve one request."""
+    gold = expressions(gold_latex)
+    if not gold or not equal(gold, gold):
+        return reply("bad_gold")
+    reply("gold")
+    if answer_latex is None:
+        return reply("equal")
+    answer = expressions(answer_latex)
+    if not answer:
+        return reply("unparsable")
+    return reply("equal" if equal(gold, answer) else "not_equal")
+
+
+def main(cpu_seconds: float, memory_bytes: int) -> None:
+    """Serve until standard input closes."""
+    replies, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+
+    def reply(line: str) -> None:
+        os.write(replies, f"{line}\n".encode())
+
+    compare("\\sqrt{2}+1", "\\{1, x=2\\}", lambda line: None)  # loads what math-verify loads late
+    reply("ready")
+    os.dup2(nowhere, 2)
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if not child:
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+            # SIGPROF's default action ends the process, even inside one long operation on big integers.
+            signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+            compare(request["gold"], request["answer"], reply)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            reply("over_limit")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))
