@@ -256,7 +256,10 @@ def _part(name: str, settings: Rewards) -> _Part:
     if not colon:
         known = ", ".join(sorted({*settings.weights, *Rewards().weights, *_REGISTERED} - {name}))
         raise ValueError(f"rewards.weights names {name!r}; write package.module:function, or one of {known}")
-    functions = vars(import_module(path))
+    try:
+        functions = vars(import_module(path))
+    except ImportError as error:
+        raise ValueError(f"rewards.weights names {name!r}, but {path} cannot be imported: {error}") from error
     if attribute not in functions:
         raise ValueError(f"rewards.weights names {name!r}, but {path} defines no {attribute!r}")
     function = functions[attribute]
