@@ -61,13 +61,14 @@ class DetectionScore(Enum):
 
 @dataclass(slots=True)
 class Maths:
-    """Limits of one comparison by math-verify. An answer beyond one of them scores 0 as `timeout`.
+    """Limits of one comparison by math-verify. An answer beyond one of them scores 0, as `timeout`.
 
     Attributes:
         workers: processes that compare at the same time.
         cpu_seconds: CPU time of a comparison; CPU time and not wall time, so that a busy machine changes no verdict.
         wall_seconds: backstop for a comparison that waits instead of computing.
-        memory_mb: address space of a comparison, MiB.
+        memory_mb: address space of a comparison, MiB. Where math-verify itself takes the refusal of memory for an
+            answer that it cannot read or prove, the reason is `unparsable` or `not_equal`.
         max_characters: length of an answer.
         max_nesting: depth of its brackets.
     """

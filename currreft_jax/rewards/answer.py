@@ -46,7 +46,8 @@ def refuse_gold(row: Row, reason: Reason, wanted: str) -> NoReturn:
     """Raise the `RowError` of a gold answer that is itself unreadable."""
     shown = row.solution if len(row.solution) <= 80 else f"{row.solution[:80]}…"
     raise RowError(
-        row, f"solution {shown!r} is no gold answer ({reason}); kind {row.kind.value}, task {row.task.value} wants {wanted}"
+        row,
+        f"solution {shown!r} is no gold answer ({reason}); kind {row.kind.value}, task {row.task.value} wants {wanted}",
     )
 
 

@@ -18,6 +18,7 @@ _SAFE_DIGITS = 15
 
 _NUMBER = re.compile(r"([+-]?)((?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?|\.\d+)(\\?%)?")
 _FRACTION = re.compile(r"([+-]?)(?:(\d+) ?/ ?(\d+)|\\[dt]?frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\})")
+_SPACE = re.compile(r"(?<!\\)\\[,;! ]|~")
 _LETTER = re.compile(r"\(?([A-Za-z])\)?")
 _UNIT = re.compile(
     r"(?<=[\d})])"
@@ -105,7 +106,7 @@ def read(answer: str, limits: Maths) -> Expression | Reason:
         return Reason.EMPTY_ANSWER
     if len(answer) > limits.max_characters or _nesting(answer) > limits.max_nesting:
         return Reason.TIMEOUT
-    text = _one_expression(" ".join(answer.replace("−", "-").replace("**", "^").split()))
+    text = _one_expression(" ".join(_SPACE.sub(" ", answer).replace("−", "-").replace("**", "^").split()))
     if isinstance(text, Reason):
         return text
     text = text.strip().removesuffix(".").rstrip()

@@ -40,6 +40,7 @@ def compare(gold_latex: str, answer_latex: str | None, reply: Callable[[str], No
         return reply("bad_gold")
     reply("gold")
     if answer_latex is None:
+        equal(gold, expressions("0.123456789"))  # one that cannot be evaluated is equal to itself all the same
         return reply("equal")
     answer = expressions(answer_latex)
     if not answer:
