@@ -16,8 +16,8 @@ from currreft_jax.structs import Reason, Row, Verdict
 _ROUNDING = Fraction(2, 10**6)
 _SAFE_DIGITS = 15
 
-_NUMBER = re.compile(r"([+-]?)((?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?|\.\d+)(\\?%)?")
-_FRACTION = re.compile(r"([+-]?)(?:(\d+) ?/ ?(\d+)|\\[dt]?frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\})")
+_NUMBER = re.compile(r"([+-]?)((?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.[0-9]+)?|\.[0-9]+)(\\?%)?")
+_FRACTION = re.compile(r"([+-]?)(?:([0-9]+) ?/ ?([0-9]+)|\\[dt]?frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\})")
 _SPACE = re.compile(r"(?<!\\)\\[,;! ]|~")
 _LETTER = re.compile(r"\(?([A-Za-z])\)?")
 _UNIT = re.compile(
@@ -30,31 +30,9 @@ _DELIMITER = re.compile(r"(?<!\\)(?:\\[()\[\]]|\$\$?)|\\\$")
 _SEGMENT = re.compile(r"\$([^$]+)\$")
 _COMMAND_TEXT = re.compile(r"\\(?:text|mathrm|operatorname|begin|end|mathbf|rm) ?\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_NOT_PROSE = {
-    "and",
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "arcsin",
-    "arccos",
-    "arctan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "log",
-    "exp",
-    "sqrt",
-    "min",
-    "max",
-    "mod",
-    "gcd",
-    "lcm",
-}
+_NOT_PROSE = re.compile(r"and|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|min|max|mod|gcd|lcm", re.IGNORECASE)
 _PROSE_NUMBER = re.compile(
-    r"(?<![\w.,/^\\])[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:/\d+)?"
+    r"(?<![\w.,/^\\])[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?"
     r"(?:\\?%|°| ?(?:mm|cm|dm|km|m)\b)?(?![\w/^\\]|[.,]\d)"
 )
 _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
@@ -227,7 +205,7 @@ def _boxed(text: str) -> str:
 
 
 def _is_prose(text: str) -> bool:
-    return any(word.casefold() not in _NOT_PROSE for word in _WORD.findall(_COMMAND_TEXT.sub(" ", text)))
+    return any(not _NOT_PROSE.fullmatch(word) for word in _WORD.findall(_COMMAND_TEXT.sub(" ", text)))
 
 
 def _nesting(text: str) -> int:
