@@ -84,17 +84,21 @@ class MathsPool:
         outcomes: dict[int, Outcome] = {}
         waiting = deque(enumerate(questions))
         asked: dict[_Worker, int] = {}
-        while waiting or asked:
-            for worker in self._workers:
-                if waiting and worker not in asked:
-                    asked[worker], question = waiting.popleft()
-                    worker.ask(question)
-            patience = min(worker.deadline for worker in asked) - time.monotonic()
-            heard, _, _ = select.select(list(asked), [], [], max(patience, 0.0))
-            for worker in list(asked):
-                outcome = worker.hear() if worker in heard else worker.overdue()
-                if outcome:
-                    outcomes[asked.pop(worker)] = outcome
+        try:
+            while waiting or asked:
+                for worker in self._workers:
+                    if waiting and worker not in asked:
+                        asked[worker], question = waiting.popleft()
+                        worker.ask(question)
+                patience = min(worker.deadline for worker in asked) - time.monotonic()
+                heard, _, _ = select.select(list(asked), [], [], max(patience, 0.0))
+                for worker in list(asked):
+                    outcome = worker.hear() if worker in heard else worker.overdue()
+                    if outcome:
+                        outcomes[asked.pop(worker)] = outcome
+        finally:  # an interrupted call leaves no reply for the next one to hear
+            for worker in asked:
+                worker.restart()
         return [outcomes[index] for index in range(len(questions))]
 
 
@@ -116,7 +120,7 @@ class _Worker:
         try:
             os.write(self._requests, line)
         except BrokenPipeError:  # killed while it was idle
-            self._restart()
+            self.restart()
             self._wait_until_ready()
             os.write(self._requests, line)
         self._gold_read, self._text = False, b""
@@ -154,10 +158,11 @@ class _Worker:
         os.close(self._errors)
 
     def _lost(self) -> Outcome:
-        self._restart()
+        self.restart()
         return Outcome.OVER_LIMIT
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Start afresh, whatever the process is doing."""
         self.kill()
         self._start()
 

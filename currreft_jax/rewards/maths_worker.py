@@ -34,6 +34,10 @@ _WARM_UP = [
     ("50\\%", "3:4"),
 ]
 
+# Only the parent writes a last line, so a child that dies late cannot write a second one.
+_EXIT_CODES = {"equal": 10, "not_equal": 11, "unparsable": 12, "bad_gold": 13}
+_WORDS = {code: word for word, code in _EXIT_CODES.items()}
+
 
 def expressions(latex: str) -> list:
     """What math-verify reads; empty when it reads nothing."""
@@ -46,19 +50,19 @@ def equal(gold: list, answer: list) -> bool:
     return verify(gold, answer, timeout_seconds=None)
 
 
-def compare(gold_latex: str, answer_latex: str | None, reply: Callable[[str], None]) -> None:
-    """Serve one request."""
+def compare(gold_latex: str, answer_latex: str | None, gold_is_read: Callable[[], None]) -> str:
+    """Serve one request; the last line of its reply."""
     gold = expressions(gold_latex)
     if not gold or not equal(gold, gold):
-        return reply("bad_gold")
-    reply("gold")
+        return "bad_gold"
+    gold_is_read()
     if answer_latex is None:
         equal(gold, expressions("0.123456789"))  # one that cannot be evaluated is equal to itself all the same
-        return reply("equal")
+        return "equal"
     answer = expressions(answer_latex)
     if not answer:
-        return reply("unparsable")
-    return reply("equal" if equal(gold, answer) else "not_equal")
+        return "unparsable"
+    return "equal" if equal(gold, answer) else "not_equal"
 
 
 def main(cpu_seconds: float, memory_bytes: int) -> None:
@@ -70,7 +74,7 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
         os.write(replies, f"{line}\n".encode())
 
     for gold, answer in _WARM_UP:
-        compare(gold, answer, lambda line: None)
+        compare(gold, answer, lambda: None)
     gc.freeze()  # a collection in a child would copy every page that it shares
     reply("ready")
     os.dup2(nowhere, 2)
@@ -81,11 +85,10 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
             # SIGPROF's default action ends the process, even inside one long operation on big integers.
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-            compare(request["gold"], request["answer"], reply)
-            os._exit(0)
+            word = compare(request["gold"], request["answer"], lambda: reply("gold"))
+            os._exit(_EXIT_CODES[word])
         _, status = os.waitpid(child, 0)
-        if status:
-            reply("over_limit")
+        reply(_WORDS.get(os.waitstatus_to_exitcode(status), "over_limit"))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,18 @@ def test_an_interrupted_pool_leaves_no_process_behind():
         pool.compare([Comparison("1", "1")])
 
 
+def test_an_interrupted_call_leaves_no_reply_for_the_next_one(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with MathsPool(Maths(workers=1)) as pool:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(maths_pool.select, "select", interrupt)
+            pool._workers[0]._ready = True
+            pool.compare([Comparison("2", r"\sqrt{4}")])
+        assert pool.compare([Comparison("2", r"\sqrt{5}")]) == [Outcome.NOT_EQUAL]
+
+
 def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
     script = tmp_path / "worker.py"
     script.write_text("raise ImportError('No module named math_verify')")
