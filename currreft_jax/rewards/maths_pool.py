@@ -157,14 +157,14 @@ class _Worker:
         os.close(self._replies)
         os.close(self._errors)
 
-    def _lost(self) -> Outcome:
-        self.restart()
-        return Outcome.OVER_LIMIT
-
     def restart(self) -> None:
         """Start afresh, whatever the process is doing."""
         self.kill()
         self._start()
+
+    def _lost(self) -> Outcome:
+        self.restart()
+        return Outcome.OVER_LIMIT
 
     def _start(self) -> None:
         self._errors, errors = os.pipe()
