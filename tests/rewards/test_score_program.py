@@ -1,9 +1,12 @@
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 from answered import tagged
+
+from currreft_jax import score
 
 ROWS = [
     {"kind": "judge", "task": "detection", "solution": "yes", "completion": tagged("Yes.")},
@@ -54,6 +57,21 @@ def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """What the program says when it ends with an error, and nothing on standard output."""
+
+    def call(*arguments: str, text: str = "") -> str:
+        monkeypatch.setattr(sys, "argv", ["score", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        with pytest.raises(SystemExit) as exit:
+            score.main()
+        assert capsys.readouterr().out == ""
+        return str(exit.value.code)
+
+    return call
+
+
 def test_a_file_is_scored(tmp_path):
     file, out = tmp_path / "rows.jsonl", tmp_path / "verdicts.jsonl"
     file.write_text(lines(ROWS) + "\n")
@@ -64,10 +82,10 @@ def test_a_file_is_scored(tmp_path):
 
 
 def test_a_pipe_is_scored():
-    done = run("-", "--out", "-", text=lines(ROWS))
+    done = run("-", "--out", "-", text=lines(ROWS[:3]))
     assert done.returncode == 0
-    assert [json.loads(line) for line in done.stdout.splitlines()] == VERDICTS
-    assert done.stderr == TABLE
+    assert [json.loads(line) for line in done.stdout.splitlines()] == VERDICTS[:3]
+    assert done.stderr.startswith("kind    task ")
 
 
 def test_settings():
@@ -121,24 +139,20 @@ def test_keys_that_play_no_part_are_named():
         ),
     ],
 )
-def test_what_cannot_be_scored_names_line_and_remedy(text, message):
+def test_what_cannot_be_scored_names_line_and_remedy(text, message, refusal):
     if isinstance(text, dict):
         row = {key: value for key, value in (ROWS[0] | text).items() if value is not None}
         text = lines([ROWS[0], row])
-    done = run("-", text=text)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert message in refusal("-", text=text)
 
 
-def test_every_bad_gold_answer_is_named(tmp_path):
+def test_every_bad_gold_answer_is_named(tmp_path, refusal):
     file = tmp_path / "rows.jsonl"
     file.write_text(lines([ROWS[0] | {"solution": "maybe"}] * 25))
-    done = run(str(file))
-    assert f"{file}:1:" in done.stderr
-    assert f"{file}:20:" in done.stderr
-    assert "and 5 more" in done.stderr
+    said = refusal(str(file))
+    assert f"score: {file}:1: solution" in said
+    assert f"{file}:20: solution" in said
+    assert said.endswith("and 5 more")
 
 
 @pytest.mark.parametrize(
@@ -153,17 +167,21 @@ def test_every_bad_gold_answer_is_named(tmp_path):
         (["-", "--out", "/no/such/folder/x"], "No such file or directory: '/no/such/folder/x'"),
     ],
 )
-def test_what_cannot_be_asked_says_what_can(arguments, message):
-    done = run(*arguments, text=lines(ROWS[:1]))
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_asked_says_what_can(arguments, message, refusal):
+    assert message in refusal(*arguments, text=lines(ROWS[:1]))
 
 
-def test_a_file_of_bytes_is_refused(tmp_path):
+def test_a_file_of_bytes_is_refused(tmp_path, refusal):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\xff\xfe{")
-    assert f"score: {file} is not UTF-8" in run(str(file)).stderr
+    assert f"score: {file} is not UTF-8" in refusal(str(file))
+
+
+def test_an_error_ends_the_program_with_one_line():
+    done = run("-", text="{")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("score: standard input:1: not JSON")
+    assert done.stderr.count("\n") == 1
 
 
 def test_help_shows_keys_settings_and_commands():
