@@ -192,6 +192,6 @@ class _Worker:
             errors = os.read(self._errors, 1 << 16).decode(errors="replace").strip().rpartition("\n")[2]
             raise MathsPoolError(
                 f"the process that runs math-verify did not start: {errors or 'it wrote nothing'}; "
-                f"does `{sys.executable} -c 'import math_verify'` work?"
+                f"if it is not installed, `{sys.executable} -m pip install math-verify`"
             )
         self._ready = True

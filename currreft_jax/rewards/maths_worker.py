@@ -73,22 +73,26 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
     def reply(line: str) -> None:
         os.write(replies, f"{line}\n".encode())
 
-    for gold, answer in _WARM_UP:
-        compare(gold, answer, lambda: None)
-    gc.freeze()  # a collection in a child would copy every page that it shares
-    reply("ready")
-    os.dup2(nowhere, 2)
-    for line in sys.stdin:
-        request = json.loads(line)
+    def serve(gold: str, answer: str | None, gold_is_read: Callable[[], None]) -> str:
         child = os.fork()
         if not child:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
             # SIGPROF's default action ends the process, even inside one long operation on big integers.
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-            word = compare(request["gold"], request["answer"], lambda: reply("gold"))
-            os._exit(_EXIT_CODES[word])
+            os._exit(_EXIT_CODES[compare(gold, answer, gold_is_read)])
         _, status = os.waitpid(child, 0)
-        reply(_WORDS.get(os.waitstatus_to_exitcode(status), "over_limit"))
+        return _WORDS.get(os.waitstatus_to_exitcode(status), "over_limit")
+
+    for gold, answer in _WARM_UP:
+        compare(gold, answer, lambda: None)
+    gc.freeze()  # a collection in a child would copy every page that it shares
+    if serve("200x", "+".join("x" * 200), lambda: None) != "equal":
+        sys.exit("it cannot add x 200 times; raise rewards.maths.cpu_seconds or rewards.maths.memory_mb")
+    reply("ready")
+    os.dup2(nowhere, 2)
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply(serve(request["gold"], request["answer"], lambda: reply("gold")))
 
 
 if __name__ == "__main__":
