@@ -79,6 +79,18 @@ def test_the_exact_path_agrees_on_percentages(percent):
         assert (verdict.value == 1) == verify(gold, answer), (gold, answer)
 
 
+@pytest.mark.parametrize("letter", [*"ABCDEFGHINOabcdefghijkxyz", "(C)", "C."])
+def test_the_exact_path_agrees_on_letters(letter):
+    limits = Maths()
+    for other in ("5", "-0.5", "3/4", "25%", "B", "(x)", "e", "2.718281828459"):
+        for gold, answer in ((letter, other), (other, letter)):
+            read = maths.read(answer, limits)
+            assert not isinstance(read, Reason)
+            verdict = maths.accuracy(maths.gold(make_row("open", "math", gold), limits), read)
+            if isinstance(verdict, Verdict):
+                assert (verdict.value == 1) == verify(gold, answer), (gold, answer)
+
+
 def pairs() -> list[tuple[str, str, bool]]:
     """(gold, answer, whether they are equal), by construction."""
     random = Random(2)
