@@ -1,5 +1,7 @@
 """Settings and their defaults, each in this one place."""
 
+import math
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -12,3 +14,169 @@ class Remat(Enum):
     NONE = "none"
     DOTS = "dots"
     BLOCK = "block"
+
+
+class Task(Enum):
+    """What a row asks about its image."""
+
+    DETECTION = "detection"
+    CLASSIFY = "classify"
+    MATH = "math"
+
+
+class Kind(Enum):
+    """How a row wants its answer: the paper's three stages, and conversations that no rule scores.
+
+    `JUDGE` asks for yes or no, `CHOICE` for option letters, `OPEN` for the answer itself.
+    """
+
+    JUDGE = "judge"
+    CHOICE = "choice"
+    OPEN = "open"
+    CHAT = "chat"
+
+
+class PartialCredit(Enum):
+    """Which incomplete sets of options earn `Rewards.partial_value` (equation 4).
+
+    `SUBSET`: some of the right options and no wrong one. `OVERLAP`: at least one right option. `NONE`: never.
+    """
+
+    SUBSET = "subset"
+    OVERLAP = "overlap"
+    NONE = "none"
+
+
+class DetectionScore(Enum):
+    """How predicted boxes are scored.
+
+    `PAPER`: 1 when equation 6 exceeds `Rewards.accept_iou`, else 0. `F1`: F1 of the boxes matched at `Rewards.tau`.
+    `SOFT_IOU`: the matched IoU, shared out over the larger number of boxes.
+    """
+
+    PAPER = "paper"
+    F1 = "f1"
+    SOFT_IOU = "soft_iou"
+
+
+@dataclass(slots=True)
+class Maths:
+    """Limits of one comparison by math-verify. An answer beyond one of them scores 0, as `timeout`.
+
+    Attributes:
+        workers: processes that compare at the same time.
+        cpu_seconds: CPU time of a comparison; CPU time and not wall time, so that a busy machine changes no verdict.
+        wall_seconds: backstop for a comparison that waits instead of computing.
+        memory_mb: address space of a comparison, MiB. Where math-verify itself takes the refusal of memory for an
+            answer that it cannot read or prove, the reason is `unparsable` or `not_equal`.
+        max_characters: length of an answer.
+        max_nesting: depth of its brackets.
+    """
+
+    workers: int = 2
+    cpu_seconds: float = 2.0
+    wall_seconds: float = 30.0
+    memory_mb: int = 1024
+    max_characters: int = 1000
+    max_nesting: int = 32
+
+
+@dataclass(slots=True)
+class Length:
+    """The part `length`: every token costs `1 / max_tokens`, down to -1."""
+
+    max_tokens: int = 1024
+
+
+@dataclass(slots=True)
+class Repetition:
+    """The part `repetition`: minus the share of a completion's `ngram`-word sequences that repeat an earlier one."""
+
+    ngram: int = 4
+
+
+@dataclass(slots=True)
+class Overlong:
+    """The part `overlong`: 0 up to `max_tokens - buffer_tokens`, then linearly down to -1 at `max_tokens`."""
+
+    max_tokens: int = 512
+    buffer_tokens: int = 128
+
+
+def _weights() -> dict[str, float]:
+    return {"accuracy": 1.0, "format": 1.0, "length": 0.0, "repetition": 0.0, "overlong": 0.0}
+
+
+@dataclass(slots=True)
+class Rewards:
+    """What a completion earns.
+
+    Attributes:
+        weights: part -> weight in the total; a part of weight 0 is not computed. Further parts are users' rewards, by
+            the name they are registered under or by import path, `package.module:function`.
+        partial_credit: reading of equation 4.
+        partial_value: what equation 4 pays for an incomplete set.
+        detection: how boxes are scored.
+        tau: least IoU of a valid match (equation 6).
+        accept_iou: equation 7 pays above this mean IoU.
+        aliases: label -> the label it stands for, both in lower case and with single spaces, as labels are compared.
+        maths: limits of math-verify.
+        length: settings of the part of that name; likewise `repetition` and `overlong`.
+    """
+
+    weights: dict[str, float] = field(default_factory=_weights)
+    partial_credit: PartialCredit = PartialCredit.SUBSET
+    partial_value: float = 0.2
+    detection: DetectionScore = DetectionScore.PAPER
+    tau: float = 0.5
+    accept_iou: float = 0.5
+    aliases: dict[str, str] = field(default_factory=dict)
+    maths: Maths = field(default_factory=Maths)
+    length: Length = field(default_factory=Length)
+    repetition: Repetition = field(default_factory=Repetition)
+    overlong: Overlong = field(default_factory=Overlong)
+
+
+def validate_rewards(rewards: Rewards) -> None:
+    """Refuse settings that cannot be meant.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    maths, overlong = rewards.maths, rewards.overlong
+    demands = [
+        (any(rewards.weights.values()), "weights", rewards.weights, "at least one weight other than 0"),
+        (all(map(math.isfinite, rewards.weights.values())), "weights", rewards.weights, "finite numbers"),
+        (0 <= rewards.partial_value < 1, "partial_value", rewards.partial_value, "a number in [0, 1)"),
+        (0 < rewards.tau <= 1, "tau", rewards.tau, "an IoU in (0, 1]"),
+        # Below one half, a guess beside every right box would pay: see rewards.detection.
+        (0.5 <= rewards.accept_iou < 1, "accept_iou", rewards.accept_iou, "an IoU in [0.5, 1)"),
+        (
+            all(name == " ".join(name.casefold().split()) for pair in rewards.aliases.items() for name in pair),
+            "aliases",
+            rewards.aliases,
+            "labels in lower case with single spaces",
+        ),
+        (maths.workers >= 1, "maths.workers", maths.workers, "1 or more"),
+        (maths.cpu_seconds > 0, "maths.cpu_seconds", maths.cpu_seconds, "a positive number of seconds"),
+        (
+            maths.wall_seconds > maths.cpu_seconds,
+            "maths.wall_seconds",
+            maths.wall_seconds,
+            f"more than maths.cpu_seconds ({maths.cpu_seconds})",
+        ),
+        (maths.memory_mb >= 256, "maths.memory_mb", maths.memory_mb, "256 or more: math-verify itself needs 100"),
+        (1 <= maths.max_characters <= 4000, "maths.max_characters", maths.max_characters, "1 to 4000"),
+        (1 <= maths.max_nesting <= 100, "maths.max_nesting", maths.max_nesting, "1 to 100"),
+        (rewards.length.max_tokens >= 1, "length.max_tokens", rewards.length.max_tokens, "1 or more"),
+        (rewards.repetition.ngram >= 1, "repetition.ngram", rewards.repetition.ngram, "1 or more"),
+        (
+            1 <= overlong.buffer_tokens <= overlong.max_tokens,
+            "overlong.buffer_tokens",
+            overlong.buffer_tokens,
+            f"1 to overlong.max_tokens ({overlong.max_tokens})",
+        ),
+    ]
+    for met, name, value, wanted in demands:
+        if not met:
+            raise ValueError(f"rewards.{name} is {value}; it takes {wanted}")

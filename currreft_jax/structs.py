@@ -18,9 +18,12 @@ The module loads no JAX: arrays are NumPy's on the host and JAX's on the device.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
+
+from currreft_jax.config import Kind, Task
 
 Array = Any  # NumPy's on the host, JAX's on the device
 
@@ -131,3 +134,134 @@ class Prefix:
     lengths: Array
     next_position: Array
     last_hidden: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Boxes and the frame they are measured in.
+
+    Attributes:
+        corners: float64 `[n, 4]`, (x1, y1, x2, y2) in pixels, 0-based and half-open.
+        frame: None where the size of the image is unknown.
+    """
+
+    corners: np.ndarray
+    frame: Frame | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question with its gold answer.
+
+    Attributes:
+        id: what an error about this row calls it.
+        task: what it asks about.
+        kind: how it wants its answer.
+        problem: the question, without the prompt's instructions.
+        solution: the gold answer, bare or inside `<answer>` tags; boxes in pixels of `frame`.
+        images: paths.
+        options: texts of a choice row's options, lettered A, B, C and so on; empty where only the problem lists them.
+        multiple: whether a choice row may have several right options.
+        frame: frame of the solution's boxes.
+    """
+
+    id: str
+    task: Task
+    kind: Kind
+    problem: str
+    solution: str
+    images: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    multiple: bool = False
+    frame: Frame | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the model wrote.
+
+    Attributes:
+        text: without the end token.
+        num_tokens: None where nobody counted.
+        finished: False when the token limit cut it off.
+    """
+
+    text: str
+    num_tokens: int | None = None
+    finished: bool = True
+
+
+class Reason(StrEnum):
+    """Why a completion earned nothing, or less than it could.
+
+    | reason | meaning |
+    |---|---|
+    | truncated | the token limit cut the completion off |
+    | no_answer_tag | no closed `<answer>` element |
+    | several_answers | more than one, or several expressions where one was asked for |
+    | empty_answer | nothing in it |
+    | bad_layout | something before, between or after thoughts and answer, or no thoughts |
+    | not_yes_or_no | neither word, or more than one word |
+    | not_letters | something other than option letters |
+    | several_options | several letters where one was asked for |
+    | unknown_option | a letter that the row does not offer |
+    | bad_json | neither a box nor a list of boxes or labels |
+    | degenerate_box | no box has an area |
+    | iou_below | the boxes overlap too little |
+    | extra_boxes | right boxes among too many others |
+    | labels_differ | the sets of labels are not equal |
+    | not_equal | another answer than the gold one |
+    | unparsable | math-verify cannot read it |
+    | timeout | beyond a limit of time, memory, length or nesting |
+    | too_long, repeats | what a penalty is for |
+    | unrewarded | for a user's reward to give |
+    """
+
+    TRUNCATED = "truncated"
+    NO_ANSWER_TAG = "no_answer_tag"
+    SEVERAL_ANSWERS = "several_answers"
+    EMPTY_ANSWER = "empty_answer"
+    BAD_LAYOUT = "bad_layout"
+    NOT_YES_OR_NO = "not_yes_or_no"
+    NOT_LETTERS = "not_letters"
+    SEVERAL_OPTIONS = "several_options"
+    UNKNOWN_OPTION = "unknown_option"
+    BAD_JSON = "bad_json"
+    DEGENERATE_BOX = "degenerate_box"
+    IOU_BELOW = "iou_below"
+    EXTRA_BOXES = "extra_boxes"
+    LABELS_DIFFER = "labels_differ"
+    NOT_EQUAL = "not_equal"
+    UNPARSABLE = "unparsable"
+    TIMEOUT = "timeout"
+    TOO_LONG = "too_long"
+    REPEATS = "repeats"
+    UNREWARDED = "unrewarded"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one reward says of one completion.
+
+    Attributes:
+        value: within the reward's declared range.
+        reason: never None where the value is 0 and could have been more.
+    """
+
+    value: float
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the completions of a batch earned.
+
+    Attributes:
+        total: float64 `[P, G]`, the weighted sum of the parts.
+        parts: name -> float64 `[P, G]`, unweighted.
+        reasons: name -> object `[P, G]`, a `Reason` or None.
+    """
+
+    total: np.ndarray
+    parts: dict[str, np.ndarray]
+    reasons: dict[str, np.ndarray]

@@ -1,0 +1,152 @@
+import os
+import signal
+import time
+from threading import Timer
+
+import pytest
+
+from currreft_jax.config import Maths
+from currreft_jax.rewards import MathsPool, MathsPoolError, maths, maths_pool
+from currreft_jax.rewards.maths import Comparison
+from currreft_jax.rewards.maths_pool import Outcome
+from currreft_jax.structs import Reason
+
+LIMITS = Maths(workers=2, cpu_seconds=0.5)
+
+HOSTILE = {
+    "tower of powers": "9^{9^{9^{9}}}",
+    "tower of twos": "2^{2^{2^{2^{2^{2}}}}}",
+    "huge power": "10^{10^{12}}",
+    "tiny power": "10^{-10^{10}}",
+    "huge factorial": "(10^9)!",
+    "factorial of digits": "99999999999!",
+    "binomial": r"\binom{1000000000}{500000000}",
+    "sum without end": r"\sum_{i=1}^{10^{9}} i^i",
+    "huge polynomial": "(x+y+z)^{5000}",
+    "sine of a tower": r"\sin(10^{10^{10}})",
+}
+
+
+@pytest.mark.parametrize("latex", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_answer_is_stopped_and_its_neighbours_keep_their_verdicts(latex):
+    root = r"2\sqrt{3}"
+    neighbours = [Comparison(root, r"\sqrt{12}"), Comparison(root, r"\sqrt{13}"), Comparison(root, r"\foo{")]
+    expected = [Outcome.EQUAL, Outcome.NOT_EQUAL, Outcome.UNPARSABLE]
+    with MathsPool(LIMITS) as pool:
+        assert pool.compare(neighbours) == expected
+        start = time.monotonic()
+        assert pool.compare([*neighbours, Comparison(root, latex), *neighbours]) == [
+            *expected,
+            Outcome.OVER_LIMIT,
+            *expected,
+        ]
+        assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 100_000 + "1" + ")" * 100_000,
+        "{" * 400 + "1" + "}" * 400,
+        r"\frac{1}{" * 100 + "1" + "}" * 100,
+        "7" * 3_000_000,
+    ],
+    ids=["brackets", "braces", "fractions", "digits"],
+)
+def test_a_hostile_text_never_reaches_a_worker(text):
+    start = time.monotonic()
+    assert maths.read(text, Maths()) is Reason.TIMEOUT
+    assert time.monotonic() - start < 1
+
+
+def test_the_limit_is_on_cpu_time_and_not_on_the_clock():
+    with MathsPool(Maths(workers=1, cpu_seconds=0.5)) as pool:
+        assert pool.compare([Comparison("1", r"\sqrt{2}")]) == [Outcome.NOT_EQUAL]
+        [worker] = pool._workers
+        os.killpg(worker._process.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        Timer(2, os.killpg, (worker._process.pid, signal.SIGCONT)).start()
+        assert pool.compare([Comparison("1", r"\sqrt{2}")]) == [Outcome.NOT_EQUAL]
+        assert time.monotonic() - stopped > 1.5
+
+
+def test_the_clock_stops_what_uses_no_cpu_time(caplog):
+    with MathsPool(Maths(workers=1, cpu_seconds=0.5, wall_seconds=2.0)) as pool:
+        assert pool.compare([Comparison("1", r"\sqrt{2}")]) == [Outcome.NOT_EQUAL]
+        os.killpg(pool._workers[0]._process.pid, signal.SIGSTOP)
+        assert pool.compare([Comparison("1", r"\sqrt{2}")]) == [Outcome.OVER_LIMIT]
+        assert "on the clock" in caplog.text
+        assert pool.compare([Comparison("1", r"\sqrt{2}")]) == [Outcome.NOT_EQUAL]
+
+
+def test_memory_is_limited():
+    comparison = Comparison("2", "+".join(["x"] * 400) + "-400x+2")
+    with MathsPool(Maths(workers=1, memory_mb=256)) as pool:
+        assert pool.compare([comparison]) == [Outcome.EQUAL]
+    with MathsPool(Maths(workers=1, memory_mb=16)) as pool, pytest.raises(MathsPoolError, match=r"raise .*memory_mb"):
+        pool.compare([comparison])
+
+
+def test_a_killed_worker_is_replaced():
+    with MathsPool(Maths(workers=1)) as pool:
+        assert pool.compare([Comparison("1", r"\sqrt{1}")]) == [Outcome.EQUAL]
+        os.killpg(pool._workers[0]._process.pid, signal.SIGKILL)
+        time.sleep(0.2)
+        assert pool.compare([Comparison("1", r"\sqrt{1}"), Comparison("1", "2")]) == [Outcome.EQUAL, Outcome.NOT_EQUAL]
+
+
+def test_an_interrupted_pool_leaves_no_process_behind():
+    with pytest.raises(KeyboardInterrupt), MathsPool(Maths(workers=2)) as pool:
+        groups = [worker._process.pid for worker in pool._workers]
+        raise KeyboardInterrupt
+    for group in groups:
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
+    with pytest.raises(MathsPoolError, match="closed; open another"):
+        pool.compare([Comparison("1", "1")])
+
+
+def test_an_interrupted_call_leaves_no_reply_for_the_next_one(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with MathsPool(Maths(workers=1)) as pool:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(maths_pool.select, "select", interrupt)
+            pool._workers[0]._ready = True
+            pool.compare([Comparison("2", r"\sqrt{4}")])
+        assert pool.compare([Comparison("2", r"\sqrt{5}")]) == [Outcome.NOT_EQUAL]
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
+    script = tmp_path / "worker.py"
+    script.write_text("raise ImportError('No module named math_verify')")
+    monkeypatch.setattr(maths_pool, "_SCRIPT", script)
+    with (
+        MathsPool(Maths(workers=1)) as pool,
+        pytest.raises(MathsPoolError, match=r"ImportError: No module named math_verify; if it is not installed, `"),
+    ):
+        pool.compare([Comparison("1", "1")])
+
+
+def test_limits_that_leave_no_room_are_told_at_the_start():
+    with (
+        MathsPool(Maths(workers=1, cpu_seconds=1e-3)) as pool,
+        pytest.raises(
+            MathsPoolError, match=r"cannot add x 200 times; raise rewards.maths.cpu_seconds or rewards.maths.memory_mb"
+        ),
+    ):
+        pool.compare([Comparison("1", "1")])
+
+
+def test_equal_comparisons_are_made_once_and_all_answered(pool):
+    comparisons = [Comparison(r"\sqrt{4}", "2"), Comparison(r"\sqrt{4}", "3"), Comparison(r"\sqrt{4}", "2")]
+    assert pool.compare(comparisons) == [Outcome.EQUAL, Outcome.NOT_EQUAL, Outcome.EQUAL]
+    assert pool.compare([]) == []
+
+
+def test_a_verdict_does_not_depend_on_what_came_before(pool):
+    comparisons = [Comparison(rf"{n}\sqrt{{3}}", rf"\sqrt{{{3 * n * n + n % 2}}}") for n in range(1, 9)]
+    outcomes = pool.compare(comparisons)
+    assert outcomes == [Outcome.NOT_EQUAL, Outcome.EQUAL] * 4
+    assert pool.compare(comparisons[::-1]) == outcomes[::-1]

@@ -1,0 +1,191 @@
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from answered import tagged
+
+from currreft_jax import score
+
+ROWS = [
+    {"kind": "judge", "task": "detection", "solution": "yes", "completion": tagged("Yes.")},
+    {"kind": "choice", "task": "math", "solution": "<answer>A, C</answer>", "completion": tagged("A"), "id": "m7"}
+    | {"options": ["1", "2", "3"], "multiple": True, "problem": "which?"},
+    {"kind": "open", "task": "math", "solution": r"2\sqrt{3}", "completion": tagged(r"\sqrt{12}")},
+    {"kind": "open", "task": "math", "solution": r"2\sqrt{3}", "completion": tagged("9^{9^{9^{9}}}")},
+    {"kind": "open", "task": "detection", "solution": "[0, 0, 10, 20]", "completion": tagged("[0, 0, 20, 20]")}
+    | {"frame": [20, 20], "resized": [40, 20]},
+    {"kind": "open", "task": "classify", "solution": "dog, dining table", "completion": "<answer>dog</answer>"},
+    {"kind": "judge", "task": "math", "solution": "no", "completion": tagged("no"), "finished": False, "num_tokens": 9},
+]
+
+VERDICTS = [
+    {"id": "1", "total": 2.0, "accuracy": 1.0, "format": 1.0, "reason": None},
+    {"id": "m7", "total": 1.2, "accuracy": 0.2, "format": 1.0, "reason": "not_equal"},
+    {"id": "3", "total": 2.0, "accuracy": 1.0, "format": 1.0, "reason": None},
+    {"id": "4", "total": 1.0, "accuracy": 0.0, "format": 1.0, "reason": "timeout"},
+    {"id": "5", "total": 2.0, "accuracy": 1.0, "format": 1.0, "reason": None},
+    {"id": "6", "total": 0.5, "accuracy": 0.5, "format": 0.0, "reason": "labels_differ"},
+    {"id": "7", "total": 0.0, "accuracy": 0.0, "format": 0.0, "reason": "truncated"},
+]
+
+TABLE = """\
+kind    task          rows       total    accuracy      format
+choice  math             1       1.200       0.200       1.000
+judge   detection        1       2.000       1.000       1.000
+judge   math             1       0.000       0.000       0.000
+open    classify         1       0.500       0.500       0.000
+open    detection        1       2.000       1.000       1.000
+open    math             2       1.500       0.500       1.000
+all                      7       1.243       0.529       0.714
+
+kind    task          rows   reason
+choice  math             1   not_equal
+judge   math             1   truncated
+open    classify         1   labels_differ
+open    math             1   timeout
+"""
+
+
+def lines(rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "currreft_jax.score", *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """What the program says when it ends with an error, and nothing on standard output."""
+
+    def call(*arguments: str, text: str = "") -> str:
+        monkeypatch.setattr(sys, "argv", ["score", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        with pytest.raises(SystemExit) as exit:
+            score.main()
+        assert capsys.readouterr().out == ""
+        return str(exit.value.code)
+
+    return call
+
+
+def test_a_file_is_scored(tmp_path):
+    file, out = tmp_path / "rows.jsonl", tmp_path / "verdicts.jsonl"
+    file.write_text(lines(ROWS) + "\n")
+    done = run(str(file), "--out", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == TABLE
+    assert [json.loads(line) for line in out.read_text().splitlines()] == VERDICTS
+
+
+def test_a_pipe_is_scored():
+    done = run("-", "--out", "-", text=lines(ROWS[:3]))
+    assert done.returncode == 0
+    assert [json.loads(line) for line in done.stdout.splitlines()] == VERDICTS[:3]
+    assert done.stderr.startswith("kind    task ")
+
+
+def test_settings():
+    rows = [
+        {"kind": "choice", "task": "math", "multiple": True, "solution": "A, C", "completion": tagged("A, B")},
+        {"kind": "open", "task": "detection", "solution": "[0, 0, 10, 10]", "completion": tagged("[0, 0, 10, 4]")},
+    ]
+    settings = ["--partial-credit", "overlap", "--detection", "soft_iou", "--weight", "format=0.5"]
+    done = run("-", "--out", "-", *settings, text=lines(rows))
+    assert [json.loads(line)["total"] for line in done.stdout.splitlines()] == pytest.approx([0.7, 0.9])
+    done = run("-", "--detection", "f1", "--tau", "0.3", "--weight", "format=0", text=lines(rows[1:]))
+    assert "open    detection        1       1.000       1.000\n" in done.stdout
+
+
+def test_keys_that_play_no_part_are_named():
+    done = run("-", text=lines([ROWS[0] | {"otpions": [], "model": "m"}]))
+    assert done.returncode == 0
+    assert done.stderr == "score: keys that play no part: model, otpions\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "score: standard input holds no rows; write one JSON object a line"),
+        ("{", "score: standard input:1: not JSON"),
+        ("[" * 5000, "score: standard input:1: not JSON"),
+        ("[]", "score: standard input:1: a list; write one object a line"),
+        ({"kind": None}, ':2: "kind" is missing; it takes judge, choice, open, chat'),
+        ({"kind": "opne"}, ':2: "kind" is "opne"; it takes judge, choice, open, chat'),
+        ({"kind": "chat"}, ":2: no rule scores chat rows"),
+        ({"task": ["math"]}, ':2: "task" is ["math"]; it takes detection, classify, math'),
+        ({"solution": 4}, ':2: "solution" is 4; it takes a string: the gold answer'),
+        ({"completion": None}, ':2: "completion" is missing; it takes a string: what the model wrote'),
+        ({"id": 1.5}, ':2: "id" is 1.5'),
+        ({"options": "A"}, ':2: "options" is "A"; it takes a list of at most 26 strings'),
+        ({"options": [1]}, ':2: "options" takes a list of at most 26 strings'),
+        ({"multiple": 1}, ':2: "multiple" is 1; it takes true or false'),
+        ({"frame": [20]}, ':2: "frame" is [20]; it takes [width, height], in pixels'),
+        ({"frame": [20, 0]}, ':2: "frame" is [20, 0]'),
+        ({"num_tokens": -1}, ':2: "num_tokens" is -1'),
+        ({"finished": "no"}, ':2: "finished" is "no"'),
+        ({"solution": "maybe"}, ":2: solution 'maybe' is no gold answer (not_yes_or_no)"),
+        ({"kind": "open", "solution": "x"}, ":2: solution 'x' is no gold answer (bad_json)"),
+        (
+            {"kind": "open", "solution": "[0,0,9,9]", "resized": [5, 5]},
+            ":2: the model saw Frame(width=5, height=5)",
+        ),
+        (
+            {"kind": "open", "task": "math", "solution": "\\foo{"},
+            ":2: solution '\\\\foo{' is an expression that",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_names_line_and_remedy(text, message, refusal):
+    if isinstance(text, dict):
+        row = {key: value for key, value in (ROWS[0] | text).items() if value is not None}
+        text = lines([ROWS[0], row])
+    assert message in refusal("-", text=text)
+
+
+def test_every_bad_gold_answer_is_named(tmp_path, refusal):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(lines([ROWS[0] | {"solution": "maybe"}] * 25))
+    said = refusal(str(file))
+    assert f"score: {file}:1: solution" in said
+    assert f"{file}:20: solution" in said
+    assert said.endswith("and 5 more")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such_file"], "score: [Errno 2] No such file or directory: 'no_such_file'"),
+        (["-", "--weight", "format"], "score: --weight format: write NAME=NUMBER"),
+        (["-", "--weight", "format=x"], "score: --weight format=x: write NAME=NUMBER"),
+        (["-", "--weight", "formt=1"], "names 'formt'; write package.module:function, or one of accuracy"),
+        (["-", "--weight", "length=1"], "num_tokens is unknown; give it"),
+        (["-", "--tau", "2"], "score: rewards.tau is 2.0; it takes an IoU in (0, 1]"),
+        (["-", "--out", "/no/such/folder/x"], "No such file or directory: '/no/such/folder/x'"),
+    ],
+)
+def test_what_cannot_be_asked_says_what_can(arguments, message, refusal):
+    assert message in refusal(*arguments, text=lines(ROWS[:1]))
+
+
+def test_a_file_of_bytes_is_refused(tmp_path, refusal):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\xff\xfe{")
+    assert f"score: {file} is not UTF-8" in refusal(str(file))
+
+
+def test_an_error_ends_the_program_with_one_line():
+    done = run("-", text="{")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("score: standard input:1: not JSON")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_shows_keys_settings_and_commands():
+    done = run("--help")
+    assert done.returncode == 0
+    words = ["solution", "resized", "--detection", "soft_iou", "(default subset)", "module:function", "| python -m"]
+    assert [word for word in words if word not in done.stdout] == []

@@ -1,0 +1,298 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from answered import make_row, tagged
+
+from currreft_jax import rewards
+from currreft_jax.config import (
+    Kind,
+    Length,
+    Maths,
+    Overlong,
+    PartialCredit,
+    Repetition,
+    Rewards,
+    Task,
+    validate_rewards,
+)
+from currreft_jax.rewards import TABLE, RewardError, RowError, check_rows, parts, register, score_completions
+from currreft_jax.structs import Completion, Frame, Reason, Row, Verdict
+
+YES = make_row("judge", "detection", "yes", name="q1")
+LETTER = make_row("choice", "math", "B", 4, name="q2")
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(rewards, "_REGISTERED", {})
+
+
+def only(name: str) -> Rewards:
+    settings = Rewards(weights={name: 1.0})
+    return settings
+
+
+def score_user(name: str, row: Row = YES, text: str = tagged("yes")):
+    return score_completions([row], [[Completion(text)]], only(name))
+
+
+def test_the_table_holds_every_kind_and_task_but_conversations():
+    assert TABLE.keys() == {(kind, task) for kind in Kind for task in Task if kind is not Kind.CHAT}
+
+
+def test_totals_parts_and_reasons_of_two_groups():
+    completions = [
+        [Completion(tagged("yes")), Completion("<answer>yes</answer>"), Completion("yes")],
+        [Completion(tagged("C")), Completion(tagged("B"), finished=False), Completion(tagged("it is B"))],
+    ]
+    scores = score_completions([YES, LETTER], completions)
+    assert scores.total.tolist() == [[2, 1, 0], [1, 0, 0]]
+    assert scores.parts["accuracy"].tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert scores.parts["format"].tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert scores.reasons["accuracy"].tolist() == [
+        [None, None, Reason.NO_ANSWER_TAG],
+        [Reason.NOT_EQUAL, Reason.TRUNCATED, Reason.NOT_LETTERS],
+    ]
+    assert scores.reasons["format"].tolist() == [
+        [None, Reason.BAD_LAYOUT, Reason.NO_ANSWER_TAG],
+        [None, Reason.TRUNCATED, Reason.NOT_LETTERS],
+    ]
+
+
+def test_weights_make_the_total():
+    settings = Rewards(weights={"accuracy": 2.0, "format": 0.5})
+    scores = score_completions([LETTER], [[Completion(tagged("B")), Completion(tagged("C"))]], settings)
+    assert scores.total.tolist() == [[2.5, 0.5]]
+
+
+def test_a_part_of_weight_zero_is_not_computed():
+    scores = score_completions([YES], [[Completion(tagged("yes"))]], Rewards(weights={"accuracy": 1.0, "length": 0.0}))
+    assert scores.parts.keys() == scores.reasons.keys() == {"accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "solution", "answer", "shape"),
+    [
+        ("judge", "detection", "yes", "no", 1),  # official: detection wants boxes in every stage
+        ("judge", "detection", "yes", "[0, 0, 10, 10]", 0),
+        ("choice", "detection", "B", "C", 1),
+        ("choice", "detection", "B", "[0, 0, 10, 10]", 0),
+        ("open", "detection", "[0, 0, 10, 10]", "[50.5, 0.5, 60, 10]", 1),  # official: no bare list, no floats
+        ("open", "detection", "[0, 0, 10, 10]", "{the box [0, 0, 10, 10] it is}", 0),
+        ("open", "classify", "dog", "cat", 1),
+        ("open", "classify", "dog", " ", 0),
+        ("open", "math", "5", "6", 1),
+        ("open", "math", "5", "", 0),
+    ],
+)
+def test_the_format_wants_an_answer_of_its_kind(kind, task, solution, answer, shape):
+    scores = score_completions([make_row(kind, task, solution)], [[Completion(tagged(answer))]])
+    assert scores.parts["format"][0, 0] == shape
+
+
+def test_no_rows_make_no_scores():
+    assert score_completions([], []).total.shape == (0, 0)
+
+
+def test_groups_and_frames_must_fit():
+    one = [Completion("")]
+    with pytest.raises(ValueError, match="2 rows with 1 groups"):
+        score_completions([YES, YES], [one])
+    with pytest.raises(ValueError, match=r"groups of sizes \[1, 2\]"):
+        score_completions([YES, YES], [one, one * 2])
+    with pytest.raises(ValueError, match="1 rows with 2 frames"):
+        score_completions([YES], [one], frames=[None, None])
+
+
+def test_conversations_are_scored_by_users_rewards_only(registry):
+    row = make_row("chat", "math", "hello", name="c9")
+    with pytest.raises(RowError, match="row c9: no rule scores chat rows; let a judge"):
+        score_completions([row], [[Completion("")]])
+    assert "no rule scores chat" in str(check_rows([row])[0])
+    register("kind", low=0, high=1)(lambda row, completion, answer, frame: Verdict(1.0))
+    assert score_user("kind", row).total.tolist() == [[1]]
+
+
+# Users' rewards
+
+
+def brevity(row, completion, answer, frame):
+    """By import path; its range is 0 to 1."""
+    return Verdict(1.0) if len(completion.text) < 50 else Verdict(0.0, Reason.UNREWARDED)
+
+
+def test_a_reward_by_import_path():
+    settings = Rewards(weights={"accuracy": 1.0, f"{__name__}:brevity": 0.5})
+    scores = score_completions([YES], [[Completion(tagged("yes")), Completion(tagged("yes") + " " * 99)]], settings)
+    assert scores.total.tolist() == [[1.5, 1.0]]
+    assert scores.reasons[f"{__name__}:brevity"].tolist() == [[None, Reason.UNREWARDED]]
+
+
+def test_a_registered_reward_sees_row_completion_answer_and_frame(registry):
+    seen = []
+
+    @register("spy", low=-2.0, high=2.0)
+    def spy(row, completion, answer, frame):
+        seen.append((row.id, completion.num_tokens, answer, frame))
+        return Verdict(-1.5, Reason.UNREWARDED)
+
+    completions = [[Completion(tagged(" no "), 7), Completion("no", 1)]]
+    scores = score_completions([YES], completions, only("spy"), frames=[Frame(5, 6)])
+    assert scores.total.tolist() == [[-1.5, -1.5]]
+    assert seen == [("q1", 7, "no", Frame(5, 6)), ("q1", 1, None, Frame(5, 6))]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda *_: 1.0, r"returned 1.0; return Verdict\(value, reason\)"),
+        (lambda *_: None, "returned None; return Verdict"),
+        (lambda *_: Verdict("1"), "returned Verdict.*plain number"),
+        (lambda *_: Verdict(np.ones(2)), "returned Verdict.*plain number"),
+        (lambda *_: Verdict(1.5), "value 1.5 is outside its range 0.0 to 1.0"),
+        (lambda *_: Verdict(float("nan")), "value nan is outside"),
+        (lambda *_: Verdict(0.0), "value 0.0 with reason None; give a Reason"),
+        (lambda *_: Verdict(1.0, "fine"), "reason 'fine'; give a Reason"),
+        (lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda row: Verdict(1.0), "TypeError"),
+    ],
+)
+def test_a_broken_promise_names_reward_row_and_completion(registry, function, message):
+    register("mine")(function)
+    with pytest.raises(RewardError, match=rf"reward 'mine', row q1, completion '<think>look.*{message}"):
+        score_user("mine")
+
+
+def test_a_name_is_registered_once_and_its_range_is_a_range(registry):
+    register("mine")(brevity)
+    for name in ("mine", "accuracy", "length"):
+        with pytest.raises(ValueError, match="exists already"):
+            register(name)
+    with pytest.raises(ValueError, match="low must be less than high"):
+        register("other", low=1, high=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("acuracy", "names 'acuracy'; write package.module:function, or one of accuracy, format"),
+        ("no_such_module:f", "no_such_module cannot be imported"),
+        (f"{__name__}:f", "defines no 'f'"),
+    ],
+)
+def test_an_unknown_part_is_an_error(name, message):
+    with pytest.raises(ValueError, match=message):
+        score_user(name)
+
+
+# Optional parts, worked by hand
+
+
+@pytest.mark.parametrize(("tokens", "value"), [(0, 0), (50, -0.25), (200, -1), (999, -1)])
+def test_length(tokens, value):
+    assert parts.length(tokens, Length(200)) == Verdict(value, Reason.TOO_LONG if value else None)
+
+
+@pytest.mark.parametrize(("tokens", "value"), [(0, 0), (60, 0), (70, -0.25), (90, -0.75), (100, -1), (999, -1)])
+def test_overlong(tokens, value):
+    assert parts.overlong(tokens, Overlong(100, 40)) == Verdict(value, Reason.TOO_LONG if value else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", 0),
+        ("a b", 0),
+        ("a b c d", 0),
+        ("a a a a", -2 / 3),  # three pairs, one of them distinct
+        ("A b a B", -1 / 3),  # ab, ba, ab
+        ("a b\nc a b", -1 / 4),  # ab, bc, ca, ab
+    ],
+)
+def test_repetition(text, value):
+    verdict = parts.repetition(Completion(text), Repetition(2))
+    assert verdict == Verdict(pytest.approx(value), Reason.REPEATS if value else None)
+
+
+def test_penalties_join_the_total():
+    settings = Rewards(
+        weights={"accuracy": 1.0, "length": 0.5, "repetition": 1.0, "overlong": 1.0},
+        length=Length(100),
+        overlong=Overlong(100, 50),
+    )
+    scores = score_completions([YES], [[Completion(tagged("yes"), 75)]], settings)
+    assert scores.total[0, 0] == 1 - 0.5 * 0.75 - 0.5
+
+
+def test_a_penalty_on_length_needs_a_length():
+    with pytest.raises(RewardError, match=r"reward 'overlong', row q1.*num_tokens is unknown; give it"):
+        score_completions([YES], [[Completion(tagged("yes"))]], Rewards(weights={"overlong": 1.0}))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Rewards(weights={}), "rewards.weights is .*at least one weight"),
+        (Rewards(weights={"accuracy": 0.0}), "at least one weight"),
+        (Rewards(weights={"accuracy": float("nan")}), "finite"),
+        (Rewards(partial_value=1.0), r"rewards.partial_value is 1.0; it takes a number in \[0, 1\)"),
+        (Rewards(tau=0.0), "rewards.tau is 0.0"),
+        (Rewards(accept_iou=0.4), "rewards.accept_iou is 0.4"),
+        (Rewards(maths=Maths(workers=0)), "rewards.maths.workers is 0; it takes 1 or more"),
+        (Rewards(maths=Maths(cpu_seconds=0)), "maths.cpu_seconds"),
+        (Rewards(maths=Maths(wall_seconds=1.0)), "more than maths.cpu_seconds"),
+        (Rewards(maths=Maths(memory_mb=10)), "maths.memory_mb"),
+        (Rewards(maths=Maths(max_characters=10_000)), "maths.max_characters"),
+        (Rewards(maths=Maths(max_nesting=0)), "maths.max_nesting"),
+        (Rewards(length=Length(0)), "length.max_tokens"),
+        (Rewards(repetition=Repetition(0)), "repetition.ngram"),
+        (Rewards(overlong=Overlong(10, 20)), r"overlong.buffer_tokens is 20; it takes 1 to overlong.max_tokens \(10\)"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        validate_rewards(settings)
+    with pytest.raises(ValueError, match=message):
+        score_completions([YES], [[Completion("")]], settings)
+
+
+def test_the_defaults_are_the_papers():
+    defaults = Rewards()
+    validate_rewards(defaults)
+    assert {name: weight for name, weight in defaults.weights.items() if weight} == {"accuracy": 1, "format": 1}
+    assert (defaults.partial_credit, defaults.partial_value) == (PartialCredit.SUBSET, 0.2)
+
+
+def test_settings_can_be_overridden_by_flags():
+    code = (
+        "from absl import flags; from ml_collections import config_flags; from currreft_jax.config import Rewards\n"
+        "settings = config_flags.DEFINE_config_dataclass('rewards', Rewards()); import sys; flags.FLAGS(sys.argv)\n"
+        "it = settings.value; print(it.tau, it.detection.value, it.weights['length'], it.maths.workers)"
+    )
+    changed = ["tau=0.7", "detection=f1", "weights.length=0.5", "maths.workers=3"]
+    command = [sys.executable, "-c", code, *(f"--rewards.{setting}" for setting in changed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0.7", "f1", "0.5", "3"]
+
+
+def test_the_rewards_and_their_program_load_no_jax():
+    code = (
+        "import sys, currreft_jax.rewards, currreft_jax.score\n"
+        "print([name for name in ('jax', 'flax', 'torch', 'math_verify', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_maths_workers_load_no_jax():
+    code = (
+        f"import sys, runpy; runpy.run_path({str(rewards.maths_pool._SCRIPT)!r})\n"
+        "print([name for name in ('jax', 'flax', 'torch', 'numpy', 'currreft_jax') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
