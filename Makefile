@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ORACLES := 5.23.0 4.57.6 4.49.0
 CONSTRAIN := -c constraints.txt
+PARALLEL ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python -m
 
 .PHONY: help install test slow check fix oracle golden lowest lock clean
@@ -18,10 +19,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test: install  ## Runs the suite (about 6 minutes on 2 cores).
-	$(RUN) pytest -m 'not slow and not oracle'
+	$(RUN) pytest $(PARALLEL) -m 'not slow and not oracle'
 
 slow: install  ## Runs the long property tests.
-	$(RUN) pytest -m 'slow and not oracle'
+	$(RUN) pytest $(PARALLEL) -m 'slow and not oracle'
 
 check: install static test  ## Format, lint, types, layers, tests.
 
@@ -59,12 +60,12 @@ golden: .venv-oracle-5.23.0/.installed  ## Makes the golden files again.
 	touch $@
 
 lowest: .venv-lowest/.installed  ## Runs the suite with the lowest versions that pyproject.toml allows.
-	.venv-lowest/bin/python -m pytest -m 'not slow and not oracle'
+	.venv-lowest/bin/python -m pytest $(PARALLEL) -m 'not slow and not oracle'
 
 lock: install  ## Resolves constraints.txt again, for all supported Pythons.
 	$(RUN) pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--extra test --extra check --extra wandb pyproject.toml -o constraints.txt
+		--extra test --extra check pyproject.toml -o constraints.txt
 
 clean:  ## Removes the environments and caches.
 	rm -rf .venv .venv-* .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from currreft_jax.data.processor import load as load_processor
     from currreft_jax.models.hf import export as save_hf
     from currreft_jax.models.hf import load as load_model
+    from currreft_jax.rewards import score_completions as score_completions
     from currreft_jax.sharding import make_mesh as make_mesh
     from currreft_jax.sharding import to_devices as to_devices
 
@@ -19,10 +20,11 @@ _HOME = {
     "load_model": ("models.hf", "load"),
     "load_processor": ("data.processor", "load"),
     "make_mesh": ("sharding", "make_mesh"),
+    "score_completions": ("rewards", "score_completions"),
     "save_hf": ("models.hf", "export"),
     "to_devices": ("sharding", "to_devices"),
 }
-__all__ = ["collate", "load_model", "load_processor", "make_mesh", "save_hf", "to_devices"]
+__all__ = ["collate", "load_model", "load_processor", "make_mesh", "save_hf", "score_completions", "to_devices"]
 
 
 def __getattr__(name: str) -> Any:

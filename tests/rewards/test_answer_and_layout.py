@@ -1,10 +1,10 @@
 import pytest
-from answered import make_row
 
 from currreft_jax.rewards import RowError
 from currreft_jax.rewards.answer import extract, gold_text, read_json
 from currreft_jax.rewards.format import layout
 from currreft_jax.structs import Completion, Reason
+from tests.rewards.answered import make_row
 
 R = Reason
 

@@ -2,11 +2,11 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from answered import accuracy, make_row
 
 from currreft_jax.config import DetectionScore, Rewards
 from currreft_jax.rewards import RowError, boxes, detection
 from currreft_jax.structs import Boxes, Frame, Reason
+from tests.rewards.answered import accuracy, make_row
 
 R = Reason
 

@@ -1,9 +1,9 @@
 import pytest
-from answered import accuracy, make_row
 
 from currreft_jax.config import Maths, Rewards
 from currreft_jax.rewards import RowError, check_rows, maths
 from currreft_jax.structs import Reason
+from tests.rewards.answered import accuracy, make_row
 
 R = Reason
 

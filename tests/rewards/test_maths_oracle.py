@@ -5,11 +5,11 @@ from random import Random
 
 import math_verify
 import pytest
-from answered import make_row
 
 from currreft_jax.config import Maths
 from currreft_jax.rewards import maths, score_completions
 from currreft_jax.structs import Completion, Reason, Verdict
+from tests.rewards.answered import make_row
 
 
 def verify(gold: str, answer: str) -> bool:

@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from answered import accuracy, make_row, tagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from currreft_jax.config import DetectionScore, Maths, PartialCredit, Rewards
 from currreft_jax.rewards import boxes, detection, maths, score_completions
 from currreft_jax.structs import Boxes, Completion, Frame, Reason, Row
+from tests.rewards.answered import accuracy, make_row, tagged
 
 UNIT = {"accuracy": (0, 1), "format": (0, 1), "length": (-1, 0), "repetition": (-1, 0), "overlong": (-1, 0)}
 ALL_PARTS = Rewards(weights=dict.fromkeys(UNIT, 1.0))

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from answered import tagged
 
 from currreft_jax import score
+from tests.rewards.answered import tagged
 
 ROWS = [
     {"kind": "judge", "task": "detection", "solution": "yes", "completion": tagged("Yes.")},

@@ -3,7 +3,6 @@ import sys
 
 import numpy as np
 import pytest
-from answered import make_row, tagged
 
 from currreft_jax import rewards
 from currreft_jax.config import (
@@ -19,6 +18,7 @@ from currreft_jax.config import (
 )
 from currreft_jax.rewards import TABLE, RewardError, RowError, check_rows, parts, register, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row, Verdict
+from tests.rewards.answered import make_row, tagged
 
 YES = make_row("judge", "detection", "yes", name="q1")
 LETTER = make_row("choice", "math", "B", 4, name="q2")
