@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from currreft_jax.config import Remat
 from currreft_jax.data.packing import BatchShape, collate
 from currreft_jax.data.processor import load
-from currreft_jax.models import qwen2_5_vl
+from currreft_jax.models import logprobs as blocks
 from currreft_jax.models.config import PUBLISHED
 from currreft_jax.models.layers import einsum
 from currreft_jax.models.qwen2_5_vl import Model
@@ -85,10 +85,10 @@ def whole(model, parameters, hidden, tokens):
     return jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0], entropy
 
 
-@pytest.mark.parametrize("budget", [1, 7, 24, 60, 10_000])
-def test_chunks_change_neither_values_nor_gradients(scoring, budget, monkeypatch):
+@pytest.mark.parametrize("budget", [222, 50_000, 112_000, 10**9])
+def test_blocks_change_neither_values_nor_gradients(scoring, budget, monkeypatch):
     model, parameters, hidden, tokens = scoring
-    monkeypatch.setattr(qwen2_5_vl, "LOGIT_TOKENS", budget)
+    monkeypatch.setattr(blocks, "BLOCK_LOGITS", budget)
 
     def loss(score, parameters, hidden):
         logprobs, entropy = score(model, parameters, hidden, tokens)
@@ -106,20 +106,46 @@ def test_chunks_change_neither_values_nor_gradients(scoring, budget, monkeypatch
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
 
 
+@pytest.mark.parametrize(("vocabulary", "tied"), [(1008, True), (1008, False), (1009, False)])
+def test_blocks_of_a_head_that_is_split_over_a_mesh(scoring, vocabulary, tied, monkeypatch):
+    """1,008 columns divide into the 4 tensor parts and 1,009 do not; the last block overlaps the one before."""
+    _, _, hidden, tokens = scoring
+    config = replace(tiny.UNTIED, vocab_size=vocabulary, tie_word_embeddings=tied)
+    hidden, tokens = jnp.concatenate([hidden, hidden[:1]]), np.concatenate([tokens, tokens[:1]]) % vocabulary
+
+    def scored(mesh, score):
+        model = tiny.model_of(config, mesh=mesh)
+        table = {
+            name: value for name, value in tiny.parameters_of(model).items() if name in ("embed_tokens", "lm_head")
+        }
+
+        def loss(table, hidden):
+            logprobs, entropy = score(model, {**parameters, **table}, hidden, tokens)
+            return jnp.sum(jnp.sin(logprobs) + 0.3 * entropy)
+
+        parameters = tiny.parameters_of(model)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(table, hidden)
+
+    expected = scored(make_mesh(devices=jax.devices()[:1]), whole)
+    monkeypatch.setattr(blocks, "BLOCK_LOGITS", 40_000)
+    found = scored(make_mesh(1, 2, 4), chunked)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a), b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
+
+
 def test_all_logits_never_exist(scoring, monkeypatch):
     model, parameters, hidden, tokens = scoring
-    monkeypatch.setattr(qwen2_5_vl, "LOGIT_TOKENS", 24)
+    monkeypatch.setattr(blocks, "BLOCK_LOGITS", 20_000)
 
     def largest(score) -> int:
         def loss(parameters, hidden):
             return jnp.sum(score(model, parameters, hidden, tokens)[0])
 
         program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(parameters, hidden)
-        with_vocabulary = [x.shape for x in intermediates(program.jaxpr) if x.shape and x.shape[-1] == 1009]
-        return max(int(np.prod(shape[:-1])) for shape in with_vocabulary if shape[-2:] != (96, 1009))
+        return max(int(np.prod(x.shape)) for x in intermediates(program.jaxpr))
 
-    assert largest(chunked) == 24
-    assert largest(whole) == 3 * 2 * 37
+    assert largest(chunked) == 96 * 1009  # the head and its gradient
+    assert largest(whole) == 3 * 2 * 37 * 1009
 
 
 # ---------------------------------------------------------------------------------------------------------- programs

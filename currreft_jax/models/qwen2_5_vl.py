@@ -15,15 +15,14 @@ from jax.sharding import Mesh
 from currreft_jax.config import Remat
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.layers import INIT_STDDEV, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
+from currreft_jax.models.logprobs import Head, token_logprobs
 from currreft_jax.models.rope import text_angles
 from currreft_jax.models.text import DecoderLayer, KeysValues
 from currreft_jax.models.vision import VisionTower
-from currreft_jax.sharding import BATCH, constrain, data_shards, parameter_shardings
+from currreft_jax.sharding import BATCH, constrain, parameter_shardings
 from currreft_jax.structs import Array, Prefix, PromptBatch
 
 Parameters = dict[str, Any]
-
-LOGIT_TOKENS = 512  # tokens of a shard whose logits exist at one time
 
 
 class Embedding(nnx.Module):
@@ -114,7 +113,7 @@ class Qwen2_5_VL(nnx.Module):
     def logprobs(self, hidden: jax.Array, tokens: Array) -> tuple[jax.Array, jax.Array]:
         """Log-probability of given tokens, and the entropy of the distribution each was drawn from.
 
-        The logits of at most `LOGIT_TOKENS` tokens of a shard exist at one time, forward and backward.
+        The logits never exist all at once, forward or backward.
 
         Args:
             hidden: `[P, G, T, D]`, slot t predicts `tokens[..., t]`.
@@ -123,27 +122,9 @@ class Qwen2_5_VL(nnx.Module):
         Returns:
             Two fp32 arrays `[P, G, T]`, in nats.
         """
-        prompts, group, length, _ = hidden.shape
-        per_slot = group * -(-prompts // data_shards(self.mesh))
-        chunk = max(1, min(length, LOGIT_TOKENS // per_slot))
-        padding = -length % chunk
-
-        @jax.checkpoint
-        def score(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            hidden, tokens = chunk
-            logits = self.logits(hidden)
-            normaliser = jax.nn.logsumexp(logits, axis=-1)
-            chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-            mean = jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
-            return chosen - normaliser, normaliser - mean
-
-        def chunks(x: jax.Array) -> jax.Array:
-            x = jnp.pad(x, ((0, 0), (0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 3))
-            return jnp.moveaxis(x.reshape(prompts, group, -1, chunk, *x.shape[3:]), 2, 0)
-
-        scored = jax.lax.map(score, (chunks(hidden), chunks(jnp.asarray(tokens))))
-        logprobs, entropy = (jnp.moveaxis(x, 0, 2).reshape(prompts, group, -1)[..., :length] for x in scored)
-        return logprobs, entropy
+        tied = self.lm_head is None
+        table = self.embed_tokens.embedding[...] if self.lm_head is None else self.lm_head.kernel[...]
+        return token_logprobs(hidden, table, jnp.asarray(tokens), Head(tied, self.config.vocab_size, self.mesh))
 
     def read_prompts(self, batch: PromptBatch) -> tuple[jax.Array, KeysValues]:
         """`[P, L, D]` before the final norm, and every layer's keys and values `[layers, P, L, K, head]`."""
