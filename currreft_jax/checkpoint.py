@@ -5,7 +5,9 @@ Orbax restores a flipped bit without complaint, so a manifest keeps a checksum o
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from currreft_jax.sharding import path_of
 
 MANIFEST = "manifest.json"
 ARRAYS = "params"
 FORMAT = "currreft_jax/params/1"
+_LOCK = ".lock"
 
 
 class DamagedCheckpoint(ValueError):
@@ -29,30 +33,52 @@ class DamagedCheckpoint(ValueError):
 
 @contextmanager
 def atomic_folder(destination: Path) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes `destination` only when the block ends well.
+    """Yields a folder to fill, which becomes `destination` only when the block ends well; entered by every host.
 
     Raises:
-        FileExistsError: there is something at `destination` already.
+        FileExistsError: there is something at `destination` already, or another process is filling it.
     """
-    if destination.exists():
-        raise FileExistsError(f"{destination} exists already; remove it or choose another name")
     partial = destination.with_name(destination.name + ".partial")
-    if partial.exists():  # an interrupted run's
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    yield partial
-    partial.rename(destination)
+    if jax.process_index():
+        _meet(f"{destination} can be filled")
+        yield partial
+        _meet(f"{destination} is filled")
+        return
+    if os.path.lexists(destination):
+        raise FileExistsError(f"{destination} exists already; remove it or choose another name")
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(f"another process is writing {partial}; wait for it or choose another name") from None
+        for leftover in partial.iterdir():  # of an interrupted run
+            if leftover.name != _LOCK:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        _meet(f"{destination} can be filled")
+        yield partial
+        _meet(f"{destination} is filled")
+        (partial / _LOCK).unlink()
+        partial.rename(destination)
+
+
+def _meet(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
     words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
     words = words.astype(jnp.uint32)
-    # An odd weight for every place: moved values change the sum as flipped bits do.
+    # Every word is mixed with its place before the sum, so that no pattern of flips or moves cancels in it.
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
         place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+    mixed = words ^ (place * jnp.uint32(0x9E3779B1))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    return jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def checksums(tree: Any) -> dict[str, dict[str, Any]]:

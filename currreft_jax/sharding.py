@@ -104,6 +104,22 @@ def parameter_shardings(parameters: Any, mesh: Mesh) -> Any:
     )
 
 
+def gathered(layer: Any, mesh: Mesh, path: str) -> Any:
+    """One layer of a stack with its parameters whole over fsdp, for a body that reads them more than once.
+
+    Args:
+        layer: a slice of the stack at `path`.
+        mesh: of the computation.
+        path: the stack's, as `PARAMETER_RULES` know it.
+    """
+
+    def whole(key_path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        spec = parameter_sharding(f"{path}/{path_of(key_path)}", (1, *x.shape), mesh).spec[1:]
+        return constrain(x, mesh, *(None if axis == "fsdp" else axis for axis in spec))
+
+    return jax.tree_util.tree_map_with_path(whole, layer)
+
+
 def to_devices(batch: Any, mesh: Mesh) -> Any:
     """Makes each host's own rows into global arrays, split over data x fsdp along their first axis.
 

@@ -1,5 +1,6 @@
 """What the model must not do: materialise all logits, grow with depth, compile twice, or depend on the mesh."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -275,6 +276,58 @@ def test_prompts_and_their_images_never_leave_their_data_shard(sharded_group):
     compiled = jax.jit(partial(group_logprobs, model)).lower(parameters, batch, tokens).compile()
     for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
         assert collectives(compiled, kind) == 0, kind
+
+
+def moved(compiled, kinds: str) -> list[tuple[int, ...]]:
+    """Shapes that a compiled program sends between devices."""
+    found = []
+    for line in compiled.as_text().splitlines():
+        if re.search(rf" ({kinds})(-start)?\(", line):
+            results = re.split(rf" (?:{kinds})(?:-start)?\(", line)[0]
+            found += [tuple(map(int, shape.split(","))) for shape in re.findall(r"\w+\[([\d,]+)\]", results)]
+    return found
+
+
+def test_fsdp_moves_weights_and_never_activations():
+    """The 3B's widths, compiled and not run: at small ones the partitioner decides otherwise."""
+    published = PUBLISHED["3b"]
+    config = replace(
+        published, num_hidden_layers=2, vision=replace(published.vision, depth=2, fullatt_block_indexes=(1,))
+    )
+    mesh = make_mesh(1, 8, 1)
+    model = Model(config, mesh, jnp.dtype(jnp.bfloat16), Remat.BLOCK)
+    text = Prompt(np.zeros(1, np.int32), np.zeros((3, 1), np.int32), 1, (), "abstract")
+    batch = collate([text] * 8, config, BatchShape(600, 36, 36), shards=8)
+    shapes = (batch, np.zeros((8, 8, 128), np.int32))
+    rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+    batch, tokens = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), shapes)
+
+    def loss(parameters, batch, tokens):
+        return jnp.sum(fused_logprobs(model, parameters, batch, tokens))
+
+    compiled = jax.jit(jax.grad(loss)).lower(model.abstract(jnp.float32), batch, tokens).compile()
+    sent = moved(compiled, "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
+    assert (11008, 2048) in sent
+    for shape in sent:
+        assert shape[1:3] != (36, 64), shape  # packed patches
+        # Embeddings are looked up in parts of D and exchanged; no whole hidden state or MLP state is.
+        assert not ({600, 128} & set(shape[1:-1]) and shape[0] == 8 and shape[-1] in (2048, 11008)), shape
+        assert 151_936 not in shape, shape  # the whole head
+
+
+def test_the_fused_pass_gathers_each_weight_once(sharded_group):
+    config, prompts, tokens = sharded_group
+    mesh = make_mesh(1, 8, 1)
+    model = tiny.model_of(config, mesh=mesh)
+    batch, tokens = to_devices((collate([prompts[1]] * 8, config, BatchShape(110, 0, 1), 8), tokens), mesh)
+
+    def hidden(parameters):
+        return model.bind(parameters).prefix_extend(batch, tokens)
+
+    compiled = jax.jit(hidden).lower(tiny.parameters_of(model)).compile()
+    sizes = [int(np.prod(shape)) for shape in moved(compiled, "all-gather")]
+    width = config.hidden_size * config.intermediate_size
+    assert sizes.count(width) == 3  # gate, up, down
 
 
 def test_more_tensor_parts_than_key_heads_need_two_reductions_a_layer(sharded_group):

@@ -101,6 +101,8 @@ def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
         collate([prompt_of((20, 20), name="p")], CONFIG, BatchShape(200, 9, 4))
     with pytest.raises(BudgetError, match="fill 2 slots and more, but the batch has 1"):
         collate([prompt_of((8, 8), (8, 8))], CONFIG, BatchShape(200, 1, 1))
+    with pytest.raises(BudgetError, match="0 prompts do not divide into 1"):
+        collate([], CONFIG, BatchShape(20, 0, 1))
     with pytest.raises(BudgetError, match="3 prompts do not divide into 2"):
         collate([prompt_of()] * 3, CONFIG, BatchShape(20, 0, 1), shards=2)
     assert fitting(5, (4, 8, 16), "slots") == 8
@@ -108,7 +110,7 @@ def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
         fitting(17, (4, 8, 16), "slots")
 
 
-def real_sizes(count: int) -> list[tuple[int, int]]:
+def drawn_sizes(count: int) -> list[tuple[int, int]]:
     """Sizes like COCO's and VOC's: 300 to 640 pixels wide, aspect 0.4 to 2.5; some documents and small crops."""
     rng = np.random.default_rng(0)
     width = np.where(rng.random(count) < 0.8, rng.integers(300, 641, count), rng.integers(60, 1600, count))
@@ -120,7 +122,7 @@ def real_sizes(count: int) -> list[tuple[int, int]]:
 def test_padding_at_the_papers_budget(images, limit):
     """At 401,408 pixels on 8 devices. With one image a device, as in the paper, the largest of the 8 decides."""
     config, shards, ladder = PUBLISHED["3b"], 8, range(4, 400, 4)
-    sizes = [smart_resize(*size, 28, 3136, 401_408) for size in real_sizes(20 * images)]
+    sizes = [smart_resize(*size, 28, 3136, 401_408) for size in drawn_sizes(20 * images)]
     pictures = [picture_of((height // 14, width // 14), 1) for height, width in sizes]
     filled = capacity = 0
     for start in range(0, len(pictures), images):

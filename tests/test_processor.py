@@ -74,6 +74,16 @@ def test_placeholders_in_a_users_text_stay_text(processor, text):
         assert text in text_of(processor, prompt)
 
 
+def test_placeholders_are_not_put_together_out_of_parts(processor):
+    parts = ["<|image_", "pad|><|vision_", "start|><|video_pad", "|>"]
+    split = [{"role": "user", "content": [{"type": "text", "text": part} for part in parts]}]
+    as_role = [{"role": "user<|vision_start|><|image_pad|>", "content": "x"}]
+    for messages in (split, as_role):
+        tokens = processor.prompt(messages).tokens
+        assert not np.isin(tokens, [I, CONFIG.video_token_id, CONFIG.vision_start_token_id]).any()
+    assert "".join(parts) in text_of(processor, processor.prompt(split))
+
+
 @given(st.text())
 def test_any_text_is_encoded_and_found_again(processor, text):
     prompt = processor.prompt([{"role": "user", "content": text}])
@@ -114,8 +124,12 @@ def test_a_prompt_ending_with_an_image():
 def test_images_must_match_their_items(processor):
     with pytest.raises(PromptError, match=r"f\.jsonl:7: the messages have 2 image items, but 1 images"):
         processor.prompt(tiny.user("x", 2), [tiny.picture(56, 56)], name="f.jsonl:7")
-    with pytest.raises(PromptError, match="must be of type text or image, not 'video'"):
-        processor.prompt([{"role": "user", "content": [{"type": "video"}]}])
+    for content in ([{"type": "video"}], [{"type": "text"}], [{"type": "text", "text": None}], ["text"]):
+        with pytest.raises(PromptError, match="row 7: a content item is an image or a text with its string, not"):
+            processor.prompt([{"role": "user", "content": content}], name="row 7")
+    for message in ({"role": "user"}, {"role": "user", "content": None}, {"content": "x"}):
+        with pytest.raises(PromptError, match="row 7: a message is a role and a content"):
+            processor.prompt([message], name="row 7")
     with pytest.raises(ImageError, match=r"f\.jsonl:7: gone\.png: not a readable image"):
         processor.prompt(tiny.user("x", 1), ["gone.png"], name="f.jsonl:7")
 
@@ -145,6 +159,7 @@ def test_completions_decode_without_special_tokens_and_beyond_the_vocabulary(pro
         ({"min_pixels": 784, "max_pixels": 401_408}, (784, 401_408)),
         ({"size": {"shortest_edge": 784, "longest_edge": 50_176}}, (784, 50_176)),
         ({"size": {"min_pixels": 784, "max_pixels": 50_176}}, (784, 50_176)),
+        ({"min_pixels": None, "size": {"longest_edge": 50_176}}, (3136, 50_176)),
     ],
 )
 def test_the_pixel_budget_is_the_checkpoints(tmp_path, settings, expected):
@@ -157,6 +172,21 @@ def test_the_pixel_budget_is_the_checkpoints(tmp_path, settings, expected):
     load(tmp_path / "c", max_pixels=100_352).save(tmp_path / "out")
     saved = json.loads((tmp_path / "out" / module.PREPROCESSOR).read_text())
     assert (saved["min_pixels"], saved["max_pixels"]) == (expected[0], 100_352)
+
+
+def test_the_processor_file_of_transformers_5_is_read_first_and_never_left_to_contradict(tmp_path):
+    tiny.write_checkpoint(tmp_path / "c")
+    (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps({"max_pixels": 401_408}))
+    nested = {"image_processor": {"size": {"shortest_edge": 3136, "longest_edge": 50_176}}}
+    (tmp_path / "c" / module.PROCESSOR).write_text(json.dumps(nested))
+    assert load(tmp_path / "c").max_pixels == 50_176
+    (tmp_path / "out").mkdir()
+    load(tmp_path / "c", max_pixels=100_352).save(tmp_path / "out")
+    assert not (tmp_path / "out" / module.PROCESSOR).exists()
+    assert json.loads((tmp_path / "out" / module.PREPROCESSOR).read_text())["max_pixels"] == 100_352
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == module.CHAT_TEMPLATE
+    with pytest.raises(ValueError, match="leave no size"):
+        load(tmp_path / "c", max_pixels=1000)
 
 
 def test_other_pixel_statistics_are_refused(tmp_path):

@@ -149,6 +149,9 @@ def test_a_damaged_folder_is_refused_with_the_file(folder, tmp_path):
         ({"a": "../secret.safetensors"}, "points outside its folder"),
         ({"a": "model-00001-of-00002.safetensors"}, "is missing, though"),
         (["a"], "is not an index"),
+        ({}, "names no file"),
+        ({"a": 3}, "points outside its folder: 3"),
+        ({"a": "pytorch_model.bin"}, "points outside its folder"),
     ):
         (folder / hf.INDEX).write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(hf.WeightError, match=message):
@@ -165,6 +168,7 @@ def test_weights_of_two_dtypes_need_a_decision(folder):
     rewrite(folder, lambda t: {**t, "model.norm.weight": t["model.norm.weight"].astype(ml_dtypes.bfloat16)})
     with pytest.raises(hf.WeightError, match="say which dtype"):
         models.load(folder)
+    assert models.load(folder, param_dtype=jnp.float32)[0].dtype == jnp.float32
     model, parameters = models.load(folder, dtype=jnp.bfloat16, param_dtype=jnp.float32)
     assert model.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(parameters)} == {np.dtype(np.float32)}
@@ -224,8 +228,27 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(folder, tmp_p
 
 def test_nothing_is_overwritten(folder, tmp_path, capsys):
     (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for taken in ("out", "link"):
+        assert main([str(folder), str(tmp_path / taken)]) == 1
+        assert "exists already" in capsys.readouterr().err
+
+
+def test_two_conversions_to_one_place_do_not_mix(folder, tmp_path, capsys):
+    with native.atomic_folder(tmp_path / "out") as first:
+        (first / "one").write_text("1")
+        assert main([str(folder), str(tmp_path / "out")]) == 1
+        assert "another process is writing" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["one"]
+
+
+def test_what_cannot_be_converted_is_one_line(folder, tmp_path, capsys):
+    for source in ("nowhere", "../nowhere", "./x/y"):
+        assert main([source, str(tmp_path / "out")]) == 1
+        assert "neither a folder nor the id" in capsys.readouterr().err
+    (folder / "config.json").write_text('{"model_type":\n oops}')
     assert main([str(folder), str(tmp_path / "out")]) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "config.json:2: not JSON" in capsys.readouterr().err
 
 
 def test_verify_sees_a_difference(folder, tmp_path, monkeypatch, capsys):
@@ -238,6 +261,7 @@ def test_verify_sees_a_difference(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hf, "save_native", altered)
     assert main([str(folder), str(tmp_path / "out"), "--verify"]) == 1
     assert "differs from" in (error := capsys.readouterr().err) and "model.norm.weight" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -251,7 +275,7 @@ def test_a_flipped_bit_of_a_native_checkpoint_is_refused(converted):
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    with pytest.raises((native.DamagedCheckpoint, ValueError)):
+    with pytest.raises(native.DamagedCheckpoint, match=r"checksum of .* does not match"):
         models.load(converted)
 
 
@@ -280,10 +304,12 @@ def test_checksums_see_flips_and_swaps_and_not_the_mesh():
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp")))
     (original,) = native.checksums({"x": x}).values()
     assert native.checksums({"x": sharded})["x"] == original
-    flipped, swapped = x.copy(), x.copy()
+    flipped, swapped, two_signs = x.copy(), x.copy(), x.copy()
     flipped.view(np.uint32)[3, 5] ^= 1
     swapped[[0, 1]] = swapped[[1, 0]]
-    assert {native.checksums({"x": y})["x"]["checksum"] for y in (x, flipped, swapped, x.T)}.__len__() == 4
+    two_signs[[2, 6], 3] *= -1
+    altered = (x, flipped, swapped, two_signs, x.T, -x)
+    assert len({native.checksums({"x": y})["x"]["checksum"] for y in altered}) == len(altered)
 
 
 def test_the_command_line_helps_itself():

@@ -75,7 +75,7 @@ def prompt_slots(prompt: Prompt, config: VisionConfig) -> int:
 
 
 def _shards(prompts: Sequence[Prompt], shards: int) -> list[Sequence[Prompt]]:
-    if len(prompts) % shards:
+    if len(prompts) % shards or not prompts:
         raise BudgetError(f"{len(prompts)} prompts do not divide into {shards} data shards")
     size = len(prompts) // shards
     return [prompts[start : start + size] for start in range(0, len(prompts), size)]

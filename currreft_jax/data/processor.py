@@ -20,6 +20,8 @@ from currreft_jax.models.folder import copy_companions, read_config, read_json, 
 from currreft_jax.structs import Prompt
 
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
 MIN_PIXELS = 3136
 MAX_PIXELS = 12_845_056
 
@@ -80,8 +82,10 @@ class Processor:
         self.template = template
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
-        self._placeholders = [
-            str(tokenizer.convert_ids_to_tokens(token))
+        if not 0 < min_pixels <= max_pixels:
+            raise ValueError(f"min_pixels = {min_pixels} and max_pixels = {max_pixels} leave no size for an image")
+        named = [
+            tokenizer.convert_ids_to_tokens(token)
             for token in (
                 config.vision_start_token_id,
                 config.vision_end_token_id,
@@ -90,6 +94,7 @@ class Processor:
                 config.video_token_id,
             )
         ]
+        self._placeholders = [token for token in named if isinstance(token, str)]
 
     def prompt(
         self,
@@ -121,7 +126,10 @@ class Processor:
             )
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
-        conversation: list[Any] = [{**message, "content": self._neutral(message["content"])} for message in messages]
+        conversation: list[Any] = [
+            {**message, "role": self._neutral(message["role"]), "content": self._neutral(message["content"])}
+            for message in messages
+        ]
         text = self.tokenizer.apply_chat_template(
             conversation,
             chat_template=self.template,
@@ -151,22 +159,33 @@ class Processor:
         return str(self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=True))
 
     def save(self, folder: Path) -> None:
-        """Copies the checkpoint's own files, and writes this processor's pixel budget."""
+        """Copies the checkpoint's own files, and writes this processor's pixel budget and template."""
         copy_companions(self.folder, folder)
+        (folder / PROCESSOR).unlink(missing_ok=True)  # it would hold the checkpoint's budget, and be read first
+        if not any((folder / name).exists() for name in TEMPLATES):
+            (folder / TEMPLATES[0]).write_text(self.template, "utf-8")
         settings = read_preprocessor(self.folder, self.config)
         write_json(folder / PREPROCESSOR, {**settings, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels})
 
     def _items(self, messages: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
-        contents = [message["content"] for message in messages]
-        items = [item for content in contents if not isinstance(content, str) for item in content]
+        items = []
+        for message in messages:
+            content = message.get("content")
+            if not isinstance(message.get("role"), str) or not isinstance(content, str | list):
+                raise PromptError(f"{name}: a message is a role and a content, a string or a list, not {message!r}")
+            items += content if isinstance(content, list) else []
         for item in items:
-            if item.get("type") not in ("text", "image"):
-                raise PromptError(f"{name}: a content item must be of type text or image, not {item.get('type')!r}")
+            kind = item.get("type") if isinstance(item, Mapping) else None
+            if kind not in ("text", "image") or (kind == "text" and not isinstance(item.get("text"), str)):
+                raise PromptError(f"{name}: a content item is an image or a text with its string, not {item!r}")
         return items
 
     def _neutral(self, content: str | Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
         if not isinstance(content, str):
-            return [{**item, "text": self._neutral(item["text"])} if "text" in item else item for item in content]
+            # A cut before each text keeps a placeholder from being put together out of two of them.
+            return [
+                {**item, "text": f"{_CUT}{self._neutral(item['text'])}"} if "text" in item else item for item in content
+            ]
         for placeholder in self._placeholders:
             content = content.replace(placeholder, placeholder[0] + _CUT + placeholder[1:])
         return content
@@ -227,8 +246,13 @@ def read_preprocessor(folder: Path, config: ModelConfig) -> dict[str, Any]:
     Raises:
         ValueError: the settings are not those of a Qwen2.5-VL; the message names file and field.
     """
-    path = folder / PREPROCESSOR
-    stored = {name: value for name, value in read_json(path).items() if value is not None} if path.exists() else {}
+    path, whole = folder / PREPROCESSOR, folder / PROCESSOR
+    stored = read_json(path) if path.exists() else {}
+    if whole.exists() and (
+        image := read_json(whole).get("image_processor")
+    ):  # as transformers 5 writes, and reads first
+        path, stored = whole, image
+    stored = {name: value for name, value in stored.items() if value is not None}
     for name, value in fixed_settings(config).items():
         if stored.get(name, value) != value:
             raise ValueError(f"{path}: {name} = {stored[name]}, but a Qwen2.5-VL is trained with {value}")

@@ -94,8 +94,13 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
     def __post_init__(self) -> None:
+        _check_types(self)
+        _check_types(self.vision)
         vision = self.vision
         rules = {
+            "every token with a meaning must be in the vocabulary": all(
+                0 <= value < self.vocab_size for name, value in asdict(self).items() if name.endswith("_token_id")
+            ),
             "num_attention_heads must divide hidden_size": self.hidden_size % self.num_attention_heads == 0,
             "num_key_value_heads must divide num_attention_heads": (
                 self.num_attention_heads % self.num_key_value_heads == 0
@@ -133,13 +138,16 @@ class ModelConfig:
         """
         if (model_type := config.get("model_type")) != MODEL_TYPE:
             raise UnsupportedModel(f"{source}: model_type {model_type!r} is not supported, only {MODEL_TYPE!r}")
-        if quantization := config.get("quantization_config"):
+        parts = {name: config.get(name, {}) for name in ("text_config", "vision_config", "quantization_config")}
+        for name, part in parts.items():
+            if not isinstance(part, Mapping):
+                raise UnsupportedModel(f"{source}: {name} must be an object, not {part!r}")
+        if quantization := parts["quantization_config"]:
             raise UnsupportedModel(
                 f"{source}: the checkpoint is quantised ({quantization.get('quant_method', 'unknown method')});"
                 " use the unquantised one of the same name"
             )
-        text = {**config, **config.get("text_config", {})}
-        vision = dict(config.get("vision_config", {}))
+        text, vision = {**config, **parts["text_config"]}, dict(parts["vision_config"])
         if "in_chans" in vision:
             vision["in_channels"] = vision.pop("in_chans")
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
@@ -153,17 +161,20 @@ class ModelConfig:
         for name, value in unsupported.items():
             if value:
                 raise UnsupportedModel(f"{source}: {name} = {value} is not supported")
-        text["mrope_section"] = tuple(rope["mrope_section"])
+        text["mrope_section"] = _tuple(rope["mrope_section"])
         text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta"))
         text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
         text["dtype"] = config.get("dtype", config.get("torch_dtype", text.get("dtype", "bfloat16")))
         if "fullatt_block_indexes" in vision:
-            vision["fullatt_block_indexes"] = tuple(vision["fullatt_block_indexes"])
+            vision["fullatt_block_indexes"] = _tuple(vision["fullatt_block_indexes"])
         text["vision"] = VisionConfig(**{f.name: vision[f.name] for f in fields(VisionConfig) if f.name in vision})
         known = {f.name: text[f.name] for f in fields(cls) if text.get(f.name) is not None}
         if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in known]:
             raise UnsupportedModel(f"{source}: {', '.join(missing)} missing")
-        return cls(**known)
+        try:
+            return cls(**known)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{source}: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
         """The flat layout, which transformers 4.49, 4.57 and 5 all read alike; a nested one only 5 reads."""
@@ -190,6 +201,31 @@ class ModelConfig:
                 "spatial_patch_size": vision["patch_size"],
             },
         }
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_types(config: VisionConfig | ModelConfig) -> None:
+    """Sizes are whole and positive; a JSON file can hold anything."""
+    for name, value in asdict(config).items():
+        whole = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
+        positive = not name.endswith(("_token_id", "_indexes", "tie_word_embeddings"))
+        kinds: dict[str, Any] = {
+            **dict.fromkeys(("rms_norm_eps", "rope_theta"), int | float),
+            **dict.fromkeys(("mrope_section", "fullatt_block_indexes"), tuple),
+            "tie_word_embeddings": bool,
+            "vision": dict,
+            "dtype": str,
+        }
+        wanted = kinds.get(name, int)
+        if (
+            not isinstance(value, wanted)
+            or (isinstance(value, bool) and wanted is not bool)
+            or not all(isinstance(part, int) and (part > 0 or not positive) for part in whole)
+        ):
+            raise UnsupportedModel(f"{name} = {value!r} is not a size that a model can have")
 
 
 _7B = ModelConfig(

@@ -44,7 +44,7 @@ def resolve(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise FileNotFoundError(f"{source} is neither a folder nor the id of a model on the hub (such as owner/name)")
     try:
         return Path(snapshot_download(str(source), allow_patterns=[CONFIG, "*.safetensors", INDEX, *COMPANIONS]))

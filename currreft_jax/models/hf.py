@@ -209,10 +209,12 @@ class _Files:
             return [self.folder / "model.safetensors"]
         try:
             names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise WeightError(f"{index} is not an index of weights: {error!r}") from error
+        if not names:
+            raise WeightError(f"{index} names no file")
         for name in names:
-            if Path(name).name != name:
+            if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)):
                 raise WeightError(f"{index} points outside its folder: {name!r}")
             if not (self.folder / name).exists():
                 raise WeightError(f"{self.folder / name} is missing, though {INDEX} names it: download it again")
@@ -296,19 +298,24 @@ def _read_leaf(files: _Files, weight: Weight, leaf: jax.ShapeDtypeStruct, bar: t
     spec = (*leaf.sharding.spec, *(None,) * (len(leaf.shape) - len(leaf.sharding.spec)))
     hf_spec = weight.hf_spec(spec[1:] if weight.stacked else spec)
 
-    def place(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
-        ours = weight.from_hf(tensor, shape).astype(stack.dtype)
-        return jax.lax.dynamic_update_index_in_dim(stack, ours, layer, 0) if weight.stacked else ours
+    def convert(tensor: jax.Array) -> jax.Array:
+        return weight.from_hf(tensor, shape).astype(leaf.dtype)
 
-    write = jax.jit(place, donate_argnums=0, out_shardings=leaf.sharding)
-    array = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
-    for name, layer, _ in layers:
-        read = _reader(files.slice(name))
+    def place(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, convert(tensor), layer, 0)
+
+    def fetch(name: str) -> jax.Array:
         sharding = NamedSharding(leaf.sharding.mesh, hf_spec)
-        theirs = jax.make_array_from_callback(files.shape(name), sharding, read, dtype=files.dtype(name))
-        array = write(array, theirs, 0 if layer is None else layer)
         bar.update()
-    return array
+        return jax.make_array_from_callback(files.shape(name), sharding, _reader(files.slice(name)), files.dtype(name))
+
+    if not weight.stacked:
+        return jax.jit(convert, out_shardings=leaf.sharding)(fetch(weight.name))
+    stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+    write = jax.jit(place, donate_argnums=0, out_shardings=leaf.sharding)
+    for name, layer, _ in layers:
+        stack = write(stack, fetch(name), layer)
+    return stack
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
@@ -343,7 +350,7 @@ def load(
     Args:
         source: a Hugging Face folder, a hub id, or a folder written by `tools.convert_weights`.
         mesh: where; this process's first device by default.
-        dtype: of activations and products; the checkpoint's by default.
+        dtype: of activations and products; by default `param_dtype`, or else the checkpoint's.
         param_dtype: of the parameters; `dtype` by default. Training wants fp32.
         remat: what a backward pass recomputes.
 
@@ -355,7 +362,7 @@ def load(
     """
     folder = resolve(source)
     config = read_config(folder)
-    dtype = jnp.dtype(dtype or stored_dtype(folder))
+    dtype = jnp.dtype(dtype or param_dtype or stored_dtype(folder))
     param_dtype = jnp.dtype(param_dtype or dtype)
     model = Model(config, mesh or make_mesh(devices=jax.local_devices()[:1]), dtype, remat)
     if not (folder / MANIFEST).exists():

@@ -22,6 +22,8 @@ INIT_STDDEV = 0.02
 def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """A product of two arrays in x's dtype, accumulated and returned in fp32.
 
+    Products of fp32 are exact ones, where an accelerator's default would round the operands to TF32 or bf16.
+
     The backward pass casts the cotangent to x's dtype too, so that its products run at the same speed, and returns y's
     gradient in y's own dtype: an fp32 parameter receives an fp32 gradient from bf16 products.
 
@@ -33,12 +35,14 @@ def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return _einsum(equation, x, y)
 
 
-def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, x, y.astype(x.dtype), preferred_element_type=jnp.float32)
+def product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`einsum` without its backward pass."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(equation, x, y.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
 
 
 def _forward(equation: str, x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _product(equation, x, y), (x, y)
+    return product(equation, x, y), (x, y)
 
 
 def _backward(equation: str, inputs: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -46,11 +50,11 @@ def _backward(equation: str, inputs: tuple[jax.Array, jax.Array], g: jax.Array) 
     operands, out = equation.split("->")
     x_axes, y_axes = operands.split(",")
     g = g.astype(x.dtype)
-    dx, dy = _product(f"{out},{y_axes}->{x_axes}", g, y), _product(f"{x_axes},{out}->{y_axes}", x, g)
+    dx, dy = product(f"{out},{y_axes}->{x_axes}", g, y), product(f"{x_axes},{out}->{y_axes}", x, g)
     return dx.astype(x.dtype), dy.astype(y.dtype)
 
 
-_einsum: Any = jax.custom_vjp(_product, nondiff_argnums=(0,))
+_einsum: Any = jax.custom_vjp(product, nondiff_argnums=(0,))
 _einsum.defvjp(_forward, _backward)
 
 

@@ -7,13 +7,13 @@ gathered, and its gradient reduced, once in all and a block at a time.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from currreft_jax.models.layers import product
 from currreft_jax.sharding import BATCH, constrain, data_shards
 
 BLOCK_LOGITS = 2**26  # of a data shard, at one time: 256 MB in fp32
@@ -75,7 +75,7 @@ def _forward(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array)
 
     def body(index: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         peak, total, weighted, chosen = state
-        logits, fresh, hit, _ = _block(head, hidden, split, tokens, index)
+        logits, fresh, hit, _, _ = _block(head, hidden, split, tokens, index)
         above = jnp.maximum(peak, jnp.max(logits, axis=(-2, -1), where=fresh, initial=-jnp.inf))
         scale = jnp.exp(peak - above)
         weights = jnp.where(fresh, jnp.exp(logits - above[..., None, None]), 0)
@@ -97,16 +97,14 @@ def _backward(head: Head, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -
     hidden, table, tokens, normaliser, mean = (*saved[:3], *(x[..., None, None] for x in saved[3:]))
     of_logprob, of_entropy = (g[..., None, None] for g in cotangents)
     split = head.split(table)
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def body(index: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         of_hidden, of_table = state
-        logits, fresh, hit, start = _block(head, hidden, split, tokens, index)
+        logits, fresh, hit, start, weights = _block(head, hidden, split, tokens, index)
         probability = jnp.where(fresh, jnp.exp(logits - normaliser), 0)
         of_logits = of_logprob * (hit - probability) - of_entropy * probability * (logits - mean)
         of_logits = of_logits.astype(hidden.dtype)
         axis, size = head.axes.index("v"), logits.shape[-1]
-        weights = _weights(head, split, start, size, hidden.dtype)
         of_hidden += product(f"abctv,{head.axes}->abcd", of_logits, weights)
         of_block = head.laid_out(product(f"abctv,abcd->{head.axes}", of_logits, hidden), gathered=False)
         before = jax.lax.dynamic_slice_in_dim(of_table, start, size, axis)
@@ -130,23 +128,22 @@ def _blocks(head: Head, tokens: jax.Array) -> tuple[int, int]:
 
 def _block(
     head: Head, hidden: jax.Array, split: jax.Array, tokens: jax.Array, index: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Logits `[P, G, T, parts, columns]`, which columns are new, which is the token's, and where the block starts."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Logits `[P, G, T, parts, columns]`, which columns are new, which is the token's, the block's start and weights.
+
+    The last block overlaps the one before; what it repeats is not new.
+    """
     _, size = _blocks(head, tokens)
     columns = head.vocabulary // head.parts
-    start = jnp.minimum(index * size, columns - size)  # the last block overlaps the one before
-    weights = _weights(head, split, start, size, hidden.dtype)
-    logits = jnp.einsum(f"abcd,{head.axes}->abctv", hidden, weights, preferred_element_type=jnp.float32)
+    start = jnp.minimum(index * size, columns - size)
+    block = jax.lax.dynamic_slice_in_dim(split, start, size, head.axes.index("v"))
+    weights = head.laid_out(block.astype(hidden.dtype), gathered=True)
+    logits = product(f"abcd,{head.axes}->abctv", hidden, weights)
     logits = constrain(logits, head.mesh, BATCH, None, None, "tensor" if head.parts > 1 else None)
     column = start + jnp.arange(size)
     fresh = jnp.broadcast_to(column >= index * size, logits.shape)
     token = jnp.arange(head.parts)[:, None] * columns + column
-    return logits, fresh, fresh & (tokens[..., None, None] == token), start
-
-
-def _weights(head: Head, split: jax.Array, start: jax.Array, size: int, dtype: jnp.dtype) -> jax.Array:
-    block = jax.lax.dynamic_slice_in_dim(split, start, size, head.axes.index("v"))
-    return head.laid_out(block.astype(dtype), gathered=True)
+    return logits, fresh, fresh & (tokens[..., None, None] == token), start, weights
 
 
 def _primal(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

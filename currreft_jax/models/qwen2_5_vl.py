@@ -19,7 +19,7 @@ from currreft_jax.models.logprobs import Head, token_logprobs
 from currreft_jax.models.rope import text_angles
 from currreft_jax.models.text import DecoderLayer, KeysValues
 from currreft_jax.models.vision import VisionTower
-from currreft_jax.sharding import BATCH, constrain, parameter_shardings
+from currreft_jax.sharding import BATCH, constrain, gathered, parameter_shardings
 from currreft_jax.structs import Array, Prefix, PromptBatch
 
 Parameters = dict[str, Any]
@@ -92,7 +92,7 @@ class Qwen2_5_VL(nnx.Module):
             carry: tuple[jax.Array, jax.Array], parameters: nnx.State
         ) -> tuple[tuple[jax.Array, jax.Array], None]:
             prompts, completions = carry
-            block = one(parameters)
+            block = one(gathered(parameters, self.mesh, "layers"))
             prompts, prompt = block.read_prompts(prompts, angles)
             return (prompts, block.read_completions(completions, completion_angles, prompt, mask)), None
 
@@ -124,6 +124,7 @@ class Qwen2_5_VL(nnx.Module):
         """
         tied = self.lm_head is None
         table = self.embed_tokens.embedding[...] if self.lm_head is None else self.lm_head.kernel[...]
+        hidden = constrain(hidden, self.mesh, BATCH)
         return token_logprobs(hidden, table, jnp.asarray(tokens), Head(tied, self.config.vocab_size, self.mesh))
 
     def read_prompts(self, batch: PromptBatch) -> tuple[jax.Array, KeysValues]:

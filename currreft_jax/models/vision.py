@@ -173,16 +173,20 @@ class VisionTower(nnx.Module):
 
         The slots of a shard are split over `tensor` too: the tower has no tensor-parallel products.
         """
-        pictures = jax.tree.map(lambda x: constrain(x, self.mesh, BATCH, "tensor"), pictures)
+
+        def at_home(x: jax.Array) -> jax.Array:
+            return constrain(x, self.mesh, BATCH, "tensor")
+
+        pictures = jax.tree.map(at_home, pictures)
         angles = vision_angles(pictures.coordinates, self.config.head_dim)
         one, blocks = unstacked(self.blocks)
         full = jnp.isin(jnp.arange(self.config.depth), jnp.array(self.config.fullatt_block_indexes))
 
         def block(x: jax.Array, layer: tuple[nnx.State, jax.Array]) -> tuple[jax.Array, None]:
             parameters, is_full = layer
-            return one(parameters)(x, angles, is_full, pictures), None
+            return at_home(one(parameters)(x, angles, is_full, pictures)), None
 
-        x = self.patch_embed(pictures.patches, dtype)
+        x = at_home(self.patch_embed(pictures.patches, dtype))
         x, _ = jax.lax.scan(rematerialised(block, self.remat), x, (blocks, full))
-        features = self.merger(x)
+        features = at_home(self.merger(x))
         return constrain(features.reshape(features.shape[0], -1, features.shape[-1]), self.mesh, BATCH)

@@ -11,9 +11,8 @@ from pathlib import Path
 # The weights pass through the host only; a conversion must not take an accelerator from a run beside it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from currreft_jax.checkpoint import MANIFEST, DamagedCheckpoint, atomic_folder
+from currreft_jax.checkpoint import MANIFEST, atomic_folder
 from currreft_jax.models import hf
-from currreft_jax.models.config import UnsupportedModel
 from currreft_jax.models.folder import copy_companions, resolve
 
 EPILOG = """\
@@ -38,16 +37,32 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("destination", metavar="DST", type=Path, help="the folder to make")
     result.add_argument("--to-hf", action="store_true", help="write a folder that transformers and vLLM load")
     result.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the result; SRC's by default")
-    result.add_argument("--verify", action="store_true", help="read DST again and compare the SHA-256 of every weight")
+    result.add_argument(
+        "--verify", action="store_true", help="read DST again and compare the SHA-256 of every weight first"
+    )
     return result
 
 
-def convert(source: Path, destination: Path, *, to_hf: bool, dtype: str | None) -> None:
-    """Writes `destination` whole or not at all."""
+def convert(source: Path, destination: Path, *, to_hf: bool, dtype: str | None, verify: bool) -> None:
+    """Writes `destination` whole or not at all.
+
+    Raises:
+        WeightError: what was written and read again is not what `source` holds.
+    """
     with atomic_folder(destination) as folder:
         model, parameters = hf.load(source, param_dtype=dtype)
         (hf.save if to_hf else hf.save_native)(model, parameters, folder)
         copy_companions(source, folder)
+        if verify:
+            del parameters
+            ours, theirs = digests(folder, dtype), digests(source, dtype)
+            if differing := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+                raise hf.WeightError(f"what was written differs from {source} in {', '.join(differing)}")
+            print(f"verified: {len(ours)} weights are those of {source}")
+    if missing := sorted(
+        {"tokenizer.json", "preprocessor_config.json"} - {path.name for path in destination.iterdir()}
+    ):
+        print(f"note: {source} has no {' and no '.join(missing)}; transformers wants them beside the weights")
 
 
 def digests(folder: Path, dtype: str | None) -> dict[str, str]:
@@ -65,14 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         source = resolve(args.source)
-        convert(source, args.destination, to_hf=args.to_hf, dtype=args.dtype)
-        if args.verify:
-            ours, theirs = digests(args.destination, args.dtype), digests(source, args.dtype)
-            if differing := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
-                print(f"{args.destination}: differs from {source} in {', '.join(differing)}", file=sys.stderr)
-                return 1
-            print(f"verified: {len(ours)} weights of {args.destination} are those of {source}")
-    except (OSError, UnsupportedModel, hf.WeightError, DamagedCheckpoint) as error:
+        convert(source, args.destination, to_hf=args.to_hf, dtype=args.dtype, verify=args.verify)
+    except (OSError, ValueError) as error:  # every refusal of the package is one of them
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {args.destination}")
