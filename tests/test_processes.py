@@ -23,7 +23,6 @@ jax.config.update("jax_default_matmul_precision", "highest")
 port, process, source, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from functools import partial
-from pathlib import Path
 import numpy as np
 from jax.experimental import multihost_utils
 from currreft_jax.data.packing import BatchShape, collate
@@ -41,10 +40,7 @@ tokens = np.random.default_rng(0).integers(0, 256, (8, 2, 3))
 batch = to_devices((mine, tokens[4 * process : 4 * process + 4]), model.mesh)
 logprobs = jax.jit(partial(group_logprobs, model))(parameters, *batch)
 everything = multihost_utils.process_allgather(logprobs, tiled=True)
-if process == 0:
-    Path(out).mkdir()
-multihost_utils.sync_global_devices("made")
-hf.save(model, parameters, Path(out))
+hf.export(model, parameters, processor, out)
 if process == 0:
     print(json.dumps(np.asarray(everything).tolist()))
 """

@@ -414,7 +414,7 @@ def save(model: Model, parameters: Parameters, folder: Path) -> None:
 
 
 def export(model: Model, parameters: Parameters, processor: Saves, folder: str | Path) -> None:
-    """Writes a whole Hugging Face folder: weights, configuration, tokenizer and processor files.
+    """Writes a whole Hugging Face folder: weights, configuration, tokenizer and processor files; called by every host.
 
     Args:
         model: as loaded.
@@ -427,7 +427,8 @@ def export(model: Model, parameters: Parameters, processor: Saves, folder: str |
     """
     with atomic_folder(Path(folder)) as partial:
         save(model, parameters, partial)
-        processor.save(partial)
+        if jax.process_index() == 0:
+            processor.save(partial)
 
 
 def _write_config(model: Model, parameters: Parameters, folder: Path) -> None:
