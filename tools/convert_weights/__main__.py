@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--to-hf", action="store_true", help="write a folder that transformers and vLLM load")
     result.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the result; SRC's by default")
     result.add_argument(
-        "--verify", action="store_true", help="read DST again and compare the SHA-256 of every weight first"
+        "--verify",
+        action="store_true",
+        help="before DST appears, read it again and compare the SHA-256 of every weight",
     )
     return result
 
