@@ -71,6 +71,10 @@ def test_both_layouts_read_alike(config):
     assert ModelConfig.from_hf(config.to_hf()) == ModelConfig.from_hf(nested(config.to_hf())) == config
 
 
+def test_a_quantisation_of_null_is_none():
+    assert ModelConfig.from_hf({**PUBLISHED_3B, "quantization_config": None}) == PUBLISHED["3b"]
+
+
 def test_fields_that_equal_the_class_defaults_may_be_left_out_of_the_vision_part():
     """transformers 4.49 writes only the others."""
     config = replace(PUBLISHED["7b"], vision=replace(PUBLISHED["7b"].vision, hidden_size=1280))

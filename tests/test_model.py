@@ -22,7 +22,7 @@ from currreft_jax.structs import Prompt
 from tests import tiny
 from tests.groups import batch_of, fused_logprobs, group_logprobs
 
-# Published: the 7B's from its index (16,584,333,312 bytes of bf16), the others from their model cards.
+# The 7B's from its published index (16,584,333,312 bytes of bf16); the others counted by PyTorch on its meta device.
 PARAMETERS = {"3b": 3_754_622_976, "7b": 16_584_333_312 // 2, "32b": 33_452_718_336, "72b": 73_410_777_344}
 
 

@@ -182,9 +182,12 @@ class Processor:
 
     def _neutral(self, content: str | Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
         if not isinstance(content, str):
-            # A cut before each text keeps a placeholder from being put together out of two of them.
+            texts = [str(self._neutral(item["text"])) if item["type"] == "text" else _CUT for item in content]
+            if any(placeholder in "".join(texts) for placeholder in self._placeholders):  # put together out of several
+                texts = [_CUT + text for text in texts]
             return [
-                {**item, "text": f"{_CUT}{self._neutral(item['text'])}"} if "text" in item else item for item in content
+                {**item, "text": text} if item["type"] == "text" else item
+                for item, text in zip(content, texts, strict=True)
             ]
         for placeholder in self._placeholders:
             content = content.replace(placeholder, placeholder[0] + _CUT + placeholder[1:])

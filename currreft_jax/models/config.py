@@ -138,7 +138,8 @@ class ModelConfig:
         """
         if (model_type := config.get("model_type")) != MODEL_TYPE:
             raise UnsupportedModel(f"{source}: model_type {model_type!r} is not supported, only {MODEL_TYPE!r}")
-        parts = {name: config.get(name, {}) for name in ("text_config", "vision_config", "quantization_config")}
+        parts = {name: config.get(name, {}) for name in ("text_config", "vision_config")}
+        parts["quantization_config"] = config.get("quantization_config") or {}
         for name, part in parts.items():
             if not isinstance(part, Mapping):
                 raise UnsupportedModel(f"{source}: {name} must be an object, not {part!r}")

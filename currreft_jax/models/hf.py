@@ -215,7 +215,7 @@ class _Files:
             raise WeightError(f"{index} names no file")
         for name in names:
             if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)):
-                raise WeightError(f"{index} points outside its folder: {name!r}")
+                raise WeightError(f"{index} names {name!r}, which is no safetensors file of its folder")
             if not (self.folder / name).exists():
                 raise WeightError(f"{self.folder / name} is missing, though {INDEX} names it: download it again")
         return [self.folder / name for name in sorted(names)]

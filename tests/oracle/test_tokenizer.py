@@ -135,6 +135,20 @@ def test_a_thousand_odd_strings_have_the_ids_of_hugging_face(folder):
         assert processor.tokenizer.decode(ids.tolist()) == theirs.decode(ids.tolist(), skip_special_tokens=False)
 
 
+@pytest.mark.parametrize(
+    "texts", [["\n\nlines first"], ["hel", "lo"], ["one ", "\n", "\n two"], [" leading space"], ["<|image", "_pad"]]
+)
+def test_texts_are_tokenised_as_the_template_joins_them(folder, texts):
+    """Text items next to each other, and behind the template's own line break, merge as in Hugging Face's processor."""
+    processor = load(folder)
+    messages = [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
+    rendered = processor.tokenizer.apply_chat_template(
+        messages, chat_template=CHAT_TEMPLATE, tokenize=False, add_generation_prompt=True
+    )
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(rendered, add_special_tokens=False).ids
+    np.testing.assert_array_equal(processor.prompt(messages).tokens, theirs)
+
+
 def test_the_default_prompt(folder):
     prompt = load(folder).prompt(tiny.user("Hello", 1), [tiny.picture(56, 56)])
     before = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151652]
