@@ -17,11 +17,12 @@ class Remat(Enum):
 
 
 class Task(Enum):
-    """What a row asks about its image."""
+    """What a row asks about its image; `OTHER` is what conversations are about, and no rule scores it."""
 
     DETECTION = "detection"
     CLASSIFY = "classify"
     MATH = "math"
+    OTHER = "other"
 
 
 class Kind(Enum):

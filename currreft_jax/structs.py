@@ -68,6 +68,7 @@ class Prompt:
         next_position: the position of the first completion token, the same on all three axes.
         pictures: the images in their order of appearance.
         name: what an error about this prompt calls it.
+        key: 64 bits that seed what is sampled for it; see `data.packing.row_key`.
     """
 
     tokens: np.ndarray
@@ -75,6 +76,7 @@ class Prompt:
     next_position: int
     pictures: tuple[Picture, ...]
     name: str
+    key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class PromptBatch:
         lengths: int32 `[P]`.
         positions: int32 `[P, 3, L]`.
         next_position: int32 `[P]`.
+        key: uint32 `[P, 2]`, the two halves of each prompt's key.
         embed_index: int32 `[P, L]`, where a placeholder's feature stands among its shard's merged units; -1 for text.
         pictures: None for a batch without images.
     """
@@ -113,6 +116,7 @@ class PromptBatch:
     lengths: Array
     positions: Array
     next_position: Array
+    key: Array
     embed_index: Array
     pictures: Pictures | None
 
@@ -150,19 +154,38 @@ class Boxes:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes:
+        role: system, user or assistant.
+        text: each `<image>` in it stands for the row's next image.
+    """
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One question with its gold answer.
 
     Attributes:
-        id: what an error about this row calls it.
+        id: what an error about this row calls it, and what its randomness is keyed by.
         task: what it asks about.
         kind: how it wants its answer.
-        problem: the question, without the prompt's instructions.
+        problem: the question, without the prompt's instructions. `{box:0}` in it, or in an option, stands for the first
+            of `boxes`, written as the model sees it.
         solution: the gold answer, bare or inside `<answer>` tags; boxes in pixels of `frame`.
         images: paths.
         options: texts of a choice row's options, lettered A, B, C and so on; empty where only the problem lists them.
         multiple: whether a choice row may have several right options.
-        frame: frame of the solution's boxes.
+        frame: frame of the boxes in `solution` and `boxes`.
+        boxes: (x1, y1, x2, y2) that the texts refer to, in pixels of `frame`, 0-based and half-open.
+        messages: the conversation of a chat row, which has neither problem nor solution.
+        source: the data set that it comes from.
+        split: the part of it.
+        origin: its licence and where it was published.
     """
 
     id: str
@@ -174,6 +197,11 @@ class Row:
     options: tuple[str, ...] = ()
     multiple: bool = False
     frame: Frame | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    messages: tuple[Turn, ...] = ()
+    source: str = ""
+    split: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ within slots and between near ones, masked by ids, is exactly attention within w
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -110,6 +111,12 @@ def fitting(needed: int, ladder: Sequence[int], what: str) -> int:
     return min(fits)
 
 
+def row_key(row_id: str, occurrence: int = 0) -> int:
+    """64 bits for a row and how many times it was met before; the same on every machine and in every version."""
+    digest = hashlib.blake2b(f"{row_id}\0{occurrence}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
 def collate(prompts: Sequence[Prompt], config: ModelConfig, shape: BatchShape, shards: int = 1) -> PromptBatch:
     """Packs prompts and their images into one static shape.
 
@@ -143,6 +150,7 @@ def collate(prompts: Sequence[Prompt], config: ModelConfig, shape: BatchShape, s
         lengths=np.array([len(prompt.tokens) for prompt in prompts], np.int32),
         positions=positions,
         next_position=np.array([prompt.next_position for prompt in prompts], np.int32),
+        key=np.array([(prompt.key >> 32, prompt.key & 0xFFFFFFFF) for prompt in prompts], np.uint32),
         embed_index=embed_index,
         pictures=pictures if shape.slots else None,
     )

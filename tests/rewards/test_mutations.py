@@ -94,8 +94,8 @@ def math(random: Random):
 
 
 MAKERS = {
-    **{(Kind.JUDGE, task): judge for task in Task},
-    **{(Kind.CHOICE, task): choice for task in Task},
+    **{pair: judge for pair in TABLE if pair[0] is Kind.JUDGE},
+    **{pair: choice for pair in TABLE if pair[0] is Kind.CHOICE},
     (Kind.OPEN, Task.DETECTION): detection,
     (Kind.OPEN, Task.CLASSIFY): classify,
     (Kind.OPEN, Task.MATH): math,
