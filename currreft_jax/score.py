@@ -29,11 +29,12 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from currreft_jax.config import DetectionScore, Kind, PartialCredit, Rewards, Task
+from currreft_jax.data.rows import MAX_OPTIONS, Fields
 from currreft_jax.rewards import MathsPool, MathsPoolError, RewardError, RowError, check_rows, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row, Scores
 
@@ -63,10 +64,6 @@ class Answered:
     unused: frozenset[str]
 
 
-class LineError(ValueError):
-    """A line that is no row; the message says where it stands and what would mend it."""
-
-
 def main() -> None:
     """Run the program."""
     options = _parser().parse_args()
@@ -92,59 +89,26 @@ def parse_line(text: str, where: str, line_number: int) -> Answered:
     Raises:
         LineError: naming the line, the key and the values it takes.
     """
-
-    def refuse(problem: str) -> NoReturn:
-        raise LineError(f"{where}: {problem}")
-
-    try:
-        keys = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        refuse(f"not JSON ({error}); write one object a line")
-    if not isinstance(keys, dict):
-        refuse(f"a {type(keys).__name__}; write one object a line")
-
-    def take(key: str, wanted: type, meaning: str, default: Any = None) -> Any:
-        value = keys.get(key, default)
-        if not isinstance(value, wanted):
-            refuse(f'"{key}" is {json.dumps(value) if key in keys else "missing"}; it takes {meaning}')
-        return value
-
-    def choose(key: str, kind: type[Kind] | type[Task]) -> Any:
-        names = [member.value for member in kind]
-        if keys.get(key) not in names:
-            refuse(f'"{key}" is {json.dumps(keys[key]) if key in keys else "missing"}; it takes {", ".join(names)}')
-        return kind(keys[key])
-
-    def frame(key: str) -> Frame | None:
-        sides = take(key, list, "[width, height], in pixels", []) if key in keys else None
-        if sides is None:
-            return None
-        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            refuse(f'"{key}" is {sides}; it takes [width, height], in pixels')
-        return Frame(*sides)
-
-    texts = take("options", list, "a list of at most 26 strings", [])
-    if len(texts) > 26 or not all(isinstance(text, str) for text in texts):
-        refuse('"options" takes a list of at most 26 strings')
-    identity = keys.get("id", line_number)
-    if type(identity) not in (str, int):
-        refuse(f'"id" is {json.dumps(identity)}; it takes a string or a whole number')
-    tokens = keys.get("num_tokens")
+    fields = Fields.of_line(text, where)
+    tokens = fields.keys.get("num_tokens")
     if tokens is not None and (type(tokens) is not int or tokens < 0):
-        refuse(f'"num_tokens" is {json.dumps(tokens)}; it takes a whole number')
+        fields.refuse_value("num_tokens", "a whole number")
     row = Row(
-        id=str(identity),
-        task=choose("task", Task),
-        kind=choose("kind", Kind),
-        problem=take("problem", str, "a string", ""),
-        solution=take("solution", str, "a string: the gold answer"),
-        options=tuple(texts),
-        multiple=take("multiple", bool, "true or false", False),
-        frame=frame("frame"),
+        id=fields.identity(str(line_number)),
+        task=fields.choose("task", Task),
+        kind=fields.choose("kind", Kind),
+        problem=fields.text("problem", ""),
+        solution=fields.text("solution", meaning="the gold answer"),
+        options=fields.texts("options", f"a list of at most {MAX_OPTIONS} strings", MAX_OPTIONS),
+        multiple=fields.take("multiple", bool, "true or false", False),
+        frame=fields.frame("frame"),
     )
-    text = take("completion", str, "a string: what the model wrote")
-    completion = Completion(text, tokens, take("finished", bool, "true or false", True))
-    return Answered(where, row, completion, frame("resized"), frozenset(keys) - _KEYS)
+    completion = Completion(
+        fields.text("completion", meaning="what the model wrote"),
+        tokens,
+        fields.take("finished", bool, "true or false", True),
+    )
+    return Answered(where, row, completion, fields.frame("resized"), frozenset(fields.keys) - _KEYS)
 
 
 def verdicts(lines: Sequence[Answered], scores: Scores) -> list[dict[str, Any]]:

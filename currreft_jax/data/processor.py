@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from currreft_jax.data.images import ImageError, cut, open_image
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
 from currreft_jax.models.folder import copy_companions, read_config, read_json, resolve, write_json
-from currreft_jax.structs import Prompt
+from currreft_jax.structs import Picture, Prompt, Turn
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
@@ -99,9 +99,10 @@ class Processor:
     def prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
-        images: Sequence[str | Path | bytes | Image.Image] = (),
+        images: Sequence[str | Path | bytes | Image.Image | Picture] = (),
         *,
         name: str = "prompt",
+        key: int = 0,
         add_generation_prompt: bool = True,
     ) -> Prompt:
         """Renders, tokenises and positions a conversation.
@@ -109,8 +110,9 @@ class Processor:
         Args:
             messages: `{"role", "content"}`, the content a string or a list of `{"type": "text", "text"}` and
                 `{"type": "image"}`. Placeholders spelt out in a text stay text.
-            images: as many as the messages have image items, in their order.
+            images: as many as the messages have image items, in their order; pictures are taken as they are.
             name: what an error calls the prompt, such as file and line.
+            key: of its randomness.
             add_generation_prompt: end with the opening of the assistant's turn.
 
         Raises:
@@ -120,23 +122,8 @@ class Processor:
         slots = sum(item["type"] == "image" for item in self._items(messages, name))
         if slots != len(images):
             raise PromptError(f"{name}: the messages have {slots} image items, but {len(images)} images came with them")
-        try:
-            pictures = tuple(
-                cut(open_image(image), self.config.vision, self.min_pixels, self.max_pixels) for image in images
-            )
-        except ImageError as error:
-            raise ImageError(f"{name}: {error}") from error
-        conversation: list[Any] = [
-            {**message, "role": self._neutral(message["role"]), "content": self._neutral(message["content"])}
-            for message in messages
-        ]
-        text = self.tokenizer.apply_chat_template(
-            conversation,
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-        single = self.encode(str(text))
+        pictures = tuple(image if isinstance(image, Picture) else self.picture(image, name) for image in images)
+        single = self.encode(self._render(messages, add_generation_prompt))
         counts = np.ones(len(single), int)
         placeholders = np.flatnonzero(single == self.config.image_token_id)
         if len(placeholders) != len(pictures):
@@ -147,7 +134,55 @@ class Processor:
         counts[placeholders] = [grid_units(picture.grid, self.config) for picture in pictures]
         tokens = np.repeat(single, counts)
         positions, next_position = rope_index(tokens, [picture.grid for picture in pictures], self.config)
-        return Prompt(tokens, positions, next_position, pictures, name)
+        return Prompt(tokens, positions, next_position, pictures, name, key)
+
+    def picture(self, image: str | Path | bytes | Image.Image, name: str) -> Picture:
+        """Reads, resizes and cuts an image.
+
+        Raises:
+            ImageError: it cannot be read or shown; the message begins with the name.
+        """
+        try:
+            return cut(open_image(image), self.config.vision, self.min_pixels, self.max_pixels)
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
+
+    def completion(
+        self, messages: Sequence[Mapping[str, Any]], turns: Sequence[Turn], *, name: str = "prompt"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What follows a prompt in a conversation, as supervised training reads it.
+
+        Args:
+            messages: of the prompt.
+            turns: behind it, the first and the last of them the assistant's; without images.
+            name: what an error calls the conversation.
+
+        Returns:
+            int32 `[T]` tokens up to the last turn's end token, and bool `[T]`: whether the assistant wrote them.
+
+        Raises:
+            PromptError: the chat template does not write one turn behind the other, or has no end of a turn.
+        """
+        end = str(self.tokenizer.eos_token)
+        pieces, between, said = [], "", list(messages)
+        written = self._render(said, True)
+        for turn in turns:
+            said.append({"role": turn.role, "content": turn.text})
+            whole = self._render(said, turn.role != "assistant")
+            answer, ended, rest = whole[len(written) :].rpartition(end)
+            if not whole.startswith(written) or not ended:
+                raise PromptError(
+                    f"{name}: the chat template of {self.folder} does not end a turn with {end} and go on behind it"
+                )
+            if turn.role == "assistant":
+                pieces += [(between, False), (answer + ended, True)]
+                between = rest
+            else:
+                between += whole[len(written) :]
+            written = whole
+        tokens = [self.encode(text) for text, _ in pieces]
+        mask = [np.full(len(piece), learnt) for piece, (_, learnt) in zip(tokens, pieces, strict=True)]
+        return np.concatenate(tokens), np.concatenate(mask)
 
     def encode(self, text: str) -> np.ndarray:
         """int32 `[tokens]`, special tokens read as such."""
@@ -166,6 +201,20 @@ class Processor:
             (folder / TEMPLATES[0]).write_text(self.template, "utf-8")
         settings = read_preprocessor(self.folder, self.config)
         write_json(folder / PREPROCESSOR, {**settings, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels})
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        conversation: list[Any] = [
+            {**message, "role": self._neutral(message["role"]), "content": self._neutral(message["content"])}
+            for message in messages
+        ]
+        return str(
+            self.tokenizer.apply_chat_template(
+                conversation,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        )
 
     def _items(self, messages: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
         items = []

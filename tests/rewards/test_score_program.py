@@ -121,7 +121,7 @@ def test_keys_that_play_no_part_are_named():
         ({"completion": None}, ':2: "completion" is missing; it takes a string: what the model wrote'),
         ({"id": 1.5}, ':2: "id" is 1.5'),
         ({"options": "A"}, ':2: "options" is "A"; it takes a list of at most 26 strings'),
-        ({"options": [1]}, ':2: "options" takes a list of at most 26 strings'),
+        ({"options": [1]}, ':2: "options" is [1]; it takes a list of at most 26 strings'),
         ({"multiple": 1}, ':2: "multiple" is 1; it takes true or false'),
         ({"frame": [20]}, ':2: "frame" is [20]; it takes [width, height], in pixels'),
         ({"frame": [20, 0]}, ':2: "frame" is [20, 0]'),
