@@ -9,6 +9,8 @@ import fcntl
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,10 @@ from currreft_jax.sharding import path_of
 MANIFEST = "manifest.json"
 ARRAYS = "params"
 FORMAT = "currreft_jax/params/1"
+STATE_FORMAT = "currreft_jax/state/1"
 _LOCK = ".lock"
+# What Orbax raises on files that are missing, cut off or damaged.
+_UNREADABLE = (OSError, KeyError, ValueError, TypeError)
 
 
 class DamagedCheckpoint(ValueError):
@@ -141,3 +146,126 @@ def restore_params(folder: Path, abstract: Any) -> Any:
     if damaged := [path for path in found if found[path]["checksum"] != manifest[path]["checksum"]]:
         raise DamagedCheckpoint(f"{folder}: the checksum of {', '.join(damaged)} does not match: the file is damaged")
     return params
+
+
+class Checkpoints:
+    """The checkpoints of a run: the newest ones are kept, and each is verified when it is read.
+
+    A step is written under another name and renamed when it is complete; a manifest of checksums lies in it.
+
+    Attributes:
+        folder: of the checkpoints.
+    """
+
+    def __init__(self, folder: Path, keep_last: int):
+        """Opens the folder.
+
+        Args:
+            folder: of the run's checkpoints, `STEP/` each.
+            keep_last: how many stay.
+        """
+        policy = ocp.checkpoint_managers.LatestN(keep_last)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        self.folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def save(self, step: int, items: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Writes a step in the background; a failure is raised by the next call, or by closing.
+
+        Args:
+            step: later than any that is there.
+            items: name -> tree of arrays.
+            about: what JSON can say, such as the place in the data.
+
+        Raises:
+            ValueError: the step is there already.
+        """
+        sums = {name: checksums(tree) for name, tree in items.items()}
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        manifest = ocp.args.JsonSave({"format": STATE_FORMAT, "arrays": sums, "about": dict(about)})
+        if not self._manager.save(step, args=ocp.args.Composite(**trees, manifest=manifest)):
+            raise ValueError(f"{self.folder} holds step {step} or a later one already; remove it or continue from it")
+
+    def preempted(self, step: int) -> bool:
+        """Whether SIGTERM has reached a host of several; all of them learn it at the same step."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def restore(self, abstract: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+        """The newest step that is whole.
+
+        A damaged one is named, left out and set aside, and the one before it is taken.
+
+        Args:
+            abstract: name -> tree of `jax.ShapeDtypeStruct` with the layout to read into.
+
+        Returns:
+            Step, items and what was said of it; None where there is no checkpoint.
+
+        Raises:
+            DamagedCheckpoint: there are checkpoints, and all are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        problems = []
+        for step in steps:
+            try:
+                return step, *self._read(step, abstract)
+            except DamagedCheckpoint as error:
+                problems.append(str(error))
+                print(f"checkpoint: {error}; it is set aside", file=sys.stderr)
+                self._set_aside(step)
+        if problems:
+            raise DamagedCheckpoint(
+                f"no checkpoint in {self.folder} is whole: start anew in another workdir, or remove the folder"
+            )
+        return None
+
+    def _read(self, step: int, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        where = self.folder / str(step)
+        trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        try:
+            manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
+            saved = manifest["arrays"]
+            about = manifest["about"]
+            differing = _differing(abstract, saved)
+            found = self._manager.restore(step, args=ocp.args.Composite(**trees)) if not differing else {}
+        except _UNREADABLE as error:
+            raise DamagedCheckpoint(f"{where} is not readable ({type(error).__name__}: {str(error)[:200]})") from error
+        if manifest["format"] != STATE_FORMAT or differing:
+            what = ", ".join(differing[:5]) or f"format {manifest['format']!r}"
+            raise ValueError(f"{where} is of another model or optimizer ({what}): take another workdir")
+        items = {name: found[name] for name in abstract}
+        damaged = [
+            f"{name}/{path}"
+            for name, tree in items.items()
+            for path, it in checksums(tree).items()
+            if it["checksum"] != saved[name][path]["checksum"]
+        ]
+        if damaged:
+            raise DamagedCheckpoint(f"{where}: the checksum of {', '.join(damaged[:5])} does not match")
+        return items, about
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            where = self.folder / str(step)
+            where.rename(where.with_name(f"{step}.damaged-{time.time_ns()}"))
+        _meet(f"step {step} is set aside")
+        self._manager.reload()
+
+
+def _differing(abstract: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Paths that are missing, superfluous, or of another shape or dtype."""
+    wanted = {
+        f"{name}/{path_of(path)}": (list(x.shape), str(x.dtype))
+        for name, tree in abstract.items()
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    there = {
+        f"{name}/{path}": (it["shape"], it["dtype"]) for name in abstract for path, it in saved.get(name, {}).items()
+    }
+    return sorted(path for path in wanted.keys() | there.keys() if wanted.get(path) != there.get(path))

@@ -178,6 +178,296 @@ def validate_rewards(rewards: Rewards) -> None:
             f"1 to overlong.max_tokens ({overlong.max_tokens})",
         ),
     ]
+    _refuse("rewards", demands)
+
+
+class Method(Enum):
+    """What a training step does."""
+
+    SFT = "sft"
+
+
+class Init(Enum):
+    """Where the parameters come from: the checkpoint at `Pretrained.path`, or a random generator."""
+
+    CHECKPOINT = "checkpoint"
+    RANDOM = "random"
+
+
+class OnBadRow(Enum):
+    """What happens to a row that cannot be read: the run stops, or the row is left out, counted and reported."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+class Schedule(Enum):
+    """How the learning rate goes on behind the warm-up: as it is, or down to zero linearly or along a cosine."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class LossAverage(Enum):
+    """What a mean over a batch counts: all learnt tokens alike, or all sequences alike (equation 9)."""
+
+    TOKEN = "token"
+    SEQUENCE = "sequence"
+
+
+@dataclass(slots=True)
+class Pretrained:
+    """The model that training starts from.
+
+    Attributes:
+        path: a hub id or a folder, Hugging Face's or converted.
+        init: whether its weights are read; with `RANDOM` the folder needs only `config.json` and the tokenizer.
+        dtype: of activations and products; masters and optimizer are fp32.
+        remat: what the backward pass recomputes.
+        min_pixels: area that smaller images are enlarged to; 0 for the checkpoint's own.
+        max_pixels: area that larger images are shrunk to; 0 for the checkpoint's own.
+    """
+
+    path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    init: Init = Init.CHECKPOINT
+    dtype: str = "bfloat16"
+    remat: Remat = Remat.BLOCK
+    min_pixels: int = 0
+    max_pixels: int = 401_408
+
+
+@dataclass(slots=True)
+class MeshShape:
+    """How devices are laid out; one of the three may be -1, the devices that the others leave.
+
+    Attributes:
+        data: copies of the parameters.
+        fsdp: parts of the parameters and the optimizer.
+        tensor: parts of each product.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(slots=True)
+class Source:
+    """One file of rows in a mixture.
+
+    Attributes:
+        file: JSON lines, a JSON list, or the authors' YAML that lists such files.
+        weight: share of the batches relative to the other sources.
+        sample: which of its rows: all, first:N, end:N or random:N, with N a number or a percentage such as 10%.
+        image_root: what image paths start from; the file's folder where empty.
+        kind: of rows that name none.
+        task: of rows that name none.
+    """
+
+    file: str = ""
+    weight: float = 1.0
+    sample: str = "all"
+    image_root: str = ""
+    kind: Kind | None = None
+    task: Task | None = None
+
+
+@dataclass(slots=True)
+class Stage:
+    """One part of the curriculum.
+
+    Attributes:
+        name: of its folder and its metrics.
+        sources: what it mixes.
+        steps: batches.
+        kinds: the kinds of rows that it takes from them; all where empty.
+        tasks: likewise.
+        replay: share of the batches that comes from the sources of the stages before it.
+    """
+
+    name: str = "train"
+    sources: list[Source] = field(default_factory=list)
+    steps: int = 1000
+    kinds: tuple[Kind, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    replay: float = 0.0
+
+
+@dataclass(slots=True)
+class Data:
+    """How rows become batches.
+
+    Attributes:
+        batch_size: prompts of a step, over all hosts.
+        template: the prompts' wording: a name of `data.prompts.TEMPLATES`, or `package.module:NAME`.
+        prompt_lengths: the lengths that prompts are padded to; a batch takes the smallest that fits.
+        completion_lengths: likewise, for gold completions.
+        slots: likewise, image slots of a data shard; where empty, a ladder with steps of a quarter up to what images
+            of `max_pixels` need, one for each prompt.
+        on_bad_row: what happens to rows that cannot be read, shown or padded to these lengths.
+        max_bad_rows: more of them stop the run all the same.
+        pass_rates: a JSON lines file of `{"id", "pass_rate"}`; rows outside `keep_pass_rates` are left out, as they
+            teach nothing. None where empty.
+        keep_pass_rates: least and greatest pass rate, both excluded.
+        threads: that read and cut images, on each host.
+        prefetch: batches that are read ahead.
+    """
+
+    batch_size: int = 8
+    template: str = "paper"
+    prompt_lengths: tuple[int, ...] = (256, 512, 768, 1024, 2048)
+    completion_lengths: tuple[int, ...] = (64, 256, 512, 1024)
+    slots: tuple[int, ...] = ()
+    on_bad_row: OnBadRow = OnBadRow.ERROR
+    max_bad_rows: int = 100
+    pass_rates: str = ""
+    keep_pass_rates: tuple[float, float] = (0.0, 1.0)
+    threads: int = 4
+    prefetch: int = 2
+
+
+@dataclass(slots=True)
+class Optimizer:
+    """AdamW on fp32 masters.
+
+    Attributes:
+        learning_rate: after the warm-up.
+        schedule: behind it.
+        warmup: its share of the steps.
+        weight_decay: decoupled.
+        b1: decay of the first moment.
+        b2: decay of the second.
+        eps: beside the root of the second.
+        max_grad_norm: global norm that gradients are scaled down to.
+        freeze_vision: leave the vision tower as it is, its merger excepted.
+        freeze_merger: leave the merger as it is.
+    """
+
+    learning_rate: float = 1e-6
+    schedule: Schedule = Schedule.LINEAR
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    freeze_vision: bool = False
+    freeze_merger: bool = False
+
+
+@dataclass(slots=True)
+class Logging:
+    """What is written, and how often.
+
+    Attributes:
+        log_every: steps from one line of metrics to the next; each is the mean over them.
+        save_every: steps from one checkpoint to the next; the last step is always saved.
+        keep_last: checkpoints that are kept, the newest ones.
+        tensorboard: also write TensorBoard events.
+    """
+
+    log_every: int = 10
+    save_every: int = 100
+    keep_last: int = 2
+    tensorboard: bool = False
+
+
+@dataclass(slots=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+        name: of the run, and of its default workdir.
+        seed: of all randomness.
+        method: what a step does.
+        loss_average: how its loss is averaged.
+        microbatches: parts that a step's prompts are computed in, one after the other.
+        model: what it starts from.
+        mesh: how devices are laid out.
+        stages: what it learns from.
+        data: how rows become batches.
+        optimizer: how parameters move.
+        logging: what is written.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    method: Method = Method.SFT
+    loss_average: LossAverage = LossAverage.TOKEN
+    microbatches: int = 1
+    model: Pretrained = field(default_factory=Pretrained)
+    mesh: MeshShape = field(default_factory=MeshShape)
+    stages: list[Stage] = field(default_factory=list)
+    data: Data = field(default_factory=Data)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    logging: Logging = field(default_factory=Logging)
+
+
+def validate(config: Config) -> None:
+    """Refuse settings that cannot be meant, before anything is loaded.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    data, optimizer, logging = config.data, config.optimizer, config.logging
+    low, high = data.keep_pass_rates
+    _refuse(
+        "config",
+        [
+            (bool(config.stages), "stages", config.stages, "at least one stage"),
+            (config.microbatches >= 1, "microbatches", config.microbatches, "1 or more"),
+            (config.model.dtype in ("bfloat16", "float32"), "model.dtype", config.model.dtype, "bfloat16 or float32"),
+            (data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more"),
+            (
+                data.batch_size % config.microbatches == 0,
+                "microbatches",
+                config.microbatches,
+                f"a divisor of data.batch_size ({data.batch_size})",
+            ),
+            (_rising(data.prompt_lengths), "data.prompt_lengths", data.prompt_lengths, "rising lengths"),
+            (_rising(data.completion_lengths), "data.completion_lengths", data.completion_lengths, "rising lengths"),
+            (not data.slots or _rising(data.slots), "data.slots", data.slots, "rising numbers of slots"),
+            (data.max_bad_rows >= 0, "data.max_bad_rows", data.max_bad_rows, "0 or more"),
+            (0 <= low < high <= 1, "data.keep_pass_rates", data.keep_pass_rates, "two rising shares"),
+            (data.threads >= 1, "data.threads", data.threads, "1 or more"),
+            (data.prefetch >= 1, "data.prefetch", data.prefetch, "1 or more"),
+            (optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number"),
+            (0 <= optimizer.warmup < 1, "optimizer.warmup", optimizer.warmup, "a share in [0, 1)"),
+            (optimizer.max_grad_norm > 0, "optimizer.max_grad_norm", optimizer.max_grad_norm, "a positive number"),
+            (logging.log_every >= 1, "logging.log_every", logging.log_every, "1 or more"),
+            (logging.save_every >= 1, "logging.save_every", logging.save_every, "1 or more"),
+            (logging.keep_last >= 1, "logging.keep_last", logging.keep_last, "1 or more"),
+        ],
+    )
+    names = [stage.name for stage in config.stages]
+    for number, stage in enumerate(config.stages):
+        _refuse(
+            f"config.stages[{number}]",
+            [
+                (bool(stage.sources), "sources", stage.sources, "at least one source"),
+                (stage.steps >= 1, "steps", stage.steps, "1 or more"),
+                (names.count(stage.name) == 1, "name", stage.name, "a name of its own"),
+                (0 <= stage.replay < 1, "replay", stage.replay, "a share in [0, 1)"),
+                (not stage.replay or number > 0, "replay", stage.replay, "0 in the first stage"),
+            ],
+        )
+        for place, source in enumerate(stage.sources):
+            where = f"config.stages[{number}].sources[{place}]"
+            _refuse(
+                where,
+                [
+                    (bool(source.file), "file", source.file, "a path"),
+                    (source.weight > 0, "weight", source.weight, "a positive number"),
+                ],
+            )
+
+
+def _rising(values: tuple[int, ...]) -> bool:
+    return bool(values) and values[0] >= 1 and list(values) == sorted(set(values))
+
+
+def _refuse(prefix: str, demands: list[tuple[bool, str, object, str]]) -> None:
     for met, name, value, wanted in demands:
         if not met:
-            raise ValueError(f"rewards.{name} is {value}; it takes {wanted}")
+            raise ValueError(f"{prefix}.{name} is {value}; it takes {wanted}")

@@ -122,6 +122,21 @@ class PromptBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupBatch:
+    """Prompts and their completions in one static shape.
+
+    Attributes:
+        prompts: P of them.
+        tokens: int32 `[P, G, T]`.
+        mask: bool `[P, G, T]`, which tokens are learnt.
+    """
+
+    prompts: PromptBatch
+    tokens: Array
+    mask: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Prefix:
     """What a completion needs of its prompt, computed once for the whole group.
 

@@ -70,6 +70,32 @@ def slots_of(picture: Picture, config: VisionConfig) -> int:
     return _place_units(picture.grid, config)[0]
 
 
+@lru_cache
+def largest_slots(max_pixels: int, config: VisionConfig) -> int:
+    """Slots that no image of up to `max_pixels` exceeds.
+
+    Whole windows fill a slot each; of the narrower ones at the right and the lower edge, as many as fit share one.
+    """
+    side, unit = config.window_units, config.patch_size * config.spatial_merge_size
+    units = max_pixels // unit**2
+    height = np.arange(1, units + 1)[:, None]
+    largest = 0
+    for width_rest in range(side):
+        # For a height, the widest image of each remainder; a narrower one needs fewer.
+        width = (units // height - width_rest) // side * side + width_rest
+        rows, columns = height // side, width // side
+        right = _shared(rows, side * width_rest, side)
+        lower = np.where(height % side, -(-columns // np.maximum(side // np.maximum(height % side, 1), 1)), 0)
+        corner = (height % side > 0) & (width_rest > 0)
+        total = np.where(width > 0, rows * columns + right + lower + corner, 0)
+        largest = max(largest, int(total.max()))
+    return largest
+
+
+def _shared(windows: np.ndarray, size: int, side: int) -> np.ndarray:
+    return -(-windows // (side**2 // size)) if size else np.zeros_like(windows)
+
+
 def prompt_slots(prompt: Prompt, config: VisionConfig) -> int:
     """Slots that the images of a prompt fill."""
     return sum(slots_of(picture, config) for picture in prompt.pictures)

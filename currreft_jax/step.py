@@ -1,0 +1,138 @@
+"""One training step: gradients of a microbatch, added up, and the optimizer's move."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from currreft_jax.config import Optimizer, Schedule
+from currreft_jax.losses import sft_loss
+from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.sharding import parameter_sharding, path_of
+from currreft_jax.structs import Array, GroupBatch
+
+_MERGER = re.compile("visual/merger/")
+_TOWER = re.compile("visual/(?!merger/)")
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+        step: int32, steps done.
+        params: fp32 masters.
+        optimizer: the moments of what is not frozen.
+    """
+
+    step: Array
+    params: Parameters
+    optimizer: Any
+
+
+jax.tree_util.register_dataclass(TrainState, ["step", "params", "optimizer"], [])
+
+
+def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
+    """The rate of every step: linear warm-up from 0, then the schedule, which ends at 0 behind the last step."""
+    warmup = round(settings.warmup * steps)
+    rest = max(1, steps - warmup)
+    behind = {
+        Schedule.CONSTANT: optax.constant_schedule(settings.learning_rate),
+        Schedule.LINEAR: optax.linear_schedule(settings.learning_rate, 0.0, rest),
+        Schedule.COSINE: optax.cosine_decay_schedule(settings.learning_rate, rest),
+    }[settings.schedule]
+    rising = optax.linear_schedule(settings.learning_rate / max(1, warmup), settings.learning_rate, max(1, warmup - 1))
+    return optax.join_schedules([rising, behind], [warmup])
+
+
+def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
+    """AdamW behind global-norm clipping; frozen parameters neither move nor have moments, nor count in the norm."""
+    moving = optax.chain(
+        optax.clip_by_global_norm(settings.max_grad_norm),
+        optax.adamw(
+            learning_rate(settings, steps), settings.b1, settings.b2, settings.eps, weight_decay=settings.weight_decay
+        ),
+    )
+    return optax.partition({"moving": moving, "frozen": optax.set_to_zero()}, lambda params: labels(settings, params))
+
+
+def labels(settings: Optimizer, params: Parameters) -> Any:
+    """`frozen` or `moving` for every parameter."""
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        name = path_of(path)
+        frozen = (settings.freeze_vision and _TOWER.search(name)) or (settings.freeze_merger and _MERGER.search(name))
+        return "frozen" if frozen else "moving"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and layouts of the state, without memory: moments lie as their parameters do."""
+    params = model.abstract(jnp.float32)
+    whole = NamedSharding(model.mesh, P())
+
+    def laid_out(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        layout = parameter_sharding(path_of(path), x.shape, model.mesh) if x.ndim else whole
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+
+    moments = jax.tree_util.tree_map_with_path(laid_out, jax.eval_shape(optimizer.init, params))
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), params, moments)
+
+
+def init_state(model: Model, optimizer: optax.GradientTransformation, params: Parameters) -> TrainState:
+    """The state before the first step."""
+    layouts = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer))
+    moments = jax.jit(optimizer.init, out_shardings=layouts.optimizer)(params)
+    return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, moments)
+
+
+def sft_gradient(
+    model: Model, params: Parameters, total: Parameters, batch: GroupBatch, weights: Array
+) -> tuple[Parameters, jax.Array]:
+    """Adds the gradient of a microbatch to those before it.
+
+    Args:
+        model: how to compute.
+        params: masters.
+        total: the sum so far, of their shapes.
+        batch: gold completions, G = 1.
+        weights: `[P, 1, T]`, what each token counts in the whole batch; see `loss_weights`.
+
+    Returns:
+        The new sum, and the microbatch's share of the loss.
+    """
+
+    def loss(params: Parameters) -> jax.Array:
+        module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
+        hidden = module.prefix_extend(batch.prompts, batch.tokens)
+        return sft_loss(module.logprobs(hidden, batch.tokens)[0], weights)
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    return jax.tree.map(jnp.add, total, gradient), value
+
+
+def apply_gradient(
+    optimizer: optax.GradientTransformation, settings: Optimizer, state: TrainState, gradient: Parameters
+) -> tuple[TrainState, jax.Array]:
+    """Moves the parameters.
+
+    Returns:
+        The new state, and the global norm of what is not frozen, before clipping.
+    """
+    moving = [
+        x
+        for x, label in zip(jax.tree.leaves(gradient), jax.tree.leaves(labels(settings, gradient)), strict=True)
+        if label == "moving"
+    ]
+    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, moments), optax.tree.norm(moving)

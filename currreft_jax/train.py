@@ -1,0 +1,355 @@
+"""Train a model on the stages of a config.
+
+  python -m currreft_jax.train --config=configs/sft.py:tiny --config.stages[0].sources[0].file=rows.jsonl
+  python -m currreft_jax.train --config=configs/sft.py:3b --workdir=runs/sft --config.optimizer.learning_rate=2e-6
+
+Every setting of the config can be given on the command line; a misspelt one is refused. Metrics, checkpoints and the
+settings lie in the workdir. A run that was interrupted goes on there when the same command is given again, and a
+finished stage is skipped. SIGTERM saves and exits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from ml_collections import config_flags
+
+from currreft_jax.checkpoint import Checkpoints, DamagedCheckpoint
+from currreft_jax.config import Config, Init, LossAverage, validate
+from currreft_jax.data import pipeline, processor
+from currreft_jax.data.images import ImageError
+from currreft_jax.data.mixture import Mixture, MixtureError, mixture
+from currreft_jax.data.packing import BudgetError, padding_waste
+from currreft_jax.data.prompts import template
+from currreft_jax.losses import loss_weights
+from currreft_jax.metrics import Metrics
+from currreft_jax.models import hf
+from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.sharding import data_shards, make_mesh, to_devices
+from currreft_jax.step import (
+    TrainState,
+    abstract_state,
+    apply_gradient,
+    init_state,
+    learning_rate,
+    make_optimizer,
+    sft_gradient,
+)
+from currreft_jax.structs import Array, GroupBatch
+
+CHECKPOINTS, EXPORT = "checkpoints", "model"
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/NAME where not given")
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient is not a number; the message names the step."""
+
+
+class Interrupt:
+    """Whether SIGTERM has asked the run to save and end. With several hosts JAX's own runtime watches for it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before = signal.signal(signal.SIGTERM, self._ask) if jax.process_count() == 1 else None
+
+    def __enter__(self) -> Interrupt:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step learns from.
+
+    Attributes:
+        groups: the microbatches.
+        weights: `[P, 1, T]` of each, what its tokens count.
+        about: metrics of the batch.
+    """
+
+    groups: Sequence[GroupBatch]
+    weights: Sequence[Array]
+    about: dict[str, float]
+
+
+def run(config: Config, workdir: Path) -> Path | None:
+    """Trains every stage that is not finished, each from where the one before it ended.
+
+    Args:
+        config: all settings.
+        workdir: where everything is written; each stage has a folder of its own where there are several.
+
+    Returns:
+        The last stage's model in Hugging Face's layout; None if SIGTERM stopped the run, which was saved.
+
+    Raises:
+        ValueError: a setting, a row or a file is wrong; the message names it.
+        NonFiniteError: training left the finite numbers.
+    """
+    validate(config)
+    before = None
+    with Interrupt() as interrupt:
+        for number, stage in enumerate(config.stages):
+            where = workdir / stage.name if len(config.stages) > 1 else workdir
+            if (where / EXPORT).exists():
+                _say(f"stage {stage.name} is finished: {where / EXPORT}")
+            elif not train_stage(config, number, before, where, interrupt):
+                _say(f"stopped and saved in {where}; the same command goes on there")
+                return None
+            before = where
+    assert before is not None
+    return before / EXPORT
+
+
+def train_stage(config: Config, number: int, before: Path | None, where: Path, interrupt: Interrupt) -> bool:
+    """Trains one stage.
+
+    Args:
+        config: all settings.
+        number: of the stage.
+        before: folder of the stage before it, whose parameters it goes on with.
+        where: folder of the stage.
+        interrupt: asked after every step.
+
+    Returns:
+        Whether it was finished.
+    """
+    stage, written = config.stages[number], config.logging
+    pixels = {"min_pixels": config.model.min_pixels or None, "max_pixels": config.model.max_pixels or None}
+    reader = processor.load(config.model.path, **pixels)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    model = Model(reader.config, mesh, jnp.dtype(config.model.dtype), config.model.remat)
+    optimizer = make_optimizer(config.optimizer, stage.steps)
+    rates = learning_rate(config.optimizer, stage.steps)
+    gradient = jax.jit(partial(sft_gradient, model), donate_argnums=1)
+    move = jax.jit(partial(apply_gradient, optimizer, config.optimizer), donate_argnums=(0, 1))
+    zeros = _zeros(model)
+
+    rows, ladders = read_rows(config, number, reader, model)
+    place = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
+    write_config(config, where)
+    with Checkpoints(where / CHECKPOINTS, written.keep_last) as checkpoints:
+        state = start_state(config, model, optimizer, before, checkpoints, place)
+        start = int(state.step)
+        writes = jax.process_index() == 0
+        with Metrics(where, step=start, steps=stage.steps, tensorboard=written.tensorboard, writes=writes) as metrics:
+            pending: list[dict[str, Any]] = []
+            began = time.perf_counter()
+            batches = gold_batches(config, reader, model, rows, ladders, start)
+            for step, batch in zip(range(start + 1, stage.steps + 1), batches, strict=False):
+                total, loss = zeros(), jnp.float32(0)
+                for groups, weights in zip(batch.groups, batch.weights, strict=True):
+                    total, share = gradient(state.params, total, groups, weights)
+                    loss += share
+                state, norm = move(state, total)
+                pending.append({"loss": loss, "grad_norm": norm, **batch.about})
+                metrics.advance()
+                stop = interrupt.asked or checkpoints.preempted(step)
+                saves = stop or step == stage.steps or step % written.save_every == 0
+                if saves or step % written.log_every == 0:
+                    values = means(jax.device_get(pending), step)
+                    seconds = (time.perf_counter() - began) / len(pending)
+                    tokens = {"tokens_per_second": values["num_tokens"] / seconds}
+                    rate = {"learning_rate": float(np.asarray(rates(step - 1))), "time/step": seconds}
+                    metrics.write(step, stage.name, {**values, **rate, **tokens})
+                    pending, began = [], time.perf_counter()
+                if saves:
+                    checkpoints.save(step, _items(state), place)
+                if stop and step < stage.steps:
+                    return False
+    cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree))
+    hf.export(model, cast(state.params), reader, where / EXPORT)
+    return True
+
+
+def read_rows(
+    config: Config, number: int, reader: processor.Processor, model: Model
+) -> tuple[Mixture, pipeline.Ladders]:
+    """The rows of a stage, and the shapes that batches of them may take."""
+    prompts = config.data.batch_size // config.microbatches // data_shards(model.mesh)
+    if config.data.batch_size != prompts * config.microbatches * data_shards(model.mesh):
+        raise ValueError(
+            f"data.batch_size ({config.data.batch_size}) does not divide into {config.microbatches} microbatches of"
+            f" {data_shards(model.mesh)} data shards (mesh.data x mesh.fsdp): change one of them"
+        )
+    ladders = pipeline.ladders(config.data, reader, prompts)
+    rows = mixture(config.stages, number, config.data, config.seed)
+    wording = template(config.data.template)
+    rows = pipeline.usable(rows, reader, wording, config.data, ladders, with_answer=True)
+    _say(f"stage {config.stages[number].name}: {rows.size} rows of {len(rows.parts)} files")
+    for reason, count in rows.left_out.items():
+        _say(f"  {count} rows left out: {reason}")
+    for error in rows.errors:
+        _say(f"  {error}")
+    return rows, ladders
+
+
+def gold_batches(
+    config: Config,
+    reader: processor.Processor,
+    model: Model,
+    rows: Mixture,
+    ladders: pipeline.Ladders,
+    start: int,
+) -> Iterator[Batch]:
+    """The batches of supervised training from a step on, on the devices."""
+    hosts, host = jax.process_count(), jax.process_index()
+    shards = data_shards(model.mesh) // hosts
+    wording = template(config.data.template)
+    source = pipeline.Pipeline(
+        rows, reader, wording, config.data, seed=config.seed, host=host, hosts=hosts, with_answer=True
+    )
+    weigh = jax.jit(partial(_weigh, config.loss_average))
+    for examples in source.batches(start):
+        parts = pipeline.arranged(examples, model.config, shards, config.microbatches)
+        shape, completion = ladders.shape(_agreed(pipeline.needs(parts, model.config, shards)))
+        on_host = [pipeline.gold_batch(part, model.config, shape, completion, shards) for part in parts]
+        groups = [to_devices(part, model.mesh) for part in on_host]
+        yield Batch(groups, weigh([part.mask for part in groups]), about(on_host))
+
+
+def about(groups: Sequence[GroupBatch]) -> dict[str, float]:
+    """What a host's part of a batch says of itself; tokens are those of all hosts if each has as many."""
+    waste = [{f"padding/{name}": share for name, share in padding_waste(part.prompts).items()} for part in groups]
+    learnt = sum(int(part.mask.sum()) for part in groups)
+    read = sum(int(part.prompts.lengths.sum()) for part in groups)
+    slots = sum(part.mask.size for part in groups)
+    return {
+        **{name: float(np.mean([part.get(name, 0.0) for part in waste])) for name in sorted(set().union(*waste))},
+        "padding/completion_waste": 1 - learnt / slots,
+        "num_tokens": float(jax.process_count() * (learnt + read)),
+        "learnt_tokens": float(jax.process_count() * learnt),
+    }
+
+
+def start_state(
+    config: Config,
+    model: Model,
+    optimizer: Any,
+    before: Path | None,
+    checkpoints: Checkpoints,
+    place: dict[str, Any],
+) -> TrainState:
+    """The newest checkpoint of the stage, or the state it starts with.
+
+    Raises:
+        ValueError: the checkpoint was made with other rows, batches or seed.
+    """
+    abstract = abstract_state(model, optimizer)
+    found = checkpoints.restore(_items(abstract))
+    if found:
+        step, items, saved = found
+        if changed := [name for name in place if place[name] != saved[name]]:
+            raise ValueError(
+                f"{checkpoints.folder} was made with another {', '.join(changed)} of the data: put it back as it was,"
+                " or take another workdir"
+            )
+        _say(f"going on from step {step}")
+        return TrainState(jax.device_put(jnp.int32(step), abstract.step.sharding), items["params"], items["optimizer"])
+    return init_state(model, optimizer, start_params(config, model, before))
+
+
+def start_params(config: Config, model: Model, before: Path | None) -> Parameters:
+    """The parameters that a stage starts with, fp32."""
+    if before:
+        with Checkpoints(before / CHECKPOINTS, 1) as checkpoints:
+            found = checkpoints.restore({"params": model.abstract(jnp.float32)})
+        if not found:
+            raise ValueError(
+                f"{before} holds no checkpoint to go on from: remove its {EXPORT} folder and train it again"
+            )
+        return found[1]["params"]
+    if config.model.init is Init.RANDOM:
+        return model.init(config.seed)
+    return hf.load(config.model.path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
+
+
+def means(steps: Sequence[dict[str, Any]], last: int) -> dict[str, float]:
+    """The mean of each metric over some steps.
+
+    Raises:
+        NonFiniteError: a loss or a gradient is not a number.
+    """
+    for number, values in enumerate(steps, last - len(steps) + 1):
+        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+            raise NonFiniteError(
+                f"step {number}: loss {values['loss']}, gradient norm {values['grad_norm']}; lower the learning rate,"
+                " or look at the rows of this step"
+            )
+    return {name: float(np.mean([values.get(name, 0.0) for values in steps])) for name in steps[-1]}
+
+
+def write_config(config: Config, where: Path) -> None:
+    """Writes the settings beside what they lead to."""
+    if jax.process_index() == 0:
+        text = json.dumps(dataclasses.asdict(config), indent=2, default=lambda member: member.value)
+        where.mkdir(parents=True, exist_ok=True)
+        (where / "config.json").write_text(text + "\n", "utf-8")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the program."""
+    if len(argv) > 1:
+        sys.exit(f"train: {argv[1]} is no setting; write --config.NAME=VALUE")
+    if _CONFIG.value is None:
+        sys.exit("train: --config is missing; configs/ has some, such as --config=configs/sft.py")
+    config = _CONFIG.value
+    logging.set_verbosity(logging.WARNING)  # Orbax tells at length what it does
+    try:
+        done = run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
+    except (ValueError, OSError, MixtureError, ImageError, BudgetError, DamagedCheckpoint, NonFiniteError) as error:
+        sys.exit(f"train: {error}")
+    if done:
+        _say(f"done: {done}")
+
+
+def _weigh(average: LossAverage, masks: Sequence[Array]) -> list[Array]:
+    return list(loss_weights(jnp.stack(masks), average))
+
+
+def _zeros(model: Model) -> Any:
+    abstract = model.abstract(jnp.float32)
+    layouts = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract), out_shardings=layouts)
+
+
+def _agreed(needs: pipeline.Needs) -> pipeline.Needs:
+    if jax.process_count() == 1:
+        return needs
+    most = multihost_utils.process_allgather(np.array(dataclasses.astuple(needs))).max(axis=0)
+    return pipeline.Needs(*map(int, most))
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "optimizer": state.optimizer}
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(f"train: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    app.run(main)
