@@ -144,7 +144,7 @@ def train_stage(config: Config, number: int, before: Path | None, where: Path, i
     optimizer = make_optimizer(config.optimizer, stage.steps)
     rates = learning_rate(config.optimizer, stage.steps)
     gradient = jax.jit(partial(sft_gradient, model), donate_argnums=1)
-    move = jax.jit(partial(apply_gradient, optimizer, config.optimizer), donate_argnums=(0, 1))
+    move = jax.jit(partial(apply_gradient, optimizer, config.optimizer), donate_argnums=0)
     zeros = _zeros(model)
 
     rows, ladders = read_rows(config, number, reader, model)
