@@ -82,9 +82,9 @@ def _lesson(scene: Scene, number: int, *, image: str, split: str, settings: Sett
         return caption_lesson(scene, rng.random() < 0.5, image=image, split=split)
     task, kind = weighted(rng, settings.tasks), weighted(rng, settings.kinds)
     question = ask(scene, task, kind, image=image, split=split, settings=settings, number=number)
-    write = broken if rng.random() < settings.broken else None
-    answer = question.row.solution
-    return Lesson(question.row, write(rng, question.thought, answer) if write else reasoned(question.thought, answer))
+    thought, answer = question.thought, question.row.solution
+    breaks = rng.random() < settings.broken
+    return Lesson(question.row, broken(rng, thought, answer) if breaks else reasoned(thought, answer))
 
 
 def conversation(taught: Sequence[Lesson], identity: str) -> Row:

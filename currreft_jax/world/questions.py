@@ -107,14 +107,8 @@ def ask(
     """
     key = (scene.seed, scene.index, task.value, number)
     turn = scene.index + number + TASKS.index(task)
-    occasion = _Occasion(
-        scene,
-        settings,
-        stream("subject", *key),
-        stream("details", *key, kind.value),
-        turn,
-    )
-    asked = _ASK[task](occasion, kind)
+    subject, details = stream("subject", *key), stream("details", *key, kind.value)
+    asked = _ASK[task](_Occasion(scene, settings, subject, details, turn), kind)
     suffix = f"-{number}" if number else ""
     row = Row(
         id=f"world-{split}-{scene.seed}-{scene.index}-{task.value}-{kind.value}{suffix}",
@@ -258,11 +252,8 @@ def _classify(occasion: _Occasion, kind: Kind) -> _Asked:
         subject = "objects"
         labels = list(dict.fromkeys(_names(things, subject)))
         absent = [name for name in _pool(occasion.scene.domain, subject) if name not in labels]
-    return (
-        _judge_label(occasion, subject, labels, absent)
-        if kind is Kind.JUDGE
-        else _choose_labels(occasion, subject, labels, absent)
-    )
+    make = _judge_label if kind is Kind.JUDGE else _choose_labels
+    return make(occasion, subject, labels, absent)
 
 
 def _judge_label(occasion: _Occasion, subject: str, labels: list[str], absent: list[str]) -> _Asked:

@@ -86,6 +86,7 @@ class Domain:
 def domains(settings: Settings) -> dict[str, Domain]:
     """In domain, each axis out of it by itself, and all of them together."""
     few = settings.objects
+    some = min(max(few[0], 2), settings.many_objects[1]), settings.many_objects[1]
     unfamiliar = tuple(pair for pair in ALL_PAIRS if pair not in FAMILIAR)
     return {
         "in": Domain(few),
@@ -97,7 +98,7 @@ def domains(settings: Settings) -> dict[str, Domain]:
         "noise": Domain(few, backdrops=(Backdrop.NOISE,)),
         "counts": Domain(settings.many_objects),
         "straddle": Domain(few, straddles=1.0),
-        "any": Domain((min(2, *few), settings.many_objects[1]), unfamiliar, tuple(Backdrop), straddles=0.25),
+        "any": Domain(some, unfamiliar, tuple(Backdrop), straddles=0.25),
     }
 
 
