@@ -1,0 +1,36 @@
+import jax
+import numpy as np
+import pytest
+
+from currreft_jax.models.config import ModelConfig
+from currreft_jax.world import base
+from tests import tiny
+
+
+def test_the_base_is_a_small_qwen2_5_vl():
+    config = ModelConfig.from_hf(base.config())
+    assert config.to_hf() == base.config()
+    model = tiny.model_of(config)
+    assert 1e6 < model.num_parameters < 2e6
+    # A window holds four units of the image's nine: blocks with windows and a block with all are both at work.
+    assert config.vision.window_units == 2
+    assert config.vision.fullatt_block_indexes == (config.vision.depth - 1,)
+
+
+def test_positions_differ_visibly_between_neighbouring_cells():
+    """With the published base of 1e6 and small heads, a step of one row would turn by a thirtieth and less."""
+    config = ModelConfig.from_hf(base.config())
+    half = config.head_dim // 2
+    angles = config.rope_theta ** -(np.arange(half) / half)
+    time, y, x = np.split(angles, np.cumsum(config.mrope_section)[:-1])
+    assert y.max() > 0.25 and x.max() > 0.2 and time.max() == 1.0
+    assert jax.default_backend() == "cpu"
+
+
+def test_a_missing_base_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(base, "_FOLDER", tmp_path / "base")
+    with pytest.raises(FileNotFoundError, match="make base"):
+        base.folder()
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    assert base.folder() == tmp_path / "base"
