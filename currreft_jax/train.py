@@ -30,13 +30,14 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from currreft_jax.checkpoint import Checkpoints, DamagedCheckpoint
-from currreft_jax.config import Config, Init, LossAverage, validate
+from currreft_jax.config import Config, Init, validate
 from currreft_jax.data import pipeline, processor
+from currreft_jax.data.examples import Example
 from currreft_jax.data.images import ImageError
 from currreft_jax.data.mixture import Mixture, MixtureError, mixture
 from currreft_jax.data.packing import BudgetError, padding_waste
 from currreft_jax.data.prompts import template
-from currreft_jax.losses import loss_weights
+from currreft_jax.losses import loss_counts, loss_weights
 from currreft_jax.metrics import Metrics
 from currreft_jax.models import hf
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
@@ -221,26 +222,31 @@ def gold_batches(
     source = pipeline.Pipeline(
         rows, reader, wording, config.data, seed=config.seed, host=host, hosts=hosts, with_answer=True
     )
-    weigh = jax.jit(partial(_weigh, config.loss_average))
     for examples in source.batches(start):
         parts = pipeline.arranged(examples, model.config, shards, config.microbatches)
-        shape, completion = ladders.shape(_agreed(pipeline.needs(parts, model.config, shards)))
-        on_host = [pipeline.gold_batch(part, model.config, shape, completion, shards) for part in parts]
-        groups = [to_devices(part, model.mesh) for part in on_host]
-        yield Batch(groups, weigh([part.mask for part in groups]), about(on_host))
+        counts = loss_counts([it.mask for it in examples])
+        needed, counts = _agreed([pipeline.needs(part, model.config, shards) for part in parts], counts)
+        groups = [
+            pipeline.gold_batch(part, model.config, *ladders.shape(most), shards)
+            for part, most in zip(parts, needed, strict=True)
+        ]
+        weights = [loss_weights(part.mask, config.loss_average, counts) for part in groups]
+        yield Batch(
+            to_devices(groups, model.mesh), to_devices(weights, model.mesh), about(examples, groups, int(counts[0]))
+        )
 
 
-def about(groups: Sequence[GroupBatch]) -> dict[str, float]:
-    """What a host's part of a batch says of itself; tokens are those of all hosts if each has as many."""
-    waste = [{f"padding/{name}": share for name, share in padding_waste(part.prompts).items()} for part in groups]
-    learnt = sum(int(part.mask.sum()) for part in groups)
-    read = sum(int(part.prompts.lengths.sum()) for part in groups)
-    slots = sum(part.mask.size for part in groups)
+def about(examples: Sequence[Example], groups: Sequence[GroupBatch], learnt: int) -> dict[str, float]:
+    """What a batch says of itself; shares of padding are this host's."""
+    prompts = sum(len(it.prompt.tokens) for it in examples)
+    completions = sum(len(it.tokens) for it in examples)
+    patches = [padding_waste(part.prompts).get("patch_waste", 0.0) for part in groups]
     return {
-        **{name: float(np.mean([part.get(name, 0.0) for part in waste])) for name in sorted(set().union(*waste))},
-        "padding/completion_waste": 1 - learnt / slots,
-        "num_tokens": float(jax.process_count() * (learnt + read)),
-        "learnt_tokens": float(jax.process_count() * learnt),
+        "padding/prompt_waste": 1 - prompts / sum(part.prompts.tokens.size for part in groups),
+        "padding/patch_waste": float(np.mean(patches)),
+        "padding/completion_waste": 1 - completions / sum(part.tokens.size for part in groups),
+        "num_tokens": float(jax.process_count() * (prompts + completions)),
+        "learnt_tokens": float(learnt),
     }
 
 
@@ -325,21 +331,19 @@ def main(argv: Sequence[str]) -> None:
         _say(f"done: {done}")
 
 
-def _weigh(average: LossAverage, masks: Sequence[Array]) -> list[Array]:
-    return list(loss_weights(jnp.stack(masks), average))
-
-
 def _zeros(model: Model) -> Any:
     abstract = model.abstract(jnp.float32)
     layouts = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract), out_shardings=layouts)
 
 
-def _agreed(needs: pipeline.Needs) -> pipeline.Needs:
+def _agreed(needs: Sequence[pipeline.Needs], counts: np.ndarray) -> tuple[list[pipeline.Needs], np.ndarray]:
+    """The largest needs of any host, and the counts of all."""
     if jax.process_count() == 1:
-        return needs
-    most = multihost_utils.process_allgather(np.array(dataclasses.astuple(needs))).max(axis=0)
-    return pipeline.Needs(*map(int, most))
+        return list(needs), counts
+    own = np.array([dataclasses.astuple(part) for part in needs])
+    everyone, all_counts = multihost_utils.process_allgather((own, counts))
+    return [pipeline.Needs(*map(int, row)) for row in everyone.max(axis=0)], all_counts.sum(axis=0)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a batch's largest members need; the maximum over hosts decides for all.
+    """What the largest members of a microbatch need; the maximum over hosts decides for all.
 
     Attributes:
         length: tokens of a prompt.
@@ -194,7 +194,7 @@ def usable(
         file = mixture.parts[place[0]].file
         try:
             it = example(file[place[1]], processor, wording, where=file.where(place[1]), with_answer=with_answer)
-            ladders.shape(needs([[it]], processor.config, 1))
+            ladders.shape(needs([it], processor.config, 1))
         except _BAD as error:
             return LineError(file.where(place[1]), str(error).removeprefix(f"{file.where(place[1])}: "))
         return None
@@ -234,22 +234,26 @@ def _rungs(top: int, ratio: float) -> tuple[int, ...]:
 
 
 def arranged(examples: Sequence[Example], config: ModelConfig, shards: int, parts: int) -> list[list[Example]]:
-    """A host's examples of a step as microbatches whose data shards are filled evenly."""
-    whole = balanced([it.prompt for it in examples], config.vision, shards * parts)
+    """A host's examples of a step as microbatches: of similar length, their images spread evenly over data shards."""
     by_prompt = {id(it.prompt): it for it in examples}
-    ordered = [by_prompt[id(prompt)] for prompt in whole]
+    ordered = sorted(examples, key=lambda it: len(it.prompt.tokens) + len(it.tokens))
     size = len(ordered) // parts
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return [
+        [
+            by_prompt[id(prompt)]
+            for prompt in balanced([it.prompt for it in ordered[start : start + size]], config.vision, shards)
+        ]
+        for start in range(0, len(ordered), size)
+    ]
 
 
-def needs(microbatches: Sequence[Sequence[Example]], config: ModelConfig, shards: int) -> Needs:
-    """What the largest microbatch of this host needs."""
-    examples = [it for part in microbatches for it in part]
+def needs(examples: Sequence[Example], config: ModelConfig, shards: int) -> Needs:
+    """What a microbatch of this host needs."""
     return Needs(
-        max(len(it.prompt.tokens) for it in examples),
-        max(slots_needed([it.prompt for it in part], config.vision, shards) for part in microbatches),
-        max((slots_of(image, config.vision) for it in examples for image in it.prompt.pictures), default=0),
-        max(len(it.tokens) for it in examples),
+        length=max(len(it.prompt.tokens) for it in examples),
+        slots=slots_needed([it.prompt for it in examples], config.vision, shards),
+        reach=max((slots_of(image, config.vision) for it in examples for image in it.prompt.pictures), default=0),
+        completion=max(len(it.tokens) for it in examples),
     )
 
 
