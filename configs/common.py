@@ -37,7 +37,7 @@ def base(name: str, variant: str) -> Config:
             name=f"{name}-{variant}",
             model=Pretrained(path="currreft_jax/world/base", dtype="float32", remat=Remat.NONE, max_pixels=0),
             mesh=MeshShape(data=-1, fsdp=1),
-            data=Data(template="paper", prompt_lengths=(64, 96, 128), completion_lengths=(32, 64), threads=2),
+            data=Data(template="world", prompt_lengths=(64, 96, 128), completion_lengths=(32, 64), threads=2),
             logging=Logging(log_every=10, save_every=200),
         )
     return Config(name=f"{name}-{variant}", model=Pretrained(path=_HUB[variant]))

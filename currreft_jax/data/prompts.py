@@ -15,6 +15,7 @@ from currreft_jax.data.rows import IMAGE
 from currreft_jax.rewards import boxes, detection
 from currreft_jax.rewards.answer import gold_text
 from currreft_jax.structs import Boxes, Frame, Row, Turn
+from currreft_jax.world import prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,9 @@ PAPER = Template(
     ),
 )
 
-TEMPLATES: dict[str, Template] = {"paper": PAPER}
+WORLD = Template(instruction="", suffixes=prompts.SUFFIXES, multiple=prompts.MULTIPLE, options="")
+
+TEMPLATES: dict[str, Template] = {"paper": PAPER, "world": WORLD}
 
 
 def template(name: str) -> Template:

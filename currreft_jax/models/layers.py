@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any, TypeVar
 
 import jax
@@ -16,7 +17,6 @@ from currreft_jax.config import Remat
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 PRODUCT = "product"
-INIT_STDDEV = 0.02
 
 
 def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -63,7 +63,8 @@ class Linear(nnx.Module):
 
     def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool, rngs: nnx.Rngs):
         self.inputs = len(inputs)
-        self.kernel = nnx.Param(INIT_STDDEV * jax.random.normal(rngs.params(), (*inputs, *outputs)))
+        # One over the root of the inputs: 0.022 at the 3B's width, and not too little at a small one's.
+        self.kernel = nnx.Param(prod(inputs) ** -0.5 * jax.random.normal(rngs.params(), (*inputs, *outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

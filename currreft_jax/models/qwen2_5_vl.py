@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from currreft_jax.config import Remat
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.models.layers import INIT_STDDEV, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
+from currreft_jax.models.layers import Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
 from currreft_jax.models.logprobs import Head, token_logprobs
 from currreft_jax.models.rope import text_angles
 from currreft_jax.models.text import DecoderLayer, KeysValues
@@ -29,7 +29,7 @@ class Embedding(nnx.Module):
     """The token table `[V, D]`, which is also the head where the checkpoint ties them."""
 
     def __init__(self, vocabulary: int, size: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(INIT_STDDEV * jax.random.normal(rngs.params(), (vocabulary, size)))
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, size)))
 
 
 class Qwen2_5_VL(nnx.Module):

@@ -45,6 +45,29 @@ _PIECES = (
 )
 
 
+# Qwen's, without the system turn: nobody has told this model what it is.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for item in message.content -%}
+{%- if item.type == 'image' -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- else -%}
+{{- item.text -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
 def words() -> tuple[str, ...]:
     """Every word of the world's texts."""
     texts = " ".join((*SUFFIXES.values(), MULTIPLE, NAME_ALL, PLACE_ALL))
@@ -84,5 +107,6 @@ def write(folder: Path) -> None:
         "pad_token": "<|endoftext|>",
         "model_max_length": 4096,
         "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

@@ -1,0 +1,160 @@
+"""The optimizer by hand, its layout on a mesh, and gradients in parts."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from currreft_jax.config import LossAverage, Optimizer, Schedule
+from currreft_jax.data import processor
+from currreft_jax.losses import loss_counts, loss_weights
+from currreft_jax.sharding import make_mesh, path_of, to_devices
+from currreft_jax.step import (
+    TrainState,
+    abstract_state,
+    apply_gradient,
+    init_state,
+    labels,
+    learning_rate,
+    make_optimizer,
+    sft_gradient,
+)
+from currreft_jax.structs import GroupBatch
+from tests import tiny
+from tests.groups import batch_of
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        (Optimizer(learning_rate=1.0, schedule=Schedule.CONSTANT, warmup=0.5), [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (Optimizer(learning_rate=1.0, schedule=Schedule.LINEAR), [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        (
+            Optimizer(learning_rate=2.0, schedule=Schedule.COSINE, warmup=0.25),
+            [1, 2, *(1 + np.cos(np.pi * np.arange(6) / 6))],
+        ),
+    ],
+)
+def test_rates_by_hand(settings, rates):
+    schedule = learning_rate(settings, 8)
+    np.testing.assert_allclose([schedule(step) for step in range(8)], rates, rtol=1e-6)
+
+
+def test_what_is_frozen_neither_moves_nor_has_moments_nor_counts():
+    model = tiny.model_of()
+    params = tiny.parameters_of(model)
+    settings = Optimizer(learning_rate=0.1, schedule=Schedule.CONSTANT, freeze_vision=True, max_grad_norm=1e9)
+    named = {path_of(path): label for path, label in jax.tree_util.tree_leaves_with_path(labels(settings, params))}
+    assert {name for name in named if name.startswith("visual/") and named[name] == "moving"} == {
+        name for name in named if name.startswith("visual/merger/")
+    }
+    optimizer = make_optimizer(settings, 10)
+    state = init_state(model, optimizer, params)
+    moments = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.optimizer)]
+    assert not any("visual/blocks" in name for name in moments)
+    before = jax.tree.map(np.asarray, params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    after, norm = jax.jit(partial(apply_gradient, optimizer, settings))(state, ones)
+    moving = sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if named[path_of(path)] == "moving")
+    assert float(norm) == pytest.approx(moving**0.5, rel=1e-5)
+    for path, old in jax.tree_util.tree_leaves_with_path(before):
+        new = after.params
+        for key in path:
+            new = new[key.key]
+        moved = np.asarray(new) - old
+        if named[path_of(path)] == "frozen":
+            assert not moved.any()
+        else:  # the first step of Adam is the learning rate
+            np.testing.assert_allclose(moved, -0.1, rtol=1e-3)
+
+
+def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice():
+    model = tiny.model_of(mesh=make_mesh(data=2, fsdp=4))
+    settings = Optimizer(learning_rate=1e-3)
+    optimizer = make_optimizer(settings, 10)
+    state = init_state(model, optimizer, model.init(0))
+    wanted = abstract_state(model, optimizer)
+    jax.tree.map(
+        lambda x, it: (_ for _ in ()).throw(AssertionError(x)) if x.sharding != it.sharding else None, state, wanted
+    )
+    kernels = [
+        x
+        for path, x in jax.tree_util.tree_leaves_with_path(state.optimizer)
+        if path_of(path).endswith("mu/layers/mlp/up_proj/kernel")
+    ]
+    assert len(kernels) == 1 and "fsdp" in str(kernels[0].sharding.spec)
+    move = jax.jit(partial(apply_gradient, optimizer, settings), donate_argnums=0)
+    gradient = jax.tree.map(jnp.ones_like, state.params)
+    old = state
+    for _ in range(3):
+        state, _ = move(state, gradient)
+    assert move._cache_size() == 1
+    assert int(state.step) == 3
+    assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
+
+
+def groups(checkpoint, count: int = 4) -> GroupBatch:
+    reader = processor.load(checkpoint)
+    prompts = [
+        reader.prompt(tiny.user(f"what is {n}?", n % 2), [tiny.picture(60 + 28 * n, 60, n)] * (n % 2))
+        for n in range(count)
+    ]
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 256, (count, 1, 7)).astype(np.int32)
+    mask = np.arange(7) < rng.integers(2, 8, (count, 1, 1))
+    return GroupBatch(batch_of(prompts, reader.config), tokens, mask)
+
+
+def part(batch: GroupBatch, checkpoint, start: int, size: int) -> GroupBatch:
+    whole = batch.prompts
+    rows = slice(start, start + size)
+    fields = ("tokens", "lengths", "positions", "next_position", "key", "embed_index")
+    prompts = replace(whole, **{name: getattr(whole, name)[rows] for name in fields})
+    return GroupBatch(prompts, batch.tokens[rows], batch.mask[rows])
+
+
+@pytest.mark.parametrize("average", LossAverage)
+def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average):
+    model = tiny.model_of()
+    params = tiny.parameters_of(model)
+    batch = groups(checkpoint)
+    counts = loss_counts([batch.mask])
+    gradient = jax.jit(partial(sft_gradient, model))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    whole, loss = gradient(params, zeros, batch, loss_weights(batch.mask, average, counts))
+    total, sum_of_parts = zeros, 0.0
+    for start in (0, 2):
+        piece = part(batch, checkpoint, start, 2)
+        total, share = gradient(params, total, piece, loss_weights(piece.mask, average, counts))
+        sum_of_parts += float(share)
+    assert sum_of_parts == pytest.approx(float(loss), rel=1e-6)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale), whole, total)
+
+
+def test_a_state_is_one_pytree():
+    state = TrainState(jnp.int32(1), {"a": jnp.ones(2)}, ())
+    assert len(jax.tree.leaves(state)) == 2
+
+
+def test_a_batch_on_a_mesh_has_the_gradient_of_one_device(checkpoint):
+    reader = processor.load(checkpoint)
+    prompts = [reader.prompt(tiny.user(f"what is {n}?", 1), [tiny.picture(60, 60, n)]) for n in range(8)]
+    tokens = np.random.default_rng(0).integers(0, 256, (8, 1, 5)).astype(np.int32)
+    mask = np.ones(tokens.shape, bool)
+    weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
+    found = []
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=4, data=2)):
+        model = tiny.model_of(mesh=mesh)
+        shards = mesh.size
+        batch = GroupBatch(batch_of(prompts, reader.config, shards=shards), tokens, mask)
+        params = model.init(0)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, loss = jax.jit(partial(sft_gradient, model))(params, zeros, *to_devices((batch, weights), mesh))
+        found.append((float(loss), jax.tree.map(np.asarray, total)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(found[0][1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found[0][1], found[1][1])
