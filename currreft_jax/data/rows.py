@@ -43,6 +43,7 @@ KEYS = frozenset(
 )
 MAX_OPTIONS = 26
 IMAGE = "<image>"
+_FOR_ALL = "; or name one for all rows of the file"
 _BOX = re.compile(r"\{box:(\d+)\}")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -111,13 +112,15 @@ class Fields:
         """A string."""
         return self.take(key, str, f"a string: {meaning}" if meaning else "a string", default)
 
-    def choose(self, key: str, kind: type[Kind] | type[Task], default: Kind | Task | None = None) -> Any:
-        """A member of an enum, by its value."""
+    def choose(
+        self, key: str, kind: type[Kind] | type[Task], default: Kind | Task | None = None, absent: str = ""
+    ) -> Any:
+        """A member of an enum, by its value; `absent` adds to the error of a row without one."""
         names = [member.value for member in kind]
         if key not in self.keys and default:
             return default
         if self.keys.get(key) not in names:
-            self.refuse_value(key, ", ".join(names))
+            self.refuse_value(key, ", ".join(names) + (absent if key not in self.keys else ""))
         return kind(self.keys[key])
 
     def texts(self, key: str, wanted: str, most: int | None = None) -> tuple[str, ...]:
@@ -160,12 +163,12 @@ def parse(fields: Fields, *, image_root: Path, kind: Kind | None = None, task: T
     keys = {key: value for key, value in fields.keys.items() if value is not None}
     fields = Fields(keys, fields.where)
     chat = "messages" in keys or "conversations" in keys
-    its_kind: Kind = fields.choose("kind", Kind, kind or (Kind.CHAT if chat else None))
+    its_kind: Kind = fields.choose("kind", Kind, kind or (Kind.CHAT if chat else None), _FOR_ALL)
     if chat != (its_kind is Kind.CHAT):
         fields.refuse(
             f'kind {its_kind.value} {"has" if chat else "lacks"} "messages"; only chat rows have them, and all do'
         )
-    its_task: Task = fields.choose("task", Task, task or (Task.OTHER if chat else None))
+    its_task: Task = fields.choose("task", Task, task or (Task.OTHER if chat else None), _FOR_ALL)
     images = _images(fields)
     row = Row(
         id=fields.identity(_content_id(fields)),
