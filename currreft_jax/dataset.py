@@ -153,7 +153,8 @@ def drawn_row(row: Row, image: Image.Image, frames: Frames) -> Image.Image:
 
 def report_lines(report: Report, examples: int) -> list[str]:
     """A report as tables, with so many examples of each problem in each file."""
-    columns = f"{'rows':>8}{'images':>8}{'tokens':>16}{'characters':>12}"
+    tokens = "tokens" if report.texts_counted else "image tokens"
+    columns = f"{'rows':>8}{'images':>8}{tokens:>16}{'characters':>12}"
     lines = [f"{'file':<40}{columns}", f"{'':<40}{'':>16}{'median':>8}{'most':>8}{'most':>12}"]
     lines += [
         f"{size.file:<40}{size.rows:>8}{size.images:>8}{size.median_tokens:>8}{size.most_tokens:>8}"
@@ -181,7 +182,7 @@ def report_lines(report: Report, examples: int) -> list[str]:
         *lines,
         "",
         *(f"not checked: {what}" for what in report.unchecked),
-        f"{len(report.sizes)} files, {rows} rows: {errors} errors, {len(report.findings) - errors} notes",
+        f"files {len(report.sizes)}, rows {rows}, errors {errors}, notes {len(report.findings) - errors}",
     ]
 
 
@@ -235,17 +236,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_CHECKS = """Reads every row and decodes every image. Errors: rows that cannot be read; missing or unreadable images
-(damaged, of too many pixels, too thin); prompts over the budget; boxes that leave their frame or vanish when the image is
-resized; frames of another shape than the image; gold answers that their own reward cannot read; ids used twice; rows that
-ask the same of the same images; images, and questions without images, that stand in training and in testing. Images are
-the same where all decoded pixels are: a shrunk or recompressed copy is not found. Notes: frames of another size than the
-image, questions of training and testing that are worded alike, keys that play no part, answers out of balance. Exits with
-1 if there are errors."""
+_CHECKS = """\
+Reads every row and decodes every image. Errors: rows that cannot be read; missing or unreadable images (damaged, of
+too many pixels, too thin); prompts over the budget; boxes that leave their frame or vanish when the image is resized;
+frames of another shape than the image; gold answers that their own reward cannot read; ids used twice; rows that ask
+the same of the same images; images, and questions without images, that stand in training and in testing. Images are
+the same where all decoded pixels are: a shrunk or recompressed copy is not found. Notes: frames of another size than
+the image, questions of training and testing that are worded alike, keys that play no part, answers out of balance.
+Exits with 1 if there are errors.
+"""
 
-_SHOWS = """Prints a row's prompt, its tokens and frames, and writes its image resized as the model sees it, with the
-boxes of the gold answer in green and those of the texts in orange, by option letter or number; the right option's is
-green, too."""
+_SHOWS = """\
+Prints a row's prompt, its tokens and frames, and writes its image resized as the model sees it, with the boxes of the
+gold answer in green and those of the texts in orange, by option letter or number; the right option's is green, too.
+"""
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:

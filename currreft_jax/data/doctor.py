@@ -120,12 +120,14 @@ class Report:
     """What was found.
 
     Attributes:
+        texts_counted: whether the tokens of texts count against the budget, and not only those of images.
         findings: in the order of the checks.
         sizes: one a file.
         balances: (file, its answers) for each kind and task with answers to count.
         unchecked: what could not be checked, and why.
     """
 
+    texts_counted: bool
     findings: list[Finding] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     balances: list[tuple[str, Balance]] = field(default_factory=list)
@@ -143,6 +145,7 @@ class Report:
             "errors": len(self.errors),
             "notes": len(self.findings) - len(self.errors),
             "counts": [{"file": file, "problem": name, "rows": n} for (file, name), n in counts.items()],
+            "texts_counted": self.texts_counted,
             "findings": [asdict(finding) for finding in self.findings],
             "sizes": [asdict(size) for size in self.sizes],
             "balances": [
@@ -209,7 +212,7 @@ def examine(
         ValueError: a file holds no rows, or is a list that is not JSON.
         MathsPoolError: math-verify cannot run here.
     """
-    report = Report()
+    report = Report(texts_counted=processor is not None)
     _refuse_twice(sources)
     entries = [entry for source in sources for entry in _read(source, report, watch)]
     looks = _look_at(sorted({path for entry in entries for path in entry.row.images}), budget, threads, watch)
@@ -425,7 +428,7 @@ def _leaks(entries: Sequence[_Entry], looks: dict[str, _Look], report: Report) -
             continue
         for path in entry.row.images:
             if found := images.get(looks[path].digest or path):
-                said = f"{path} shows the pixels of {found[1]}, of the training row {found[0]}; leave one of them out"
+                said = f"{path} has the pixels of {found[1]} in the training row {found[0]}; leave one of them out"
                 yield entry.found(Problem.LEAKED_IMAGE, said)
         if where := questions.get((_question(entry.row), bool(entry.row.images))):
             if entry.row.images:
