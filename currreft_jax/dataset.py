@@ -31,8 +31,8 @@ from currreft_jax.data.draw import GREEN, ORANGE, draw_boxes
 from currreft_jax.data.images import ImageError, open_image
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import TEMPLATES, Template, answer, template
-from currreft_jax.data.rows import LineError, RowFile
-from currreft_jax.rewards import MathsPoolError, boxes, choice
+from currreft_jax.data.rows import IMAGE, LineError, RowFile
+from currreft_jax.rewards import MathsPoolError, RowError, boxes, choice
 from currreft_jax.structs import Boxes, Frame, Row
 
 
@@ -75,8 +75,11 @@ def show(options: argparse.Namespace) -> None:
         originals = [Frame(image.width, image.height) for image in images]
         frames = [(original, budget.resized(original)) for original in originals]
     except ImageError as error:
-        raise ValueError(f"{where}: {error}") from error
-    print(plain("\n".join(row_lines(row, where, frames, budget, wording, processor))))
+        raise ValueError(f"{where}: {error}; --image-root names the folder that paths start from") from error
+    try:
+        print(plain("\n".join(row_lines(row, where, frames, budget, wording, processor))))
+    except RowError as error:
+        raise ValueError(f"{where}: {error.problem}") from error
     out = Path(options.out or f"row-{index + 1}.png")
     for number, (image, (_, resized)) in enumerate(zip(images, frames, strict=True), 1):
         seen = image.resize((resized.width, resized.height), Image.Resampling.BICUBIC)
@@ -122,15 +125,16 @@ def row_lines(
     images = sum(budget.image_tokens(resized) for _, resized in frames)
     if processor:
         tokens = prompt_of(row, processor, wording, frames, budget, where).tokens
-        lines.append(f"prompt     {len(tokens)} tokens, {images} of them images")
+        lines.append(f"prompt     {len(tokens)} tokens, {images} of them images; {budget.max_prompt_tokens} may be")
         pad = str(processor.tokenizer.convert_ids_to_tokens(processor.config.image_token_id))
         whole = str(processor.tokenizer.decode(tokens.tolist()))
         text = re.sub(f"({re.escape(pad)})+", lambda run: f"{pad} x {len(run[0]) // len(pad)}", whole)
     else:
         text = prompt_text(row, wording, frames)
+        characters = len(text) - len(IMAGE) * len(frames)
         lines.append(
-            f"prompt     {images} tokens of images, {len(text)} characters of text; --model counts its tokens and shows"
-            " the chat template"
+            f"prompt     {images} tokens of images, {characters} characters of text; {budget.max_prompt_tokens} tokens"
+            " may be; --model counts the text's and shows the chat template"
         )
     return [*lines, "-" * 40, text, "-" * 40]
 

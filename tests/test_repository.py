@@ -19,7 +19,14 @@ def modules_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["currreft_jax", "currreft_jax.data.processor", "currreft_jax.data.packing", "currreft_jax.models.folder"]
+    "module",
+    [
+        "currreft_jax",
+        "currreft_jax.data.processor",
+        "currreft_jax.data.packing",
+        "currreft_jax.dataset",
+        "currreft_jax.models.folder",
+    ],
 )
 def test_host_side_modules_load_neither_jax_nor_torch(module):
     assert not modules_after(f"import {module}") & {"jax", "flax", "torch", "orbax"}

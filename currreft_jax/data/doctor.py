@@ -24,8 +24,8 @@ from currreft_jax.data.budget import Budget, Frames, prompt_of, prompt_text
 from currreft_jax.data.images import ImageError, open_image
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import PAPER, Template
-from currreft_jax.data.rows import KEYS, LineError, RowFile
-from currreft_jax.rewards import MathsPool, boxes, check_rows
+from currreft_jax.data.rows import IMAGE, KEYS, LineError, RowFile
+from currreft_jax.rewards import MathsPool, boxes, check_rows, maths
 from currreft_jax.rewards.answer import RowError, gold_text
 from currreft_jax.structs import Boxes, Frame, Reason, Row
 
@@ -121,7 +121,7 @@ class Report:
 
     Attributes:
         texts_counted: whether the tokens of texts count against the budget, and not only those of images.
-        findings: in the order of the checks.
+        findings: in the order of `Problem`, then of the files and their rows.
         sizes: one a file.
         balances: (file, its answers) for each kind and task with answers to count.
         unchecked: what could not be checked, and why.
@@ -223,8 +223,8 @@ def examine(
         if frames is None:
             continue
         report.findings += _frame_findings(framed, frames)
-        text, tokens = _measure(framed, frames, budget, processor, wording)
-        sizes[entry.source.path].append((tokens, len(text)))
+        tokens, characters = _measure(framed, frames, budget, processor, wording)
+        sizes[entry.source.path].append((tokens, characters))
         if tokens > budget.max_prompt_tokens:
             report.findings.append(_too_long(framed, tokens, frames, budget))
     errors = _gold_errors(seen, watch)
@@ -239,6 +239,7 @@ def examine(
     report.findings += _balance_findings(report)
     if not processor:
         report.unchecked.append("the tokens of texts: name a model, whose tokenizer counts them")
+    report.findings.sort(key=lambda finding: list(Problem).index(finding.problem))
     return report
 
 
@@ -356,12 +357,12 @@ def _readable_corners(row: Row) -> np.ndarray:
 
 def _measure(
     entry: _Entry, frames: Frames, budget: Budget, processor: Processor | None, wording: Template
-) -> tuple[str, int]:
-    """A prompt's text, and its tokens; those of its images where nothing counts the text's."""
-    text = prompt_text(entry.row, wording, frames)
+) -> tuple[int, int]:
+    """A prompt's tokens, those of its images where nothing counts the text's; and the characters of its text."""
+    characters = len(prompt_text(entry.row, wording, frames)) - len(IMAGE) * len(frames)
     if processor:
-        return text, len(prompt_of(entry.row, processor, wording, frames, budget, entry.where).tokens)
-    return text, sum(budget.image_tokens(resized) for _, resized in frames)
+        return len(prompt_of(entry.row, processor, wording, frames, budget, entry.where).tokens), characters
+    return sum(budget.image_tokens(resized) for _, resized in frames), characters
 
 
 def _too_long(entry: _Entry, tokens: int, frames: Frames, budget: Budget) -> Finding:
@@ -379,14 +380,25 @@ def _gold_errors(entries: Sequence[_Entry], watch: Watch) -> list[tuple[_Entry, 
     chunks = [ruled[start : start + _GOLDS_AT_ONCE] for start in range(0, len(ruled), _GOLDS_AT_ONCE)]
     errors = []
     with ExitStack() as stack:
-        needed = any((entry.row.kind, entry.row.task) == (Kind.OPEN, Task.MATH) for entry in ruled)
-        pool = stack.enter_context(MathsPool(Rewards().maths)) if needed else None
+        workers = any(_needs_workers(entry.row) for entry in ruled)  # they take seconds to start
+        pool = stack.enter_context(MathsPool(Rewards().maths)) if workers else None
         for chunk in watch(chunks, f"gold answers, {_GOLDS_AT_ONCE} at a time", len(chunks)):
             by_row = {id(entry.row): entry for entry in chunk}
             errors += [
                 (by_row[id(error.row)], error) for error in check_rows([entry.row for entry in chunk], pool=pool)
             ]
     return errors
+
+
+def _needs_workers(row: Row) -> bool:
+    """Whether only math-verify can tell that a gold answer is readable."""
+    if (row.kind, row.task) != (Kind.OPEN, Task.MATH):
+        return False
+    try:
+        gold = maths.gold(row, Rewards().maths)
+    except RowError:
+        return False
+    return isinstance(gold, maths.Expression) and maths.needs_parser(gold)
 
 
 def _leaves_frame(row: Row) -> bool:
