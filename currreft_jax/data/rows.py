@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ KEYS = frozenset(
     }
 )
 MAX_OPTIONS = 26
+MAX_SIDE = 1_000_000
 IMAGE = "<image>"
 _FOR_ALL = "; or name one for all rows of the file"
 _BOX = re.compile(r"\{box:(\d+)\}")
@@ -136,7 +136,7 @@ class Fields:
         if key not in self.keys:
             return None
         sides = self.take(key, list, wanted)
-        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
             self.refuse_value(key, wanted)
         return Frame(*sides)
 
@@ -429,7 +429,7 @@ def _boxes(fields: Fields) -> tuple[tuple[float, float, float, float], ...]:
     boxes = fields.take("boxes", list, wanted, [])
     for box in boxes:
         numbers = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
-        if not (numbers and all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]):
+        if not (numbers and all(abs(x) <= MAX_SIDE for x in box) and box[0] < box[2] and box[1] < box[3]):
             fields.refuse(f'"boxes" has {json.dumps(box)[:80]}; it takes {wanted}')
     return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in boxes)
 

@@ -7,11 +7,11 @@ from os.path import normpath
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.rows import Fields, LineError, RowFile, check, parse, to_keys, write_rows
+from currreft_jax.data.rows import KEYS, Fields, LineError, RowFile, check, parse, to_keys, write_rows
 from currreft_jax.structs import Frame, Row, Turn
 
 DETECTION = {
@@ -189,6 +189,8 @@ REFUSED = [
     (DETECTION | {"multiple": 1}, '"multiple" is 1; it takes true or false'),
     (DETECTION | {"frame": [640]}, '"frame" is [640]; it takes [width, height], in pixels'),
     (DETECTION | {"frame": [640, 0.5]}, '"frame" is [640, 0.5]; it takes [width, height], in pixels'),
+    (DETECTION | {"frame": [640, 10**9]}, "it takes [width, height], in pixels"),
+    (CHOICE | {"boxes": [[0, 0, 5, 10**400]]}, "it takes a list of [x1, y1, x2, y2]"),
     (DETECTION | {"source": 1}, '"source" is 1; it takes a string'),
     (CHOICE | {"boxes": [0, 0, 5, 5]}, '"boxes" has 0; it takes a list of [x1, y1, x2, y2]'),
     (CHOICE | {"boxes": [[0, 0, 5, "5"]]}, '"boxes" has [0, 0, 5, "5"]; it takes'),
@@ -364,3 +366,21 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError, match="builder"):
         write_rows(path, failing())
     assert json.loads(path.read_text()) == DETECTION
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["role", "content", "from"]), inner),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from([DETECTION, CHOICE, CHAT]), st.dictionaries(st.sampled_from(sorted(KEYS)), JSON, max_size=3))
+@settings(max_examples=300)
+def test_whatever_a_line_holds_is_a_row_or_refused(row, changed):
+    try:
+        read = parse(Fields.of_line(json.dumps(row | changed), "f:1"), image_root=Path("/"))
+    except LineError as error:
+        assert error.where == "f:1"
+    else:
+        assert parse(Fields(to_keys(read), "f:1"), image_root=Path("/")) == read
