@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from currreft_jax.data.packing import row_key
-from currreft_jax.data.processor import Processor, PromptError
+from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import Template, answer, question
-from currreft_jax.data.rows import IMAGE
 from currreft_jax.structs import Frame, Prompt, Row
 
 
@@ -18,7 +17,7 @@ class Example:
     """One row, ready for a batch.
 
     Attributes:
-        row: where it comes from.
+        row: where it comes from, with the frame that its boxes are measured in.
         prompt: what the model reads.
         tokens: int32 `[T]`, the gold completion; empty where none was asked for.
         mask: bool `[T]`, which of its tokens are learnt.
@@ -57,13 +56,12 @@ def example(
     """
     pictures = [processor.picture(image, where) for image in row.images]
     frames = [(picture.original, picture.resized) for picture in pictures]
+    if frames and not row.frame:
+        row = replace(row, frame=frames[0][0])
     messages = question(row, wording, frames)
     key = row_key(row.id, occurrence)
     prompt = processor.prompt(messages, pictures, name=where, key=key)
     if not with_answer:
         return Example(row, prompt, np.empty(0, np.int32), np.empty(0, bool))
-    turns = answer(row, frames)
-    if any(IMAGE in turn.text for turn in turns):
-        raise PromptError(f"{where}: an image behind the first answer; write the turns before it as a row of their own")
-    tokens, mask = processor.completion(messages, turns, name=where)
+    tokens, mask = processor.completion(messages, answer(row, frames), name=where)
     return Example(row, prompt, tokens, mask)

@@ -154,7 +154,8 @@ class Processor:
 
         Args:
             messages: of the prompt.
-            turns: behind it, the first and the last of them the assistant's; without images.
+            turns: behind it, the first and the last of them the assistant's; without images. Turns of one role may
+                follow each other.
             name: what an error calls the conversation.
 
         Returns:
@@ -164,22 +165,21 @@ class Processor:
             PromptError: the chat template does not write one turn behind the other, or has no end of a turn.
         """
         end = str(self.tokenizer.eos_token)
-        pieces, between, said = [], "", list(messages)
+        pieces, said = [], list(messages)
         written = self._render(said, True)
         for turn in turns:
+            opened = self._render(said, True)
             said.append({"role": turn.role, "content": turn.text})
-            whole = self._render(said, turn.role != "assistant")
-            answer, ended, rest = whole[len(written) :].rpartition(end)
-            if not whole.startswith(written) or not ended:
+            if turn.role != "assistant":
+                continue
+            whole = self._render(said, False)
+            answer, ended, _ = whole[len(opened) :].rpartition(end)
+            if not (opened.startswith(written) and whole.startswith(opened) and ended):
                 raise PromptError(
                     f"{name}: the chat template of {self.folder} does not end a turn with {end} and go on behind it"
                 )
-            if turn.role == "assistant":
-                pieces += [(between, False), (answer + ended, True)]
-                between = rest
-            else:
-                between += whole[len(written) :]
-            written = whole
+            pieces += [(opened[len(written) :], False), (answer + ended, True)]
+            written = opened + answer + ended
         tokens = [self.encode(text) for text, _ in pieces]
         mask = [np.full(len(piece), learnt) for piece, (_, learnt) in zip(tokens, pieces, strict=True)]
         return np.concatenate(tokens), np.concatenate(mask)

@@ -15,7 +15,7 @@ A row is a JSON object of the fields of `structs.Row`:
 | conversations | the same as ShareGPT and LLaVA write it: `{"from", "value"}` |
 | source, split, origin | where the row comes from |
 
-A file is JSON lines, or one JSON list of such objects.
+A file is JSON lines, or one JSON list of such objects. A null counts as an absent key, and other keys play no part.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,10 @@ KEYS = frozenset(
     }
 )
 MAX_OPTIONS = 26
+MAX_SIDE = 1_000_000
 IMAGE = "<image>"
+_FOR_ALL = "; or name one for all rows of the file"
+_BOX = re.compile(r"\{box:(\d+)\}")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -78,7 +82,10 @@ class Fields:
             LineError: it is none.
         """
         try:
-            keys = json.loads(text)
+            keys = json.loads(text, parse_constant=_refuse_constant)
+            json.dumps(
+                keys, ensure_ascii=False
+            ).encode()  # refuses halves of characters: no file or tokenizer takes them
         except (ValueError, RecursionError) as error:
             raise LineError(where, f"not JSON ({error}); write one object a line") from error
         if not isinstance(keys, dict):
@@ -105,13 +112,15 @@ class Fields:
         """A string."""
         return self.take(key, str, f"a string: {meaning}" if meaning else "a string", default)
 
-    def choose(self, key: str, kind: type[Kind] | type[Task], default: Kind | Task | None = None) -> Any:
-        """A member of an enum, by its value."""
+    def choose(
+        self, key: str, kind: type[Kind] | type[Task], default: Kind | Task | None = None, absent: str = ""
+    ) -> Any:
+        """A member of an enum, by its value; `absent` adds to the error of a row without one."""
         names = [member.value for member in kind]
         if key not in self.keys and default:
             return default
         if self.keys.get(key) not in names:
-            self.refuse_value(key, ", ".join(names))
+            self.refuse_value(key, ", ".join(names) + (absent if key not in self.keys else ""))
         return kind(self.keys[key])
 
     def texts(self, key: str, wanted: str, most: int | None = None) -> tuple[str, ...]:
@@ -127,7 +136,7 @@ class Fields:
         if key not in self.keys:
             return None
         sides = self.take(key, list, wanted)
-        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
             self.refuse_value(key, wanted)
         return Frame(*sides)
 
@@ -151,20 +160,21 @@ def parse(fields: Fields, *, image_root: Path, kind: Kind | None = None, task: T
     Raises:
         LineError: naming the key and the values it takes.
     """
-    keys = fields.keys
+    keys = {key: value for key, value in fields.keys.items() if value is not None}
+    fields = Fields(keys, fields.where)
     chat = "messages" in keys or "conversations" in keys
-    its_kind: Kind = fields.choose("kind", Kind, kind or (Kind.CHAT if chat else None))
+    its_kind: Kind = fields.choose("kind", Kind, kind or (Kind.CHAT if chat else None), _FOR_ALL)
     if chat != (its_kind is Kind.CHAT):
         fields.refuse(
             f'kind {its_kind.value} {"has" if chat else "lacks"} "messages"; only chat rows have them, and all do'
         )
-    its_task: Task = fields.choose("task", Task, task or (Task.OTHER if chat else None))
+    its_task: Task = fields.choose("task", Task, task or (Task.OTHER if chat else None), _FOR_ALL)
     images = _images(fields)
     row = Row(
         id=fields.identity(_content_id(fields)),
         task=its_task,
         kind=its_kind,
-        problem=fields.text("problem", "" if chat else None),
+        problem="" if chat else fields.text("problem", meaning="the question"),
         solution="" if chat else _solution(fields),
         images=tuple(str(image_root / image) for image in images),
         options=fields.texts("options", f"a list of at most {MAX_OPTIONS} strings", MAX_OPTIONS),
@@ -261,18 +271,19 @@ class RowFile:
         }
         self._items: list[tuple[int, str]] | None = None
         self._file = self.path.open("rb")
-        first = next((line for line in self._file if line.strip()), b"")
-        self._file.seek(0)
-        if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-            self._items = list(_list_items(self._file.read(), str(self.path)))
-            size = len(self._items)
-        else:
-            self._starts, self._lines = _line_starts(self._file)
-            size = len(self._lines)
-        self._size = size
-        if not size:
+        try:
+            first = next((line for line in self._file if line.strip()), b"")
+            self._file.seek(0)
+            if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                self._items = list(_list_items(self._file.read(), str(self.path)))
+            else:
+                self._starts, self._lines = _line_starts(self._file)
+            self._size = len(self._lines if self._items is None else self._items)
+            if not self._size:
+                raise ValueError(f"{self.path} holds no rows; write one JSON object a line")
+        except ValueError:
             self.close()
-            raise ValueError(f"{self.path} holds no rows; write one JSON object a line")
+            raise
 
     def __len__(self) -> int:
         return self._size
@@ -288,9 +299,10 @@ class RowFile:
         self._file.close()
 
     def where(self, index: int) -> str:
-        """File and line of a row."""
-        line = self._items[index][0] if self._items is not None else int(self._lines[index])
-        return f"{self.path}:{line}"
+        """File and line of a row, and of a list the item, since a whole list may stand on one line."""
+        if self._items is not None:
+            return f"{self.path}:{self._items[index][0]}: item {range(len(self))[index] + 1}"
+        return f"{self.path}:{int(self._lines[index])}"
 
     def fields(self, index: int) -> Fields:
         """The JSON object of a row.
@@ -359,40 +371,50 @@ def _list_items(content: bytes, path: str) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise LineError(path, f"not UTF-8 ({error}); convert it") from error
     decoder, line, counted, position = json.JSONDecoder(), 1, 0, text.index("[") + 1
+    awaited = True  # an item, rather than a comma
     while True:
-        while position < len(text) and text[position] in " \t\r\n,":
+        while text[position : position + 1].isspace():
             position += 1
         line += text.count("\n", counted, position)
-        counted = position
-        if text[position : position + 1] == "]":
-            return
+        counted, next_one = position, text[position : position + 1]
         try:
-            _, end = decoder.raw_decode(text, position)
+            if next_one == "]":
+                if text[position + 1 :].strip():
+                    raise ValueError("something stands behind the list")
+                return
+            if awaited:
+                _, end = decoder.raw_decode(text, position)
+                yield line, text[position:end]
+                position, awaited = end, False
+            elif next_one == ",":
+                position, awaited = position + 1, True
+            else:
+                raise ValueError("no comma behind an item")
         except (ValueError, RecursionError) as error:
             raise LineError(
                 f"{path}:{line}", f"not JSON ({error}); the list ends early or an item is damaged"
             ) from error
-        yield line, text[position:end]
-        position = end
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def _content_id(fields: Fields) -> str:
     content = json.dumps(fields.keys, sort_keys=True).encode()
-    name = Path(fields.where).name
-    return f"{hashlib.blake2b(content, digest_size=6).hexdigest()}-{name.rpartition(':')[2]}"
+    number = fields.where.rpartition(":")[2].removeprefix(" item ")
+    return f"{hashlib.blake2b(content, digest_size=6).hexdigest()}-{number}"
 
 
 def _images(fields: Fields) -> tuple[str, ...]:
-    wanted = "a path, or a list of paths"
-    for key in ("image", "images"):
-        value = fields.keys.get(key)
-        if isinstance(value, str):
-            return (value,)
-        if value is not None:
-            if not isinstance(value, list) or not all(isinstance(path, str) and path for path in value):
-                fields.refuse_value(key, wanted)
-            return tuple(value)
-    return ()
+    if "image" in fields.keys and "images" in fields.keys:
+        fields.refuse('both "image" and "images"; write one of them')
+    key = "image" if "image" in fields.keys else "images"
+    value = fields.keys.get(key, [])
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        fields.refuse_value(key, "a path, or a list of paths")
+    return tuple(paths)
 
 
 def _solution(fields: Fields) -> str:
@@ -406,10 +428,9 @@ def _boxes(fields: Fields) -> tuple[tuple[float, float, float, float], ...]:
     wanted = "a list of [x1, y1, x2, y2] with x1 < x2 and y1 < y2, in pixels of the frame"
     boxes = fields.take("boxes", list, wanted, [])
     for box in boxes:
-        if not (isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)):
-            fields.refuse_value("boxes", wanted)
-        if not (box[0] < box[2] and box[1] < box[3]):
-            fields.refuse(f'"boxes" has {box}; it takes {wanted}')
+        numbers = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
+        if not (numbers and all(abs(x) <= MAX_SIDE for x in box) and box[0] < box[2] and box[1] < box[3]):
+            fields.refuse(f'"boxes" has {json.dumps(box)[:80]}; it takes {wanted}')
     return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in boxes)
 
 
@@ -417,29 +438,42 @@ def _turns(fields: Fields) -> tuple[Turn, ...]:
     key, role, content = ("messages", "role", "content")
     if key not in fields.keys:
         key, role, content = ("conversations", "from", "value")
-    wanted = f'a list of {{"{role}", "{content}"}}, of which an assistant speaks last'
+    wanted = f'a list of {{"{role}", "{content}"}}, in which a user speaks first and an assistant last'
     turns = []
     for turn in fields.take(key, list, wanted):
-        if not (isinstance(turn, dict) and turn.get(role) in _ROLES and isinstance(turn.get(content), str)):
+        texts = isinstance(turn, dict) and isinstance(turn.get(role), str) and isinstance(turn.get(content), str)
+        if not texts or turn[role] not in _ROLES:
             fields.refuse(f'"{key}" has {json.dumps(turn)[:80]}; it takes {wanted}')
         turns.append(Turn(_ROLES[turn[role]], turn[content]))
-    if not turns or turns[-1].role != "assistant" or not any(turn.role == "user" for turn in turns):
+    speakers = [turn.role for turn in turns if turn.role != "system"]
+    if not speakers or speakers[0] != "user" or turns[-1].role != "assistant":
         fields.refuse_value(key, wanted)
     return tuple(turns)
 
 
 def _check_texts(fields: Fields, row: Row) -> None:
     """Whether the texts name as many images and boxes as there are."""
-    marked = sum(turn.text.count(IMAGE) for turn in row.messages)
-    if row.messages and marked not in (0, len(row.images)):
-        fields.refuse(f"the messages have {marked} {IMAGE}, but there are {len(row.images)} images; write one for each")
+    if row.messages:
+        _check_marks(fields, row)
+    elif not row.problem.strip():
+        fields.refuse_value("problem", "a question")
     texts = "\0".join((row.problem, *row.options))
-    for index in range(len(row.boxes)):
-        if f"{{box:{index}}}" not in texts:
-            fields.refuse(f'"boxes" has {len(row.boxes)} boxes, but neither problem nor options name {{box:{index}}}')
-    if f"{{box:{len(row.boxes)}}}" in texts:
-        fields.refuse(f'the texts name {{box:{len(row.boxes)}}}, but "boxes" has {len(row.boxes)}')
+    if IMAGE in texts:
+        fields.refuse(f"problem or options have {IMAGE}; remove it: the images stand before the question")
+    named, there = {int(number) for number in _BOX.findall(texts)}, set(range(len(row.boxes)))
+    if named - there:
+        fields.refuse(f'the texts name {{box:{min(named - there)}}}, but "boxes" has {len(there)}')
+    if there - named:
+        fields.refuse(f'"boxes" has {len(there)}, but neither problem nor options name {{box:{min(there - named)}}}')
     if not row.images and (row.boxes or row.task is Task.DETECTION):
         fields.refuse(f'task {row.task.value} without an image; "image" takes a path')
-    if row.kind is not Kind.CHAT and not row.problem.strip():
-        fields.refuse_value("problem", "a question")
+
+
+def _check_marks(fields: Fields, row: Row) -> None:
+    """Whether a conversation marks each image once, or none, and before the first answer."""
+    marked = sum(turn.text.count(IMAGE) for turn in row.messages)
+    if marked not in (0, len(row.images)):
+        fields.refuse(f"the messages have {marked} {IMAGE}, but there are {len(row.images)} images; write one for each")
+    first = next(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
+    if any(IMAGE in turn.text for turn in row.messages[first:]):
+        fields.refuse(f"{IMAGE} in or behind the first answer; write the turns before it as a row of their own")

@@ -43,6 +43,15 @@ def degenerate(corners: np.ndarray) -> np.ndarray:
     return (corners[:, 2] <= corners[:, 0]) | (corners[:, 3] <= corners[:, 1])
 
 
+def inside(corners: np.ndarray, frame: Frame) -> np.ndarray:
+    """Which boxes `[n, 4]` lie in their frame, bool `[n]`.
+
+    One pixel of grace: annotators' boxes overshoot by fractions of one.
+    """
+    fits = (corners >= -1) & (corners <= np.array([frame.width, frame.height] * 2) + 1)
+    return np.asarray(fits.all(axis=1))
+
+
 def iou(first: Boxes, second: Boxes) -> np.ndarray:
     """Intersection over union of every pair, float64 `[n, m]`; a degenerate box overlaps nothing.
 

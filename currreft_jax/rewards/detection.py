@@ -32,7 +32,7 @@ def gold(row: Row, frame: Frame | None) -> Boxes:
         refuse_gold(row, corners, '[x1, y1, x2, y2], {"bbox_2d": […]} or a list of these')
     if boxes.degenerate(corners).any():
         refuse_gold(row, Reason.DEGENERATE_BOX, "boxes with x1 < x2 and y1 < y2 (is it x, y, width, height?)")
-    if row.frame and not _inside(corners, row.frame):
+    if row.frame and not boxes.inside(corners, row.frame).all():
         raise RowError(row, f"solution {row.solution!r} leaves its frame {row.frame}; give the frame it is measured in")
     if frame and not row.frame:
         raise RowError(row, f"the model saw {frame} but the frame of the solution is unknown; give the row its frame")
@@ -74,8 +74,3 @@ def _best_match(credit: np.ndarray) -> np.ndarray:
     if min(credit.shape) == 1:
         return credit.max(keepdims=True)[0]
     return credit[linear_sum_assignment(credit, maximize=True)]
-
-
-def _inside(corners: np.ndarray, frame: Frame) -> bool:
-    # One pixel of grace: annotators' boxes overshoot by fractions of one.
-    return bool((corners >= -1).all() and (corners <= np.array([frame.width, frame.height] * 2) + 1).all())

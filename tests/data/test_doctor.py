@@ -1,0 +1,334 @@
+"""Each check fires on a fault that was planted, names its place, and is silent on a clean file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from currreft_jax.config import Kind, Task
+from currreft_jax.data.balance import balances
+from currreft_jax.data.budget import Budget, prompt_of
+from currreft_jax.data.doctor import NOTES, Problem, Report, Source, examine
+from currreft_jax.data.examples import example
+from currreft_jax.data.processor import load
+from currreft_jax.data.prompts import PAPER
+from currreft_jax.data.rows import RowFile
+from currreft_jax.structs import Frame, Row
+from tests import tiny
+
+TRAIN = [
+    {"task": "detection", "kind": "open", "problem": "Where is the dog?", "solution": "[10, 20, 60, 70]"},
+    {"task": "detection", "kind": "judge", "problem": "Is {box:0} a cat?", "solution": "no", "boxes": [[1, 2, 30, 40]]},
+    {"task": "detection", "kind": "choice", "problem": "Which is the dog?", "solution": "B"}
+    | {"options": ["{box:0}", "{box:1}"], "boxes": [[1, 2, 30, 40], [10, 20, 60, 70]], "frame": [90, 80]},
+    {"task": "classify", "kind": "open", "problem": "What is there?", "solution": "dog, dining table"},
+    {"task": "math", "kind": "open", "problem": "How long is it?", "solution": "12"},
+    {"messages": [{"role": "user", "content": "<image>Hello"}, {"role": "assistant", "content": "Hello."}]},
+    {"task": "math", "kind": "open", "problem": "What is 2 + 2?", "solution": "4", "image": None},
+]
+TEST = [
+    {"task": "math", "kind": "judge", "problem": "Is it 4 long?", "solution": "yes", "image": "t.png"},
+    {"task": "math", "kind": "open", "problem": "What is 2 + 3?", "solution": "5", "image": None},
+]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for index in range(7):
+        tiny.picture(90, 80, index).save(tmp_path / f"{index}.png")
+    tiny.picture(90, 80, 99).save(tmp_path / "t.png")
+    return tmp_path
+
+
+def numbered(rows: list[dict]) -> list[dict]:
+    return [{"id": f"r{index}", "image": f"{index}.png", **row} for index, row in enumerate(rows)]
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def examined(folder: Path, train: list, test: list = TEST, budget: Budget | None = None, **options) -> Report:
+    files = [write(folder / "train.jsonl", train), write(folder / "test.jsonl", numbered(test))]
+    sources = [Source(str(file), part) for file, part in zip(files, ("train", "test"), strict=True)]
+    return examine(sources, budget or Budget(), **options)
+
+
+def test_clean_files_are_found_clean(folder, checkpoint):
+    report = examined(folder, numbered(TRAIN))
+    assert report.findings == report.errors == []
+    assert report.unchecked == ["the tokens of texts: name a model, whose tokenizer counts them"]
+    assert [(Path(size.file).name, size.rows, size.images) for size in report.sizes] == [
+        ("train.jsonl", 7, 6),
+        ("test.jsonl", 2, 1),
+    ]
+    processor = load(checkpoint)
+    counted = examined(folder, numbered(TRAIN), processor=processor, budget=Budget(vision=processor.config.vision))
+    assert counted.findings == counted.unchecked == []
+    assert json.loads(json.dumps(counted.as_keys()))["errors"] == 0
+
+
+def test_expressions_are_read_by_the_workers(folder):
+    rows = numbered(TRAIN)
+    for solution, bad in (("2\\sqrt{3}", 0), ("\\foo{", 1)):
+        rows[4] |= {"solution": solution}
+        found = examined(folder, rows).findings
+        assert [finding.problem for finding in found] == [Problem.GOLD] * bad
+        assert all("math-verify cannot read; rewrite it as LaTeX" in finding.said for finding in found)
+
+
+def change(index: int, **keys):
+    return lambda rows: [row | keys if at == index else row for at, row in enumerate(rows)]
+
+
+def swap(index: int, row):
+    return lambda rows: [*rows[:index], row, *rows[index + 1 :]]
+
+
+def append(row: dict):
+    return lambda rows: [*rows, row]
+
+
+FAULTS = {
+    "no json": (swap(2, "{"), Problem.BAD_ROW, 3, "not JSON"),
+    "no row": (change(2, kind="chioce"), Problem.BAD_ROW, 3, '"kind" is "chioce"; it takes judge'),
+    "missing": (change(3, image="gone.png"), Problem.MISSING_IMAGE, 4, "gone.png is missing: put it there, or name"),
+    "corrupt": (change(3, image="corrupt.png"), Problem.UNREADABLE_IMAGE, 4, "corrupt.png: not a readable image"),
+    "huge": (change(3, image="huge.png"), Problem.UNREADABLE_IMAGE, 4, "huge.png: 20000 x 5001 pixels, more than"),
+    "thin": (
+        change(3, image="thin.png"),
+        Problem.UNREADABLE_IMAGE,
+        4,
+        "thin.png: 2 x 500 pixels: one side is over 200",
+    ),
+    "a folder": (change(3, image="."), Problem.UNREADABLE_IMAGE, 4, "not a readable image (IsADirectoryError"),
+    "gold outside": (change(0, solution="[10, 20, 92, 70]"), Problem.BOX, 1, "[10, 20, 92, 70] in solution leaves the"),
+    "box outside": (change(1, boxes=[[1, 2, 30, 82]]), Problem.BOX, 2, "[1, 2, 30, 82] in boxes leaves the frame 90 x"),
+    "box vanishes": (
+        change(1, boxes=[[1, 2, 1.3, 40]]),
+        Problem.BOX,
+        2,
+        "is less than a pixel in the 84 x 84 that the",
+    ),
+    "other shape": (change(2, frame=[80, 120]), Problem.SHAPE, 3, "frame 80 x 120, but the image has 90 x 80 pixels"),
+    "judge": (change(1, solution="maybe"), Problem.GOLD, 2, "'maybe' is no gold answer (not_yes_or_no)"),
+    "letter": (change(2, solution="C"), Problem.GOLD, 3, "'C' is no gold answer (unknown_option)"),
+    "xywh": (change(0, solution="[60, 20, 30, 40]"), Problem.GOLD, 1, "is it x, y, width, height?"),
+    "no box": (change(0, solution="left"), Problem.GOLD, 1, "'left' is no gold answer (bad_json)"),
+    "labels": (change(3, solution=" , "), Problem.GOLD, 4, "is no gold answer (empty_answer)"),
+    "maths": (change(4, solution="<answer></answer>"), Problem.GOLD, 5, "is no gold answer (empty_answer)"),
+    "no rule": (change(4, task="other"), Problem.GOLD, 5, "no rule scores open rows"),
+    "same id": (change(3, id="r1"), Problem.ID, 4, "id 'r1' is that of "),
+    "same row": (
+        append(TRAIN[3] | {"id": "x", "image": "3.png"}),
+        Problem.DUPLICATE,
+        8,
+        "train.jsonl:4 asks; leave one",
+    ),
+    "same row in other words": (
+        append(TRAIN[3] | {"id": "x", "image": "copy.png", "problem": " what  IS there?", "solution": "cat"}),
+        Problem.DUPLICATE,
+        8,
+        "train.jsonl:4 asks, and its solution differs",
+    ),
+    "same chat": (append(TRAIN[5] | {"id": "x", "image": "5.png"}), Problem.DUPLICATE, 8, "train.jsonl:6 asks"),
+    "long prompt": (
+        change(3, image="wide.png"),
+        Problem.LONG_PROMPT,
+        4,
+        "100 tokens, 100 of them images, where 90 are",
+    ),
+    "frame": (change(2, frame=[180, 160]), Problem.FRAME, 3, "boxes are moved by 0.500 along x and 0.500 along y"),
+    "misspelt key": (change(2, otpions=[]), Problem.UNUSED_KEY, None, '"otpions" of 1 rows is none of boxes, conv'),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_the_only_one_found(folder, name):
+    mutate, problem, line, said = FAULTS[name]
+    (folder / "corrupt.png").write_bytes((folder / "1.png").read_bytes()[:300])
+    if name == "huge":
+        Image.new("1", (20_000, 5_001)).save(folder / "huge.png")
+    Image.new("L", (2, 500)).save(folder / "thin.png")
+    tiny.picture(280, 280).save(folder / "wide.png")
+    Image.open(folder / "3.png").save(folder / "copy.png", compress_level=0)
+    report = examined(folder, mutate(numbered(TRAIN)), budget=Budget(max_prompt_tokens=90))
+    (finding,) = report.findings
+    assert finding.problem is problem
+    assert finding.where == str(folder / "train.jsonl") + (f":{line}" if line else "")
+    assert said in finding.said
+    assert (report.errors == []) == (problem in NOTES)
+
+
+def test_a_training_image_in_a_test_file_is_found_by_its_pixels(folder):
+    """Another name, another format and a turned file hide nothing; other pixels and a row's own split do not count."""
+    image = Image.open(folder / "2.png")
+    image.save(folder / "copy.bmp")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.rotate(90, expand=True).save(folder / "turned.png", exif=exif)
+    names = ["2.png", "copy.bmp", "turned.png"]
+    leaked = [TEST[0] | {"image": name, "problem": f"Is it {name}?"} for name in names]
+    findings = examined(folder, numbered(TRAIN), [*TEST, *leaked]).findings
+    assert {finding.problem for finding in findings} == {Problem.LEAKED_IMAGE}
+    assert [finding.where.rpartition(":")[2] for finding in findings] == ["3", "4", "5"]
+    for name, finding in zip(names, findings, strict=True):
+        assert finding.said.startswith(f"{folder / name} has the pixels of {folder / '2.png'} in the training row ")
+        assert f"{folder / 'train.jsonl'}:3; leave one" in finding.said
+
+
+def test_questions_without_images_leak_and_with_images_are_noted(folder):
+    asked = [TEST[1] | {"problem": "what is 2 +  2?"}, TEST[0] | {"problem": "How long is it?", "solution": "yes"}]
+    findings = examined(folder, numbered(TRAIN), asked).findings
+    assert [finding.problem for finding in findings] == [Problem.LEAKED_QUESTION, Problem.WORDING]
+    assert f"training row {folder / 'train.jsonl'}:7 asks the same" in findings[0].said
+    assert f"training row {folder / 'train.jsonl'}:5 is worded alike" in findings[1].said
+
+
+@pytest.mark.parametrize(
+    ("splits", "leaks", "checked"),
+    [
+        (("train", "test"), 1, True),
+        (("train", "val"), 1, True),
+        (("Training", "testA"), 1, True),
+        (("train", "train2014"), 0, False),
+        (("test", "test"), 0, False),
+        (("", "test"), 0, False),
+        (("", ""), 0, False),
+    ],
+)
+def test_rows_of_one_file_are_parted_by_their_split(folder, splits, leaks, checked):
+    rows = [row | {"image": "1.png", "split": split} for row, split in zip(numbered(TRAIN)[3:5], splits, strict=True)]
+    report = examine([Source(str(write(folder / "f.jsonl", rows)))], Budget())
+    assert [finding.problem for finding in report.findings] == [Problem.LEAKED_IMAGE] * leaks
+    assert (len(report.unchecked) == 1) == checked
+
+
+def test_the_part_of_a_file_goes_before_its_rows_splits(folder):
+    rows = [row | {"split": "test"} for row in numbered(TRAIN)]
+    assert not examined(folder, rows).findings
+    path = write(folder / "f.jsonl", rows)
+    assert not examine([Source(str(path), "train")], Budget()).findings
+
+
+def test_a_file_is_named_once(folder):
+    path = str(write(folder / "f.jsonl", numbered(TRAIN)))
+    with pytest.raises(ValueError, match=r"f\.jsonl is given twice; name each file once"):
+        examine([Source(path, "train"), Source(str(folder / "." / "f.jsonl"), "test")], Budget())
+
+
+def test_tokens_counted_are_those_of_the_prompt(folder, checkpoint):
+    processor = load(checkpoint, max_pixels=5000)
+    budget = Budget(10_000, processor.min_pixels, processor.max_pixels, processor.config.vision)
+    report = examined(folder, numbered(TRAIN), budget=budget, processor=processor)
+    with RowFile(folder / "train.jsonl") as file:
+        seen = [example(file[index], processor, PAPER, where="f:1").prompt for index in range(len(file))]
+    lengths = [len(prompt.tokens) for prompt in seen]
+    assert report.sizes[0].most_tokens == max(lengths)
+    assert report.sizes[0].median_tokens == int(np.median(lengths))
+    strict = replace(budget, max_prompt_tokens=max(lengths) - 1)
+    (finding,) = examined(folder, numbered(TRAIN), budget=strict, processor=processor).findings
+    assert finding.problem is Problem.LONG_PROMPT
+    assert finding.where.endswith(f":{lengths.index(max(lengths)) + 1}")
+    with RowFile(folder / "train.jsonl") as file:
+        frames = [(picture.original, picture.resized) for picture in seen[0].pictures]
+        np.testing.assert_array_equal(prompt_of(file[0], processor, PAPER, frames, budget, "f").tokens, seen[0].tokens)
+
+
+def test_a_budget_without_room_is_refused():
+    with pytest.raises(ValueError, match="min_pixels = 3136 and max_pixels = 100 leave no size"):
+        Budget(max_pixels=100)
+
+
+def judge(solution: str) -> Row:
+    return Row("r", Task.MATH, Kind.JUDGE, "q", solution)
+
+
+def lettered(solution: str, options: int = 4, multiple: bool = False) -> Row:
+    return Row("r", Task.CLASSIFY, Kind.CHOICE, "q", solution, options=("x",) * options, multiple=multiple)
+
+
+# rows -> counts, and whether they are even
+BALANCES = [
+    ([judge("yes")] * 5 + [judge("No.")] * 3, {"yes": 5, "no": 3}, True),
+    ([judge("yes")] * 550 + [judge("no")] * 450, {"yes": 550, "no": 450}, True),
+    ([judge("yes")] * 600 + [judge("no")] * 400, {"yes": 600, "no": 400}, False),
+    ([judge("yes")] * 30, {"yes": 30, "no": 0}, False),
+    ([lettered("A")] * 100, {"A": 100, "B": 0, "C": 0, "D": 0}, False),
+    ([lettered(letter) for letter in "ABCD" * 25], {"A": 25, "B": 25, "C": 25, "D": 25}, True),
+    ([lettered("A, B", multiple=True), lettered("C, D", multiple=True)] * 50, dict.fromkeys("ABCD", 50), True),
+    ([lettered("A, B", multiple=True)] * 50, {"A": 50, "B": 50, "C": 0, "D": 0}, False),
+    ([lettered("A", 2), lettered("B", 2)] * 50, {"A": 50, "B": 50}, True),
+    ([lettered(letter, 0) for letter in "ABCA" * 50], {"A": 100, "B": 50, "C": 50}, False),
+    ([lettered(letter, 0) for letter in "ABC" * 50], {"A": 50, "B": 50, "C": 50}, True),
+]
+
+
+@pytest.mark.parametrize(("rows", "counts", "even"), BALANCES, ids=range(len(BALANCES)))
+def test_balances(rows, counts, even):
+    (found,) = balances(rows)
+    assert (found.counts, found.even, found.rows) == (counts, even, len(rows))
+
+
+def test_labels_are_counted_and_need_not_be_even():
+    rows = [Row("r", Task.CLASSIFY, Kind.OPEN, "q", solution) for solution in ["dog, cat", *["Dog"] * 99]]
+    (found,) = balances([*rows, Row("r", Task.MATH, Kind.OPEN, "q", "4")])
+    assert (str(found), found.even) == ("dog 100, cat 1", True)
+    many = Row("r", Task.CLASSIFY, Kind.OPEN, "q", ", ".join("abcdefghij"))
+    assert str(balances([many])[0]) == "a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1 and 2 more"
+
+
+def test_answers_out_of_balance_are_noted(folder):
+    rows = [TRAIN[1] | {"id": str(n), "image": "1.png", "problem": f"{n} {{box:0}}?"} for n in range(40)]
+    report = examined(folder, rows)
+    (finding,) = report.findings
+    assert finding.problem is Problem.BALANCE
+    assert "right answers of judge detection: yes 0, no 40; even would be yes 20, no 20" in finding.said
+    assert report.errors == []
+
+
+def test_rows_with_several_faults_and_bad_golds_are_counted_apart(folder):
+    rows = numbered(TRAIN)
+    rows[1] |= {"solution": "maybe", "boxes": [[0, 0, 500, 500]]}
+    rows[0] |= {"image": "gone.png", "solution": "x"}
+    report = examined(folder, rows)
+    assert {finding.problem for finding in report.findings} == {Problem.BOX, Problem.GOLD, Problem.MISSING_IMAGE}
+    assert [counted.kind for file, counted in report.balances if file.endswith("train.jsonl")] == [
+        Kind.CHOICE,
+        Kind.OPEN,
+    ]
+
+
+def test_an_image_of_many_rows_is_decoded_once_and_progress_is_told(folder):
+    told: list[tuple[str, int]] = []
+
+    def watch(items, name, total):
+        told.append((name, total))
+        return items
+
+    rows = [row | {"image": "1.png"} for row in numbered(TRAIN)[3:5]]
+    examined(folder, rows, watch=watch, threads=2)
+    assert dict(told) == {
+        "rows of train.jsonl": 2,
+        "rows of test.jsonl": 2,
+        "images": 2,
+        "prompts": 4,
+        "gold answers, 256 at a time": 1,
+    }
+
+
+def test_frames_of_resized_images_are_taken(folder):
+    """The authors' test rows measure boxes in the frame of an earlier resize."""
+    tiny.picture(640, 427).save(folder / "0.png")
+    row = numbered(TRAIN)[0] | {"frame": [644, 420]}
+    assert Budget().resized(Frame(640, 427)) == Frame(644, 420)
+    (finding,) = examined(folder, [row]).findings
+    assert finding.problem is Problem.FRAME
+    outside = examined(folder, [row | {"solution": "[600, 300, 640, 425]"}]).findings
+    assert [finding.problem for finding in outside] == [Problem.BOX, Problem.FRAME]
+    assert "[600, 300, 640, 425] in solution leaves the frame 644 x 420" in outside[0].said
