@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fractions import Fraction
 
-from currreft_jax.config import Kind, Rewards, Task
+from currreft_jax.config import Maths
 from currreft_jax.data.builders.keyed import shuffled
-from currreft_jax.rewards import MathsPool, check_rows, score_completions
+from currreft_jax.rewards import MathsPool, maths
 from currreft_jax.rewards.answer import gold_text
-from currreft_jax.structs import Completion, Reason, Row
+from currreft_jax.rewards.maths import Comparison
+from currreft_jax.rewards.maths_pool import Outcome
+from currreft_jax.structs import Reason, Row
 
 _LITERAL = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\d)")
 _NEAR = 12  # near misses that are tried beside the source's own wrong answers
@@ -31,27 +33,19 @@ def wrong_answers(
         seed: of the choice.
         pool: compares what needs math-verify.
     """
-    candidates = {
-        row.id: list(
-            dict.fromkeys(
-                [
-                    *shuffled(known.get(row.id, ()), seed, row.id, "known"),
-                    *near_misses(gold_text(row), seed, row.id)[:_NEAR],
-                ]
-            )
-        )
-        for row in rows
-    }
-    asked = [(row, text) for row in rows for text in candidates[row.id] if text.strip()]
-    alone = [replace(row, solution=text) for row, text in asked]
-    unreadable = {id(error.row) for error in check_rows(alone, pool=pool)}
-    asked = [pair for pair, row in zip(asked, alone, strict=True) if id(row) not in unreadable]
-    differ = unequal([(gold_text(row), text) for row, text in asked], pool)
-    fit: dict[str, list[str]] = {row.id: [] for row in rows}
-    for (row, text), different in zip(asked, differ, strict=True):
-        if different:
-            fit[row.id].append(text)
-    return _distinct(fit, wanted, pool)
+    golds = {row.id: gold_text(row) for row in rows}
+    waiting = {row.id: deque(_candidates(row, known.get(row.id, ()), seed)) for row in rows}
+    chosen: dict[str, list[str]] = {row.id: [] for row in rows}
+    while True:  # a candidate a row and round, so that no more is compared than is needed
+        tried = {row_id: texts.popleft() for row_id, texts in waiting.items() if texts and len(chosen[row_id]) < wanted}
+        if not tried:
+            return chosen
+        pairs = [(before, text) for row_id, text in tried.items() for before in (golds[row_id], *chosen[row_id])]
+        verdicts = iter(unequal(pairs, pool))
+        for row_id, text in tried.items():
+            different = [next(verdicts) for _ in (golds[row_id], *chosen[row_id])]
+            if all(different):
+                chosen[row_id].append(text)
 
 
 def near_misses(gold: str, seed: int, row_id: str) -> list[str]:
@@ -65,34 +59,24 @@ def near_misses(gold: str, seed: int, row_id: str) -> list[str]:
 
 def unequal(pairs: Sequence[tuple[str, str]], pool: MathsPool) -> list[bool]:
     """Whether the scorer reads both answers of each pair and finds the second unequal to the first."""
-    if not pairs:
-        return []
-    settings = Rewards(weights={"accuracy": 1.0})
-    rows = [_asking(gold) for gold, _ in pairs]
-    answers = [[Completion(f"<think>-</think><answer>{answer}</answer>")] for _, answer in pairs]
-    scores = score_completions(rows, answers, settings, pool=pool)
-    return [reason is Reason.NOT_EQUAL for reason in scores.reasons["accuracy"][:, 0]]
+    found = [_compared(gold, answer) for gold, answer in pairs]
+    outcomes = iter(pool.compare([it for it in found if isinstance(it, Comparison)]))
+    return [next(outcomes) is Outcome.NOT_EQUAL if isinstance(it, Comparison) else it for it in found]
 
 
-def _distinct(fit: Mapping[str, list[str]], wanted: int, pool: MathsPool) -> dict[str, list[str]]:
-    """The first `wanted` of each list that differ from all before them; one comparison a row and round."""
-    chosen = {row_id: texts[:1] for row_id, texts in fit.items()}
-    place = dict.fromkeys(fit, 1)
-    while True:
-        open_ids = [it for it in fit if len(chosen[it]) < wanted and place[it] < len(fit[it])]
-        if not open_ids:
-            return chosen
-        pairs = [(before, fit[it][place[it]]) for it in open_ids for before in chosen[it]]
-        verdicts = iter(unequal(pairs, pool))
-        for row_id in open_ids:
-            different = [next(verdicts) for _ in chosen[row_id]]
-            if all(different):
-                chosen[row_id].append(fit[row_id][place[row_id]])
-            place[row_id] += 1
+def _compared(gold: str, answer: str) -> bool | Comparison:
+    """Whether two answers differ, or the comparison that tells."""
+    limits = Maths()
+    first, second = maths.read(gold, limits), maths.read(answer, limits)
+    if isinstance(first, Reason) or isinstance(second, Reason):
+        return False
+    verdict = maths.accuracy(first, second)
+    return verdict if isinstance(verdict, Comparison) else verdict.value == 0
 
 
-def _asking(gold: str) -> Row:
-    return Row("comparison", Task.MATH, Kind.OPEN, "-", gold)
+def _candidates(row: Row, known: Sequence[str], seed: int) -> list[str]:
+    offered = shuffled((text for text in known if text.strip()), seed, row.id, "known")
+    return list(dict.fromkeys([*offered, *near_misses(gold_text(row), seed, row.id)[:_NEAR]]))
 
 
 def _neighbours(number: str) -> list[str]:

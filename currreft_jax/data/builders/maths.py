@@ -16,7 +16,9 @@ from currreft_jax.structs import Reason, Row
 _QUESTION = re.compile(r"(?:^|\n)\s*Question\s*:\s*")
 _CHOICES = re.compile(r"\s*(?:^|\n)\s*(?:Choices|Options)\s*:\s*", re.IGNORECASE)
 _OPTION = re.compile(r"(?:^|(?<=\s))(?:\(([A-H])\)|([A-H])\s*[.:)])\s*")
-_SAID = re.compile(r"(?:the (?:correct |final )?answer is|(?:^|\n|\s)answer)\s*:?\s*", re.IGNORECASE)
+_SAID = re.compile(r"the (?:correct |final )?answer is\s*:?\s*|\banswer\s*:\s*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])|\n")
+_MARGIN = 16  # characters of delimiters, units and the like around an expression
 _LETTER = re.compile(r"\(?([A-H])\)?(?:\s*[.:)].*)?", re.DOTALL)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _AMONG = re.compile(r"\bwhich (?:one )?(?:of|option|choice)\b|\bfollowing\b|\boptions?\b|\bchoices?\b", re.IGNORECASE)
@@ -78,7 +80,7 @@ def _question(id: str, asked: str, answer: str, record: Fields, source: Source) 
     if source.kind is Kind.CHAT:
         record.refuse("only `build chat` makes conversations of these rows")
     question, choices = split_question(asked)
-    gold = answer.strip().removesuffix(".").strip()
+    gold = _SENTENCE_END.split(answer.strip())[0].removesuffix(".").strip()
     letter = _LETTER.fullmatch(gold)
     if letter and not choices:
         yield Dropped(id, "the answer is a letter without choices")
@@ -109,4 +111,6 @@ def why_not_open(gold: str) -> str:
     expression = maths.read(gold, Maths())
     if isinstance(expression, Reason):
         return f"the answer is no single expression ({expression})"
-    return "the answer is words or a letter" if expression.words or expression.letter else ""
+    if expression.words or expression.letter:
+        return "the answer is words or a letter"
+    return "the answer is a sentence" if len(gold) > len(expression.text) + _MARGIN else ""

@@ -1,13 +1,14 @@
 """The paper's sets, assembled from folders that the user has.
 
 The paper publishes their sizes and sources, not their rows. In-domain rows come from one source a task; the published
-validation and test splits of a source are its tests, and where it has none a tenth of its images is. No image of a
+validation and test splits of a source are its tests; where it has none, images are drawn for them. No image of a
 test, in domain or out of it, stands in training or in the self-improvement set.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +18,15 @@ from currreft_jax.data.builders import write
 from currreft_jax.data.builders.formats import FORMATS
 from currreft_jax.data.builders.golds import readable
 from currreft_jax.data.builders.items import BuildError, Material, Source, collect
-from currreft_jax.data.builders.keyed import ranked
-from currreft_jax.data.builders.split import identities, shared, split_by_image
+from currreft_jax.data.builders.keyed import digest, ranked
+from currreft_jax.data.builders.split import components, identities, shared
 from currreft_jax.data.builders.stages import generate, with_scenes
 from currreft_jax.data.builders.tables import SUFFIXES, records
 from currreft_jax.data.rows import Fields
 from currreft_jax.rewards import MathsPool
 from currreft_jax.structs import Row
 
-_HELD_OUT = 0.1  # of the images of a source without published tests
+_MARGIN = 1.1  # of test rows: the golds of some cannot be read
 _SPARE = 4  # rows looked at for each one wanted: some have no negatives, some share an image with a test
 _SIGNATURES: dict[str, frozenset[str]] = {
     "refcoco-jxu124": frozenset({"raw_anns", "sentences"}),
@@ -253,16 +254,22 @@ def _in_domain(
     rows = {part: ranked(material[part].rows, seed, "in domain") for part in there}
     held = {part: [row for row in rows[part] if _is_held_out(row)] for part in there}
     free = {part: [row for row in rows[part] if not _is_held_out(row)][: spare[part]] for part in there}
+    lacking = Counter({part.folder: round(_MARGIN * recipe.tests) + 1 for part in there if not held[part]})
+    chosen: set[str] = set()
     # All sources at once: two of them may hold the same photograph.
-    parts = split_by_image(
-        (row for its in free.values() for row in its), {"train": 1 - _HELD_OUT, "test": _HELD_OUT}, seed
-    )
-    chosen = {row.id for row in parts["test"]}
+    for group in sorted(components(row for its in free.values() for row in its), key=lambda its: _place(its, seed)):
+        if any(lacking[row.source] > 0 for row in group):
+            lacking.subtract(row.source for row in group)
+            chosen.update(row.id for row in group)
     for part in there:
         if not held[part]:
             held[part] = [row for row in free[part] if row.id in chosen]
             free[part] = [row for row in free[part] if row.id not in chosen]
     return free, held
+
+
+def _place(group: Sequence[Row], seed: int) -> int:
+    return digest(seed, "test", min(name for row in group for name in identities(row)))
 
 
 def _is_held_out(row: Row) -> bool:

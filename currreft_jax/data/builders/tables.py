@@ -78,9 +78,11 @@ def _json(path: Path) -> Iterator[Fields | LineError]:
     with RowFile(path) as file:
         for index in range(len(file)):
             try:
-                yield file.fields(index)
+                record = file.fields(index)
             except LineError as error:
                 yield error
+            else:  # a list may stand on one line, and ids are made of places
+                yield Fields(record.keys, f"{record.where}[{index}]") if path.suffix == ".json" else record
 
 
 def _columns(path: Path, delimiter: str) -> Iterator[Fields | LineError]:
