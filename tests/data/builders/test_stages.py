@@ -246,16 +246,24 @@ def test_a_source_option_that_equals_the_gold_is_no_distractor(pool):
 
 
 def test_answers_without_a_number_have_no_near_misses(pool):
-    assert answers.near_misses("\\sqrt{x}", 0, "r") == []
+    assert answers.near_misses("\\sqrt{x}", 3, 0, "r") == []
     row = Row("r", Task.MATH, Kind.OPEN, "Find x.", "\\pi")
     made = stages.generate([row], Kind.JUDGE, Material([], {}, {}, {}, []), 0, pool)
     assert made.dropped == {"too few wrong answers": ["r"]}
 
 
 def test_near_misses_keep_the_form_of_the_answer():
-    assert set(answers.near_misses("12.5%", 0, "r")) <= {f"{x:.1f}%" for x in np.arange(0, 30, 0.1)}
-    assert "12" not in answers.near_misses("12", 0, "r")
-    assert all(int(text) > 0 for text in answers.near_misses("1", 0, "r"))
+    assert set(answers.near_misses("12.5%", 3, 0, "r")) <= {f"{x:.1f}%" for x in np.arange(0, 30, 0.1)}
+    assert "12" not in answers.near_misses("12", 3, 0, "r")
+    assert all(int(text) >= 0 for text in answers.near_misses("1", 3, 0, "r"))
+
+
+def test_the_right_option_is_no_oftener_the_middle_one(pool):
+    rows = [Row(f"r{n}", Task.MATH, Kind.OPEN, "How many?", str(40 + n % 50)) for n in range(1600)]
+    made = stages.generate(rows, Kind.CHOICE, Material([], {}, {}, {}, []), 0, pool).rows
+    golds = {f"{row.id}-choice": row.solution for row in rows}
+    ranks = Counter(sorted(row.options, key=int).index(golds[row.id]) for row in made)
+    assert all(0.22 < ranks[rank] / 1600 < 0.28 for rank in range(4)), ranks
 
 
 def test_only_open_rows_have_other_forms(judged, pool):
