@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +133,9 @@ def test_boxes_of_another_frame_are_written_with_it(tmp_path):
     build(*arguments, "--frame", "1000x500", "--generate", "choice")
     (row,) = read(tmp_path / "out" / "choice-detection.jsonl")
     assert row.frame == Frame(1000, 500)
+
+
+def test_the_documented_table_is_the_table():
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8")
+    for name, its in builders.FORMATS.items():
+        assert f"| `{name}` | {its.makes} | {its.published} | {its.needs} | {its.licence or '-'} |" in text
