@@ -5,30 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from currreft_jax.config import Kind
 from currreft_jax.data.builders import chat, clevr, coco, columns, maths, refer, tables, voc
 from currreft_jax.data.builders.items import BuildError, Dropped, Format, Item, Scene, Source, Wrong, each
 from currreft_jax.data.rows import Fields, RowFile, check
 
-SCENES = "scenes.jsonl"
-WRONG = "wrong.jsonl"
+# Below the rows and not among them, so that `*.jsonl` are rows.
+SCENES = "material/scenes.jsonl"
+WRONG = "material/wrong.jsonl"
 _UNSAID = "no licence stated; ask the publisher"
 _COCO = "annotations CC BY 4.0; the photographs are Flickr users'"
 
 
 def built(source: Source) -> Iterator[Item]:
-    """Rows that are built already, with the scenes and wrong answers beside them."""
-    for path in tables.files(source.folder, (".jsonl",)):
-        if path.name == SCENES:
-            yield from each(tables.records(path), lambda record, path=path: [_scene(record, path)])
-        elif path.name == WRONG:
-            yield from each(
-                tables.records(path), lambda record: [Wrong(record.text("id"), record.texts("answers", "strings"))]
-            )
-        else:
-            with RowFile(path) as file:
-                found = check(file)
-            yield from found.errors
-            yield from (row if row.kind.value == "open" else Dropped(row.id, "not an open row") for row in found.rows)
+    """Rows of one folder that are built already, with the scenes and wrong answers below it."""
+    paths = sorted(source.folder.glob("*.jsonl"))
+    if not paths:
+        below = ", ".join(sorted({str(path.parent) for path in source.folder.rglob("open-*.jsonl")}))
+        raise BuildError(
+            f"{source.folder} holds no *.jsonl" + (f"; make the stages of each of {below}" if below else "")
+        )
+    for path in paths:
+        with RowFile(path) as file:
+            found = check(file)
+        yield from found.errors
+        yield from (row if row.kind is Kind.OPEN else Dropped(row.id, "not an open row") for row in found.rows)
+    scenes, wrong = source.folder / SCENES, source.folder / WRONG
+    if scenes.exists():
+        yield from each(tables.records(scenes), lambda record: [_scene(record, scenes)])
+    if wrong.exists():
+        yield from each(
+            tables.records(wrong), lambda record: [Wrong(record.text("id"), record.texts("answers", "strings"))]
+        )
 
 
 def scene_keys(scene: Scene, image: str) -> dict[str, object]:
@@ -210,7 +218,7 @@ FORMATS: dict[str, Format] = {
         "",
     ),
     "stages": Format(
-        built, "judge and choice rows", "open rows that `build` wrote, with the files beside them", "your own", ""
+        built, "judge and choice rows", "open-*.jsonl that `build` wrote, and material/ beside them", "your own", ""
     ),
 }
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders.items import Material
-from currreft_jax.data.builders.keyed import ranked
 from currreft_jax.rewards import MathsPool, check_rows
 from currreft_jax.structs import Row
 
 
-def sample(material: Material, count: int | None, seed: int, pool: MathsPool) -> list[Row]:
-    """Rows whose gold answer can be read: all of them, or `count` of each task. The others are counted as dropped."""
-    if count is None:
-        return readable(material.rows, material.dropped, pool)
-    chosen = []
-    for task in Task:
-        waiting = ranked((row for row in material.rows if row.task is task), seed, "sample")
-        found: list[Row] = []
-        while waiting and len(found) < count:
-            size = count - len(found)
-            found += readable(waiting[:size], material.dropped, pool)
-            waiting = waiting[size:]
-        chosen += found
-    return chosen
+def sound(material: Material, pool: MathsPool) -> Material:
+    """The material without rows whose boxes or labels cannot be read: negatives are made of all rows' golds."""
+    exact = [row for row in material.rows if row.task is not Task.MATH]
+    kept = {row.id for row in readable(exact, material.dropped, pool)}
+    return replace(material, rows=[row for row in material.rows if row.task is Task.MATH or row.id in kept])
+
+
+def take(rows: Sequence[Row], count: int | None, dropped: dict[str, list[str]], pool: MathsPool) -> list[Row]:
+    """The first `count` rows whose gold answer can be read, or all of them; no more rows are looked at than needed."""
+    found, waiting = list[Row](), list(rows)
+    wanted = len(waiting) if count is None else count
+    while waiting and len(found) < wanted:
+        size = wanted - len(found)
+        found += readable(waiting[:size], dropped, pool)
+        waiting = waiting[size:]
+    return found
 
 
 def readable(rows: Sequence[Row], dropped: dict[str, list[str]], pool: MathsPool) -> list[Row]:

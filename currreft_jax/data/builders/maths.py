@@ -8,7 +8,7 @@ from string import ascii_uppercase
 
 from currreft_jax.config import Kind, Maths, Task
 from currreft_jax.data.builders import pixels, tables
-from currreft_jax.data.builders.items import Dropped, Item, Source, Wrong, each
+from currreft_jax.data.builders.items import BuildError, Dropped, Item, Source, Wrong, each
 from currreft_jax.data.rows import IMAGE, Fields
 from currreft_jax.rewards import maths
 from currreft_jax.structs import Reason, Row
@@ -29,6 +29,7 @@ _HINT = re.compile(
 
 def conversations(source: Source) -> Iterator[Item]:
     """LLaVA conversations of one question, whose reply ends in "The answer is …" or "Answer: …"."""
+    _only_open(source)
 
     def convert(record: Fields) -> Iterator[Item]:
         id = f"{source.name}-{record.where.rpartition('/')[2]}"
@@ -49,6 +50,7 @@ def conversations(source: Source) -> Iterator[Item]:
 
 def problems(source: Source) -> Iterator[Item]:
     """Rows of problem, solution and image; what stands in the solution's answer tags is the answer."""
+    _only_open(source)
 
     def convert(record: Fields) -> Iterator[Item]:
         id = f"{source.name}-{record.where.rpartition('/')[2]}"
@@ -77,8 +79,6 @@ def split_question(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _question(id: str, asked: str, answer: str, record: Fields, source: Source) -> Iterator[Item]:
-    if source.kind is Kind.CHAT:
-        record.refuse("only `build chat` makes conversations of these rows")
     question, choices = split_question(asked)
     gold = _SENTENCE_END.split(answer.strip())[0].removesuffix(".").strip()
     letter = _LETTER.fullmatch(gold)
@@ -104,6 +104,11 @@ def _question(id: str, asked: str, answer: str, record: Fields, source: Source) 
     others = tuple(text for text in dict.fromkeys(choices.values()) if text and text != gold)
     if others:
         yield Wrong(id, others)
+
+
+def _only_open(source: Source) -> None:
+    if source.kind is not Kind.OPEN:
+        raise BuildError("these rows become open ones; `build chat` reads conversations as they are")
 
 
 def why_not_open(gold: str) -> str:

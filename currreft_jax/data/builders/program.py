@@ -11,14 +11,15 @@ from pathlib import Path
 from currreft_jax.config import Kind, Maths, Task
 from currreft_jax.data.builders import recipe, write
 from currreft_jax.data.builders.formats import FORMATS, format_of
-from currreft_jax.data.builders.golds import sample
+from currreft_jax.data.builders.golds import sound, take
 from currreft_jax.data.builders.items import BuildError, Material, Source, collect
+from currreft_jax.data.builders.keyed import ranked
 from currreft_jax.data.builders.pixels import FORMS, SCALES
 from currreft_jax.data.builders.split import split_by_image
 from currreft_jax.data.builders.stages import generate, with_scenes
 from currreft_jax.data.rows import LineError
 from currreft_jax.rewards import MathsPool, MathsPoolError
-from currreft_jax.structs import Frame
+from currreft_jax.structs import Frame, Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,23 +110,23 @@ def build(options: argparse.Namespace) -> str:
         format_of(options.format).convert(source), skip=options.on_bad_row == "skip", limit=options.bad_limit
     )
     with MathsPool(Maths()) as pool:
-        rows = sample(material, options.rows, options.seed, pool)
-        material = with_scenes(material, material.rows)
+        material = with_scenes(sound(material, pool))
+        rows = _drawn(material, options.rows, options.seed, pool)
         parts = split_by_image(rows, fractions, options.seed) if fractions else {"": rows}
-        made = {name: [] if options.format == "stages" else list(part) for name, part in parts.items()}
-        for kind in kinds:
-            for name, part in parts.items():
-                its = generate([row for row in part if row.kind is Kind.OPEN], kind, material, options.seed, pool)
-                made[name] += its.rows
-                for reason, ids in its.dropped.items():
-                    material.dropped.setdefault(f"{kind.value}: {reason}", []).extend(ids)
+        made = {
+            name: [
+                *([] if options.format == "stages" else part),
+                *_generated(part, kinds, material, options.seed, pool),
+            ]
+            for name, part in parts.items()
+        }
     if not any(made.values()):
         raise BuildError(f"no rows\n{write.report({}, material.dropped, material.bad)}")
     files: dict[str, int] = {}
     for name, part in made.items():
         files |= write.write_parts(options.out / name, part)
-    if options.format != "stages":
-        write.write_material(options.out, material)
+        if options.format != "stages":
+            write.write_material(options.out / name, part, material)
     _write_summary(options, files, material)
     return write.report(files, material.dropped, material.bad)
 
@@ -167,6 +168,26 @@ def source_of(options: argparse.Namespace) -> Source:
         frame=_frame(options.frame),
         columns=dict(_pair(text, "--column") for text in options.column),
     )
+
+
+def _drawn(material: Material, count: int | None, seed: int, pool: MathsPool) -> list[Row]:
+    """All rows in their order, or `count` of each task."""
+    if count is None:
+        return take(material.rows, None, material.dropped, pool)
+    tasks = ([row for row in material.rows if row.task is task] for task in Task)
+    return [row for rows in tasks for row in take(ranked(rows, seed, "sample"), count, material.dropped, pool)]
+
+
+def _generated(rows: Sequence[Row], kinds: Sequence[Kind], material: Material, seed: int, pool: MathsPool) -> list[Row]:
+    """Rows of the kinds, of the open ones; open rows that have none are noted."""
+    opens = [row for row in rows if row.kind is Kind.OPEN]
+    made = []
+    for kind in kinds:
+        its = generate(opens, kind, material, seed, pool)
+        made += its.rows
+        for reason, ids in its.dropped.items():
+            material.dropped.setdefault(f"{kind.value}: {reason}", []).extend(ids)
+    return made
 
 
 def _write_summary(options: argparse.Namespace, files: Mapping[str, int], material: Material) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from currreft_jax.config import Kind, Maths, Task
 from currreft_jax.data.builders import write
 from currreft_jax.data.builders.formats import FORMATS
-from currreft_jax.data.builders.golds import readable
+from currreft_jax.data.builders.golds import sound, take
 from currreft_jax.data.builders.items import BuildError, Material, Source, collect
 from currreft_jax.data.builders.keyed import digest, ranked
 from currreft_jax.data.builders.split import components, identities, shared
@@ -150,9 +150,10 @@ def assemble(root: Path, out: Path, recipe: Recipe, policy: Policy) -> str:
     missing = list(dict.fromkeys(part.folder for part in parts if not formats[part.folder]))
     if missing and not policy.partial:
         raise BuildError(_what_is_missing(root, recipe, missing))
-    material = {part: _convert(part, formats[part.folder], root, out, policy) for part in parts if formats[part.folder]}
+    found = {part: _convert(part, formats[part.folder], root, out, policy) for part in parts if formats[part.folder]}
     shortages = [f"{root / name}: missing" for name in missing]
     with MathsPool(Maths()) as pool:
+        material = {part: sound(its, pool) for part, its in found.items()}
         free, held = _in_domain(recipe, material, policy.seed)
         tests = {
             f"in-{part.task.value}.jsonl": _take(
@@ -180,7 +181,7 @@ def assemble(root: Path, out: Path, recipe: Recipe, policy: Policy) -> str:
         raise BuildError("\n  ".join(["the parts are too small (--partial makes do with less):", *shortages]))
     for name, rows in (("training", train), ("self-improvement", improve)):
         if shared(rows, kept):
-            raise BuildError(f"an image of a test stands in {name}: nothing was written; please report this")
+            raise BuildError(f"an image of a test stands in {name}: no rows were written; please report this")
     files = write.write_parts(out / "train", train) | {
         str(out / "test" / name): write.write_checked(out / "test" / name, rows) for name, rows in tests.items() if rows
     }
@@ -280,8 +281,8 @@ def _stages(
     part: Part, rows: Sequence[Row], material: Material, seed: int, pool: MathsPool, shortages: list[str]
 ) -> list[Row]:
     """Rows of all three kinds."""
-    rows = readable(rows[: _SPARE * part.rows], material.dropped, pool)
-    known = with_scenes(material, material.rows)
+    rows = take(rows, 2 * part.rows, material.dropped, pool)
+    known = with_scenes(material)
     made = rows[: part.rows]
     _note(f"{part.folder} open rows", len(made), part.rows, shortages)
     for kind in (Kind.JUDGE, Kind.CHOICE):
@@ -296,12 +297,7 @@ def _stages(
 def _take(
     rows: Sequence[Row], count: int, name: str, material: Material, pool: MathsPool, shortages: list[str]
 ) -> list[Row]:
-    found: list[Row] = []
-    waiting = list(rows)
-    while waiting and len(found) < count:
-        size = count - len(found)
-        found += readable(waiting[:size], material.dropped, pool)
-        waiting = waiting[size:]
+    found = take(rows, count, material.dropped, pool)
     _note(name, len(found), count, shortages)
     return found
 

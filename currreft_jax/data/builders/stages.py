@@ -79,19 +79,24 @@ def generate(
         if row.kind is not Kind.OPEN or row.task is Task.OTHER:
             raise ValueError(f"row {row.id} is {row.kind.value}, {row.task.value}; only open rows have other forms")
     made = Generated([], {})
+    material = replace(material, rows=[*material.rows, *rows])
     wanted = 1 if kind is Kind.JUDGE else _OPTIONS - 1
     for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH):
         those = ranked((row for row in rows if row.task is task), seed, kind.value)
-        cases = _cases(task, those, wanted, material, seed, pool, made.dropped)[:count]
+        cases: list[Case] = []
+        while those and (count is None or len(cases) < count):  # no more is compared than is needed
+            size = len(those) if count is None else count - len(cases)
+            cases += _cases(task, those[:size], wanted, material, seed, pool, made.dropped)
+            those = those[size:]
         make = _judge if kind is Kind.JUDGE else _choose_several if task is Task.CLASSIFY else _choose_one
         made.rows.extend(make(cases, seed))
     return made
 
 
-def with_scenes(material: Material, rows: Sequence[Row]) -> Material:
+def with_scenes(material: Material) -> Material:
     """The material with a scene for every image that has none: the right boxes of all its rows are its objects."""
     found: dict[str, Scene] = {}
-    for row in rows:
+    for row in material.rows:
         image = row.images[0] if row.images else ""
         if row.task is Task.DETECTION and row.kind is Kind.OPEN and row.frame and image not in material.scenes:
             known = found.get(image, Scene(image, row.frame))
@@ -146,7 +151,7 @@ def _box_case(row: Row, wanted: int, material: Material, seed: int) -> Case | st
 def _label_cases(rows: Sequence[Row], wanted: int, material: Material, seed: int) -> list[Case | str]:
     # Per source: what one set calls absent, another may show under a name that the first does not know.
     golds: dict[str, dict[str, frozenset[str]]] = {}
-    for row in (*material.rows, *rows):
+    for row in material.rows:
         if row.task is Task.CLASSIFY and row.kind is Kind.OPEN:
             golds.setdefault(row.source, {})[row.id] = classify.gold(row, Rewards())
     vocabularies = {source: frozenset[str]().union(*its.values()) for source, its in golds.items()}

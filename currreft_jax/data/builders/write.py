@@ -42,11 +42,12 @@ def write_checked(path: Path, rows: Sequence[Row]) -> int:
     return count
 
 
-def write_material(folder: Path, material: Material) -> None:
-    """Writes scenes and wrong answers, so that further stages can be made of the open rows later."""
-    root = folder.absolute()
-    scenes = (scene_keys(scene, os.path.relpath(image, root)) for image, scene in material.scenes.items())
-    wrong = ({"id": row_id, "answers": list(answers)} for row_id, answers in material.wrong.items())
+def write_material(folder: Path, rows: Sequence[Row], material: Material) -> None:
+    """Writes the scenes and wrong answers of rows, so that further stages can be made of them later."""
+    images, ids = {path for row in rows for path in row.images}, {row.id for row in rows}
+    root = (folder / SCENES).parent.absolute()
+    scenes = (scene_keys(it, os.path.relpath(it.image, root)) for it in material.scenes.values() if it.image in images)
+    wrong = ({"id": it, "answers": list(answers)} for it, answers in material.wrong.items() if it in ids)
     for name, lines in ((SCENES, scenes), (WRONG, wrong)):
         texts = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
         if texts:

@@ -46,7 +46,7 @@ def test_rows_of_all_kinds_and_the_files_beside_them(source, tmp_path, capsys):
         assert {row.source for row in rows} == {"mine"}
         assert all("CC BY 4.0" in row.origin for row in rows)
         assert f"{count:>8}  {out / name}" in printed
-    assert len((out / "scenes.jsonl").read_text().splitlines()) == 30
+    assert len((out / "material" / "scenes.jsonl").read_text().splitlines()) == 30
 
 
 def test_stages_of_rows_that_are_built_already_are_the_same(source, tmp_path):
@@ -68,6 +68,11 @@ def test_parts_are_split_before_anything_is_generated(source, tmp_path):
     assert len(train) > 60
     assert len(test) > 30
     assert not shared(train, test)
+    with pytest.raises(SystemExit, match=r"make the stages of each of .*test, .*train"):
+        build("stages", "--source", out, "--out", tmp_path / "more", "--generate", "judge")
+    build("stages", "--source", out / "train", "--out", tmp_path / "more", "--generate", "judge")
+    for name in ("judge-detection.jsonl", "judge-classify.jsonl"):
+        assert [row.id for row in read(tmp_path / "more" / name)] == [row.id for row in read(out / "train" / name)]
 
 
 def test_a_sample_is_drawn_by_the_seed(source, tmp_path):
@@ -84,6 +89,18 @@ def test_golds_that_cannot_be_read_are_dropped_and_counted(tmp_path, capsys):
     build("table", "--source", tmp_path / "t", "--out", tmp_path / "out")
     assert "2  the gold answer of math cannot be read" in capsys.readouterr().out
     assert [row.solution for row in read(tmp_path / "out" / "open-math.jsonl")] == ["3"]
+
+
+def test_a_label_that_cannot_be_read_spoils_no_other_row(tmp_path, capsys):
+    golds = ["cat", "dog", "bus", "car", "cup", " , "]
+    records = [{"problem": "What?", "solution": gold, "image": f"{n}.png"} for n, gold in enumerate(golds)]
+    for record in records:
+        pub.picture(tmp_path / "t" / record["image"], 30, 30)
+    pub.write_lines(tmp_path / "t" / "t.jsonl", records)
+    arguments = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out", "--task", "classify"]
+    build(*arguments, "--generate", "judge,choice", "--rows", 3)
+    assert "1  the gold answer of classify cannot be read" in capsys.readouterr().out
+    assert len(read(tmp_path / "out" / "choice-classify.jsonl")) == 3
 
 
 def test_bad_records_end_the_build_or_are_skipped(tmp_path, capsys):

@@ -188,7 +188,7 @@ def test_the_hardest_negative_is_the_other_object_of_the_category(material, judg
 
 def test_negatives_are_moved_boxes_where_an_image_has_no_other_object(pool):
     row = Row("r", Task.DETECTION, Kind.OPEN, "?", "[10, 20, 60, 80]", ("x.png",), frame=Frame(300, 200))
-    bare = stages.with_scenes(Material([], {}, {}, {}, []), [row])
+    bare = stages.with_scenes(Material([row], {}, {}, {}, []))
     assert bare.scenes["x.png"].objects == (("", (10.0, 20.0, 60.0, 80.0)),)
     (made,) = stages.generate([row], Kind.CHOICE, bare, 0, pool).rows
     assert len(set(made.boxes)) == 4
@@ -201,7 +201,7 @@ def test_negatives_are_moved_boxes_where_an_image_has_no_other_object(pool):
 )
 def test_rows_that_have_no_sound_negative_are_counted(pool, solution, reason):
     row = Row("r", Task.DETECTION, Kind.OPEN, "?", solution, ("x.png",), frame=Frame(300, 200))
-    made = stages.generate([row], Kind.JUDGE, stages.with_scenes(Material([], {}, {}, {}, []), [row]), 0, pool)
+    made = stages.generate([row], Kind.JUDGE, stages.with_scenes(Material([row], {}, {}, {}, [])), 0, pool)
     assert (made.rows, made.dropped) == ([], {reason: ["r"]})
 
 
