@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from currreft_jax.data.builders.items import Box, Source
 from currreft_jax.data.images import FORMATS, MAX_FILE_PIXELS
@@ -17,6 +18,11 @@ from currreft_jax.data.rows import Fields
 from currreft_jax.structs import Frame
 
 _ORIENTATION = 0x0112  # EXIF; 5 to 8 lie on their side
+# What Pillow raises on damaged headers.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError),
+    *(struct.error, Image.DecompressionBombError),
+)
 _GRACE = 1.0  # annotators' boxes overshoot by fractions of a pixel
 
 FORMS: dict[str, Callable[[float, float, float, float], Box]] = {
@@ -34,7 +40,7 @@ def upright_frame(source: Path | bytes, fields: Fields) -> Frame:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             width, height = image.size
             sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except _DAMAGE as error:
         fields.refuse(f"{name} is not a readable image ({error}); fetch it again")
     if width * height > MAX_FILE_PIXELS:
         fields.refuse(f"{name} has {width} x {height} pixels, more than {MAX_FILE_PIXELS:,}; shrink it first")

@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the rows' source (default: FORMAT)")
     parser.add_argument("--split", default="", help="only this published split")
     parser.add_argument("--tasks", default="detection,classify", help="of sources with both (default %(default)s)")
-    parser.add_argument("--kind", choices=["open", "chat"], default="open", help="of sources with both")
+    parser.add_argument(
+        "--kind", choices=[kind.value for kind in Kind], default=Kind.OPEN.value, help="of sources with several"
+    )
     parser.add_argument("--rows", type=int, metavar="N", help="at most N rows of each task, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default %(default)s)")
     parser.add_argument(
@@ -57,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="coco, voc: most boxes that one question asks for (default %(default)s)",
     )
-    parser.add_argument("--task", choices=["detection", "classify", "math"], default="math", help="table: of its rows")
+    parser.add_argument(
+        "--task", choices=[task.value for task in Task], default=default.task.value, help="table: of its rows"
+    )
     parser.add_argument(
         "--column", action="append", default=[], metavar="KEY=NAME", help="table: the column of a key; repeatable"
     )

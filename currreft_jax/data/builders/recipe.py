@@ -28,6 +28,16 @@ from currreft_jax.structs import Row
 
 _MARGIN = 1.1  # of test rows: the golds of some cannot be read
 _SPARE = 4  # rows looked at for each one wanted: some have no negatives, some share an image with a test
+# What tells a format: a file, or the keys of the first record.
+_FILES = {
+    "refcoco": "instances.json",
+    "refgta": "instances.json",
+    "coco": "instances*.json",
+    "voc": "*.xml",
+    "clevr": "*questions*.json",
+    "scienceqa": "problems.json",
+    "visual7w": "*v7w*.json",
+}
 _SIGNATURES: dict[str, frozenset[str]] = {
     "refcoco-jxu124": frozenset({"raw_anns", "sentences"}),
     "refcoco-lmms": frozenset({"question_id", "bbox", "answer"}),
@@ -98,6 +108,28 @@ class Policy:
     partial: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """What was drawn.
+
+    Attributes:
+        tests: file -> rows.
+        train: rows of all kinds and tasks.
+        improve: conversations.
+        short: what there is too little of.
+    """
+
+    tests: dict[str, list[Row]]
+    train: list[Row]
+    improve: list[Row]
+    short: list[str]
+
+    def note(self, name: str, found: int, wanted: int) -> None:
+        """Notes a shortage, if it is one."""
+        if found < wanted:
+            self.short.append(f"{name}: {found} of {wanted}")
+
+
 PAPER = Recipe(
     train=(
         Part("refcoco", ("refcoco", "refcoco-jxu124", "vlm-r1"), Task.DETECTION, 3000),
@@ -150,43 +182,20 @@ def assemble(root: Path, out: Path, recipe: Recipe, policy: Policy) -> str:
     missing = list(dict.fromkeys(part.folder for part in parts if not formats[part.folder]))
     if missing and not policy.partial:
         raise BuildError(_what_is_missing(root, recipe, missing))
-    found = {part: _convert(part, formats[part.folder], root, out, policy) for part in parts if formats[part.folder]}
-    shortages = [f"{root / name}: missing" for name in missing]
+    there = [part for part in parts if formats[part.folder]]
     with MathsPool(Maths()) as pool:
-        material = {part: sound(its, pool) for part, its in found.items()}
-        free, held = _in_domain(recipe, material, policy.seed)
-        tests = {
-            f"in-{part.task.value}.jsonl": _take(
-                held[part], recipe.tests, f"{part.folder} tests", material[part], pool, shortages
-            )
-            for part in held
-        }
-        for part in recipe.outside:
-            if part in material:
-                rows = ranked(material[part].rows, policy.seed, "outside")
-                name = f"out-{part.task.value}.jsonl"
-                tests[name] = _take(rows, part.rows, part.folder, material[part], pool, shortages)
-        kept = [row for rows in tests.values() for row in rows]
-        seen = {name for row in kept for name in identities(row)}
-        train: list[Row] = []
-        for part, rows in free.items():
-            train += _stages(part, _unseen(rows, seen), material[part], policy.seed, pool, shortages)
-    improve: list[Row] = []
-    for part in recipe.improve:
-        if part in material:
-            rows = _unseen(ranked(material[part].rows, policy.seed, "improve"), seen)[: part.rows]
-            _note(part.folder, len(rows), part.rows, shortages)
-            improve += rows
-    if shortages and not policy.partial:
-        raise BuildError("\n  ".join(["the parts are too small (--partial makes do with less):", *shortages]))
-    for name, rows in (("training", train), ("self-improvement", improve)):
-        if shared(rows, kept):
+        material = {part: sound(_convert(part, formats[part.folder], root, out, policy), pool) for part in there}
+        sets = _draw(recipe, material, policy.seed, pool)
+    short = [*(f"{root / name}: missing" for name in missing), *sets.short]
+    if short and not policy.partial:
+        raise BuildError("\n  ".join(["the parts are too small (--partial makes do with less):", *short]))
+    tests = [row for rows in sets.tests.values() for row in rows]
+    for name, rows in (("training", sets.train), ("self-improvement", sets.improve)):
+        if shared(rows, tests):
             raise BuildError(f"an image of a test stands in {name}: no rows were written; please report this")
-    files = write.write_parts(out / "train", train) | {
-        str(out / "test" / name): write.write_checked(out / "test" / name, rows) for name, rows in tests.items() if rows
-    }
-    if improve:
-        files |= write.write_parts(out / "improve", improve)
+    files = write.write_parts(out / "train", sets.train) | write.write_parts(out / "improve", sets.improve)
+    for name, rows in sets.tests.items():
+        files |= {str(out / "test" / name): write.write_checked(out / "test" / name, rows)} if rows else {}
     dropped = {
         f"{part.folder}: {reason}": where for part, its in material.items() for reason, where in its.dropped.items()
     }
@@ -195,11 +204,32 @@ def assemble(root: Path, out: Path, recipe: Recipe, policy: Policy) -> str:
         "formats": formats,
         "files": {str(Path(name).relative_to(out)): count for name, count in files.items()},
         "dropped": {reason: len(where) for reason, where in dropped.items()},
-        "short": shortages,
+        "short": short,
     }
     write.write_text(out / "recipe.json", json.dumps(summary, indent=2) + "\n")
     bad = [error for its in material.values() for error in its.bad]
-    return "\n".join([write.report(files, dropped, bad), *(f"short: {text}" for text in shortages)])
+    return "\n".join([write.report(files, dropped, bad), *(f"short: {text}" for text in short)])
+
+
+def _draw(recipe: Recipe, material: Mapping[Part, Material], seed: int, pool: MathsPool) -> Sets:
+    """The tests first; then whatever shows none of their images."""
+    sets = Sets({}, [], [], [])
+    free, held = _in_domain(recipe, material, seed)
+    outside = {part: ranked(material[part].rows, seed, "outside") for part in recipe.outside if part in material}
+    for where, count, its in (("in", recipe.tests, held), ("out", 0, outside)):
+        for part, rows in its.items():
+            found = take(rows, count or part.rows, material[part].dropped, pool)
+            sets.note(f"{part.folder} tests", len(found), count or part.rows)
+            sets.tests[f"{where}-{part.task.value}.jsonl"] = found
+    seen = {name for rows in sets.tests.values() for row in rows for name in identities(row)}
+    for part, rows in free.items():
+        sets.train.extend(_stages(part, _unseen(rows, seen), material[part], seed, pool, sets))
+    for part in recipe.improve:
+        if part in material:
+            rows = _unseen(ranked(material[part].rows, seed, "improve"), seen)[: part.rows]
+            sets.note(part.folder, len(rows), part.rows)
+            sets.improve.extend(rows)
+    return sets
 
 
 def recognise(folder: Path, formats: Sequence[str]) -> str:
@@ -207,14 +237,7 @@ def recognise(folder: Path, formats: Sequence[str]) -> str:
     if not folder.is_dir():
         return ""
     for name in formats:
-        if name in ("refcoco", "refgta") and (folder / "instances.json").exists():
-            return name
-        for found, pattern in (("coco", "instances*.json"), ("voc", "*.xml"), ("visual7w", "*v7w*.json")):
-            if name == found and any(folder.rglob(pattern)):
-                return name
-        if name == "clevr" and any(folder.rglob("*questions*.json")):
-            return name
-        if name == "scienceqa" and any(folder.rglob("problems.json")):
+        if name in _FILES and any(folder.rglob(_FILES[name])):
             return name
         if name in _SIGNATURES and _SIGNATURES[name] <= _first_keys(folder):
             return name
@@ -277,38 +300,23 @@ def _is_held_out(row: Row) -> bool:
     return row.split.lower().startswith(("test", "val"))
 
 
-def _stages(
-    part: Part, rows: Sequence[Row], material: Material, seed: int, pool: MathsPool, shortages: list[str]
-) -> list[Row]:
+def _stages(part: Part, rows: Sequence[Row], material: Material, seed: int, pool: MathsPool, sets: Sets) -> list[Row]:
     """Rows of all three kinds."""
     rows = take(rows, 2 * part.rows, material.dropped, pool)
     known = with_scenes(material)
     made = rows[: part.rows]
-    _note(f"{part.folder} open rows", len(made), part.rows, shortages)
+    sets.note(f"{part.folder} open rows", len(made), part.rows)
     for kind in (Kind.JUDGE, Kind.CHOICE):
         its = generate(rows, kind, known, seed, pool, part.rows)
-        _note(f"{part.folder} {kind.value} rows", len(its.rows), part.rows, shortages)
+        sets.note(f"{part.folder} {kind.value} rows", len(its.rows), part.rows)
         made = [*made, *its.rows]
         for reason, ids in its.dropped.items():
             material.dropped.setdefault(f"{kind.value}: {reason}", []).extend(ids)
     return made
 
 
-def _take(
-    rows: Sequence[Row], count: int, name: str, material: Material, pool: MathsPool, shortages: list[str]
-) -> list[Row]:
-    found = take(rows, count, material.dropped, pool)
-    _note(name, len(found), count, shortages)
-    return found
-
-
 def _unseen(rows: Sequence[Row], seen: set[str]) -> list[Row]:
     return [row for row in rows if not seen & set(identities(row))]
-
-
-def _note(name: str, found: int, wanted: int, shortages: list[str]) -> None:
-    if found < wanted:
-        shortages.append(f"{name}: {found} of {wanted}")
 
 
 def _what_is_missing(root: Path, recipe: Recipe, missing: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from currreft_jax.data.builders import coco, pixels, scenes, tables, wording
 from currreft_jax.data.builders.items import Box, BuildError, Dropped, Item, Scene, Source, each
-from currreft_jax.data.rows import Fields
+from currreft_jax.data.rows import IMAGE, Fields
 from currreft_jax.structs import Frame
 
 _FOUR_NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
@@ -132,14 +132,14 @@ def _refs(folder: Path) -> list[Path]:
 
 def _asked(record: Fields) -> tuple[str, Any]:
     if "conversations" not in record.keys:
-        return record.text("problem").strip(), record.keys.get("solution")
+        return record.text("problem").replace(IMAGE, "").strip(), record.keys.get("solution")
     turns = [turn for turn in tables.items(record, "conversations", "a list of turns") if isinstance(turn, Fields)]
     if len(turns) != 2:
         record.refuse('"conversations" takes one question and one answer')
     numbers = _FOUR_NUMBERS.findall(turns[1].text("value"))
     if len(numbers) != 1:
         record.refuse(f"the answer {turns[1].text('value')[:80]!r} has {len(numbers)} boxes; it takes one")
-    return turns[0].text("value").replace("<image>", "").strip(), [float(x) for x in numbers[0]]
+    return turns[0].text("value").replace(IMAGE, "").strip(), [float(x) for x in numbers[0]]
 
 
 def _check_outline(ref: Fields, box: Box) -> None:
