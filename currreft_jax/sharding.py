@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-for _struct, _static in ((structs.Pictures, ["reach"]), (structs.PromptBatch, []), (structs.Prefix, [])):
+for _struct, _static in (
+    (structs.Pictures, ["reach"]),
+    (structs.PromptBatch, []),
+    (structs.Prefix, []),
+    (structs.Rollout, []),
+):
     _arrays = [field.name for field in dataclasses.fields(_struct) if field.name not in _static]
     jax.tree_util.register_dataclass(_struct, _arrays, _static)
 

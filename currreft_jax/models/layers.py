@@ -17,6 +17,7 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 
 PRODUCT = "product"
 INIT_STDDEV = 0.02
+NEVER = float(jnp.finfo(jnp.float32).min)  # a score that leaves no weight
 
 
 def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
