@@ -27,8 +27,8 @@ from currreft_jax.data.packing import BatchShape, collate, fitting, prompt_slots
 from currreft_jax.data.processor import Processor
 from currreft_jax.models.cache import Cache, longer
 from currreft_jax.models.decoder import bind, decoding_model, decoding_weights, prompt_caches
-from currreft_jax.models.draw import draw
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.models.sampling import draw
 from currreft_jax.models.text import splits_heads
 from currreft_jax.sharding import BATCH, constrain, data_shards, to_devices
 from currreft_jax.structs import Array, Prompt, PromptBatch, Rollout
