@@ -147,13 +147,14 @@ def warm_up(
     while True:
         shrunk: dict[int, tuple[_Fixed, _State]] = {}
         for size, (fixed, state) in states.items():
-            state = run.programs.decode(run.weights, fixed, state, 1)
+            state = run.programs.decode(run.weights, fixed, state, np.int32(1))
             run.programs.active(state)
             shrunk[size] = fixed, state
             part = run.programs.spread(fixed.rows, state.tokens, state.logprobs, per_shard=run.per_shard)
             if size == run.per_shard:
                 parts.append(part)
-        run.programs.rollout(*zip(*parts, strict=True), 1)
+        tokens, logprobs = zip(*parts, strict=True)
+        run.programs.rollout(tokens, logprobs, np.int32(1))
         if len(parts) * run.plan.segment >= run.plan.max_new_tokens:
             return
         for size in sorted(shrunk, reverse=True):
@@ -461,7 +462,7 @@ def _decode(run: _Run, every: int) -> Iterator[_Progress]:
     """Runs to the end, and reports after every few tokens and at the end of each segment."""
     plan, programs, fixed, state = run.plan, run.programs, run.fixed, run.state
     whole: list[tuple[Array, Array]] = []
-    rows, drawn, capacity = run.per_shard, 1, plan.segment
+    rows, drawn, capacity = run.per_shard, 0, plan.segment
     while True:
         drawn = min(drawn + every, capacity, plan.max_new_tokens)
         state = programs.decode(run.weights, fixed, state, np.int32(drawn))
