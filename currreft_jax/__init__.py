@@ -11,20 +11,40 @@ if TYPE_CHECKING:
     from currreft_jax.data.processor import load as load_processor
     from currreft_jax.models.hf import export as save_hf
     from currreft_jax.models.hf import load as load_model
+    from currreft_jax.models.qwen2_5_vl import token_logprobs as token_logprobs
     from currreft_jax.rewards import score_completions as score_completions
+    from currreft_jax.rollout import decode_params as decode_params
+    from currreft_jax.rollout import replay as replay
+    from currreft_jax.rollout import sample as sample
     from currreft_jax.sharding import make_mesh as make_mesh
     from currreft_jax.sharding import to_devices as to_devices
 
 _HOME = {
     "collate": ("data.packing", "collate"),
+    "decode_params": ("rollout", "decode_params"),
     "load_model": ("models.hf", "load"),
     "load_processor": ("data.processor", "load"),
     "make_mesh": ("sharding", "make_mesh"),
+    "replay": ("rollout", "replay"),
+    "sample": ("rollout", "sample"),
     "score_completions": ("rewards", "score_completions"),
     "save_hf": ("models.hf", "export"),
     "to_devices": ("sharding", "to_devices"),
+    "token_logprobs": ("models.qwen2_5_vl", "token_logprobs"),
 }
-__all__ = ["collate", "load_model", "load_processor", "make_mesh", "save_hf", "score_completions", "to_devices"]
+__all__ = [
+    "collate",
+    "decode_params",
+    "load_model",
+    "load_processor",
+    "make_mesh",
+    "replay",
+    "sample",
+    "save_hf",
+    "score_completions",
+    "to_devices",
+    "token_logprobs",
+]
 
 
 def __getattr__(name: str) -> Any:

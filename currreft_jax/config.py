@@ -138,6 +138,112 @@ class Rewards:
     overlong: Overlong = field(default_factory=Overlong)
 
 
+class Precision(Enum):
+    """Of the decoding copy of the weights, of its activations and products."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class CacheType(Enum):
+    """What keys and values are kept in while sampling; `INT8` gives each vector a scale."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+    INT8 = "int8"
+
+
+@dataclass(slots=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        group_size: G, completions of each prompt.
+        max_new_tokens: tokens after which a completion is cut off.
+        temperature: what logits are divided by; 0 takes the likeliest token, and its log-probs are those at 1.
+        top_k: draw among the k likeliest tokens; 0 for all. Not for training.
+        top_p: draw among the likeliest tokens that together have this probability; 1 for all. Not for training.
+        mesh: parts along (data, tensor), over the devices of the model's mesh; one may be -1: what the other leaves.
+        precision: of the decoding copy.
+        cache: of keys and values.
+        segment: completions grow by so many slots at a time; each length is compiled once, and T is a multiple of it.
+        ladder: shares of the batch to which it shrinks, between segments, when no more prompts have work left.
+        prompt_lengths: L, the buckets of prompt lengths.
+    """
+
+    group_size: int = 8
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    mesh: tuple[int, int] = (-1, 1)
+    precision: Precision = Precision.BFLOAT16
+    cache: CacheType = CacheType.BFLOAT16
+    segment: int = 128
+    ladder: tuple[float, ...] = (0.5, 0.25)
+    prompt_lengths: tuple[int, ...] = (64, 128, 256, 512, 768, 1024, 1536, 2048, 4096)
+
+
+def validate_sampling(sampling: Sampling) -> None:
+    """Refuse settings that cannot be meant.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    parts, ladder, lengths = sampling.mesh, sampling.ladder, sampling.prompt_lengths
+    demands = [
+        (sampling.group_size >= 1, "group_size", "1 or more"),
+        (sampling.max_new_tokens >= 1, "max_new_tokens", "1 or more"),
+        (0 <= sampling.temperature < math.inf, "temperature", "0, for the likeliest token, or a positive number"),
+        (sampling.top_k >= 0, "top_k", "0, for all tokens, or a number of tokens"),
+        (0 < sampling.top_p <= 1, "top_p", "a probability in (0, 1]; 1 keeps all tokens"),
+        (
+            sampling.temperature > 0 or (sampling.top_k == 0 and sampling.top_p == 1),
+            "temperature",
+            "a positive number beside top_k or top_p: at 0 they choose nothing",
+        ),
+        (
+            len(parts) == 2 and all(part >= 1 or part == -1 for part in parts) and parts != (-1, -1),
+            "mesh",
+            "(data, tensor), of which one may be -1",
+        ),
+        (sampling.segment >= 1, "segment", "1 or more"),
+        (
+            all(0 < share < 1 for share in ladder) and list(ladder) == sorted(set(ladder), reverse=True),
+            "ladder",
+            "falling shares in (0, 1); () never shrinks the batch",
+        ),
+        (
+            bool(lengths) and lengths[0] >= 1 and list(lengths) == sorted(set(lengths)),
+            "prompt_lengths",
+            "rising lengths, at least one",
+        ),
+    ]
+    for met, name, wanted in demands:
+        if not met:
+            raise ValueError(f"sampling.{name} is {getattr(sampling, name)}; it takes {wanted}")
+
+
+def validate_training_sampling(sampling: Sampling) -> None:
+    """Refuse, beyond `validate_sampling`, what would train on log-probs of another distribution than was drawn from.
+
+    Raises:
+        ValueError: naming the setting and the value it takes.
+    """
+    validate_sampling(sampling)
+    demands = [
+        (sampling.temperature > 0, "temperature", "a positive number: greedy completions of a group are all the same"),
+        (sampling.top_k == 0, "top_k", "0"),
+        (sampling.top_p == 1, "top_p", "1"),
+    ]
+    for met, name, wanted in demands:
+        if not met:
+            raise ValueError(
+                f"sampling.{name} is {getattr(sampling, name)}; in training it takes {wanted}: the log-probs that are"
+                " trained on must be those of the distribution that was drawn from"
+            )
+
+
 def validate_rewards(rewards: Rewards) -> None:
     """Refuse settings that cannot be meant.
 

@@ -156,6 +156,25 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """The completions of a batch of prompts.
+
+    Attributes:
+        tokens: int32 `[P, G, T]`, padded on the right.
+        mask: bool `[P, G, T]`, true up to a completion's first end token, that included.
+        logprobs: fp32 `[P, G, T]`, of the tokens when they were drawn, before top-k and top-p; 0 behind the end.
+        lengths: int32 `[P, G]`, tokens with their end token.
+        finished: bool `[P, G]`, false where the token limit cut the completion off.
+    """
+
+    tokens: Array
+    mask: Array
+    logprobs: Array
+    lengths: Array
+    finished: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Boxes:
     """Boxes and the frame they are measured in.
 

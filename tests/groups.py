@@ -47,7 +47,7 @@ def fused_logprobs(model: Model, parameters, batch: PromptBatch, tokens) -> jax.
 def plain_logprobs(model: Model, parameters, batch: PromptBatch, start, tokens) -> jax.Array:
     """Log-probs of `tokens [P, T]` that stand in the sequences of `batch` behind `start [P]` prompt tokens."""
     module = model.bind(parameters)
-    logprobs = jax.nn.log_softmax(module.logits(module.hidden(batch)))
+    logprobs = jax.nn.log_softmax(module.scores(module.hidden(batch), 1.0))
     before = jnp.asarray(start)[:, None] + jnp.arange(tokens.shape[1]) - 1
     rows = jnp.arange(len(tokens))[:, None]
     return logprobs[rows, before, tokens]

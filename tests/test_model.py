@@ -73,17 +73,27 @@ def scoring():
     model = tiny.model_of(replace(tiny.UNTIED, vocab_size=1009))
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.standard_normal((3, 2, 37, 96)), jnp.float32)
-    return model, tiny.parameters_of(model), hidden, rng.integers(0, 1009, (3, 2, 37))
+    return model, tiny.parameters_of(model), hidden, rng.choice(allowed(model), (3, 2, 37))
 
 
-def chunked(model, parameters, hidden, tokens):
-    return model.bind(parameters).logprobs(hidden, tokens)
+def allowed(model):
+    """Every id but those of the parts of an image, spelt out."""
+    known = model.config.vocab_size if model.tokenizer_size is None else model.tokenizer_size
+    names = ["vision_start_token_id", "vision_end_token_id", "vision_token_id", "image_token_id", "video_token_id"]
+    return np.setdiff1d(np.arange(known), [getattr(model.config, name) for name in names])
 
 
-def whole(model, parameters, hidden, tokens):
-    logprobs = jax.nn.log_softmax(model.bind(parameters).logits(hidden))
+def chunked(model, parameters, hidden, tokens, temperature=1.0):
+    return model.bind(parameters).logprobs(hidden, tokens, temperature)
+
+
+def whole(model, parameters, hidden, tokens, temperature=1.0):
+    """The same by its definition, over the allowed columns only."""
+    columns = allowed(model)
+    logprobs = jax.nn.log_softmax(model.bind(parameters).logits(hidden)[..., columns] / temperature)
     entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-    return jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0], entropy
+    place = jnp.asarray(np.searchsorted(columns, tokens))
+    return jnp.take_along_axis(logprobs, place[..., None], -1)[..., 0], entropy
 
 
 @pytest.mark.parametrize("budget", [222, 50_000, 112_000, 10**9])
@@ -105,6 +115,48 @@ def test_blocks_change_neither_values_nor_gradients(scoring, budget, monkeypatch
         np.testing.assert_allclose(a, b, atol=5e-6, rtol=0)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
+
+
+@pytest.mark.parametrize(("temperature", "tokenizer_size"), [(0.7, None), (1.6, 901)])
+def test_temperature_and_forbidden_tokens_change_values_and_gradients_as_they_should(
+    scoring, temperature, tokenizer_size, monkeypatch
+):
+    model, parameters, hidden, _ = scoring
+    model = replace(model, tokenizer_size=tokenizer_size)
+    tokens = np.random.default_rng(1).choice(allowed(model), hidden.shape[:3])
+    monkeypatch.setattr(blocks, "BLOCK_LOGITS", 50_000)
+
+    def loss(score, parameters, hidden):
+        logprobs, entropy = score(model, parameters, hidden, tokens, temperature)
+        return jnp.sum(jnp.sin(logprobs) + 0.3 * entropy), (logprobs, entropy)
+
+    (_, ours), grads = jax.jit(jax.value_and_grad(partial(loss, chunked), argnums=(0, 1), has_aux=True))(
+        parameters, hidden
+    )
+    (_, theirs), expected = jax.jit(jax.value_and_grad(partial(loss, whole), argnums=(0, 1), has_aux=True))(
+        parameters, hidden
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6, rtol=0)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
+
+
+def test_a_forbidden_token_is_impossible_and_spoils_no_gradient(scoring):
+    model, parameters, hidden, tokens = scoring
+    image, beyond = model.config.image_token_id, 1005
+    tokens = tokens.copy()
+    tokens[0, 0, 3], tokens[1, 1, 5] = image, beyond
+    model = replace(model, tokenizer_size=1000)
+    tokens[tokens >= 1000] = beyond
+
+    def loss(hidden):
+        logprobs, entropy = chunked(model, parameters, hidden, tokens)
+        return jnp.sum(jnp.where(jnp.isfinite(logprobs), logprobs, 0) + entropy), logprobs
+
+    gradient, logprobs = jax.jit(jax.grad(loss, has_aux=True))(hidden)
+    np.testing.assert_array_equal(np.isneginf(logprobs), (tokens == image) | (tokens >= 1000))
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(("vocabulary", "tied"), [(1008, True), (1008, False), (1009, False)])

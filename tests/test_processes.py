@@ -46,14 +46,15 @@ if process == 0:
 """
 
 
-def together(source: Path, out: Path) -> np.ndarray:
+def together(source: Path, out: Path, program: str = PROGRAM) -> np.ndarray:
+    """What the first of two processes prints, each run with port, number, source and out."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     root = Path(__file__).parent.parent
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, port, str(process), str(source), str(out)],
+            [sys.executable, "-c", program, port, str(process), str(source), str(out)],
             cwd=root,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

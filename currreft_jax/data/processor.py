@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from currreft_jax.data.images import ImageError, cut, open_image
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
-from currreft_jax.models.folder import copy_companions, read_config, read_json, resolve, write_json
+from currreft_jax.models.folder import copy_companions, eos_token_ids, read_config, read_json, resolve, write_json
 from currreft_jax.structs import Picture, Prompt, Turn
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -65,6 +65,8 @@ class Processor:
         tokenizer: Hugging Face's.
         min_pixels: area that smaller images are enlarged to.
         max_pixels: area that larger images are shrunk to.
+        eos_token_ids: each of them ends a completion.
+        tokenizer_size: ids that the tokenizer knows.
     """
 
     def __init__(
@@ -82,18 +84,11 @@ class Processor:
         self.template = template
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
+        self.eos_token_ids = eos_token_ids(folder)
+        self.tokenizer_size = max(tokenizer.get_vocab().values()) + 1
         if not 0 < min_pixels <= max_pixels:
             raise ValueError(f"min_pixels = {min_pixels} and max_pixels = {max_pixels} leave no size for an image")
-        named = [
-            tokenizer.convert_ids_to_tokens(token)
-            for token in (
-                config.vision_start_token_id,
-                config.vision_end_token_id,
-                config.vision_token_id,
-                config.image_token_id,
-                config.video_token_id,
-            )
-        ]
+        named = [tokenizer.convert_ids_to_tokens(token) for token in config.forbidden_tokens]
         self._placeholders = [token for token in named if isinstance(token, str)]
 
     def prompt(

@@ -7,9 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from currreft_jax.models.layers import einsum
-
-NEVER = float(jnp.finfo(jnp.float32).min)
+from currreft_jax.models.layers import NEVER, einsum
 
 
 class Source(NamedTuple):
@@ -21,6 +19,8 @@ class Source(NamedTuple):
         values: likewise.
         mask_axes: letters of the mask's axes, in the order of the query's and ending with `s`.
         mask: bool, true where a query may attend.
+        key_scale: what the keys are multiplied by, in their axes without `d`; None for keys that are what they say.
+        value_scale: likewise.
     """
 
     axes: str
@@ -28,6 +28,8 @@ class Source(NamedTuple):
     values: jax.Array
     mask_axes: str
     mask: jax.Array
+    key_scale: jax.Array | None = None
+    value_scale: jax.Array | None = None
 
 
 def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
@@ -47,15 +49,23 @@ def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
     scale = query.shape[-1] ** -0.5
 
     def score(source: Source) -> jax.Array:
-        expanded = source.mask[tuple(slice(None) if axis in source.mask_axes else None for axis in scores_axes)]
         scores = einsum(f"{axes},{source.axes}->{scores_axes}", query, source.keys) * scale
-        return jnp.where(expanded, scores, NEVER)
+        if source.key_scale is not None:
+            scores *= _expanded(source.key_scale, source.axes.replace("d", ""), scores_axes)
+        return jnp.where(_expanded(source.mask, source.mask_axes, scores_axes), scores, NEVER)
 
     weights = jax.nn.softmax(jnp.concatenate([score(source) for source in sources], axis=-1), axis=-1)
     out, start = jnp.zeros((), jnp.float32), 0
     for source in sources:
         end = start + source.keys.shape[source.axes.index("s")]
-        part = weights[..., start:end].astype(query.dtype)
-        out += einsum(f"{scores_axes},{source.axes}->{axes}", part, source.values)
+        part = weights[..., start:end]
+        if source.value_scale is not None:
+            part *= _expanded(source.value_scale, source.axes.replace("d", ""), scores_axes)
+        out += einsum(f"{scores_axes},{source.axes}->{axes}", part.astype(query.dtype), source.values)
         start = end
     return out.astype(query.dtype)
+
+
+def _expanded(x: jax.Array, axes: str, scores_axes: str) -> jax.Array:
+    """Axes of size 1 where x lacks one of the scores'."""
+    return x[tuple(slice(None) if axis in axes else None for axis in scores_axes)]

@@ -93,6 +93,17 @@ class ModelConfig:
         """Size of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def forbidden_tokens(self) -> tuple[int, ...]:
+        """Ids that stand for parts of an image, and that no completion may contain."""
+        return (
+            self.vision_start_token_id,
+            self.vision_end_token_id,
+            self.vision_token_id,
+            self.image_token_id,
+            self.video_token_id,
+        )
+
     def __post_init__(self) -> None:
         _check_types(self)
         _check_types(self.vision)

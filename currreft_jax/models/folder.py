@@ -17,6 +17,7 @@ from currreft_jax.models.config import ModelConfig, UnsupportedModel
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
 
 # Copied as they are from a folder to what is made of it, and all that is asked of a hub besides the weights.
 COMPANIONS = (
@@ -28,7 +29,7 @@ COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
     "special_tokens_map.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "video_preprocessor_config.json",
     "vocab.json",
@@ -83,6 +84,48 @@ def read_config(folder: Path) -> ModelConfig:
     if not path.exists():
         raise UnsupportedModel(f"{path} is missing: {folder} is not a checkpoint folder")
     return ModelConfig.from_hf(read_json(path), str(path))
+
+
+def tokenizer_size(folder: Path) -> int | None:
+    """One more than the largest id of a checkpoint's tokenizer; None for a folder without `tokenizer.json`.
+
+    Raises:
+        ValueError: the file holds no vocabulary.
+    """
+    path = folder / TOKENIZER
+    if not path.exists():
+        return None
+    try:
+        tokenizer = read_json(path)
+        known = {
+            **tokenizer["model"]["vocab"],
+            **{token["content"]: token["id"] for token in tokenizer["added_tokens"]},
+        }
+        return max(known.values()) + 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a tokenizer with a vocabulary ({error}); copy it from the model's original folder"
+        ) from error
+
+
+def eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """The tokens that end a completion: as `generation_config.json` lists them, else the ends of a turn and of a text.
+
+    Raises:
+        ValueError: the file lists something else than ids; the message names it.
+    """
+    path, config = folder / GENERATION_CONFIG, read_config(folder)
+    stored = read_json(path).get("eos_token_id") if path.exists() else None
+    ids = (
+        [config.eos_token_id, config.bos_token_id]
+        if stored is None
+        else stored
+        if isinstance(stored, list)
+        else [stored]
+    )
+    if not ids or not all(type(token) is int and 0 <= token < config.vocab_size for token in ids):
+        raise ValueError(f"{path}: eos_token_id is {stored!r}; it takes ids of the vocabulary")
+    return tuple(dict.fromkeys(ids))
 
 
 def copy_companions(source: Path, destination: Path) -> None:

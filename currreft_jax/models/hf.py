@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from currreft_jax.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
 from currreft_jax.config import Remat
-from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, write_json
+from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, tokenizer_size, write_json
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import make_mesh
 
@@ -364,7 +364,8 @@ def load(
     config = read_config(folder)
     dtype = jnp.dtype(dtype or param_dtype or stored_dtype(folder))
     param_dtype = jnp.dtype(param_dtype or dtype)
-    model = Model(config, mesh or make_mesh(devices=jax.local_devices()[:1]), dtype, remat)
+    mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
+    model = Model(config, mesh, dtype, remat, tokenizer_size(folder))
     if not (folder / MANIFEST).exists():
         return model, _read_hf(folder, model.abstract(param_dtype), config.tie_word_embeddings)
     stored = stored_dtype(folder)

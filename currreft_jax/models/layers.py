@@ -17,6 +17,7 @@ from currreft_jax.config import Remat
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 PRODUCT = "product"
+NEVER = float(jnp.finfo(jnp.float32).min)  # a score that leaves no weight
 
 
 def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:

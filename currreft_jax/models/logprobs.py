@@ -13,10 +13,34 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from currreft_jax.models.layers import product
+from currreft_jax.models.layers import NEVER, product
 from currreft_jax.sharding import BATCH, constrain, data_shards
+from currreft_jax.structs import Array
 
 BLOCK_LOGITS = 2**26  # of a data shard, at one time: 256 MB in fp32
+
+
+class Choices(NamedTuple):
+    """The tokens that a completion may consist of: the one mask of sampling, training and scoring.
+
+    Attributes:
+        size: ids that the tokenizer knows; the table's further rows stand for nothing.
+        forbidden: ids below it that are never chosen: those that stand for parts of an image.
+    """
+
+    size: int
+    forbidden: tuple[int, ...]
+
+    def allow(self, tokens: Array) -> jax.Array:
+        """Which of these may be chosen, in the shape of `tokens`."""
+        allowed = tokens < self.size
+        for token in self.forbidden:
+            allowed &= tokens != token
+        return allowed
+
+    def scores(self, logits: jax.Array, temperature: float) -> jax.Array:
+        """`[..., V]` logits to those of the distribution: divided by the temperature, forbidden ones out of reach."""
+        return jnp.where(self.allow(jnp.arange(logits.shape[-1])), logits / temperature, NEVER)
 
 
 class Head(NamedTuple):
@@ -28,11 +52,15 @@ class Head(NamedTuple):
         tied: whether the vocabulary stands first.
         vocabulary: V.
         mesh: where it is laid out.
+        choices: the tokens that the distribution is over.
+        temperature: by which logits are divided.
     """
 
     tied: bool
     vocabulary: int
     mesh: Mesh
+    choices: Choices
+    temperature: float
 
     @property
     def parts(self) -> int:
@@ -55,8 +83,12 @@ class Head(NamedTuple):
         return constrain(block, self.mesh, *(spec[axis] for axis in self.axes))
 
 
-def token_logprobs(hidden: jax.Array, table: jax.Array, tokens: jax.Array, head: Head) -> tuple[jax.Array, jax.Array]:
+def blockwise_logprobs(
+    hidden: jax.Array, table: jax.Array, tokens: jax.Array, head: Head
+) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each token, and the entropy of the distribution it was drawn from.
+
+    A forbidden token has log-probability -inf, and what flows back from it means nothing.
 
     Args:
         hidden: `[P, G, T, D]`, slot t predicts `tokens[..., t]`.
@@ -67,7 +99,7 @@ def token_logprobs(hidden: jax.Array, table: jax.Array, tokens: jax.Array, head:
     Returns:
         Two fp32 arrays `[P, G, T]`, in nats.
     """
-    return _token_logprobs(head, hidden, table, tokens)
+    return _blockwise_logprobs(head, hidden, table, tokens)
 
 
 def _forward(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
@@ -75,10 +107,10 @@ def _forward(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array)
 
     def body(index: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         peak, total, weighted, chosen = state
-        logits, fresh, hit, _, _ = _block(head, hidden, split, tokens, index)
-        above = jnp.maximum(peak, jnp.max(logits, axis=(-2, -1), where=fresh, initial=-jnp.inf))
+        logits, counted, hit, _, _ = _block(head, hidden, split, tokens, index)
+        above = jnp.maximum(peak, jnp.max(logits, axis=(-2, -1), where=counted, initial=-jnp.inf))
         scale = jnp.exp(peak - above)
-        weights = jnp.where(fresh, jnp.exp(logits - above[..., None, None]), 0)
+        weights = jnp.where(counted, jnp.exp(logits - above[..., None, None]), 0)
         return (
             above,
             total * scale + jnp.sum(weights, axis=(-2, -1)),
@@ -90,7 +122,8 @@ def _forward(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array)
     start = (jnp.full(tokens.shape, -jnp.inf, jnp.float32), zeros, zeros, zeros)
     peak, total, weighted, chosen = jax.lax.fori_loop(0, _blocks(head, tokens)[0], body, start)
     normaliser, mean = peak + jnp.log(total), weighted / total
-    return (chosen - normaliser, normaliser - mean), (hidden, table, tokens, normaliser, mean)
+    logprobs = jnp.where(head.choices.allow(tokens), chosen - normaliser, -jnp.inf)
+    return (logprobs, normaliser - mean), (hidden, table, tokens, normaliser, mean)
 
 
 def _backward(head: Head, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, None]:
@@ -100,10 +133,10 @@ def _backward(head: Head, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -
 
     def body(index: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         of_hidden, of_table = state
-        logits, fresh, hit, start, weights = _block(head, hidden, split, tokens, index)
-        probability = jnp.where(fresh, jnp.exp(logits - normaliser), 0)
+        logits, counted, hit, start, weights = _block(head, hidden, split, tokens, index)
+        probability = jnp.where(counted, jnp.exp(logits - normaliser), 0)
         of_logits = of_logprob * (hit - probability) - of_entropy * probability * (logits - mean)
-        of_logits = of_logits.astype(hidden.dtype)
+        of_logits = (of_logits / head.temperature).astype(hidden.dtype)
         axis, size = head.axes.index("v"), logits.shape[-1]
         of_hidden += product(f"abctv,{head.axes}->abcd", of_logits, weights)
         of_block = head.laid_out(product(f"abctv,abcd->{head.axes}", of_logits, hidden), gathered=False)
@@ -129,26 +162,26 @@ def _blocks(head: Head, tokens: jax.Array) -> tuple[int, int]:
 def _block(
     head: Head, hidden: jax.Array, split: jax.Array, tokens: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Logits `[P, G, T, parts, columns]`, which columns are new, which is the token's, the block's start and weights.
+    """Scores `[P, G, T, parts, columns]`, which columns count, which is the token's, the block's start and weights.
 
-    The last block overlaps the one before; what it repeats is not new.
+    The last block overlaps the one before; what it repeats does not count again, and forbidden tokens never do.
     """
     _, size = _blocks(head, tokens)
     columns = head.vocabulary // head.parts
     start = jnp.minimum(index * size, columns - size)
     block = jax.lax.dynamic_slice_in_dim(split, start, size, head.axes.index("v"))
     weights = head.laid_out(block.astype(hidden.dtype), gathered=True)
-    logits = product(f"abcd,{head.axes}->abctv", hidden, weights)
+    logits = product(f"abcd,{head.axes}->abctv", hidden, weights) / head.temperature
     logits = constrain(logits, head.mesh, BATCH, None, None, "tensor" if head.parts > 1 else None)
     column = start + jnp.arange(size)
-    fresh = jnp.broadcast_to(column >= index * size, logits.shape)
     token = jnp.arange(head.parts)[:, None] * columns + column
-    return logits, fresh, fresh & (tokens[..., None, None] == token), start, weights
+    counted = jnp.broadcast_to((column >= index * size) & head.choices.allow(token), logits.shape)
+    return logits, counted, counted & (tokens[..., None, None] == token), start, weights
 
 
 def _primal(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _forward(head, hidden, table, tokens)[0]
 
 
-_token_logprobs: Any = jax.custom_vjp(_primal, nondiff_argnums=(0,))
-_token_logprobs.defvjp(_forward, _backward)
+_blockwise_logprobs: Any = jax.custom_vjp(_primal, nondiff_argnums=(0,))
+_blockwise_logprobs.defvjp(_forward, _backward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from currreft_jax.config import Remat
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.layers import Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
-from currreft_jax.models.logprobs import Head, token_logprobs
+from currreft_jax.models.logprobs import Choices, Head, blockwise_logprobs
 from currreft_jax.models.rope import text_angles
 from currreft_jax.models.text import DecoderLayer, KeysValues
 from currreft_jax.models.vision import VisionTower
@@ -32,20 +32,53 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, size)))
 
 
-class Qwen2_5_VL(nnx.Module):
-    """The published architecture. Made by `Model.bind` inside a jitted function."""
+class Language(nnx.Module):
+    """What reading and decoding share: the way in and the way out."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, dtype: jnp.dtype, remat: Remat, *, rngs: nnx.Rngs):
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        config = model.config
         self.config = config
-        self.mesh = mesh
-        self.dtype = dtype
-        self.remat = remat
-        self.visual = VisionTower(config.vision, mesh=mesh, remat=remat, rngs=rngs)
+        self.mesh = model.mesh
+        self.dtype = model.dtype
+        self.choices = model.choices
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rngs=rngs)
-        self.layers = stacked(DecoderLayer, config.num_hidden_layers, config, mesh, rngs=rngs)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs=rngs)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear((config.hidden_size,), (config.vocab_size,), bias=False, rngs=rngs)
+
+    def embed(self, tokens: Array) -> jax.Array:
+        """Int `[P, ...] -> [P, ..., D]`."""
+        return constrain(
+            jnp.take(self.embed_tokens.embedding[...], tokens, axis=0).astype(self.dtype), self.mesh, BATCH
+        )
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """`[..., D] -> [..., V]` in fp32. For few tokens; `logprobs` is for many."""
+        letters = "abcdef"[: hidden.ndim - 1]
+        table, axes = (self.embed_tokens.embedding, "vz") if self.lm_head is None else (self.lm_head.kernel, "zv")
+        return einsum(f"{letters}z,{axes}->{letters}v", hidden, table[...])
+
+    def scores(self, hidden: jax.Array, temperature: float) -> jax.Array:
+        """`[..., D] -> [..., V]` whose softmax is the distribution that completions are drawn from."""
+        return self.choices.scores(self.logits(hidden), temperature)
+
+    def completion_angles(self, next_position: Array, slots: Array) -> jax.Array:
+        """`[P, 1, T, head / 2]` of slots `[T]`: all completions of a prompt start at the same position."""
+        config = self.config
+        positions = jnp.asarray(next_position)[:, None, None] + slots
+        positions = jnp.broadcast_to(positions, (positions.shape[0], 3, slots.shape[0]))
+        return text_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)[:, None]
+
+
+class Qwen2_5_VL(Language):
+    """The published architecture. Made by `Model.bind` inside a jitted function."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        super().__init__(model, rngs=rngs)
+        config = model.config
+        self.remat = model.remat
+        self.visual = VisionTower(config.vision, mesh=model.mesh, remat=model.remat, rngs=rngs)
+        self.layers = stacked(DecoderLayer, config.num_hidden_layers, config, model.mesh, rngs=rngs)
 
     def prefix(self, batch: PromptBatch) -> Prefix:
         """Reads each image once and each prompt once."""
@@ -69,7 +102,7 @@ class Qwen2_5_VL(nnx.Module):
             `[P, G, T, D]` after the final norm: slot t predicts `tokens[..., t]`, so that slot 0 is the prompt's
             `last_hidden`.
         """
-        angles = self._completion_angles(prefix.next_position, tokens.shape[2])
+        angles = self.completion_angles(prefix.next_position, jnp.arange(tokens.shape[2]))
         mask = _real(prefix.lengths, prefix.keys.shape[2])
         one, layers = unstacked(self.layers)
 
@@ -84,7 +117,7 @@ class Qwen2_5_VL(nnx.Module):
     def prefix_extend(self, batch: PromptBatch, tokens: Array) -> jax.Array:
         """`extend(prefix(batch), tokens)` in one scan, for training: each layer's weights are gathered once."""
         angles = self._prompt_angles(batch)
-        completion_angles = self._completion_angles(batch.next_position, tokens.shape[2])
+        completion_angles = self.completion_angles(batch.next_position, jnp.arange(tokens.shape[2]))
         mask = _real(batch.lengths, batch.tokens.shape[1])
         one, layers = unstacked(self.layers)
 
@@ -104,20 +137,16 @@ class Qwen2_5_VL(nnx.Module):
         """The prompts' own hidden states after the final norm, `[P, L, D]`."""
         return self.norm(self.read_prompts(batch)[0])
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """`[..., D] -> [..., V]` in fp32. For few tokens; `logprobs` is for many."""
-        letters = "abcdef"[: hidden.ndim - 1]
-        table, axes = (self.embed_tokens.embedding, "vz") if self.lm_head is None else (self.lm_head.kernel, "zv")
-        return einsum(f"{letters}z,{axes}->{letters}v", hidden, table[...])
-
-    def logprobs(self, hidden: jax.Array, tokens: Array) -> tuple[jax.Array, jax.Array]:
+    def logprobs(self, hidden: jax.Array, tokens: Array, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
         """Log-probability of given tokens, and the entropy of the distribution each was drawn from.
 
-        The logits never exist all at once, forward or backward.
+        The distribution is the softmax of logits / temperature over the tokens that `Model.choices` allows, here as in
+        the sampler; a forbidden token has -inf. The logits never exist all at once, forward or backward.
 
         Args:
             hidden: `[P, G, T, D]`, slot t predicts `tokens[..., t]`.
             tokens: int `[P, G, T]`.
+            temperature: positive.
 
         Returns:
             Two fp32 arrays `[P, G, T]`, in nats.
@@ -125,7 +154,8 @@ class Qwen2_5_VL(nnx.Module):
         tied = self.lm_head is None
         table = self.embed_tokens.embedding[...] if self.lm_head is None else self.lm_head.kernel[...]
         hidden = constrain(hidden, self.mesh, BATCH)
-        return token_logprobs(hidden, table, jnp.asarray(tokens), Head(tied, self.config.vocab_size, self.mesh))
+        head = Head(tied, self.config.vocab_size, self.mesh, self.choices, temperature)
+        return blockwise_logprobs(hidden, table, jnp.asarray(tokens), head)
 
     def read_prompts(self, batch: PromptBatch) -> tuple[jax.Array, KeysValues]:
         """`[P, L, D]` before the final norm, and every layer's keys and values `[layers, P, L, K, head]`."""
@@ -136,12 +166,6 @@ class Qwen2_5_VL(nnx.Module):
             return one(parameters).read_prompts(x, angles)
 
         return jax.lax.scan(rematerialised(layer, self.remat), self.embed_prompts(batch), layers)
-
-    def embed(self, tokens: Array) -> jax.Array:
-        """Int `[P, ...] -> [P, ..., D]`."""
-        return constrain(
-            jnp.take(self.embed_tokens.embedding[...], tokens, axis=0).astype(self.dtype), self.mesh, BATCH
-        )
 
     def embed_prompts(self, batch: PromptBatch) -> jax.Array:
         """Token embeddings `[P, L, D]` with the images' features in their placeholders' slots."""
@@ -157,12 +181,6 @@ class Qwen2_5_VL(nnx.Module):
     def _prompt_angles(self, batch: PromptBatch) -> jax.Array:
         config = self.config
         return text_angles(jnp.asarray(batch.positions), config.head_dim, config.rope_theta, config.mrope_section)
-
-    def _completion_angles(self, next_position: Array, length: int) -> jax.Array:
-        config = self.config
-        positions = jnp.asarray(next_position)[:, None, None] + jnp.arange(length)
-        positions = jnp.broadcast_to(positions, (positions.shape[0], 3, length))
-        return text_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)[:, None]
 
 
 def _real(lengths: Array, slots: int) -> jax.Array:
@@ -188,16 +206,24 @@ class Model:
         mesh: where it runs.
         dtype: of activations and products; the parameters may be kept in another.
         remat: what the backward pass recomputes.
+        tokenizer_size: ids that the tokenizer knows, where the table has more rows; None where it has not.
     """
 
     config: ModelConfig
     mesh: Mesh
     dtype: jnp.dtype
     remat: Remat = Remat.NONE
+    tokenizer_size: int | None = None
+
+    @property
+    def choices(self) -> Choices:
+        """The tokens that completions may consist of."""
+        size = self.config.vocab_size if self.tokenizer_size is None else self.tokenizer_size
+        return Choices(size, self.config.forbidden_tokens)
 
     @cached_property
     def _split(self) -> tuple[nnx.GraphDef, Parameters]:
-        module = nnx.eval_shape(lambda: Qwen2_5_VL(self.config, self.mesh, self.dtype, self.remat, rngs=nnx.Rngs(0)))
+        module = nnx.eval_shape(lambda: Qwen2_5_VL(self, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(module)
         return graphdef, nnx.to_pure_dict(state)
 
@@ -219,7 +245,7 @@ class Model:
         abstract = self.abstract(dtype)
 
         def create() -> Parameters:
-            module = Qwen2_5_VL(self.config, self.mesh, self.dtype, self.remat, rngs=nnx.Rngs(seed))
+            module = Qwen2_5_VL(self, rngs=nnx.Rngs(seed))
             return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(nnx.state(module)))
 
         return jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
@@ -228,3 +254,23 @@ class Model:
     def num_parameters(self) -> int:
         """Number of weights; a tied head counts once."""
         return sum(prod(x.shape) for x in jax.tree.leaves(self._split[1]))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="temperature")
+def token_logprobs(
+    model: Model, parameters: Parameters, batch: PromptBatch, tokens: Array, temperature: float = 1.0
+) -> jax.Array:
+    """Log-probabilities of completions, as the sampler that drew them reports them.
+
+    Args:
+        model: whose mesh holds the rest.
+        parameters: of the model.
+        batch: P prompts.
+        tokens: int `[P, G, T]`, padded on the right with any allowed token; a forbidden one has -inf.
+        temperature: that they were drawn with.
+
+    Returns:
+        fp32 `[P, G, T]`, in nats; slots behind a completion's end mean nothing.
+    """
+    module = model.bind(parameters)
+    return module.logprobs(module.prefix_extend(batch, tokens), tokens, temperature)[0]

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from currreft_jax.models.attention import Source, attend
+from currreft_jax.models.cache import Cache, written
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.layers import GatedMLP, Linear, RMSNorm
 from currreft_jax.models.rope import rotate
@@ -31,6 +32,17 @@ def causal(length: int) -> jax.Array:
     return jnp.tril(jnp.ones((length, length), bool))
 
 
+def splits_heads(config: ModelConfig, mesh: Mesh) -> bool:
+    """Whether the tensor axis splits attention by heads."""
+    return config.num_attention_heads % mesh.shape["tensor"] == 0
+
+
+def cached_heads(config: ModelConfig, mesh: Mesh) -> int:
+    """Key/value heads as they are cached: so many that every part of the tensor axis holds the ones it needs."""
+    own = config.num_key_value_heads
+    return lcm(own, mesh.shape["tensor"]) if splits_heads(config, mesh) else own
+
+
 class Attention(nnx.Module):
     """Grouped-query attention with M-RoPE.
 
@@ -45,9 +57,8 @@ class Attention(nnx.Module):
         self.k_proj = Linear((size,), (config.num_key_value_heads, head), bias=True, rngs=rngs)
         self.v_proj = Linear((size,), (config.num_key_value_heads, head), bias=True, rngs=rngs)
         self.o_proj = Linear((config.num_attention_heads, head), (size,), bias=False, rngs=rngs)
-        tensor = mesh.shape["tensor"]
-        self.splits = config.num_attention_heads % tensor == 0
-        self.kv_heads = lcm(config.num_key_value_heads, tensor) if self.splits else config.num_key_value_heads
+        self.splits = splits_heads(config, mesh)
+        self.kv_heads = cached_heads(config, mesh)
         self.repeats = self.kv_heads // config.num_key_value_heads
 
     def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -113,6 +124,34 @@ class DecoderLayer(nnx.Module):
             Source("pcskd", key, value, "qs", causal(x.shape[2])),
         )
         return self.finish(x, attended)
+
+    def decode(
+        self, x: jax.Array, angles: jax.Array, prompt: Cache, prompt_mask: jax.Array, suffix: Cache, slot: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """One token of each completion attends to its prompt, to its predecessors and to itself.
+
+        Args:
+            x: `[P, G, D]`.
+            angles: `[P, 1, head / 2]`.
+            prompt: of `[P, K, L, head]`.
+            prompt_mask: bool `[P, L]`.
+            suffix: of `[P, K, G, T, head]`, filled before `slot`.
+            slot: int32, where these tokens stand.
+
+        Returns:
+            `[P, G, D]` and the suffix with these tokens.
+        """
+        query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
+        query, key, value = (jnp.moveaxis(a, 1, 2) for a in (query, key, value))
+        suffix = written(suffix, key, value, slot)
+        seen = jnp.arange(suffix.keys.shape[3]) <= slot
+        attended = attend(
+            "pkcgd",
+            query,
+            Source("pksd", prompt.keys, prompt.values, "ps", prompt_mask, prompt.key_scale, prompt.value_scale),
+            Source("pkcsd", suffix.keys, suffix.values, "s", seen, suffix.key_scale, suffix.value_scale),
+        )
+        return self.finish(x, jnp.moveaxis(attended, 2, 1)), suffix
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """Both residual additions of the block."""

@@ -1,0 +1,102 @@
+"""The program that asks a model: what it writes, where it draws, and how it refuses."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from currreft_jax import generate as program
+from currreft_jax.structs import Frame, Rollout
+from tests import tiny
+
+
+def rollouts(texts: list[bytes], limit: int, ended: list[bool]):
+    """The texts as they grow byte by byte, token = byte."""
+    for drawn in range(1, limit + 1):
+        lengths = np.array([[min(drawn, len(text)) for text in texts]])
+        mask = np.arange(limit) < lengths[..., None]
+        tokens = np.array([[list(text.ljust(limit, b"~")) for text in texts]])
+        over = np.array([[end and drawn >= len(text) for text, end in zip(texts, ended, strict=True)]])
+        yield Rollout(tokens, mask, np.zeros(mask.shape), lengths, over)
+
+
+def as_text(tokens: np.ndarray) -> str:
+    return bytes(tokens.tolist()).decode("utf-8", "replace")
+
+
+def test_one_answer_is_written_as_it_grows_and_no_character_before_it_is_whole(capsys):
+    shown = []
+    texts = ["a é!".encode()]
+
+    def watched():
+        for rollout in rollouts(texts, 8, [True]):
+            yield rollout
+            shown.append(capsys.readouterr().out)
+
+    assert program.show(watched(), as_text, 8) == ["a é!"]
+    assert shown == ["a", " ", "", "é", "!\n", "", "", ""]
+
+
+def test_several_answers_wait_for_each_other_and_cut_ones_are_marked(capsys):
+    program.show(rollouts([b"long one", b"short", b"cut off"], 7, [False, True, False]), as_text, 7)
+    assert capsys.readouterr().out == (
+        "--- 1 of 3\nlong on [cut off: raise --max-new-tokens]\n--- 2 of 3\nshort\n"
+        "--- 3 of 3\ncut off [cut off: raise --max-new-tokens]\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes"),
+    [
+        ("<think>x</think><answer>[10, 20, 30, 40]</answer>", [[20, 10, 60, 20]]),
+        ('[{"bbox_2d": [0, 0, 1, 2]}, [4, 4, 4, 9]]', [[0, 0, 2, 1]]),
+        ("no box", []),
+    ],
+)
+def test_boxes_are_moved_to_the_images_own_frame(text, boxes):
+    found = program.answered_boxes(text, Frame(100, 200), Frame(200, 100))
+    np.testing.assert_allclose(found, np.reshape(np.array(boxes, float), (-1, 4)))
+
+
+def test_an_image_is_asked_about_and_drawn_on(checkpoint, tmp_path, capsys, monkeypatch):
+    tiny.picture(90, 60).save(tmp_path / "in.png")
+    arguments = [f"--model={checkpoint}", f"--image={tmp_path / 'in.png'}", "--prompt=where?", "--max-new-tokens=6"]
+    assert program.main(arguments) == 0
+    greedy = capsys.readouterr().out
+    assert program.main(arguments) == 0
+    assert capsys.readouterr().out == greedy
+    monkeypatch.setattr(program, "show", lambda *arguments: ["[28, 28, 56, 56]"])
+    assert program.main([*arguments, f"--boxes={tmp_path / 'out.png'}"]) == 0
+    assert "with 1 box" in capsys.readouterr().err
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (90, 60)
+        changed = np.argwhere(np.any(np.asarray(drawn) != np.asarray(tiny.picture(90, 60)), axis=-1))
+    (top, left), (bottom, right) = changed.min(0), changed.max(0)
+    assert abs(left - 30) <= 2 and abs(top - 30) <= 2 and abs(right - 60) <= 2 and abs(bottom - 59) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to answer: give --prompt, or --demo"),
+        (["--prompt=x", "--boxes=out.png"], "--boxes draws on an image: give one with --image"),
+        (["--prompt=x", "--image=a.png", "--boxes=out.gif"], "name a .png, .jpg or .webp file"),
+        (["--prompt=x", "--model=/nowhere"], "/nowhere is neither a folder nor the id of a model"),
+        (["--prompt=x", "--temperature=-1"], "sampling.temperature is -1.0"),
+        (["--prompt=x", "--samples=0"], "sampling.group_size is 0; it takes 1 or more"),
+    ],
+)
+def test_refusals_name_what_is_wrong_and_the_remedy(arguments, message, capsys):
+    assert program.main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
+    (tmp_path / "no.png").write_text("text")
+    assert program.main([f"--model={checkpoint}", f"--image={tmp_path / 'no.png'}", "--prompt=x"]) == 1
+    assert f"{tmp_path / 'no.png'}: not a readable image" in capsys.readouterr().err
+
+
+def test_a_missing_base_is_an_error_with_the_remedy(monkeypatch, capsys):
+    monkeypatch.setattr(program, "BASE", "world/nowhere")
+    assert program.main(["--prompt=x"]) == 1
+    assert "holds no model" in (error := capsys.readouterr().err) and "Give --model" in error
