@@ -195,6 +195,7 @@ def test_questions_without_images_leak_and_with_images_are_noted(folder):
     [
         (("train", "test"), 1, True),
         (("train", "val"), 1, True),
+        (("train", "trial"), 1, True),
         (("Training", "testA"), 1, True),
         (("train", "train2014"), 0, False),
         (("test", "test"), 0, False),
@@ -211,7 +212,8 @@ def test_rows_of_one_file_are_parted_by_their_split(folder, splits, leaks, check
 
 def test_the_part_of_a_file_goes_before_its_rows_splits(folder):
     rows = [row | {"split": "test"} for row in numbered(TRAIN)]
-    assert not examined(folder, rows).findings
+    (finding,) = examined(folder, rows, [TEST[0] | {"image": "1.png"}]).findings
+    assert finding.problem is Problem.LEAKED_IMAGE
     path = write(folder / "f.jsonl", rows)
     assert not examine([Source(str(path), "train")], Budget()).findings
 
@@ -281,6 +283,12 @@ def test_labels_are_counted_and_need_not_be_even():
     assert (str(found), found.even) == ("dog 100, cat 1", True)
     many = Row("r", Task.CLASSIFY, Kind.OPEN, "q", ", ".join("abcdefghij"))
     assert str(balances([many])[0]) == "a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1 and 2 more"
+
+
+def test_questions_about_other_boxes_or_of_another_kind_are_no_duplicates(folder):
+    row = numbered(TRAIN)[1]
+    others = [row | {"id": "x", "boxes": [[1, 2, 30, 50]]}, row | {"id": "y", "kind": "choice", "solution": "A"}]
+    assert not examined(folder, [row, *others]).findings
 
 
 def test_answers_out_of_balance_are_noted(folder):
