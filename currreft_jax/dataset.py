@@ -1,9 +1,12 @@
-"""Rows of data: check files of them, and show one as the model will see it.
+"""Rows of data: build them, check files of them, and show one as the model will see it.
 
   python -m currreft_jax.dataset check train.jsonl test.jsonl --model Qwen/Qwen2.5-VL-3B-Instruct
   python -m currreft_jax.dataset check --train a.jsonl b.jsonl --test c.jsonl --max-pixels 401408 --out report.json
   python -m currreft_jax.dataset check math_math_train.json --kind open --image-root images
   python -m currreft_jax.dataset show train.jsonl 12 --out row.png
+  python -m currreft_jax.dataset show world shapes:3
+  python -m currreft_jax.dataset build voc --source VOCdevkit --out rows --generate judge,choice
+  python -m currreft_jax.dataset build world --out runs/world
 
 docs/data.md describes the rows.
 """
@@ -24,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from currreft_jax.config import Kind, Task
+from currreft_jax.data import builders
 from currreft_jax.data import processor as processors
 from currreft_jax.data.budget import PAPER_PIXELS, PAPER_PROMPT_TOKENS, Budget, Frames, prompt_of, prompt_text
 from currreft_jax.data.doctor import NOTES, Finding, Report, Source, examine, gold_corners
@@ -34,6 +38,12 @@ from currreft_jax.data.prompts import TEMPLATES, Template, answer, template
 from currreft_jax.data.rows import IMAGE, LineError, RowFile
 from currreft_jax.rewards import MathsPoolError, RowError, boxes, choice
 from currreft_jax.structs import Boxes, Frame, Row
+from currreft_jax.world.prompts import user_text
+from currreft_jax.world.questions import KINDS, TASKS, ask
+from currreft_jax.world.scenes import FRAME, domains, render, scene
+from currreft_jax.world.settings import Settings
+
+SHOWN_SIDE = 504  # pixels of a scene's image, which has 84
 
 
 def main() -> None:
@@ -64,7 +74,8 @@ def check(options: argparse.Namespace) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Prints a row as the model will see it, and writes its images with their boxes drawn."""
-    # TO CONNECT: `show world N`, if options.file == "world"
+    if options.file == "world":
+        return show_world(options)
     processor, budget = _sight(options)
     wording = template(options.template)
     with RowFile(options.file, image_root=options.image_root, kind=options.kind, task=options.task) as file:
@@ -228,6 +239,27 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def show_world(options: argparse.Namespace) -> None:
+    """Prints what is asked about a scene of the embedded world, and writes its image with every object's box."""
+    name, _, number = options.row.rpartition(":")
+    known, settings = domains(Settings()), Settings()
+    if not number.isdecimal() or (name or "in") not in known:
+        raise ValueError(f"show world takes N or DOMAIN:N, such as in:7; the domains are {', '.join(known)}")
+    shown = scene(0, int(number), known[name or "in"], settings)
+    for kind in KINDS:
+        for task in TASKS:
+            row = ask(shown, task, kind, image="", split="", settings=settings).row
+            asked = user_text(row).replace("\n", "\n" + " " * 20)
+            print(f"{kind.value:<8}{task.value:<12}{asked}\n{'':<20}-> {row.solution}")
+    out = options.out or f"world-{name or 'in'}-{number}.png"
+    labels = [" ".join(thing.pair) for thing in shown.things]
+    large = render(shown).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.NEAREST)
+    factor = SHOWN_SIDE / FRAME.width
+    boxes = [(a * factor, b * factor, c * factor, d * factor) for a, b, c, d in (it.box for it in shown.things)]
+    draw_boxes(large, boxes, labels).save(out)
+    print(f"image: {out}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m currreft_jax.dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -235,8 +267,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_check(commands.add_parser("check", help="find what is wrong with files of rows", description=_CHECKS))
     _add_show(commands.add_parser("show", help="see one row as the model does", description=_SHOWS))
-    # TO CONNECT: building = commands.add_parser("build", help="make rows of published data sets")
-    # TO CONNECT: builders.add_arguments(building); building.set_defaults(run=builders.run)
+    building = commands.add_parser("build", help="make rows of published data sets, or a world to learn in")
+    builders.add_arguments(building)
+    building.set_defaults(run=builders.run)
     return parser
 
 
@@ -287,8 +320,10 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=show)
-    parser.add_argument("file", metavar="FILE", help="rows, as JSON lines or a JSON list")
-    parser.add_argument("row", metavar="N", help="the row's number, from 1, or its id (id=7 where that is a number)")
+    parser.add_argument("file", metavar="FILE", help="rows, as JSON lines or a JSON list; or world")
+    parser.add_argument(
+        "row", metavar="N", help="the row's number, from 1, or its id (id=7 where that is a number); of world a scene"
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="where the image goes; further ones get -2, -3 (default row-N.png)"
     )

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Optimizer, Schedule
 from currreft_jax.losses import sft_loss
+from currreft_jax.models.logprobs import Choices
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import parameter_sharding, path_of
 from currreft_jax.structs import Array, GroupBatch
@@ -110,11 +111,12 @@ def sft_gradient(
     Returns:
         The new sum, and the microbatch's share of the loss.
     """
+    every = Choices(model.config.vocab_size, ())  # the plain softmax: what is never sampled is learnt to be unlikely
 
     def loss(params: Parameters) -> jax.Array:
         module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
         hidden = module.prefix_extend(batch.prompts, batch.tokens)
-        return sft_loss(module.logprobs(hidden, batch.tokens)[0], weights)
+        return sft_loss(module.logprobs(hidden, batch.tokens, choices=every)[0], weights)
 
     value, gradient = jax.value_and_grad(loss)(params)
     return jax.tree.map(jnp.add, total, gradient), value

@@ -137,7 +137,9 @@ class Qwen2_5_VL(Language):
         """The prompts' own hidden states after the final norm, `[P, L, D]`."""
         return self.norm(self.read_prompts(batch)[0])
 
-    def logprobs(self, hidden: jax.Array, tokens: Array, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    def logprobs(
+        self, hidden: jax.Array, tokens: Array, temperature: float = 1.0, choices: Choices | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Log-probability of given tokens, and the entropy of the distribution each was drawn from.
 
         The distribution is the softmax of logits / temperature over the tokens that `Model.choices` allows, here as in
@@ -147,6 +149,7 @@ class Qwen2_5_VL(Language):
             hidden: `[P, G, T, D]`, slot t predicts `tokens[..., t]`.
             tokens: int `[P, G, T]`.
             temperature: positive.
+            choices: other tokens than those that may be sampled.
 
         Returns:
             Two fp32 arrays `[P, G, T]`, in nats.
@@ -154,7 +157,7 @@ class Qwen2_5_VL(Language):
         tied = self.lm_head is None
         table = self.embed_tokens.embedding[...] if self.lm_head is None else self.lm_head.kernel[...]
         hidden = constrain(hidden, self.mesh, BATCH)
-        head = Head(tied, self.config.vocab_size, self.mesh, self.choices, temperature)
+        head = Head(tied, self.config.vocab_size, self.mesh, choices or self.choices, temperature)
         return blockwise_logprobs(hidden, table, jnp.asarray(tokens), head)
 
     def read_prompts(self, batch: PromptBatch) -> tuple[jax.Array, KeysValues]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image
 
-from currreft_jax.config import Kind
 from currreft_jax.structs import Row
 from currreft_jax.world.chance import stream
 from currreft_jax.world.lessons import caption_lesson, conversation, lessons
@@ -22,6 +21,7 @@ from currreft_jax.world.scenes import AXES, Scene, domains, pixels, scene
 from currreft_jax.world.settings import Settings, Sizes
 
 DESCRIPTION = "world.json"
+Keys = Callable[[Row], dict[str, Any]]
 Rows = Callable[[Scene, str, str, Settings], Iterator[tuple[str, Row]]]
 
 
@@ -59,7 +59,12 @@ def parts(sizes: Sizes) -> tuple[Part, ...]:
 
 
 def write(
-    folder: Path, *, seed: int = 0, sizes: Sizes | None = None, settings: Settings | None = None
+    folder: Path,
+    to_keys: Callable[[Row], dict[str, Any]],
+    *,
+    seed: int = 0,
+    sizes: Sizes | None = None,
+    settings: Settings | None = None,
 ) -> dict[str, int]:
     """Writes a world: images and rows.
 
@@ -69,6 +74,7 @@ def write(
 
     Args:
         folder: made if it is not there.
+        to_keys: the JSON object of a row.
         seed: of every scene and question.
         sizes: the defaults where None.
         settings: likewise.
@@ -86,13 +92,20 @@ def write(
     counts: dict[str, int] = {}
     owners: dict[bytes, str] = {}
     for part in parts(sizes):
-        counts |= _write_part(folder, part, seed, settings, owners)
+        counts |= _write_part(folder, to_keys, part, seed, settings, owners)
     described = {"seed": seed, "sizes": asdict(sizes), "settings": _plain(asdict(settings)), "rows": counts}
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
     return counts
 
 
-def _write_part(folder: Path, part: Part, seed: int, settings: Settings, owners: dict[bytes, str]) -> dict[str, int]:
+def _write_part(
+    folder: Path,
+    to_keys: Callable[[Row], dict[str, Any]],
+    part: Part,
+    seed: int,
+    settings: Settings,
+    owners: dict[bytes, str],
+) -> dict[str, int]:
     images = Path("images") / part.name
     (folder / images).mkdir(parents=True)
     counts: dict[str, int] = {}
@@ -138,29 +151,6 @@ def _questions(shown: Scene, image: str, split: str, settings: Settings) -> Iter
         for task in TASKS:
             row = ask(shown, task, kind, image=image, split=split, settings=settings).row
             yield f"{split}_{kind.value}.jsonl", row
-
-
-def to_keys(row: Row) -> dict[str, Any]:
-    """The JSON object of a row of the world; fields that have their default are left out."""
-    asked = {} if row.kind is Kind.CHAT else {"problem": row.problem, "solution": row.solution}
-    optional = {
-        "options": list(row.options),
-        "multiple": row.multiple,
-        "frame": row.frame and [row.frame.width, row.frame.height],
-        "boxes": [list(box) for box in row.boxes],
-        "messages": [{"role": turn.role, "content": turn.text} for turn in row.messages],
-        "source": row.source,
-        "split": row.split,
-        "origin": row.origin,
-    }
-    return {
-        "id": row.id,
-        "task": row.task.value,
-        "kind": row.kind.value,
-        **asked,
-        "image": row.images[0],
-        **{key: value for key, value in optional.items() if value},
-    }
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from currreft_jax.config import Kind, Maths, Task
@@ -17,15 +18,19 @@ from currreft_jax.data.builders.keyed import ranked
 from currreft_jax.data.builders.pixels import FORMS, SCALES
 from currreft_jax.data.builders.split import split_by_image
 from currreft_jax.data.builders.stages import generate, with_scenes
-from currreft_jax.data.rows import LineError
+from currreft_jax.data.rows import LineError, to_keys
+from currreft_jax.models.folder import write_json
 from currreft_jax.rewards import MathsPool, MathsPoolError
 from currreft_jax.structs import Frame, Row
+from currreft_jax.world import base, tokenizer
+from currreft_jax.world import write as world
+from currreft_jax.world.settings import Sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `dataset build`."""
     default = Source(Path(), Path(), Path())
-    parser.add_argument("format", nargs="?", metavar="FORMAT", help="one of the formats that --list names")
+    parser.add_argument("format", nargs="?", metavar="FORMAT", help="one of the formats that --list names, or world")
     parser.add_argument("--list", action="store_true", help="says what each format needs, and ends")
     parser.add_argument("--source", type=Path, metavar="FOLDER", help="the published files, as unpacked")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the rows go")
@@ -75,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=["paper"], help="assembles the paper's sets from the folders of --root")
     parser.add_argument("--root", type=Path, metavar="FOLDER", help="recipe: holds a folder for each part")
     parser.add_argument("--partial", action="store_true", help="recipe: makes do with the parts that are there")
-    parser.add_argument("--shrink", type=int, default=1, metavar="N", help="recipe: all sizes divided by N, to try it")
+    parser.add_argument(
+        "--shrink", type=int, default=1, metavar="N", help="recipe, world: all sizes divided by N, to try it"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -100,6 +107,8 @@ def build(options: argparse.Namespace) -> str:
         return listing()
     if options.out is None:
         raise BuildError("--out takes the folder that the rows are written to")
+    if options.format == "world":
+        return _world(options)
     if options.recipe:
         if options.root is None:
             raise BuildError("--root takes the folder that holds the parts of the recipe")
@@ -133,6 +142,17 @@ def build(options: argparse.Namespace) -> str:
             write.write_material(options.out / name, part, material)
     _write_summary(options, files, material)
     return write.report(files, material.dropped, material.bad)
+
+
+def _world(options: argparse.Namespace) -> str:
+    """Writes the embedded world, and the folder that its base starts from: a shape and a tokenizer without weights."""
+    sizes = Sizes(**{name: max(1, size // options.shrink) for name, size in asdict(Sizes()).items()})
+    files = world.write(options.out, to_keys, seed=options.seed, sizes=sizes)
+    model = options.out / "model"
+    model.mkdir()
+    tokenizer.write(model)
+    write_json(model / "config.json", base.config())
+    return "\n".join(f"{count:>8}  {options.out / name}" for name, count in files.items())
 
 
 def listing() -> str:
