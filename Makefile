@@ -6,7 +6,8 @@ CONSTRAIN := -c constraints.txt
 PARALLEL ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help install test slow check fix oracle golden lowest lock clean
+SEED ?= 0
+.PHONY: help install test slow check fix oracle golden lowest base lock clean
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +62,11 @@ golden: .venv-oracle-5.23.0/.installed  ## Makes the golden files again.
 
 lowest: .venv-lowest/.installed  ## Runs the suite with the lowest versions that pyproject.toml allows.
 	.venv-lowest/bin/python -m pytest $(PARALLEL) -m 'not slow and not oracle'
+
+base: install  ## Trains the base that ships with the world, or another: make base SEED=1.
+	test -e runs/world-$(SEED)/world.json || $(RUN) currreft_jax.dataset build world --seed $(SEED) --out runs/world-$(SEED)
+	$(RUN) currreft_jax.train --config=configs/world_base.py:$(SEED)
+	$(RUN) benchmarks.world_base --world runs/world-$(SEED) --model runs/world_base-$(SEED)/questions/model
 
 lock: install  ## Resolves constraints.txt again, for all supported Pythons.
 	$(RUN) pip install --quiet --disable-pip-version-check uv

@@ -2,9 +2,9 @@
 
   python -m benchmarks.world_base --world runs/world --model runs/world_base/questions/model --out table.json
 
-Greedy and at temperature 1, one answer a row. The bounds of a base from which a curriculum can be learnt: judge at least
-.65 and choice at least .40 in every task in domain, open between .15 and .80 greedy, and .60 to .90 of the answers in the
-format that rewards ask for.
+Greedy and at temperature 1, one answer a row. The bounds of a base from which a curriculum can be learnt: judge at
+least .65 and choice at least .40 in every task in domain, open between .15 and .80 greedy, and .60 to .90 of the
+answers in the format that rewards ask for.
 """
 
 import argparse

@@ -1,25 +1,25 @@
 """The embedded base: a small Qwen2.5-VL trained from scratch in the world, captions first and then questions.
 
-python -m currreft_jax.dataset build world --out runs/world
-python -m currreft_jax.train --config=configs/world_base.py --workdir=runs/world_base
+`make base` runs it; SEED=1 makes another world and another base.
 """
 
 from configs import common
 from currreft_jax.config import Config, Init, Schedule, Source, Stage
 
-WORLD = "runs/world"
 
-
-def get_config(variant: str | None = None) -> Config:
-    """The settings; `tiny` is the only variant."""
-    if variant not in (None, "tiny"):
-        raise ValueError(f"no variant {variant!r}: the world's base is tiny")
+def get_config(seed: str | None = None) -> Config:
+    """The settings for the world of a seed, in `runs/world-SEED`."""
+    if not (seed or "0").isdecimal():
+        raise ValueError(f"no seed {seed!r}: write a number after the colon, or nothing for 0")
+    world = f"runs/world-{seed or 0}"
     config = common.base("world_base", "tiny")
-    config.model.path = f"{WORLD}/model"
+    config.name = f"world_base-{seed or 0}"
+    config.seed = int(seed or 0)
+    config.model.path = f"{world}/model"
     config.model.init = Init.RANDOM
     config.stages = [
-        Stage("captions", [Source(f"{WORLD}/captions.jsonl")], steps=250),
-        Stage("questions", [Source(f"{WORLD}/base.jsonl")], steps=1250),
+        Stage("captions", [Source(f"{world}/captions.jsonl")], steps=250),
+        Stage("questions", [Source(f"{world}/base.jsonl")], steps=1250),
     ]
     config.data.batch_size = 64
     config.microbatches = 4

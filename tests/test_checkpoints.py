@@ -1,0 +1,107 @@
+"""A run's checkpoints: whole or refused, the newest kept."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from currreft_jax.checkpoint import Checkpoints, DamagedCheckpoint
+from currreft_jax.sharding import make_mesh
+
+
+def tree(value: float = 0.0) -> dict:
+    return {"a": jnp.arange(64, dtype=jnp.float32).reshape(8, 8) + value, "b": {"c": jnp.full(3, value)}}
+
+
+def abstract(shardings=None) -> dict:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings or x.sharding), tree())
+
+
+def fill(folder: Path, *steps: int, keep: int = 9) -> None:
+    with Checkpoints(folder, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, {"params": tree(step), "more": tree(-step)}, {"place": step})
+
+
+def test_the_newest_steps_are_kept_and_read(tmp_path):
+    fill(tmp_path / "c", 1, 2, 3, 4, keep=2)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["3", "4"]
+    with Checkpoints(tmp_path / "c", 2) as checkpoints:
+        step, items, about = checkpoints.restore({"params": abstract()})
+    assert (step, about) == (4, {"place": 4})
+    jax.tree.map(np.testing.assert_array_equal, items["params"], tree(4))
+
+
+def test_nothing_there_is_nothing(tmp_path):
+    with Checkpoints(tmp_path / "c", 1) as checkpoints:
+        assert checkpoints.restore({"params": abstract()}) is None
+
+
+def test_a_step_is_read_onto_another_mesh(tmp_path):
+    fill(tmp_path / "c", 1)
+    sharding = NamedSharding(make_mesh(fsdp=8), P("fsdp"))
+    wanted = {"a": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=sharding), "b": abstract()["b"]}
+    with Checkpoints(tmp_path / "c", 1) as checkpoints:
+        _, items, _ = checkpoints.restore({"params": wanted})
+    assert items["params"]["a"].sharding == sharding
+    np.testing.assert_array_equal(items["params"]["a"], tree(1)["a"])
+
+
+def test_a_step_is_never_written_twice(tmp_path):
+    fill(tmp_path / "c", 2)
+    with Checkpoints(tmp_path / "c", 9) as checkpoints, pytest.raises(ValueError, match="holds step 2 or a later one"):
+        checkpoints.save(1, {"params": tree()}, {})
+
+
+def flip_a_bit(step: Path) -> None:
+    large = max((path for path in step.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(large.read_bytes())
+    content[len(content) // 2] ^= 1
+    large.write_bytes(content)
+
+
+def cut_off(step: Path) -> None:
+    for path in step.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(step: Path) -> None:
+    for path in sorted(step.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def unexplained(step: Path) -> None:
+    (step / "manifest" / "metadata").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off, empty, unexplained])
+def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, damage, capsys):
+    fill(tmp_path / "c", 1, 2)
+    damage(tmp_path / "c" / "2")
+    with Checkpoints(tmp_path / "c", 9) as checkpoints:
+        step, items, _ = checkpoints.restore({"params": abstract(), "more": abstract()})
+        assert step == 1
+        jax.tree.map(np.testing.assert_array_equal, items["params"], tree(1))
+        assert f"{tmp_path}/c/2" in capsys.readouterr().err
+        checkpoints.save(2, {"params": tree(7), "more": tree()}, {})  # its place is free again
+    with Checkpoints(tmp_path / "c", 9) as checkpoints:
+        assert checkpoints.restore({"params": abstract()})[0] == 2
+
+
+def test_all_damaged_is_an_error(tmp_path):
+    fill(tmp_path / "c", 1)
+    flip_a_bit(tmp_path / "c" / "1")
+    with Checkpoints(tmp_path / "c", 9) as checkpoints, pytest.raises(DamagedCheckpoint, match="no checkpoint in"):
+        checkpoints.restore({"params": abstract(), "more": abstract()})
+
+
+def test_another_models_checkpoint_is_refused_and_left_alone(tmp_path):
+    fill(tmp_path / "c", 1)
+    other = {**abstract(), "d": abstract()["a"]}
+    with Checkpoints(tmp_path / "c", 9) as checkpoints, pytest.raises(ValueError, match=r"another model.*params/d"):
+        checkpoints.restore({"params": other})
+    assert (tmp_path / "c" / "1").exists()

@@ -1,0 +1,269 @@
+"""The training program: learns, stops, goes on exactly, and refuses what cannot be meant."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import common, sft, world_base
+from currreft_jax import train
+from currreft_jax.config import (
+    Config,
+    Data,
+    Init,
+    Logging,
+    MeshShape,
+    Optimizer,
+    Pretrained,
+    Remat,
+    Schedule,
+    Source,
+    Stage,
+    validate,
+)
+from currreft_jax.metrics import Metrics, read_metrics
+from tests import tiny
+
+CONFIGS = {"sft": sft, "world_base": world_base}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    lines = []
+    for number in range(32):
+        row = {"id": f"r{number}", "task": "math", "kind": "open", "problem": f"{number}?", "solution": str(number % 7)}
+        if number % 2:
+            tiny.picture(56, 56, number).save(folder / f"{number}.png")
+            row["image"] = f"{number}.png"
+        if number % 4 == 0:
+            said = [("user", f"{number}"), ("assistant", f"{number % 5}"), ("user", "so?"), ("assistant", "yes")]
+            row = {"id": f"r{number}", "messages": [{"role": role, "content": text} for role, text in said]}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return folder / "rows.jsonl"
+
+
+def config_of(checkpoint: Path, rows: Path, steps: int = 6, **changes) -> Config:
+    config = Config(
+        model=Pretrained(path=str(checkpoint), dtype="float32", remat=Remat.NONE, max_pixels=0),
+        mesh=MeshShape(data=4, fsdp=2),
+        stages=[Stage("one", [Source(str(rows))], steps=steps)],
+        data=Data(batch_size=8, prompt_lengths=(224,), completion_lengths=(48,), slots=(1,), threads=2),
+        optimizer=Optimizer(learning_rate=1e-3),
+        logging=Logging(log_every=1, save_every=2),
+    )
+    return replace(config, **changes)
+
+
+def told(workdir: Path) -> list[dict]:
+    times = ("time/step", "tokens_per_second")
+    return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(workdir / "metrics.jsonl")]
+
+
+def same_weights(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        np.testing.assert_array_equal(tensor, second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, rows, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole")
+    assert train.run(config_of(checkpoint, rows), workdir) == workdir / "model"
+    return workdir
+
+
+def test_a_run_leaves_settings_metrics_checkpoints_and_a_model(whole, checkpoint):
+    assert sorted(path.name for path in whole.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "model"]
+    assert json.loads((whole / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
+    lines = told(whole)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["4", "6"]
+    assert (whole / "model" / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
+    advance, seen = Metrics.advance, []
+
+    def interrupting(self):
+        seen.append(None)
+        if len(seen) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(self)
+
+    monkeypatch.setattr(Metrics, "advance", interrupting)
+    config = config_of(checkpoint, rows)
+    assert train.run(config, tmp_path) is None
+    assert (tmp_path / "checkpoints" / str(stop_at)).exists()
+    assert train.run(config, tmp_path) == tmp_path / "model"
+    same_weights(tmp_path / "model", whole / "model")
+    assert told(tmp_path) == told(whole)
+
+
+def test_a_crash_loses_what_was_not_saved_and_nothing_else(whole, checkpoint, rows, tmp_path, monkeypatch):
+    advance, seen = Metrics.advance, []
+
+    def crashing(self):
+        seen.append(None)
+        if len(seen) == 4:
+            raise RuntimeError("a crash")
+        advance(self)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a crash"):
+        patch.setattr(Metrics, "advance", crashing)
+        train.run(config_of(checkpoint, rows), tmp_path)
+    train.run(config_of(checkpoint, rows), tmp_path)
+    same_weights(tmp_path / "model", whole / "model")
+    assert told(tmp_path) == told(whole)
+
+
+def test_a_finished_run_is_left_alone(whole, checkpoint, rows, capsys):
+    before = (whole / "metrics.jsonl").read_bytes()
+    train.run(config_of(checkpoint, rows), whole)
+    assert "is finished" in capsys.readouterr().err
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_rows_are_no_continuation(checkpoint, rows, tmp_path, monkeypatch):
+    config = config_of(checkpoint, rows, steps=2)
+    monkeypatch.setattr(train.hf, "export", lambda *_: None)  # as if it had been stopped before the end
+    train.run(config, tmp_path)
+    config.stages[0].sources[0].sample = "first:16"
+    with pytest.raises(ValueError, match="another fingerprint of the data"):
+        train.run(config, tmp_path)
+
+
+def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
+    config = config_of(checkpoint, rows)
+    one = config.stages[0]
+    config.stages = [replace(one, steps=2), replace(one, name="two", steps=1, replay=0.5)]
+    assert train.run(config, tmp_path) == tmp_path / "two" / "model"
+    assert (tmp_path / "one" / "model").exists()
+    first, second = told(tmp_path / "one"), told(tmp_path / "two")
+    assert [line["stage"] for line in (*first, *second)] == ["one", "one", "two"]
+    assert second[0]["loss"] < first[0]["loss"]
+
+
+def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, rows, tmp_path):
+    config = config_of(checkpoint, rows, steps=6, microbatches=2, mesh=MeshShape(data=1, fsdp=4, tensor=2))
+    config.data.slots = (2,)
+    train.run(config, tmp_path)
+    losses = [[line["loss"] for line in told(folder)] for folder in (tmp_path, whole)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_few_rows_are_learnt_by_heart(checkpoint, rows, tmp_path):
+    optimizer = Optimizer(learning_rate=3e-3, schedule=Schedule.COSINE, warmup=0.05)
+    config = config_of(checkpoint, rows, steps=400, optimizer=optimizer, logging=Logging(20, 400))
+    config.data.batch_size = 32
+    config.data.slots = (2,)
+    config.mesh = MeshShape(data=8, fsdp=1)
+    train.run(config, tmp_path)
+    assert told(tmp_path)[-1]["loss"] < 0.01
+
+
+def test_a_loss_that_is_no_number_ends_the_run(checkpoint, rows, tmp_path):
+    config = config_of(checkpoint, rows, optimizer=Optimizer(learning_rate=1e30, schedule=Schedule.CONSTANT))
+    with pytest.raises(train.NonFiniteError, match=r"step \d: loss"):
+        train.run(config, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused(checkpoint, rows, tmp_path):
+    with pytest.raises(ValueError, match="microbatches is 3; it takes a divisor"):
+        train.run(config_of(checkpoint, rows, microbatches=3), tmp_path)
+
+
+def test_random_weights_need_only_a_shape_and_a_tokenizer(checkpoint, rows, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    config = config_of(tmp_path, rows, steps=1)
+    config.model.init = Init.RANDOM
+    assert train.run(config, tmp_path / "run") == tmp_path / "run" / "model"
+
+
+# ------------------------------------------------------------------------------------------------------- the settings
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_valid(name):
+    validate(CONFIGS[name].get_config("0" if name == "world_base" else "tiny"))
+    assert sorted(path.stem for path in Path("configs").glob("*.py")) == ["__init__", "common", *CONFIGS]
+
+
+def test_a_machine_without_accelerator_gets_the_tiny_variant(monkeypatch, capsys):
+    monkeypatch.setattr(common, "_ACCELERATORS", ())
+    assert sft.get_config(None).name == "sft-tiny"
+    assert "variant tiny" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"variant 3b needs an accelerator.*cuda12"):
+        sft.get_config("3b")
+    with pytest.raises(ValueError, match="write tiny, 3b or 7b"):
+        sft.get_config("13b")
+
+
+def test_a_machine_with_an_accelerator_gets_the_papers(monkeypatch):
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    config = sft.get_config(None)
+    validate(config)
+    assert (config.name, config.model.max_pixels, config.optimizer.learning_rate) == ("sft-3b", 401_408, 1e-6)
+    assert sft.get_config("7b").model.path.endswith("7B-Instruct")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c, "stages", []), r"config\.stages is \[\]; it takes at least one stage"),
+        (lambda c: setattr(c.stages[0], "steps", 0), r"config\.stages\[0\]\.steps is 0; it takes 1 or more"),
+        (lambda c: setattr(c.stages[0], "replay", 0.5), r"stages\[0\]\.replay is 0\.5; it takes 0 in the first stage"),
+        (lambda c: setattr(c.stages[0].sources[0], "weight", 0), r"sources\[0\]\.weight is 0; it takes a positive"),
+        (lambda c: setattr(c.data, "prompt_lengths", (64, 32)), r"data\.prompt_lengths .* it takes rising lengths"),
+        (lambda c: setattr(c.model, "dtype", "float16"), r"model\.dtype is float16; it takes bfloat16 or float32"),
+        (lambda c: setattr(c.optimizer, "warmup", 1.0), r"optimizer\.warmup is 1\.0; it takes a share"),
+        (lambda c: setattr(c, "microbatches", 5), r"microbatches is 5; it takes a divisor of data\.batch_size"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(change, message):
+    config = sft.get_config("tiny")
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=configs/sft.py:tiny", "extra"], "extra is no setting"),
+        (["--config=configs/sft.py:tiny", "--config.data.batch_size=0"], "data.batch_size is 0"),
+        (["--config=configs/sft.py:tiny", "--config.model.path=nowhere"], "nowhere is neither a folder nor"),
+        (["--config=configs/sft.py:tiny", "--config.data.bach_size=8"], "bach_size"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_named(arguments, message, tmp_path):
+    command = [sys.executable, "-m", "currreft_jax.train", *arguments, f"--workdir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_a_line_that_was_cut_off_and_later_steps_are_dropped(tmp_path):
+    lines = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 4')
+    with Metrics(tmp_path, step=2, steps=4, tensorboard=True, writes=True) as metrics:
+        metrics.write(3, "one", {"loss": 0.5})
+    assert [(it["step"], it["loss"]) for it in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 1), (3, 0.5)]
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert jax.process_count() == 1
