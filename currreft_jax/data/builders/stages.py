@@ -21,7 +21,7 @@ from currreft_jax.data.builders.items import Box, Material, Scene
 from currreft_jax.data.builders.keyed import digest, ranked, shuffled
 from currreft_jax.rewards import MathsPool, classify, detection
 from currreft_jax.rewards.answer import gold_text
-from currreft_jax.structs import Frame, Reason, Row
+from currreft_jax.structs import Reason, Row
 
 _OPTIONS = 4
 _MOST_OPTIONS = 5
@@ -36,13 +36,11 @@ class Case:
         row: the open row.
         right: its right answers: a box, labels, or an expression.
         wrong: wrong ones, the best first.
-        frame: of the boxes.
     """
 
     row: Row
     right: tuple[Box | str, ...]
     wrong: tuple[Box | str, ...]
-    frame: Frame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +143,7 @@ def _box_case(row: Row, wanted: int, material: Material, seed: int) -> Case | st
         return "the box is too small to be told from others"
     ordered = [gold, *(box for box in golds if box != gold)]
     wrong = negatives.wrong_boxes(ordered, scene, wanted, seed, row.id)
-    return Case(row, (gold,), tuple(wrong), row.frame) if len(wrong) == wanted else "no room for wrong boxes"
+    return Case(row, (gold,), tuple(wrong)) if len(wrong) == wanted else "no room for wrong boxes"
 
 
 def _label_cases(rows: Sequence[Row], wanted: int, material: Material, seed: int) -> list[Case | str]:
@@ -196,7 +194,6 @@ def _judged(case: Case, *, yes: bool) -> Row:
         solution="yes" if yes else "no",
         options=(),
         boxes=boxes,
-        frame=case.frame,
     )
 
 
@@ -242,7 +239,6 @@ def _with_options(case: Case, letters: set[int], size: int, seed: int) -> Row:
         options=options,
         multiple=row.task is Task.CLASSIFY,
         boxes=boxes,
-        frame=case.frame,
     )
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,9 @@ def test_the_documented_table_is_the_table():
     text = (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8")
     for name, its in builders.FORMATS.items():
         assert f"| `{name}` | {its.makes} | {its.published} | {its.needs} | {its.licence or '-'} |" in text
+
+
+def test_the_builders_load_neither_jax_nor_pyarrow_before_they_need_it():
+    code = "import currreft_jax.data.builders, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not set(loaded) & {"jax", "flax", "torch", "pyarrow", "math_verify"}
