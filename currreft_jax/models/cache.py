@@ -6,7 +6,7 @@ bf16 is kept as its bits in uint16: on CPUs, XLA would widen a cache of bf16 to 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class Cache(NamedTuple):
     value_scale: jax.Array | None = None
 
 
-SLOTS = Cache(-1, -2, -1, -1)  # pyright: ignore[reportArgumentType]  # the axis of the slots in each
+SLOTS = (-1, -2, -1, -1)  # the axis of the slots in each array of a cache
 
 
 def stored(keys: jax.Array, values: jax.Array, dtype: jnp.dtype) -> Cache:
@@ -79,7 +79,9 @@ def longer(cache: Cache, slots: int) -> Cache:
 
 def _each(cache: Cache, change: Callable[[jax.Array, jax.Array, int], jax.Array], other: Cache) -> Cache:
     """A cache whose arrays are made of two caches' and the axis of their slots."""
-    return Cache(*(None if x is None else change(x, y, axis) for x, y, axis in zip(cache, other, SLOTS, strict=True)))
+    together: Any = zip(cache, other, SLOTS, strict=True)
+    arrays: Any = (None if x is None else change(x, y, axis) for x, y, axis in together)
+    return Cache(*arrays)
 
 
 def _eight_bits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
