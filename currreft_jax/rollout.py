@@ -184,7 +184,7 @@ class _Fixed(NamedTuple):
     """What does not change while completions grow, for the R prompts that are still in the batch.
 
     Attributes:
-        prompts: each layer's cache `[R, K, L, head]`.
+        prompts: each layer's cache of the prompts.
         lengths: int32 `[R]`.
         next_position: int32 `[R]`.
         keys: uint32 `[R, G, 2]`, key data of each completion.
@@ -205,7 +205,7 @@ class _State(NamedTuple):
         slot: int32, tokens drawn so far.
         token: int32 `[R, G]`, the last of them.
         done: bool `[R, G]`.
-        suffixes: each layer's cache `[R, K, G, T, head]`, without the last token.
+        suffixes: each layer's cache of the completions, without the last token.
         tokens: int32 `[R, G, S]`, of this segment.
         logprobs: fp32 `[R, G, S]`, likewise.
     """
@@ -273,7 +273,7 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
 
     def decode(weights: Parameters, fixed: _Fixed, state: _State, stop: Array) -> _State:
         decoder = bind(decoding, weights)
-        first = state.suffixes[0].keys.shape[3] - plan.segment
+        first = state.suffixes[0].values.shape[3] - plan.segment
 
         def body(state: _State) -> _State:
             hidden, suffixes = decoder(

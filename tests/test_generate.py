@@ -14,7 +14,7 @@ def rollouts(texts: list[bytes], limit: int, ended: list[bool]):
     for drawn in range(1, limit + 1):
         lengths = np.array([[min(drawn, len(text)) for text in texts]])
         mask = np.arange(limit) < lengths[..., None]
-        tokens = np.array([[list(text.ljust(limit, b"~")) for text in texts]])
+        tokens = np.array([[list(text[:limit].ljust(limit, b"~")) for text in texts]])
         over = np.array([[end and drawn >= len(text) for text, end in zip(texts, ended, strict=True)]])
         yield Rollout(tokens, mask, np.zeros(mask.shape), lengths, over)
 

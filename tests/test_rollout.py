@@ -336,11 +336,11 @@ def test_the_decoding_program_copies_no_weight_and_no_cache(world):
     run, lowered = decode_program(world)
     program = lowered.compile().as_text()
     copied = {
-        int(np.prod([int(side) for side in shape.split(",")]))
+        tuple(sorted(int(side) for side in shape.split(",")))
         for shape in re.findall(r"= \w+\[([\d,]+)\][^ ]* (?:copy|slice|dynamic-slice|transpose)\(", program)
     }
     held = jax.tree.leaves((run.weights, run.fixed.prompts, run.state.suffixes))
-    assert copied and not copied & {leaf.size for leaf in held if leaf.ndim > 1 and leaf.size > 1000}
+    assert copied and not copied & {tuple(sorted(leaf.shape)) for leaf in held if leaf.ndim > 1 and leaf.size > 1000}
 
 
 def test_the_decoding_copy_is_in_its_own_layout_and_precision(checkpoint):

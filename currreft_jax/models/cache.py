@@ -1,20 +1,24 @@
-"""Keys and values kept between the tokens of a completion, as they are or in eight bits."""
+"""Keys and values kept between the tokens of a completion, as they are or in eight bits.
+
+bf16 is kept as its bits in uint16: on CPUs, XLA would widen a cache of bf16 to fp32 and back for every token it writes.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, heads in front: `[P, K, L, head]` of prompts, `[P, K, G, T, head]` of completions.
+    """Keys and values of one layer, heads in front, keys with their slots behind: so the products want them.
 
     Attributes:
-        keys: rotated.
-        values: as many.
-        key_scale: fp32, what int8 keys are multiplied by, in their axes without `head`; None for floats.
+        keys: `[P, K, head, L]` of prompts, `[P, K, G, head, T]` of completions; fp32, int8, or the bits of bf16.
+        values: `[P, K, L, head]` and `[P, K, G, T, head]`.
+        key_scale: fp32 `[P, K, L]` and `[P, K, G, T]`, what int8 keys are multiplied by; None for floats.
         value_scale: likewise.
     """
 
@@ -24,23 +28,60 @@ class Cache(NamedTuple):
     value_scale: jax.Array | None = None
 
 
+SLOTS = (-1, -2, -1, -1)  # the axis of the slots in each array of a cache
+
+
 def stored(keys: jax.Array, values: jax.Array, dtype: jnp.dtype) -> Cache:
-    """A cache of floats in `dtype`; for int8, each vector gets a scale that maps its largest value to 127."""
-    if dtype != jnp.int8:
-        return Cache(keys.astype(dtype), values.astype(dtype))
-    (keys, key_scale), (values, value_scale) = _eight_bits(keys), _eight_bits(values)
-    return Cache(keys, values, key_scale, value_scale)
+    """A cache in `dtype`; for int8, each vector gets a scale that maps its largest value to 127.
+
+    Args:
+        keys: `[..., slots, head]`.
+        values: likewise.
+        dtype: fp32, int8, or bf16, which uint16 means too.
+    """
+    scales: tuple[jax.Array | None, ...] = (None, None)
+    if dtype == jnp.int8:
+        (keys, key_scale), (values, value_scale) = _eight_bits(keys), _eight_bits(values)
+        scales = key_scale, value_scale
+    elif dtype in (jnp.bfloat16, jnp.uint16):
+        keys, values = bits(keys.astype(jnp.bfloat16)), bits(values.astype(jnp.bfloat16))
+    else:
+        keys, values = keys.astype(dtype), values.astype(dtype)
+    return Cache(jnp.swapaxes(keys, -1, -2), values, *scales)
+
+
+def bits(x: jax.Array) -> jax.Array:
+    """Bf16 as uint16, bit for bit."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def numbers(x: jax.Array) -> jax.Array:
+    """What a product takes: bf16 for its bits, other arrays as they are."""
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 def written(cache: Cache, key: jax.Array, value: jax.Array, slot: jax.Array) -> Cache:
-    """The cache `[P, K, G, T, head]` with one token's `[P, K, G, head]` at a slot."""
-    token = stored(key, value, cache.keys.dtype)
-    return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, slot, 3), cache, token)
+    """A cache of completions with one token's `[P, K, G, head]` at a slot."""
+    token = stored(key[..., None, :], value[..., None, :], cache.keys.dtype)
+    return _each(cache, lambda x, new, axis: jax.lax.dynamic_update_slice_in_dim(x, new, slot, axis), token)
 
 
 def longer(cache: Cache, slots: int) -> Cache:
-    """The cache `[P, K, G, T, head]` with empty slots behind."""
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, slots)] + [(0, 0)] * (x.ndim - 4)), cache)
+    """A cache of completions with empty slots behind."""
+
+    def pad(x: jax.Array, _: jax.Array, axis: int) -> jax.Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, slots)
+        return jnp.pad(x, widths)
+
+    return _each(cache, pad, cache)
+
+
+def _each(cache: Cache, change: Callable[[jax.Array, jax.Array, int], jax.Array], other: Cache) -> Cache:
+    """A cache whose arrays are made of two caches' and the axis of their slots."""
+    together: Any = zip(cache, other, SLOTS, strict=True)
+    arrays: Any = (None if x is None else change(x, y, axis) for x, y, axis in together)
+    return Cache(*arrays)
 
 
 def _eight_bits(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from currreft_jax.models.cache import Cache, stored
+from currreft_jax.models.cache import Cache, bits, numbers, stored
 from currreft_jax.models.qwen2_5_vl import Language, Model, Parameters
 from currreft_jax.models.text import DecoderLayer, cached_heads, splits_heads
 from currreft_jax.sharding import BATCH, constrain, make_mesh, parameter_sharding, path_of
@@ -53,12 +53,19 @@ class Decoder(Language):
             `[P, G, D]` after the final norm, which predicts the next token, and the caches with this one.
         """
         x, angles = self.embed(tokens), self.completion_angles(next_position, slot[None])[:, 0]
-        real = jnp.arange(prompts[0].keys.shape[2]) < jnp.asarray(lengths)[:, None]
+        real = jnp.arange(prompts[0].values.shape[2]) < jnp.asarray(lengths)[:, None]
         written = []
         for layer, prompt, suffix in zip(self.layers, prompts, suffixes, strict=True):
             x, suffix = layer.decode(x, angles, prompt, real, suffix, slot)
             written.append(suffix)
         return self.norm(x), tuple(written)
+
+    def embed(self, tokens: Array) -> jax.Array:
+        """As its parent's; bf16 is looked up by its bits, since CPUs would widen the whole table for every token."""
+        table = self.embed_tokens.embedding[...]
+        if table.dtype != jnp.bfloat16:
+            return super().embed(tokens)
+        return constrain(numbers(jnp.take(bits(table), tokens, axis=0)), self.mesh, BATCH)
 
     def empty(self, prompts: int, group: int, slots: int, dtype: jnp.dtype) -> tuple[Cache, ...]:
         """Each layer's cache for `[prompts, group, slots]` tokens."""
@@ -123,7 +130,7 @@ def _reshard(model: Model, decoding: Model) -> Any:
 
 
 def prompt_caches(model: Model, prefix: Prefix, decoding: Model, dtype: jnp.dtype) -> tuple[Cache, ...]:
-    """Each layer's cache of the prompts `[P, K, L, head]`, heads repeated as the decoding mesh wants them."""
+    """Each layer's cache of the prompts, heads repeated as the decoding mesh wants them."""
     own = model.config.num_key_value_heads
     repeats = tuple(cached_heads(model.config, laid_out.mesh) // own for laid_out in (model, decoding))
     tensor = "tensor" if splits_heads(model.config, decoding.mesh) else None

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from currreft_jax.models.attention import Source, attend
-from currreft_jax.models.cache import Cache, written
+from currreft_jax.models.cache import Cache, numbers, written
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.layers import GatedMLP, Linear, RMSNorm
 from currreft_jax.models.rope import rotate
@@ -133,9 +133,9 @@ class DecoderLayer(nnx.Module):
         Args:
             x: `[P, G, D]`.
             angles: `[P, 1, head / 2]`.
-            prompt: of `[P, K, L, head]`.
+            prompt: of L slots.
             prompt_mask: bool `[P, L]`.
-            suffix: of `[P, K, G, T, head]`, filled before `slot`.
+            suffix: of T slots for each completion, filled before `slot`.
             slot: int32, where these tokens stand.
 
         Returns:
@@ -144,12 +144,17 @@ class DecoderLayer(nnx.Module):
         query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
         query, key, value = (jnp.moveaxis(a, 1, 2) for a in (query, key, value))
         suffix = written(suffix, key, value, slot)
-        seen = jnp.arange(suffix.keys.shape[3]) <= slot
+
+        def source(axes: str, cache: Cache, mask_axes: str, mask: jax.Array) -> Source:
+            keys = jnp.swapaxes(numbers(cache.keys), -1, -2)
+            return Source(axes, keys, numbers(cache.values), mask_axes, mask, cache.key_scale, cache.value_scale)
+
+        seen = jnp.arange(suffix.values.shape[3]) <= slot
         attended = attend(
             "pkcgd",
             query,
-            Source("pksd", prompt.keys, prompt.values, "ps", prompt_mask, prompt.key_scale, prompt.value_scale),
-            Source("pkcsd", suffix.keys, suffix.values, "s", seen, suffix.key_scale, suffix.value_scale),
+            source("pksd", prompt, "ps", prompt_mask),
+            source("pkcsd", suffix, "s", seen),
         )
         return self.finish(x, jnp.moveaxis(attended, 2, 1)), suffix
 
