@@ -14,7 +14,7 @@ from currreft_jax.sharding import make_mesh
 
 
 def tree(value: float = 0.0) -> dict:
-    return {"a": jnp.arange(64, dtype=jnp.float32).reshape(8, 8) + value, "b": {"c": jnp.full(3, value)}}
+    return {"a": jnp.arange(64, dtype=jnp.float32).reshape(8, 8) + value, "b": {"c": jnp.full(3, value, jnp.float32)}}
 
 
 def abstract(shardings=None) -> dict:
