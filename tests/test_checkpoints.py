@@ -53,7 +53,7 @@ def test_a_step_is_read_onto_another_mesh(tmp_path):
 
 def test_a_step_is_never_written_twice(tmp_path):
     fill(tmp_path / "c", 2)
-    with Checkpoints(tmp_path / "c", 9) as checkpoints, pytest.raises(ValueError, match="holds step 2 or a later one"):
+    with Checkpoints(tmp_path / "c", 9) as checkpoints, pytest.raises(ValueError, match="holds step 1 or a later one"):
         checkpoints.save(1, {"params": tree()}, {})
 
 

@@ -49,9 +49,9 @@ def together(hosts: list, count: int) -> list[set[tuple[str, int]]]:
 
 
 def test_a_thousand_batches_are_the_same_in_one_go_and_interrupted(mixed, reader):
-    data = Data(batch_size=4)
+    data = Data(batch_size=2)
     whole = met(source(mixed, reader, data).batches(0), 1000)
-    assert all(len(batch) == 4 for batch in whole)
+    assert all(len(batch) == 2 for batch in whole)
     first = met(source(mixed, reader, data).batches(0), 400)
     two = [source(mixed, reader, data, host=host, hosts=2).batches(400) for host in range(2)]
     then = together(two, 350)
