@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import currreft_jax as cr
-from currreft_jax.config import Kind, Precision, Sampling, Task
+from currreft_jax.config import Kind, Maths, Precision, Sampling, Task
 from currreft_jax.data.examples import example
 from currreft_jax.data.prompts import template
 from currreft_jax.data.rows import RowFile
@@ -62,7 +62,7 @@ def main() -> None:
     table = []
     domains = ["test", *(f"test_{axis}" for axis in AXES if options.axis_rows)]
     print(f"{'domain':<16}{'kind':<8}{'task':<11}{'rows':>6}{'greedy':>8}{'at 1':>8}{'format':>8}")
-    with MathsPool() as pool:
+    with MathsPool(Maths()) as pool:
         for domain in domains:
             for kind in (Kind.JUDGE, Kind.CHOICE, Kind.OPEN):
                 with RowFile(Path(options.world) / f"{domain}_{kind.value}.jsonl") as file:

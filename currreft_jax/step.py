@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -74,6 +76,21 @@ def labels(settings: Optimizer, params: Parameters) -> Any:
         return "frozen" if frozen else "moving"
 
     return jax.tree_util.tree_map_with_path(label, params)
+
+
+def step_functions(
+    model: Model, optimizer: optax.GradientTransformation, settings: Optimizer
+) -> tuple[Callable[..., tuple[Parameters, jax.Array]], Callable[..., tuple[TrainState, jax.Array]]]:
+    """`sft_gradient` and `apply_gradient` as programs; what is replaced is donated.
+
+    What they return is laid out as it was taken: left to XLA it comes back without the mesh's axes of size 1, which
+    is another layout to `jax.jit`, and each program is compiled twice.
+    """
+    layouts = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer))
+    return (
+        jax.jit(partial(sft_gradient, model), donate_argnums=1, out_shardings=(layouts.params, None)),
+        jax.jit(partial(apply_gradient, optimizer, settings), donate_argnums=0, out_shardings=(layouts, None)),
+    )
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,11 +44,10 @@ from currreft_jax.sharding import data_shards, make_mesh, to_devices
 from currreft_jax.step import (
     TrainState,
     abstract_state,
-    apply_gradient,
     init_state,
     learning_rate,
     make_optimizer,
-    sft_gradient,
+    step_functions,
 )
 from currreft_jax.structs import Array, GroupBatch
 
@@ -144,8 +142,7 @@ def train_stage(config: Config, number: int, before: Path | None, where: Path, i
     model = Model(reader.config, mesh, jnp.dtype(config.model.dtype), config.model.remat)
     optimizer = make_optimizer(config.optimizer, stage.steps)
     rates = learning_rate(config.optimizer, stage.steps)
-    gradient = jax.jit(partial(sft_gradient, model), donate_argnums=1)
-    move = jax.jit(partial(apply_gradient, optimizer, config.optimizer), donate_argnums=0)
+    gradient, move = step_functions(model, optimizer, config.optimizer)
     zeros = _zeros(model)
 
     rows, ladders = read_rows(config, number, reader, model)

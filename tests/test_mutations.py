@@ -101,8 +101,8 @@ MISTAKES = {
     "13 completions positioned by index": (
         GROUP,
         "models/qwen2_5_vl.py",
-        "self._completion_angles(prefix.next_position,",
-        "self._completion_angles(prefix.lengths,",
+        "self.completion_angles(prefix.next_position,",
+        "self.completion_angles(prefix.lengths,",
     ),
     "15 an untied head read from the embedding": (UNTIED, "models/qwen2_5_vl.py", "if self.lm_head is None", "if True"),
     "interleaved pairs": (

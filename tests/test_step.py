@@ -21,6 +21,7 @@ from currreft_jax.step import (
     learning_rate,
     make_optimizer,
     sft_gradient,
+    step_functions,
 )
 from currreft_jax.structs import GroupBatch
 from tests import tiny
@@ -86,7 +87,7 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice():
         if path_of(path).endswith("mu/layers/mlp/up_proj/kernel")
     ]
     assert len(kernels) == 1 and "fsdp" in str(kernels[0].sharding.spec)
-    move = jax.jit(partial(apply_gradient, optimizer, settings), donate_argnums=0)
+    _, move = step_functions(model, optimizer, settings)
     gradient = jax.tree.map(jnp.ones_like, state.params)
     old = state
     for _ in range(3):

@@ -114,7 +114,7 @@ def test_the_bases_config_names_the_tokenizers_ids():
 
 
 def test_the_processor_reads_a_prompt_in_a_few_tokens(folder):
-    """Around the question 22: the system's turn in 5, then 12 up to it with 9 of the image, 5 behind it."""
+    """Around the question 17: 12 up to it with 9 of the image, 5 behind it; there is no system turn."""
     shown = scene(0, 0, domains(SETTINGS)["in"], SETTINGS)
     processor = load(folder)
     for kind in KINDS:
@@ -122,6 +122,6 @@ def test_the_processor_reads_a_prompt_in_a_few_tokens(folder):
             row = ask(shown, task, kind, image="", split="", settings=SETTINGS).row
             content = [{"type": "image"}, {"type": "text", "text": user_text(row)}]
             prompt = processor.prompt([{"role": "user", "content": content}], [render(shown)])
-            assert len(prompt.tokens) == 22 + len(ids(user_text(row)))
+            assert len(prompt.tokens) == 17 + len(ids(user_text(row)))
             assert prompt.pictures[0].resized == prompt.pictures[0].original
     assert Kind.CHAT not in KINDS
