@@ -59,13 +59,23 @@ _einsum: Any = jax.custom_vjp(product, nondiff_argnums=(0,))
 _einsum.defvjp(_forward, _backward)
 
 
-class Linear(nnx.Module):
-    """An affine map between groups of axes: kernel `[*inputs, *outputs]`, bias `[*outputs]`."""
+# Random blocks start as small changes of the residual stream: at full size they bury what the image says in it, and a
+# model trained from scratch takes several times as long to see.
+RESIDUAL = 0.1
 
-    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool, rngs: nnx.Rngs):
+
+class Linear(nnx.Module):
+    """An affine map between groups of axes: kernel `[*inputs, *outputs]`, bias `[*outputs]`.
+
+    A random kernel keeps the size of its inputs, times `gain`.
+    """
+
+    def __init__(
+        self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool, gain: float = 1.0, rngs: nnx.Rngs
+    ):
         self.inputs = len(inputs)
-        # One over the root of the inputs: 0.022 at the 3B's width, and not too little at a small one's.
-        self.kernel = nnx.Param(prod(inputs) ** -0.5 * jax.random.normal(rngs.params(), (*inputs, *outputs)))
+        deviation = gain * prod(inputs) ** -0.5
+        self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), (*inputs, *outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -99,7 +109,7 @@ class GatedMLP(nnx.Module):
     def __init__(self, size: int, hidden: int, *, bias: bool, rngs: nnx.Rngs):
         self.gate_proj = Linear((size,), (hidden,), bias=bias, rngs=rngs)
         self.up_proj = Linear((size,), (hidden,), bias=bias, rngs=rngs)
-        self.down_proj = Linear((hidden,), (size,), bias=bias, rngs=rngs)
+        self.down_proj = Linear((hidden,), (size,), bias=bias, gain=RESIDUAL, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., size] -> [..., size]`."""

@@ -29,7 +29,7 @@ class Embedding(nnx.Module):
     """The token table `[V, D]`, which is also the head where the checkpoint ties them."""
 
     def __init__(self, vocabulary: int, size: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, size)))
+        self.embedding = nnx.Param(size**-0.5 * jax.random.normal(rngs.params(), (vocabulary, size)))
 
 
 class Language(nnx.Module):

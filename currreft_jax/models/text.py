@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from currreft_jax.models.attention import Source, attend
 from currreft_jax.models.cache import Cache, numbers, written
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.models.layers import GatedMLP, Linear, RMSNorm
+from currreft_jax.models.layers import RESIDUAL, GatedMLP, Linear, RMSNorm
 from currreft_jax.models.rope import rotate
 from currreft_jax.sharding import BATCH, constrain
 
@@ -56,7 +56,7 @@ class Attention(nnx.Module):
         self.q_proj = Linear((size,), (config.num_attention_heads, head), bias=True, rngs=rngs)
         self.k_proj = Linear((size,), (config.num_key_value_heads, head), bias=True, rngs=rngs)
         self.v_proj = Linear((size,), (config.num_key_value_heads, head), bias=True, rngs=rngs)
-        self.o_proj = Linear((config.num_attention_heads, head), (size,), bias=False, rngs=rngs)
+        self.o_proj = Linear((config.num_attention_heads, head), (size,), bias=False, gain=RESIDUAL, rngs=rngs)
         self.splits = splits_heads(config, mesh)
         self.kv_heads = cached_heads(config, mesh)
         self.repeats = self.kv_heads // config.num_key_value_heads

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from currreft_jax.config import Remat
 from currreft_jax.models.attention import Source, attend
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
-from currreft_jax.models.layers import GatedMLP, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
+from currreft_jax.models.layers import RESIDUAL, GatedMLP, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
 from currreft_jax.models.rope import rotate, vision_angles
 from currreft_jax.sharding import BATCH, constrain
 from currreft_jax.structs import Pictures
@@ -36,7 +36,8 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         inputs = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = Linear(inputs, (config.hidden_size,), bias=False, rngs=rngs)
+        # A patch's pixels are much alike and one step of Adam moves their sum far: a larger kernel turns less.
+        self.proj = Linear(inputs, (config.hidden_size,), bias=False, gain=4.0, rngs=rngs)
 
     def __call__(self, patches: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """uint8 `[..., channels * patch²] -> [..., E]`, normalised and projected in fp32.
@@ -55,7 +56,7 @@ class VisionAttention(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         size, heads, head = config.hidden_size, config.num_heads, config.head_dim
         self.qkv = Linear((size,), (3, heads, head), bias=True, rngs=rngs)
-        self.proj = Linear((heads, head), (size,), bias=True, rngs=rngs)
+        self.proj = Linear((heads, head), (size,), bias=True, gain=RESIDUAL, rngs=rngs)
 
     def __call__(self, x: jax.Array, angles: jax.Array, full: jax.Array, pictures: Pictures) -> jax.Array:
         """`[N, S, C, E] -> [N, S, C, E]`.
