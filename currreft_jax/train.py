@@ -221,20 +221,22 @@ def gold_batches(
     )
     for examples in source.batches(start):
         parts = pipeline.arranged(examples, model.config, shards, config.microbatches)
-        counts = loss_counts([it.mask for it in examples])
-        needed, counts = _agreed([pipeline.needs(part, model.config, shards) for part in parts], counts)
+        tokens = sum(len(it.prompt.tokens) + len(it.tokens) for it in examples)
+        needs = [pipeline.needs(part, model.config, shards) for part in parts]
+        needed, counts, tokens = _agreed(needs, loss_counts([it.mask for it in examples]), np.array(tokens))
         groups = [
             pipeline.gold_batch(part, model.config, *ladders.shape(most), shards)
             for part, most in zip(parts, needed, strict=True)
         ]
         weights = [loss_weights(part.mask, config.loss_average, counts) for part in groups]
+        totals = {"num_tokens": float(tokens), "learnt_tokens": float(counts[0])}
         yield Batch(
-            to_devices(groups, model.mesh), to_devices(weights, model.mesh), about(examples, groups, int(counts[0]))
+            to_devices(groups, model.mesh), to_devices(weights, model.mesh), {**padding(examples, groups), **totals}
         )
 
 
-def about(examples: Sequence[Example], groups: Sequence[GroupBatch], learnt: int) -> dict[str, float]:
-    """What a batch says of itself; shares of padding are this host's."""
+def padding(examples: Sequence[Example], groups: Sequence[GroupBatch]) -> dict[str, float]:
+    """Shares of this host's batch that are padding."""
     prompts = sum(len(it.prompt.tokens) for it in examples)
     completions = sum(len(it.tokens) for it in examples)
     patches = [padding_waste(part.prompts).get("patch_waste", 0.0) for part in groups]
@@ -242,8 +244,6 @@ def about(examples: Sequence[Example], groups: Sequence[GroupBatch], learnt: int
         "padding/prompt_waste": 1 - prompts / sum(part.prompts.tokens.size for part in groups),
         "padding/patch_waste": float(np.mean(patches)),
         "padding/completion_waste": 1 - completions / sum(part.tokens.size for part in groups),
-        "num_tokens": float(jax.process_count() * (prompts + completions)),
-        "learnt_tokens": float(learnt),
     }
 
 
@@ -334,13 +334,15 @@ def _zeros(model: Model) -> Any:
     return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract), out_shardings=layouts)
 
 
-def _agreed(needs: Sequence[pipeline.Needs], counts: np.ndarray) -> tuple[list[pipeline.Needs], np.ndarray]:
+def _agreed(
+    needs: Sequence[pipeline.Needs], counts: np.ndarray, tokens: np.ndarray
+) -> tuple[list[pipeline.Needs], np.ndarray, np.ndarray]:
     """The largest needs of any host, and the counts of all."""
     if jax.process_count() == 1:
-        return list(needs), counts
+        return list(needs), counts, tokens
     own = np.array([dataclasses.astuple(part) for part in needs])
-    everyone, all_counts = multihost_utils.process_allgather((own, counts))
-    return [pipeline.Needs(*map(int, row)) for row in everyone.max(axis=0)], all_counts.sum(axis=0)
+    needed, *added = multihost_utils.process_allgather((own, counts, tokens))
+    return [pipeline.Needs(*map(int, row)) for row in needed.max(axis=0)], *(it.sum(axis=0) for it in added)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
