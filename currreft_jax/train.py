@@ -217,7 +217,7 @@ def gold_batches(
     shards = data_shards(model.mesh) // hosts
     wording = template(config.data.template)
     source = pipeline.Pipeline(
-        rows, reader, wording, config.data, seed=config.seed, host=host, hosts=hosts, with_answer=True
+        rows, reader, wording, config.data, ladders, seed=config.seed, host=host, hosts=hosts, with_answer=True
     )
     for examples in source.batches(start):
         parts = pipeline.arranged(examples, model.config, shards, config.microbatches)

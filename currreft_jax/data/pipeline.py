@@ -38,7 +38,14 @@ from currreft_jax.models.config import ModelConfig
 from currreft_jax.rewards import RowError
 from currreft_jax.structs import GroupBatch
 
-_BAD = (ImageError, PromptError, RowError, BudgetError)
+_BAD = (LineError, ImageError, PromptError, RowError, BudgetError)
+
+
+class BadRow(LineError, MixtureError):
+    """A row that cannot be shown or is too long for its batch; the message names file and line."""
+
+    def __init__(self, where: str, problem: str):
+        super().__init__(where, problem.removeprefix(f"{where}: "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,7 @@ class Pipeline:
         processor: Processor,
         wording: Template,
         data: Data,
+        ladders: Ladders,
         *,
         seed: int,
         host: int = 0,
@@ -146,7 +154,7 @@ class Pipeline:
         if data.batch_size % hosts:
             raise ValueError(f"data.batch_size ({data.batch_size}) does not divide into {hosts} hosts")
         self.mixture = mixture
-        self._read = lambda place: _load(mixture, processor, wording, place, with_answer)
+        self._read = lambda place: _load(mixture, processor, wording, ladders, place, with_answer)
         self._data = data
         self._seed = seed
         self._host, self._hosts = host, hosts
@@ -155,7 +163,7 @@ class Pipeline:
         """This host's examples of step `start`, `start + 1` and so on, endlessly.
 
         Raises:
-            MixtureError: a row cannot be shown; the message names file and line.
+            BadRow: a row cannot be shown or is too long.
         """
         own = self._data.batch_size // self._hosts
         rows = order(self.mixture, self._seed)[start * self._data.batch_size + self._host :: self._hosts]
@@ -165,16 +173,18 @@ class Pipeline:
             yield list(islice(examples, own))
 
 
-def _load(mixture: Mixture, processor: Processor, wording: Template, place: Place, with_answer: bool) -> Example:
+def _load(
+    mixture: Mixture, processor: Processor, wording: Template, ladders: Ladders, place: Place, with_answer: bool
+) -> Example:
     file = mixture.parts[place.part].file
     where = file.where(place.index)
     try:
         row = file[place.index]
-        return example(row, processor, wording, where=where, occurrence=place.occurrence, with_answer=with_answer)
-    except RowError as error:
-        raise MixtureError(f"{where}: {error.problem}") from error
-    except (LineError, ImageError, PromptError) as error:
-        raise MixtureError(str(error)) from error
+        it = example(row, processor, wording, where=where, occurrence=place.occurrence, with_answer=with_answer)
+        ladders.shape(needs([it], processor.config, 1))
+    except _BAD as error:
+        raise BadRow(where, error.problem if isinstance(error, RowError | LineError) else str(error)) from error
+    return it
 
 
 def usable(
@@ -190,13 +200,11 @@ def usable(
     errors = list(mixture.errors)
     places = [(number, int(index)) for number, part in enumerate(mixture.parts) for index in part.indices]
 
-    def problem(place: tuple[int, int]) -> LineError | None:
-        file = mixture.parts[place[0]].file
+    def problem(place: tuple[int, int]) -> BadRow | None:
         try:
-            it = example(file[place[1]], processor, wording, where=file.where(place[1]), with_answer=with_answer)
-            ladders.shape(needs([it], processor.config, 1))
-        except _BAD as error:
-            return LineError(file.where(place[1]), str(error).removeprefix(f"{file.where(place[1])}: "))
+            _load(mixture, processor, wording, ladders, Place(*place, 0), with_answer)
+        except BadRow as error:
+            return error
         return None
 
     with ThreadPoolExecutor(data.threads) as threads:

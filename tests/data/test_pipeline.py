@@ -30,7 +30,7 @@ def write(folder: Path, name: str, count: int, **keys) -> str:
 
 
 def source(mixed, reader, data: Data, **settings) -> pipeline.Pipeline:
-    return pipeline.Pipeline(mixed, reader, PAPER, data, seed=3, **settings)
+    return pipeline.Pipeline(mixed, reader, PAPER, data, pipeline.ladders(data, reader, 1), seed=3, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,12 @@ def test_a_row_that_fails_in_a_thread_names_its_file_and_line(tmp_path, reader):
     mixed = mixture([Stage("one", [Source(write(tmp_path, "a", 5, image="bad.png"))])], 0, Data(), 0)
     with pytest.raises(MixtureError, match=r"a\.jsonl:\d: .*bad\.png: not a readable image"):
         next(source(mixed, reader, Data(batch_size=2)).batches(0))
+
+
+def test_a_row_that_is_too_long_names_its_line(mixed, reader):
+    data = Data(batch_size=2, prompt_lengths=(16,))
+    with pytest.raises(MixtureError, match=r"\.jsonl:\d+: data\.prompt_lengths: \d+ needed"):
+        next(source(mixed, reader, data).batches(0))
 
 
 def test_rows_that_cannot_be_shown_are_left_out_when_asked(tmp_path, reader):
