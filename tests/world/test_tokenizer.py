@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from currreft_jax.config import Kind
+from currreft_jax.data.examples import example
 from currreft_jax.data.processor import load
+from currreft_jax.data.prompts import template
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.world import base, tokenizer
 from currreft_jax.world.lessons import BROKEN, caption, lessons, reasoned
@@ -125,3 +127,16 @@ def test_the_processor_reads_a_prompt_in_a_few_tokens(folder):
             assert len(prompt.tokens) == 17 + len(ids(user_text(row)))
             assert prompt.pictures[0].resized == prompt.pictures[0].original
     assert Kind.CHAT not in KINDS
+
+
+def test_the_template_asks_as_the_base_was_taught(folder, tmp_path):
+    processor, known = load(folder), domains(SETTINGS)
+    for index in range(12):
+        shown = scene(0, index, known["any"], SETTINGS)
+        render(shown).save(tmp_path / f"{index}.png")
+        for kind in KINDS:
+            for task in TASKS:
+                row = ask(shown, task, kind, image=str(tmp_path / f"{index}.png"), split="", settings=SETTINGS).row
+                prompt = example(row, processor, template("world"), where=row.id).prompt
+                text = TOKENIZER.decode(prompt.tokens.tolist(), skip_special_tokens=False)
+                assert text.partition("<|vision_end|>")[2].partition("<|im_end|>")[0] == user_text(row)
