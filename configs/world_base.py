@@ -18,13 +18,13 @@ def get_config(seed: str | None = None) -> Config:
     config.model.path = f"{world}/model"
     config.model.init = Init.RANDOM
     config.stages = [
-        Stage("captions", [Source(f"{world}/captions.jsonl")], steps=800),
+        Stage("captions", [Source(f"{world}/captions.jsonl")], steps=1200),
         Stage("questions", [Source(f"{world}/base.jsonl")], steps=3000),
     ]
     config.data.batch_size = 32
     config.microbatches = 2
     config.data.prompt_lengths = (24, 32, 48, 80)
-    config.data.completion_lengths = (12, 16, 24, 48, 80)
+    config.data.completion_lengths = (12, 16, 28, 48, 80)
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.98
     config.optimizer.schedule = Schedule.COSINE

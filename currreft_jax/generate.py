@@ -4,7 +4,8 @@
   python -m currreft_jax.generate --image=street.jpg --prompt='Where is the red car?' --boxes=found.png
   python -m currreft_jax.generate --model=Qwen/Qwen2.5-VL-3B-Instruct --image=street.jpg --samples=4 --temperature=1
 
-Without --model, the small model that comes with the package answers; it knows only drawn scenes of coloured shapes.
+Without --model, the small model that comes with the package answers; it knows only drawn scenes of coloured shapes
+(docs/world.md), and without --prompt says what is where.
 Without --temperature, one sample is the likeliest text, and several are drawn at temperature 1.
 
 With --boxes, the boxes that the last sample names are drawn on the first image, in the image's own size. They are read
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,12 @@ from PIL import Image
 
 from currreft_jax.config import Sampling, validate_sampling
 from currreft_jax.structs import Boxes, Completion, Frame, Reason, Rollout
+from currreft_jax.world import base
+from currreft_jax.world.lessons import PLACE_ALL
+from currreft_jax.world.scenes import domains, render, scene
+from currreft_jax.world.settings import Settings
 
-BASE = "world/base"
-DEMO_IMAGE = "world/demo.png"
-DEMO_PROMPT = "Describe the image."
+DEMO_SCENE = 3
 
 
 class GenerateError(ValueError):
@@ -57,11 +59,14 @@ def generate(options: argparse.Namespace) -> None:
     """
     settings = _settings(options)
     images = [demo_image()] if options.demo and not options.image else options.image
+    question = options.prompt or ("" if options.model else PLACE_ALL)
+    if not question or not (options.prompt or images):
+        raise GenerateError("nothing to answer: give --prompt, or --demo")
     if options.boxes and not images:
         raise GenerateError("--boxes draws on an image: give one with --image")
     if options.boxes and options.boxes.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise GenerateError(f"--boxes={options.boxes}: name a .png, .jpg or .webp file")
-    folder = options.model or base_model()
+    folder = options.model or base.folder()
 
     from currreft_jax.data.images import open_image
     from currreft_jax.data.processor import load as load_processor
@@ -69,7 +74,7 @@ def generate(options: argparse.Namespace) -> None:
     from currreft_jax.rollout import stream
 
     processor = load_processor(folder, max_pixels=options.max_pixels)
-    content = [*[{"type": "image"}] * len(images), {"type": "text", "text": options.prompt or DEMO_PROMPT}]
+    content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
     prompt = processor.prompt([{"role": "user", "content": content}], images, name="the prompt")
     model, parameters = load_model(folder)
     rollouts = stream(model, parameters, processor, [prompt], settings, seed=options.seed)
@@ -79,31 +84,9 @@ def generate(options: argparse.Namespace) -> None:
         draw(open_image(images[0]), boxes, options.boxes)
 
 
-def base_model() -> Path:
-    """The folder of the model that comes with the package.
-
-    Raises:
-        GenerateError: this installation has none.
-    """
-    with as_file(files("currreft_jax") / BASE) as folder:
-        if not (folder / "config.json").exists():
-            raise GenerateError(
-                f"{folder} holds no model: this installation comes without one. Give --model a hub id, such as"
-                " Qwen/Qwen2.5-VL-3B-Instruct, or the folder of a checkpoint"
-            )
-        return folder
-
-
-def demo_image() -> Path:
-    """The image that --demo asks about.
-
-    Raises:
-        GenerateError: this installation has none.
-    """
-    with as_file(files("currreft_jax") / DEMO_IMAGE) as path:
-        if not path.exists():
-            raise GenerateError(f"{path} is missing: this installation comes without it. Give an image with --image")
-        return path
+def demo_image() -> Image.Image:
+    """The scene that --demo asks about."""
+    return render(scene(0, DEMO_SCENE, domains(Settings())["in"], Settings()))
 
 
 def show(rollouts: Iterable[Rollout], decode: Callable[[np.ndarray], str], limit: int) -> list[str]:
@@ -168,8 +151,6 @@ def draw(image: Image.Image, boxes: np.ndarray, path: Path) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Sampling:
-    if not options.demo and not options.prompt:
-        raise GenerateError("nothing to answer: give --prompt, or --demo")
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if options.samples == 1 and not options.top_k and options.top_p == 1 else 1.0
@@ -195,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", metavar="SOURCE", help="hub id or folder (default: the model that comes with the package)")
     add("--image", metavar="FILE", action="append", default=[], help="may be given several times, before the question")
-    add("--prompt", metavar="TEXT", help="the question")
-    add("--demo", action="store_true", help=f"ask the package's own image to be described: {DEMO_PROMPT!r}")
+    add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {PLACE_ALL!r})")
+    add("--demo", action="store_true", help="ask about a drawn scene of coloured shapes")
     add("--samples", metavar="N", type=int, default=1, help="answers (default 1)")
     add("--boxes", metavar="OUT", type=Path, help="draw the boxes that the last answer names on the first image")
     add("--temperature", metavar="X", type=float, help="0 takes the likeliest text (default: 0 for one sample, else 1)")

@@ -78,6 +78,7 @@ def test_an_image_is_asked_about_and_drawn_on(checkpoint, tmp_path, capsys, monk
     ("arguments", "message"),
     [
         ([], "nothing to answer: give --prompt, or --demo"),
+        (["--model=x", "--image=a.png"], "nothing to answer: give --prompt, or --demo"),
         (["--prompt=x", "--boxes=out.png"], "--boxes draws on an image: give one with --image"),
         (["--prompt=x", "--image=a.png", "--boxes=out.gif"], "name a .png, .jpg or .webp file"),
         (["--prompt=x", "--model=/nowhere"], "/nowhere is neither a folder nor the id of a model"),
@@ -96,7 +97,16 @@ def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
     assert f"{tmp_path / 'no.png'}: not a readable image" in capsys.readouterr().err
 
 
-def test_a_missing_base_is_an_error_with_the_remedy(monkeypatch, capsys):
-    monkeypatch.setattr(program, "BASE", "world/nowhere")
+def test_the_demo_needs_no_other_argument(tmp_path, capsys):
+    assert program.main(["--demo", f"--boxes={tmp_path / 'out.png'}"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("[") and "wrote" in said.err
+    program.demo_image().save(tmp_path / "scene.png")
+    assert program.main([f"--image={tmp_path / 'scene.png'}"]) == 0
+    assert capsys.readouterr().out == said.out
+
+
+def test_a_missing_base_is_an_error_with_the_remedy(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(program.base, "_FOLDER", tmp_path)
     assert program.main(["--prompt=x"]) == 1
-    assert "holds no model" in (error := capsys.readouterr().err) and "Give --model" in error
+    assert "holds no checkpoint: `make base`" in (error := capsys.readouterr().err) and "give --model" in error

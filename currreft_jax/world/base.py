@@ -23,5 +23,7 @@ def folder() -> Path:
         FileNotFoundError: this installation has none.
     """
     if not (_FOLDER / "config.json").exists():
-        raise FileNotFoundError(f"{_FOLDER} holds no checkpoint: `make base`, run in the repository, trains one")
+        raise FileNotFoundError(
+            f"{_FOLDER} holds no checkpoint: `make base`, run in the repository, trains one; or give --model"
+        )
     return _FOLDER

@@ -164,7 +164,8 @@ def _detection(occasion: _Occasion, kind: Kind) -> _Asked:
         return _Asked(f"{problem} is it {{box:0}}?", _yes_or_no(verdict), thought, boxes=(shown,))
     boxes, letter = _offered(occasion, target.box, _wrong_boxes(occasion, target, OPTIONS - 1))
     options = tuple(f"{{box:{index}}}" for index in range(OPTIONS))
-    return _Asked(problem, letter, where, options, boxes=boxes)
+    thought = ", ".join((where, *(f"{name} {place(box)}" for name, box in zip(ascii_uppercase, boxes, strict=False))))
+    return _Asked(problem, letter, thought, options, boxes=boxes)
 
 
 def _wrong_boxes(occasion: _Occasion, target: Thing, wanted: int) -> list[Box]:
@@ -241,43 +242,46 @@ def _pool(domain: Domain, subject: str) -> list[str]:
 
 def _classify(occasion: _Occasion, kind: Kind) -> _Asked:
     subject = weighted(occasion.subject, occasion.settings.subjects)
-    things = occasion.scene.things
+    where, things = _looked_at(occasion)
     labels = list(dict.fromkeys(_names(things, subject)))
     if kind is Kind.OPEN:
         thought = " ".join(_names(things, "shapes" if subject == "objects" else subject))
-        return _Asked(f"which {subject} are there?", ", ".join(labels), thought)
+        return _Asked(f"which {subject} are {where or 'there'}?", ", ".join(labels), thought)
     absent = [name for name in _pool(occasion.scene.domain, subject) if name not in labels]
     # Where a scene has all shapes or colours there are, nothing absent is left to ask for but whole objects.
     if not absent:
         subject = "objects"
         labels = list(dict.fromkeys(_names(things, subject)))
         absent = [name for name in _pool(occasion.scene.domain, subject) if name not in labels]
-    make = _judge_label if kind is Kind.JUDGE else _choose_labels
-    return make(occasion, subject, labels, absent)
+    if kind is Kind.JUDGE:
+        verdict = _judged(occasion)
+        name = pick(occasion.details, labels) if verdict else _absent(occasion, subject, absent, 1)[0]
+        found = [thing for thing, its in zip(things, _names(things, subject), strict=True) if its == name]
+        thought = " ".join(_names(found, "colours" if subject == "shapes" else "shapes")) or "none"
+        return _Asked(f"is there any {name}{where and ' '}{where}?", _yes_or_no(verdict), thought)
+    return _choose_labels(occasion, f"which {subject} are {where or 'there'}?", subject, labels, absent)
 
 
-def _judge_label(occasion: _Occasion, subject: str, labels: list[str], absent: list[str]) -> _Asked:
-    verdict = _judged(occasion)
-    name = pick(occasion.details, labels) if verdict else _absent(occasion, subject, absent, 1)[0]
+def _looked_at(occasion: _Occasion) -> tuple[str, Sequence[Thing]]:
+    """A row or column that holds something, and what it holds; or nothing said, and the whole scene."""
     things = occasion.scene.things
-    if subject == "objects":
-        _, shape = name.split()
-        thought = " ".join(thing.colour for thing in things if thing.shape == shape) or "none"
-    else:
-        thought = " ".join(_names(things, subject))
-    return _Asked(f"is there any {name}?", _yes_or_no(verdict), thought)
+    if occasion.subject.random() >= occasion.settings.lines:
+        return "", things
+    side = pick(occasion.subject, list(dict.fromkeys(word for thing in things for word in place(thing.box).split())))
+    line = "row" if side in ROWS else "column"
+    return f"in the {side} {line}", [thing for thing in things if side in place(thing.box).split()]
 
 
-def _choose_labels(occasion: _Occasion, subject: str, labels: list[str], absent: list[str]) -> _Asked:
+def _choose_labels(occasion: _Occasion, problem: str, subject: str, labels: list[str], absent: list[str]) -> _Asked:
     rng = occasion.details
     possible = [k for k in range(1, OPTIONS) if k <= len(labels) and OPTIONS - k <= len(absent)]
     right = shuffled(rng, labels)[: pick(rng, possible)]
     wrong = _absent(occasion, subject, absent, OPTIONS - len(right))
     options, _ = _offered(occasion, right[0], shuffled(rng, [*right[1:], *wrong]))
-    letters = [letter for letter, option in zip(ascii_uppercase, options, strict=False) if option in right]
-    names = [name for name in labels if name in right]
-    thought = ", ".join(names) if subject == "objects" else " ".join(_names(occasion.scene.things, subject))
-    return _Asked(f"which {subject} are there?", ", ".join(letters), thought, options, multiple=True)
+    verdicts = {letter: option in right for letter, option in zip(ascii_uppercase, options, strict=False)}
+    letters = [letter for letter, verdict in verdicts.items() if verdict]
+    thought = ", ".join(f"{letter} {_yes_or_no(verdict)}" for letter, verdict in verdicts.items())
+    return _Asked(problem, ", ".join(letters), thought, options, multiple=True)
 
 
 def _absent(occasion: _Occasion, subject: str, absent: list[str], wanted: int) -> list[str]:

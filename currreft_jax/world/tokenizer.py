@@ -34,6 +34,7 @@ OTHER_WORDS = (
     *("where", "is", "the", "it", "box", "which", "shapes", "colours", "objects", "are", "there", "any", "how", "many"),
     *("plus", "none", "yes", "no", "what", "or", "one", "all", "letter", "letters", "give", "a", "an", "and", "name"),
     *("names", "number", "of", "in", "not", "You", "helpful", "assistant", "system", "user"),
+    *("row", "column"),
 )
 SIGNS = (*",.?:;()[]{}\"'+-=/<>",)
 DIGITS = (*"0123456789",)
