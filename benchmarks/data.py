@@ -37,6 +37,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.images or draw(Path(scratch)))
         files = sorted(str(path.resolve()) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise SystemExit(f"{folder} holds no {', '.join(sorted(SUFFIXES))}")
         rows = Path(scratch) / "rows.jsonl"
         line = {"task": "math", "kind": "open", "problem": "How many cars are there?", "solution": "3"}
         rows.write_text("".join(json.dumps({"id": name, "image": name, **line}) + "\n" for name in files))

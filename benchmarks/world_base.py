@@ -1,6 +1,6 @@
 """How well does a model answer the world's questions? Accuracy and format of every kind, task and domain.
 
-  python -m benchmarks.world_base --world runs/world --model runs/world_base/questions/model --out table.json
+  python -m benchmarks.world_base --world runs/world-0 --model runs/world_base-0/questions/model --out table.json
 
 Greedy and at temperature 1, one answer a row. The bounds of a base from which a curriculum can be learnt: judge at
 least .65 and choice at least .40 in every task in domain, open between .15 and .80 greedy, and .60 to .90 of the
@@ -99,7 +99,7 @@ def line(cell: dict) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", default="runs/world", help="folder of `dataset build world` (default %(default)s)")
+    parser.add_argument("--world", default="runs/world-0", help="folder of `dataset build world` (default %(default)s)")
     parser.add_argument("--model", default="currreft_jax/world/base", help="(default %(default)s)")
     parser.add_argument("--rows", type=int, default=1000, help="of a cell in domain (default %(default)s)")
     parser.add_argument("--axis-rows", type=int, default=200, help="of a cell out of domain; 0 leaves them out")

@@ -199,7 +199,7 @@ class Checkpoints:
     def restore(self, abstract: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
         """The newest step that is whole.
 
-        A damaged one is named, left out and set aside, and the one before it is taken.
+        A damaged one is named, and the one before it is taken; only then are the damaged ones set aside.
 
         Args:
             abstract: name -> tree of `jax.ShapeDtypeStruct` with the layout to read into.
@@ -210,16 +210,18 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: there are checkpoints, and all are damaged.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        problems = []
-        for step in steps:
+        damaged: list[int] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, *self._read(step, abstract)
+                found = step, *self._read(step, abstract)
             except DamagedCheckpoint as error:
-                problems.append(str(error))
-                print(f"checkpoint: {error}; it is set aside", file=sys.stderr)
-                self._set_aside(step)
-        if problems:
+                damaged.append(step)
+                print(f"checkpoint: {error}; it is left out", file=sys.stderr)
+                continue
+            for other in damaged:
+                self._set_aside(other)
+            return found
+        if damaged:
             raise DamagedCheckpoint(
                 f"no checkpoint in {self.folder} is whole: start anew in another workdir, or remove the folder"
             )

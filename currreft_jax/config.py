@@ -517,16 +517,16 @@ def validate(config: Config) -> None:
         ValueError: naming the setting and the values it takes.
     """
     data, optimizer, logging = config.data, config.optimizer, config.logging
-    low, high = data.keep_pass_rates
     _refuse(
         "config",
         [
+            (config.seed >= 0, "seed", config.seed, "0 or more"),
             (bool(config.stages), "stages", config.stages, "at least one stage"),
             (config.microbatches >= 1, "microbatches", config.microbatches, "1 or more"),
             (config.model.dtype in ("bfloat16", "float32"), "model.dtype", config.model.dtype, "bfloat16 or float32"),
             (data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more"),
             (
-                data.batch_size % config.microbatches == 0,
+                data.batch_size % max(1, config.microbatches) == 0,
                 "microbatches",
                 config.microbatches,
                 f"a divisor of data.batch_size ({data.batch_size})",
@@ -535,7 +535,7 @@ def validate(config: Config) -> None:
             (_rising(data.completion_lengths), "data.completion_lengths", data.completion_lengths, "rising lengths"),
             (not data.slots or _rising(data.slots), "data.slots", data.slots, "rising numbers of slots"),
             (data.max_bad_rows >= 0, "data.max_bad_rows", data.max_bad_rows, "0 or more"),
-            (0 <= low < high <= 1, "data.keep_pass_rates", data.keep_pass_rates, "two rising shares"),
+            (_range(data.keep_pass_rates), "data.keep_pass_rates", data.keep_pass_rates, "two rising shares"),
             (data.threads >= 1, "data.threads", data.threads, "1 or more"),
             (data.prefetch >= 1, "data.prefetch", data.prefetch, "1 or more"),
             (optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number"),
@@ -552,6 +552,8 @@ def validate(config: Config) -> None:
             f"config.stages[{number}]",
             [
                 (bool(stage.sources), "sources", stage.sources, "at least one source"),
+                (_members(stage.kinds, Kind), "kinds", stage.kinds, "members of Kind, in the config's file"),
+                (_members(stage.tasks, Task), "tasks", stage.tasks, "members of Task, in the config's file"),
                 (stage.steps >= 1, "steps", stage.steps, "1 or more"),
                 (names.count(stage.name) == 1, "name", stage.name, "a name of its own"),
                 (0 <= stage.replay < 1, "replay", stage.replay, "a share in [0, 1)"),
@@ -567,6 +569,14 @@ def validate(config: Config) -> None:
                     (source.weight > 0, "weight", source.weight, "a positive number"),
                 ],
             )
+
+
+def _members(values: tuple[object, ...], of: type[Enum]) -> bool:
+    return all(isinstance(value, of) for value in values)
+
+
+def _range(values: tuple[float, ...]) -> bool:
+    return len(values) == 2 and 0 <= values[0] < values[1] <= 1
 
 
 def _rising(values: tuple[int, ...]) -> bool:

@@ -29,6 +29,7 @@ class Metrics:
 
         Raises:
             ModuleNotFoundError: TensorBoard is wanted but tensorboardX is not installed.
+            ValueError: a line of `metrics.jsonl` is damaged.
         """
         self._bar = tqdm(initial=step, total=steps, unit="step", disable=not writes, file=sys.stderr, mininterval=1)
         self._file = self._events = None
@@ -36,7 +37,9 @@ class Metrics:
             return
         path = folder / "metrics.jsonl"
         kept = _up_to(path, step)
-        path.write_text("".join(kept), "utf-8")
+        whole = path.with_name(f"{path.name}.partial")
+        whole.write_text("".join(kept), "utf-8")
+        whole.replace(path)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             try:
@@ -45,7 +48,7 @@ class Metrics:
                 raise ModuleNotFoundError(
                     "logging.tensorboard needs tensorboardX: pip install 'currreft_jax[tensorboard]'"
                 ) from error
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> Metrics:
         return self
@@ -82,9 +85,13 @@ def _up_to(path: Path, step: int) -> list[str]:
     if not path.exists():
         return []
     kept = []
-    for line in path.read_text("utf-8").splitlines(keepends=True):
+    for number, line in enumerate(path.read_text("utf-8").splitlines(keepends=True), 1):
         if not line.endswith("\n"):  # of a run that was killed while it wrote
             break
-        if json.loads(line)["step"] <= step:
+        try:
+            earlier = json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: no line of metrics ({error}); mend or remove it") from error
+        if earlier:
             kept.append(line)
     return kept

@@ -11,11 +11,13 @@ finished stage is skipped. SIGTERM saves and exits.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,13 +30,12 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from currreft_jax.checkpoint import Checkpoints, DamagedCheckpoint
+from currreft_jax.checkpoint import Checkpoints
 from currreft_jax.config import Config, Init, validate
 from currreft_jax.data import pipeline, processor
 from currreft_jax.data.examples import Example
-from currreft_jax.data.images import ImageError
-from currreft_jax.data.mixture import Mixture, MixtureError, mixture
-from currreft_jax.data.packing import BudgetError, padding_waste
+from currreft_jax.data.mixture import Mixture, mixture
+from currreft_jax.data.packing import padding_waste
 from currreft_jax.data.prompts import template
 from currreft_jax.losses import loss_counts, loss_weights
 from currreft_jax.metrics import Metrics
@@ -51,7 +52,13 @@ from currreft_jax.step import (
 )
 from currreft_jax.structs import Array, GroupBatch
 
-CHECKPOINTS, EXPORT = "checkpoints", "model"
+CHECKPOINTS, CONFIG, EXPORT = "checkpoints", "config.json", "model"
+# Settings that may change while a run is interrupted: where and how it is computed and told, and the room for rows.
+_FREE = (
+    *("name", "logging.", "mesh.", "microbatches", "model.remat"),
+    *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
+    "data.slots",
+)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/NAME where not given")
 
@@ -109,9 +116,10 @@ def run(config: Config, workdir: Path) -> Path | None:
     """
     validate(config)
     before = None
-    with Interrupt() as interrupt:
+    with only_run(workdir), Interrupt() as interrupt:
         for number, stage in enumerate(config.stages):
             where = workdir / stage.name if len(config.stages) > 1 else workdir
+            refuse_other_settings(config, number, where)
             if (where / EXPORT).exists():
                 _say(f"stage {stage.name} is finished: {where / EXPORT}")
             elif not train_stage(config, number, before, where, interrupt):
@@ -147,10 +155,11 @@ def train_stage(config: Config, number: int, before: Path | None, where: Path, i
 
     rows, ladders = read_rows(config, number, reader, model)
     place = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
-    write_config(config, where)
-    with Checkpoints(where / CHECKPOINTS, written.keep_last) as checkpoints:
-        state = start_state(config, model, optimizer, before, checkpoints, place)
+    steps_before = sum(it.steps for it in config.stages[:number])  # what hosts agree on when they are stopped rises
+    with closing(rows), Checkpoints(where / CHECKPOINTS, written.keep_last) as checkpoints:
+        state = start_state(config, number, model, optimizer, before, checkpoints, place)
         start = int(state.step)
+        write_config(config, where)
         writes = jax.process_index() == 0
         with Metrics(where, step=start, steps=stage.steps, tensorboard=written.tensorboard, writes=writes) as metrics:
             pending: list[dict[str, Any]] = []
@@ -164,7 +173,7 @@ def train_stage(config: Config, number: int, before: Path | None, where: Path, i
                 state, norm = move(state, total)
                 pending.append({"loss": loss, "grad_norm": norm, **batch.about})
                 metrics.advance()
-                stop = interrupt.asked or checkpoints.preempted(step)
+                stop = interrupt.asked or checkpoints.preempted(steps_before + step)
                 saves = stop or step == stage.steps or step % written.save_every == 0
                 if saves or step % written.log_every == 0:
                     values = means(jax.device_get(pending), step)
@@ -192,10 +201,16 @@ def read_rows(
             f"data.batch_size ({config.data.batch_size}) does not divide into {config.microbatches} microbatches of"
             f" {data_shards(model.mesh)} data shards (mesh.data x mesh.fsdp): change one of them"
         )
+    if data_shards(model.mesh) % jax.process_count():
+        raise ValueError(
+            f"{data_shards(model.mesh)} data shards (mesh.data x mesh.fsdp) do not divide into {jax.process_count()}"
+            " hosts: a tensor axis must stay within a host"
+        )
     ladders = pipeline.ladders(config.data, reader, prompts)
     rows = mixture(config.stages, number, config.data, config.seed)
     wording = template(config.data.template)
     rows = pipeline.usable(rows, reader, wording, config.data, ladders, with_answer=True)
+    _refuse_other_rows(rows.fingerprint())
     _say(f"stage {config.stages[number].name}: {rows.size} rows of {len(rows.parts)} files")
     for reason, count in rows.left_out.items():
         _say(f"  {count} rows left out: {reason}")
@@ -249,6 +264,7 @@ def padding(examples: Sequence[Example], groups: Sequence[GroupBatch]) -> dict[s
 
 def start_state(
     config: Config,
+    number: int,
     model: Model,
     optimizer: Any,
     before: Path | None,
@@ -271,17 +287,19 @@ def start_state(
             )
         _say(f"going on from step {step}")
         return TrainState(jax.device_put(jnp.int32(step), abstract.step.sharding), items["params"], items["optimizer"])
-    return init_state(model, optimizer, start_params(config, model, before))
+    return init_state(model, optimizer, start_params(config, number, model, before))
 
 
-def start_params(config: Config, model: Model, before: Path | None) -> Parameters:
-    """The parameters that a stage starts with, fp32."""
+def start_params(config: Config, number: int, model: Model, before: Path | None) -> Parameters:
+    """The parameters that a stage starts with, fp32: the last ones of the stage before it, if there is one."""
     if before:
+        last = config.stages[number - 1].steps
         with Checkpoints(before / CHECKPOINTS, 1) as checkpoints:
             found = checkpoints.restore({"params": model.abstract(jnp.float32)})
-        if not found:
+        if not found or found[0] != last:
             raise ValueError(
-                f"{before} holds no checkpoint to go on from: remove its {EXPORT} folder and train it again"
+                f"{before / CHECKPOINTS} does not hold step {last}, which stage {config.stages[number].name} goes on"
+                f" from: remove {before / EXPORT}, and the same command trains the rest of that stage again"
             )
         return found[1]["params"]
     if config.model.init is Init.RANDOM:
@@ -307,9 +325,49 @@ def means(steps: Sequence[dict[str, Any]], last: int) -> dict[str, float]:
 def write_config(config: Config, where: Path) -> None:
     """Writes the settings beside what they lead to."""
     if jax.process_index() == 0:
-        text = json.dumps(dataclasses.asdict(config), indent=2, default=lambda member: member.value)
         where.mkdir(parents=True, exist_ok=True)
-        (where / "config.json").write_text(text + "\n", "utf-8")
+        (where / CONFIG).write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
+
+
+def refuse_other_settings(config: Config, number: int, where: Path) -> None:
+    """Refuses to go on where a stage was trained with settings that lead elsewhere.
+
+    Raises:
+        ValueError: naming the settings that differ.
+    """
+    path = where / CONFIG
+    if not path.exists():
+        return
+    there, now = json.loads(path.read_text("utf-8")), _plain(config)
+    for settings in (there, now):
+        settings["stages"] = settings["stages"][: number + 1]
+    there, now = _flat(there), _flat(now)
+    differing = [
+        f"{name} was {there.get(name)}, and is {now.get(name)}"
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name) and not name.startswith(_FREE)
+    ]
+    if differing:
+        raise ValueError(f"{path}: {'; '.join(differing)}: put it back as it was, or take another workdir")
+
+
+@contextmanager
+def only_run(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of the workdir.
+
+    Raises:
+        ValueError: one is there.
+    """
+    if jax.process_index():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is writing {workdir}: wait for it, or take another workdir") from None
+        yield
 
 
 def main(argv: Sequence[str]) -> None:
@@ -322,7 +380,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells at length what it does
     try:
         done = run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
-    except (ValueError, OSError, MixtureError, ImageError, BudgetError, DamagedCheckpoint, NonFiniteError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, NonFiniteError) as error:  # what the package refuses with
         sys.exit(f"train: {error}")
     if done:
         _say(f"done: {done}")
@@ -343,6 +401,29 @@ def _agreed(
     own = np.array([dataclasses.astuple(part) for part in needs])
     needed, *added = multihost_utils.process_allgather((own, counts, tokens))
     return [pipeline.Needs(*map(int, row)) for row in needed.max(axis=0)], *(it.sum(axis=0) for it in added)
+
+
+def _refuse_other_rows(fingerprint: str) -> None:
+    """Raises on every host if one has other rows."""
+    own = np.frombuffer(bytes.fromhex(fingerprint), np.uint8)
+    if jax.process_count() > 1 and np.ptp(multihost_utils.process_allgather(own), axis=0).any():
+        raise ValueError("the hosts have different rows: give all of them the same files, and see what each left out")
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As JSON has it."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda member: member.value))
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """`{"a": [{"b": 1}]}` -> `{"a[0].b": 1}`."""
+    if isinstance(value, dict):
+        parts = {f"{name}.{key}" if name else key: inner for key, inner in value.items()}
+    elif isinstance(value, list):
+        parts = {f"{name}[{index}]": inner for index, inner in enumerate(value)}
+    else:
+        return {name: value}
+    return {path: leaf for key, inner in parts.items() for path, leaf in _flat(inner, key).items()}
 
 
 def _items(state: TrainState) -> dict[str, Any]:

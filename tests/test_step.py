@@ -72,7 +72,7 @@ def test_what_is_frozen_neither_moves_nor_has_moments_nor_counts():
             np.testing.assert_allclose(moved, -0.1, rtol=1e-3)
 
 
-def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice():
+def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkpoint):
     model = tiny.model_of(mesh=make_mesh(data=2, fsdp=4))
     settings = Optimizer(learning_rate=1e-3)
     optimizer = make_optimizer(settings, 10)
@@ -87,12 +87,18 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice():
         if path_of(path).endswith("mu/layers/mlp/up_proj/kernel")
     ]
     assert len(kernels) == 1 and "fsdp" in str(kernels[0].sharding.spec)
-    _, move = step_functions(model, optimizer, settings)
-    gradient = jax.tree.map(jnp.ones_like, state.params)
+    add, move = step_functions(model, optimizer, settings)
+    prompts = [processor.load(checkpoint).prompt(tiny.user("?")) for _ in range(8)]
+    tokens, mask = np.zeros((8, 1, 3), np.int32), np.ones((8, 1, 3), bool)
+    weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
+    batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens, mask), weights), model.mesh)
     old = state
     for _ in range(3):
+        gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), wanted.params)
+        for _ in range(2):
+            gradient, _ = add(state.params, gradient, *batch)
         state, _ = move(state, gradient)
-    assert move._cache_size() == 1
+    assert move._cache_size() == add._cache_size() == 1
     assert int(state.step) == 3
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
 

@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -30,7 +29,10 @@ from currreft_jax.config import (
     validate,
 )
 from currreft_jax.metrics import Metrics, read_metrics
+from currreft_jax.models import hf
+from currreft_jax.sharding import make_mesh
 from tests import tiny
+from tests.test_checkpoints import flip_a_bit
 
 CONFIGS = {"sft": sft, "world_base": world_base}
 
@@ -84,7 +86,13 @@ def whole(checkpoint, rows, tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_settings_metrics_checkpoints_and_a_model(whole, checkpoint):
-    assert sorted(path.name for path in whole.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "model"]
+    assert sorted(path.name for path in whole.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "model",
+    ]
     assert json.loads((whole / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
     lines = told(whole)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -137,23 +145,53 @@ def test_a_finished_run_is_left_alone(whole, checkpoint, rows, capsys):
 
 
 def test_other_rows_are_no_continuation(checkpoint, rows, tmp_path, monkeypatch):
-    config = config_of(checkpoint, rows, steps=2)
     monkeypatch.setattr(train.hf, "export", lambda *_: None)  # as if it had been stopped before the end
-    train.run(config, tmp_path)
-    config.stages[0].sources[0].sample = "first:16"
+    own = tmp_path / "rows.jsonl"
+    own.write_text("".join(line for line in rows.read_text().splitlines(keepends=True) if "image" not in line))
+    train.run(config_of(checkpoint, own, steps=1), tmp_path / "run")
+    own.write_text(own.read_text().replace('"r2"', '"another"'))
     with pytest.raises(ValueError, match="another fingerprint of the data"):
+        train.run(config_of(checkpoint, own, steps=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_no_continuation(checkpoint, rows, whole, tmp_path, finished):
+    (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
+    if finished:
+        (tmp_path / "model").mkdir()
+    config = config_of(checkpoint, rows, steps=7, optimizer=Optimizer(learning_rate=0.1))
+    config.logging.log_every = 9  # changes nothing of what is learnt
+    wanted = r"learning_rate was 0\.001, and is 0\.1; stages\[0\]\.steps was 6, and is 7: put it back"
+    with pytest.raises(ValueError, match=wanted):
         train.run(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
+
+
+def test_a_second_run_is_kept_out(checkpoint, rows, tmp_path):
+    with train.only_run(tmp_path), pytest.raises(ValueError, match="another run is writing"):
+        train.run(config_of(checkpoint, rows), tmp_path)
 
 
 def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows)
+    config.model.dtype = "bfloat16"  # the export is rounded, what the next stage starts from is not
     one = config.stages[0]
     config.stages = [replace(one, steps=2), replace(one, name="two", steps=1, replay=0.5)]
     assert train.run(config, tmp_path) == tmp_path / "two" / "model"
-    assert (tmp_path / "one" / "model").exists()
-    first, second = told(tmp_path / "one"), told(tmp_path / "two")
-    assert [line["stage"] for line in (*first, *second)] == ["one", "one", "two"]
-    assert second[0]["loss"] < first[0]["loss"]
+    assert [line["stage"] for name in ("one", "two") for line in told(tmp_path / name)] == ["one", "one", "two"]
+
+    model = tiny.model_of(mesh=make_mesh(data=4, fsdp=2))
+    masters = train.start_params(config, 1, model, tmp_path / "one")
+    exported = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    rounded = 0
+    for name, tensor in hf.tensors(masters):
+        np.testing.assert_array_equal(np.asarray(tensor).astype(exported[name].dtype), exported[name], err_msg=name)
+        rounded += int((np.asarray(tensor) != exported[name].astype(np.float32)).sum())
+    assert rounded > 1000
+
+    flip_a_bit(tmp_path / "one" / "checkpoints" / "2")
+    with pytest.raises(ValueError, match=r"does not hold step 2, which stage two goes on from: remove .*one/model"):
+        train.start_params(config, 1, model, tmp_path / "one")
 
 
 def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, rows, tmp_path):
@@ -232,6 +270,10 @@ def test_a_machine_with_an_accelerator_gets_the_papers(monkeypatch):
         (lambda c: setattr(c.data, "prompt_lengths", (64, 32)), r"data\.prompt_lengths .* it takes rising lengths"),
         (lambda c: setattr(c.model, "dtype", "float16"), r"model\.dtype is float16; it takes bfloat16 or float32"),
         (lambda c: setattr(c.optimizer, "warmup", 1.0), r"optimizer\.warmup is 1\.0; it takes a share"),
+        (lambda c: setattr(c, "microbatches", 0), r"microbatches is 0; it takes 1 or more"),
+        (lambda c: setattr(c, "seed", -1), r"config\.seed is -1; it takes 0 or more"),
+        (lambda c: setattr(c.stages[0], "kinds", ("open",)), r"kinds is \('open',\); it takes members of Kind"),
+        (lambda c: setattr(c.data, "keep_pass_rates", (0.5,)), r"keep_pass_rates is \(0\.5,\); it takes two rising"),
         (lambda c: setattr(c, "microbatches", 5), r"microbatches is 5; it takes a divisor of data\.batch_size"),
     ],
 )
@@ -266,4 +308,9 @@ def test_a_line_that_was_cut_off_and_later_steps_are_dropped(tmp_path):
         metrics.write(3, "one", {"loss": 0.5})
     assert [(it["step"], it["loss"]) for it in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 1), (3, 0.5)]
     assert list((tmp_path / "tensorboard").iterdir())
-    assert jax.process_count() == 1
+
+
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"stp": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: no line of metrics"):
+        Metrics(tmp_path, step=2, steps=4, tensorboard=False, writes=True)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ class Part:
         file: opened.
         indices: int64, of its rows.
         weight: share of the batches, relative to the other parts.
+        ids: of all rows that were taken.
     """
 
     file: RowFile
     indices: np.ndarray
     weight: float
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,13 @@ class Mixture:
         return sum(len(part.indices) for part in self.parts)
 
     def fingerprint(self) -> str:
-        """Of the rows, their weights and their order: what must not change while a run is interrupted."""
+        """Of the rows' ids, places and weights: what must not change while a run is interrupted.
+
+        A row that is mended under its id is the same row.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for part in self.parts:
-            digest.update(hashlib.blake2b(part.file.path.read_bytes()).digest())
+            digest.update("\0".join(part.ids).encode())
             digest.update(part.indices.astype("<i8").tobytes())
             digest.update(repr(part.weight).encode())
         return digest.hexdigest()
@@ -95,16 +101,19 @@ def mixture(stages: Sequence[Stage], number: int, data: Data, seed: int) -> Mixt
     now = [part for source in stage.sources for part in _parts(source, stage, data, rates, seed, left_out, errors)]
     before = [
         part
-        for earlier in stages[:number]
+        for earlier in (stages[:number] if stage.replay else ())
         for source in earlier.sources
         for part in _parts(source, earlier, data, rates, seed, left_out, errors)
-        if stage.replay
     ]
     if errors and (data.on_bad_row is OnBadRow.ERROR or len(errors) > data.max_bad_rows):
         raise MixtureError(_listed(errors, data))
     if not now:
         raise MixtureError(f"stage {stage.name}: no rows are left of {_names(stage)} (left out: {dict(left_out)})")
+    if stage.replay and not before:
+        raise MixtureError(f"stage {stage.name}: replay is {stage.replay}, but the stages before it have no rows left")
     parts = [*_scaled(now, 1 - stage.replay), *(_scaled(before, stage.replay) if before else [])]
+    if rates and not rates.keys() & set(chain.from_iterable(part.ids for part in parts)) and not left_out["pass rate"]:
+        raise MixtureError(f"{data.pass_rates}: names no row of stage {stage.name}; its ids are those of other files")
     return Mixture(tuple(parts), left_out, tuple(errors))
 
 
@@ -184,6 +193,8 @@ def _parts(
     if path.suffix not in (".yaml", ".yml"):
         part = _part(source, stage, data, rates, seed, left_out, errors)
         return [part] if len(part.indices) else []
+    if source.sample != "all":
+        raise MixtureError(f"{path}: sample {source.sample!r}; write how each file is sampled into the YAML")
     files = [replace(source, file=file, sample=strategy) for file, strategy in read_yaml(path)]
     parts = [_part(file, stage, data, rates, seed, left_out, errors) for file in files]
     # The authors concatenate the files of a mixture: every row counts alike.
@@ -201,8 +212,8 @@ def _part(
     errors: list[LineError],
 ) -> Part:
     file = RowFile(source.file, image_root=source.image_root or None, kind=source.kind, task=source.task)
-    kept = []
-    for index in sample(len(file), source.sample, seed, Path(source.file).name):
+    kept, ids = [], []
+    for index in sample(len(file), source.sample, seed, source.file):
         try:
             row = file[int(index)]
         except LineError as error:
@@ -213,7 +224,8 @@ def _part(
             left_out[reason] += 1
         else:
             kept.append(index)
-    return Part(file, np.array(kept, np.int64), source.weight)
+            ids.append(row.id)
+    return Part(file, np.array(kept, np.int64), source.weight, tuple(ids))
 
 
 def _unwanted(row: Row, stage: Stage, data: Data, rates: dict[str, float]) -> str | None:

@@ -1,6 +1,7 @@
 """Sources, sampled, filtered and weighted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,8 @@ def test_files_of_a_yaml_weigh_as_many_rows_as_they_have(tmp_path):
     (tmp_path / "mix.yml").write_text("train_datasets:\n" + listed)
     found = mixture([Stage("one", [Source(str(tmp_path / "mix.yml"))])], 0, Data(), 0)
     assert [part.weight for part in found.parts] == [0.75, 0.25]
+    with pytest.raises(MixtureError, match=r"mix\.yml: sample 'first:1'; write how each file is sampled into the YAML"):
+        mixture([Stage("one", [Source(str(tmp_path / "mix.yml"), sample="first:1")])], 0, Data(), 0)
 
 
 @pytest.mark.parametrize("text", ["a: [", "rows: 3", "train_datasets: [a.jsonl]"])
@@ -106,6 +109,9 @@ def test_rows_that_are_always_right_or_wrong_are_left_out(tmp_path):
     bad = write(tmp_path / "bad.jsonl", [{"id": "open-0"}])
     with pytest.raises(MixtureError, match=r"bad\.jsonl:1: write"):
         mixture([Stage("one", [Source(file)])], 0, Data(pass_rates=bad), 0)
+    other = write(tmp_path / "other.jsonl", [{"id": "elsewhere", "pass_rate": 0.5}])
+    with pytest.raises(MixtureError, match=r"other\.jsonl: names no row of stage one"):
+        mixture([Stage("one", [Source(file)])], 0, Data(pass_rates=other), 0)
 
 
 def test_replay_mixes_in_the_stages_before(tmp_path):
@@ -117,6 +123,11 @@ def test_replay_mixes_in_the_stages_before(tmp_path):
     found = mixture(stages, 1, Data(), 0)
     assert [part.file.path.name for part in found.parts] == ["b.jsonl", "c.jsonl", "a.jsonl"]
     np.testing.assert_allclose([part.weight for part in found.parts], [0.6, 0.2, 0.2])
+    (tmp_path / "a.jsonl").write_text("no json\n")  # nobody looks at it without replay
+    assert len(mixture([stages[0], replace(stages[1], replay=0.0)], 1, Data(), 0).parts) == 2
+    write(tmp_path / "a.jsonl", [row(0, "judge")])
+    with pytest.raises(MixtureError, match=r"replay is 0\.2, but the stages before it have no rows left"):
+        mixture([replace(stages[0], kinds=(Kind.OPEN,)), stages[1]], 1, Data(), 0)
 
 
 def test_bad_rows_stop_the_run_or_are_counted(tmp_path):
@@ -139,5 +150,7 @@ def test_the_fingerprint_follows_rows_and_weights(tmp_path):
 
     first = fingerprint()
     assert first == fingerprint() != fingerprint(sample="first:3")
-    write(tmp_path / "a.jsonl", [row(n, problem="!") for n in range(4)])
+    write(tmp_path / "a.jsonl", [row(n, problem="mended") for n in range(4)])
+    assert fingerprint() == first
+    write(tmp_path / "a.jsonl", [row(n, id=f"other-{n}") for n in range(4)])
     assert fingerprint() != first
