@@ -189,7 +189,7 @@ def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
         rounded += int((np.asarray(tensor) != exported[name].astype(np.float32)).sum())
     assert rounded > 1000
 
-    flip_a_bit(tmp_path / "one" / "checkpoints" / "2")
+    flip_a_bit(tmp_path / "one" / "checkpoints" / "2" / "params")
     with pytest.raises(ValueError, match=r"does not hold step 2, which stage two goes on from: remove .*one/model"):
         train.start_params(config, 1, model, tmp_path / "one")
 
