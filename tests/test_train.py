@@ -175,6 +175,7 @@ def test_a_second_run_is_kept_out(checkpoint, rows, tmp_path):
 def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows)
     config.model.dtype = "bfloat16"  # the export is rounded, what the next stage starts from is not
+    config.logging.save_every = 1
     one = config.stages[0]
     config.stages = [replace(one, steps=2), replace(one, name="two", steps=1, replay=0.5)]
     assert train.run(config, tmp_path) == tmp_path / "two" / "model"
