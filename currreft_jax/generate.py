@@ -22,11 +22,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from currreft_jax.config import Sampling, validate_sampling
+from currreft_jax.config import Kind, Sampling, Task, validate_sampling
 from currreft_jax.structs import Boxes, Completion, Frame, Reason, Rollout
 from currreft_jax.world import base
 from currreft_jax.world.lessons import PLACE_ALL
-from currreft_jax.world.scenes import domains, render, scene
+from currreft_jax.world.prompts import user_text
+from currreft_jax.world.questions import ask
+from currreft_jax.world.scenes import Scene, domains, render, scene
 from currreft_jax.world.settings import Settings
 
 DEMO_SCENE = 3
@@ -58,8 +60,10 @@ def generate(options: argparse.Namespace) -> None:
         OSError: a file that cannot be read or written.
     """
     settings = _settings(options)
-    images = [demo_image()] if options.demo and not options.image else options.image
-    question = options.prompt or ("" if options.model else PLACE_ALL)
+    shown = demo()
+    images = [render(shown)] if options.demo and not options.image else options.image
+    asked = demo_question(shown) if options.demo and not options.image else "" if options.model else PLACE_ALL
+    question = options.prompt or asked
     if not question or not (options.prompt or images):
         raise GenerateError("nothing to answer: give --prompt, or --demo")
     if options.boxes and not images:
@@ -84,9 +88,14 @@ def generate(options: argparse.Namespace) -> None:
         draw(open_image(images[0]), boxes, options.boxes)
 
 
-def demo_image() -> Image.Image:
+def demo() -> Scene:
     """The scene that --demo asks about."""
-    return render(scene(0, DEMO_SCENE, domains(Settings())["in"], Settings()))
+    return scene(0, DEMO_SCENE, domains(Settings())["in"], Settings())
+
+
+def demo_question(shown: Scene) -> str:
+    """What it asks."""
+    return user_text(ask(shown, Task.DETECTION, Kind.OPEN, image="", split="", settings=Settings()).row)
 
 
 def show(rollouts: Iterable[Rollout], decode: Callable[[np.ndarray], str], limit: int) -> list[str]:

@@ -6,6 +6,7 @@ from PIL import Image
 
 from currreft_jax import generate as program
 from currreft_jax.structs import Frame, Rollout
+from currreft_jax.world.scenes import render
 from tests import tiny
 
 
@@ -100,10 +101,10 @@ def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
 def test_the_demo_needs_no_other_argument(tmp_path, capsys):
     assert program.main(["--demo", f"--boxes={tmp_path / 'out.png'}"]) == 0
     said = capsys.readouterr()
-    assert said.out.count("[") and "wrote" in said.err
-    program.demo_image().save(tmp_path / "scene.png")
+    assert said.out.startswith("<think> top left </think> <answer> [") and "with 1 box" in said.err
+    render(program.demo()).save(tmp_path / "scene.png")
     assert program.main([f"--image={tmp_path / 'scene.png'}"]) == 0
-    assert capsys.readouterr().out == said.out
+    assert "blue triangle [" in capsys.readouterr().out
 
 
 def test_a_missing_base_is_an_error_with_the_remedy(monkeypatch, tmp_path, capsys):
