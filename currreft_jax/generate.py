@@ -25,7 +25,7 @@ from PIL import Image
 from currreft_jax.config import Kind, Sampling, Task, validate_sampling
 from currreft_jax.structs import Boxes, Completion, Frame, Reason, Rollout
 from currreft_jax.world import base
-from currreft_jax.world.lessons import PLACE_ALL
+from currreft_jax.world.lessons import CAPTIONS
 from currreft_jax.world.prompts import user_text
 from currreft_jax.world.questions import ask
 from currreft_jax.world.scenes import Scene, domains, render, scene
@@ -62,7 +62,7 @@ def generate(options: argparse.Namespace) -> None:
     settings = _settings(options)
     shown = demo()
     images = [render(shown)] if options.demo and not options.image else options.image
-    asked = demo_question(shown) if options.demo and not options.image else "" if options.model else PLACE_ALL
+    asked = demo_question(shown) if options.demo and not options.image else "" if options.model else CAPTIONS["boxes"]
     question = options.prompt or asked
     if not question or not (options.prompt or images):
         raise GenerateError("nothing to answer: give --prompt, or --demo")
@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", metavar="SOURCE", help="hub id or folder (default: the model that comes with the package)")
     add("--image", metavar="FILE", action="append", default=[], help="may be given several times, before the question")
-    add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {PLACE_ALL!r})")
+    add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {CAPTIONS['boxes']!r})")
     add("--demo", action="store_true", help="ask about a drawn scene of coloured shapes")
     add("--samples", metavar="N", type=int, default=1, help="answers (default 1)")
     add("--boxes", metavar="OUT", type=Path, help="draw the boxes that the last answer names on the first image")

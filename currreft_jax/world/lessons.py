@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.structs import Row, Turn
-from currreft_jax.world.chance import stream, weighted
+from currreft_jax.world.chance import pick, stream, weighted
 from currreft_jax.world.prompts import spell, user_text
-from currreft_jax.world.questions import ORIGIN, ask
-from currreft_jax.world.scenes import Scene
+from currreft_jax.world.questions import ORIGIN, ask, place
+from currreft_jax.world.scenes import Scene, Thing
 from currreft_jax.world.settings import Settings
 
 IMAGE = "<image>"
-NAME_ALL = "what is there?"
-PLACE_ALL = "what is where?"
+# What a caption tells of every object, and how it is asked for.
+CAPTIONS = {
+    "names": "what is there?",
+    "places": "what is in which row and column?",
+    "boxes": "what is where?",
+}
 
 # Layouts that a format reward has to unteach, and how often each stands for a broken one. The first four can still earn
 # accuracy: their answer is tagged and closed.
@@ -54,19 +58,22 @@ def broken(rng: Random, thought: str, answer: str) -> str:
     return weighted(rng, BROKEN).format(thought=thought, answer=answer)
 
 
-def caption(scene: Scene, with_boxes: bool) -> str:
-    """The objects in reading order."""
-    return ", ".join(
-        " ".join((*thing.pair, spell(thing.box))) if with_boxes else " ".join(thing.pair) for thing in scene.things
-    )
+def caption(scene: Scene, form: str) -> str:
+    """The objects in reading order, in one of the forms of `CAPTIONS`."""
+    tell: dict[str, Callable[[Thing], str]] = {
+        "names": lambda _: "",
+        "places": lambda thing: f" {place(thing.box)}",
+        "boxes": lambda thing: f" {spell(thing.box)}",
+    }
+    return ", ".join(" ".join(thing.pair) + tell[form](thing) for thing in scene.things)
 
 
-def caption_lesson(scene: Scene, with_boxes: bool, *, image: str, split: str) -> Lesson:
+def caption_lesson(scene: Scene, form: str, *, image: str, split: str) -> Lesson:
     """To name all objects, or to name and place them."""
-    asked = Turn("user", PLACE_ALL if with_boxes else NAME_ALL)
-    identity = f"world-{split}-{scene.seed}-{scene.index}-{'places' if with_boxes else 'names'}"
+    asked = Turn("user", CAPTIONS[form])
+    identity = f"world-{split}-{scene.seed}-{scene.index}-{form}"
     row = Row(identity, Task.OTHER, Kind.CHAT, "", "", images=(image,), messages=(asked,), source="world", split=split)
-    return Lesson(row, caption(scene, with_boxes))
+    return Lesson(row, caption(scene, form))
 
 
 def lessons(scene: Scene, *, image: str, split: str, settings: Settings) -> tuple[Lesson, ...]:
@@ -79,7 +86,7 @@ def lessons(scene: Scene, *, image: str, split: str, settings: Settings) -> tupl
 def _lesson(scene: Scene, number: int, *, image: str, split: str, settings: Settings) -> Lesson:
     rng = stream("lesson", scene.seed, scene.index, number)
     if rng.random() < settings.captions:
-        return caption_lesson(scene, rng.random() < 0.5, image=image, split=split)
+        return caption_lesson(scene, pick(rng, tuple(CAPTIONS)), image=image, split=split)
     task, kind = weighted(rng, settings.tasks), weighted(rng, settings.kinds)
     question = ask(scene, task, kind, image=image, split=split, settings=settings, number=number)
     thought, answer = question.thought, question.row.solution

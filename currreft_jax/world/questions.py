@@ -245,8 +245,7 @@ def _classify(occasion: _Occasion, kind: Kind) -> _Asked:
     where, things = _looked_at(occasion)
     labels = list(dict.fromkeys(_names(things, subject)))
     if kind is Kind.OPEN:
-        thought = " ".join(_names(things, "shapes" if subject == "objects" else subject))
-        return _Asked(f"which {subject} are {where or 'there'}?", ", ".join(labels), thought)
+        return _Asked(f"which {subject} are {where or 'there'}?", ", ".join(labels), _listed(things, subject))
     absent = [name for name in _pool(occasion.scene.domain, subject) if name not in labels]
     # Where a scene has all shapes or colours there are, nothing absent is left to ask for but whole objects.
     if not absent:
@@ -256,10 +255,16 @@ def _classify(occasion: _Occasion, kind: Kind) -> _Asked:
     if kind is Kind.JUDGE:
         verdict = _judged(occasion)
         name = pick(occasion.details, labels) if verdict else _absent(occasion, subject, absent, 1)[0]
-        found = [thing for thing, its in zip(things, _names(things, subject), strict=True) if its == name]
-        thought = " ".join(_names(found, "colours" if subject == "shapes" else "shapes")) or "none"
+        thought = _listed(things, subject)
         return _Asked(f"is there any {name}{where and ' '}{where}?", _yes_or_no(verdict), thought)
-    return _choose_labels(occasion, f"which {subject} are {where or 'there'}?", subject, labels, absent)
+    options, letters = _choose_labels(occasion, subject, labels, absent)
+    problem = f"which {subject} are {where or 'there'}?"
+    return _Asked(problem, ", ".join(letters), _listed(things, subject), options, multiple=True)
+
+
+def _listed(things: Sequence[Thing], subject: str) -> str:
+    """Every object by name, in reading order: a thought from which all kinds of classify rows are answered."""
+    return ", ".join(_names(things, subject))
 
 
 def _looked_at(occasion: _Occasion) -> tuple[str, Sequence[Thing]]:
@@ -272,16 +277,16 @@ def _looked_at(occasion: _Occasion) -> tuple[str, Sequence[Thing]]:
     return f"in the {side} {line}", [thing for thing in things if side in place(thing.box).split()]
 
 
-def _choose_labels(occasion: _Occasion, problem: str, subject: str, labels: list[str], absent: list[str]) -> _Asked:
+def _choose_labels(
+    occasion: _Occasion, subject: str, labels: list[str], absent: list[str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Options, some of them right, and the letters of those."""
     rng = occasion.details
     possible = [k for k in range(1, OPTIONS) if k <= len(labels) and OPTIONS - k <= len(absent)]
     right = shuffled(rng, labels)[: pick(rng, possible)]
     wrong = _absent(occasion, subject, absent, OPTIONS - len(right))
     options, _ = _offered(occasion, right[0], shuffled(rng, [*right[1:], *wrong]))
-    verdicts = {letter: option in right for letter, option in zip(ascii_uppercase, options, strict=False)}
-    letters = [letter for letter, verdict in verdicts.items() if verdict]
-    thought = ", ".join(f"{letter} {_yes_or_no(verdict)}" for letter, verdict in verdicts.items())
-    return _Asked(problem, ", ".join(letters), thought, options, multiple=True)
+    return options, [letter for letter, option in zip(ascii_uppercase, options, strict=False) if option in right]
 
 
 def _absent(occasion: _Occasion, subject: str, absent: list[str], wanted: int) -> list[str]:

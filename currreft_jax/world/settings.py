@@ -10,7 +10,7 @@ from currreft_jax.config import Kind, Task
 
 
 def _subjects() -> dict[str, float]:
-    return {"shapes": 0.35, "colours": 0.3, "objects": 0.35}
+    return {"shapes": 0.3, "colours": 0.25, "objects": 0.45}
 
 
 def _kinds() -> dict[Kind, float]:
@@ -55,7 +55,7 @@ class Settings:
     near_boxes: float = 0.0
     empty_boxes: float = 0.3
     subjects: Mapping[str, float] = field(default_factory=_subjects)
-    lines: float = 0.5
+    lines: float = 0.65
     mixed_pairs: float = 0.7
     sums: float = 0.5
     zeros: float = 0.15
@@ -96,7 +96,7 @@ class Sizes:
     """How many scenes each part of the world has.
 
     Attributes:
-        captions: of the captions that the base learns first; each is described twice.
+        captions: of the captions that the base learns first; each is described in every form of `lessons.CAPTIONS`.
         base: of the questions that it learns next; see `Settings.questions`.
         train: of the curriculum's training rows; each gives one row of every task and kind.
         test: likewise of the test in domain.

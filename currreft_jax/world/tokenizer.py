@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from currreft_jax.world.lessons import NAME_ALL, PLACE_ALL
+from currreft_jax.world.lessons import CAPTIONS
 from currreft_jax.world.prompts import MULTIPLE, SUFFIXES
 from currreft_jax.world.questions import COLUMNS, PLURALS, ROWS
 from currreft_jax.world.scenes import COLOURS, SHAPES
@@ -71,7 +71,7 @@ CHAT_TEMPLATE = """\
 
 def words() -> tuple[str, ...]:
     """Every word of the world's texts."""
-    texts = " ".join((*SUFFIXES.values(), MULTIPLE, NAME_ALL, PLACE_ALL))
+    texts = " ".join((*SUFFIXES.values(), MULTIPLE, *CAPTIONS.values()))
     worded = "".join(letter if letter.isalpha() else " " for letter in texts).split()
     named = (*SHAPES, *PLURALS.values(), *COLOURS, *ROWS, *COLUMNS)
     return tuple(dict.fromkeys((*named, *OTHER_WORDS, *worded)))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from currreft_jax.structs import Row
 from currreft_jax.world.chance import stream
-from currreft_jax.world.lessons import caption_lesson, conversation, lessons
+from currreft_jax.world.lessons import CAPTIONS, caption_lesson, conversation, lessons
 from currreft_jax.world.questions import KINDS, TASKS, ask
 from currreft_jax.world.scenes import AXES, Scene, domains, pixels, scene
 from currreft_jax.world.settings import Settings, Sizes
@@ -134,8 +134,8 @@ def _mixed(seed: int, index: int, settings: Settings) -> str:
 
 
 def _captions(shown: Scene, image: str, split: str, settings: Settings) -> Iterator[tuple[str, Row]]:
-    for with_boxes in (False, True):
-        lesson = caption_lesson(shown, with_boxes, image=image, split=split)
+    for form in CAPTIONS:
+        lesson = caption_lesson(shown, form, image=image, split=split)
         yield f"{split}.jsonl", conversation((lesson,), lesson.row.id)
 
 

@@ -8,6 +8,7 @@ from currreft_jax.rewards import score_completions
 from currreft_jax.structs import Completion
 from currreft_jax.world.lessons import BROKEN, caption, caption_lesson, conversation, lessons, reasoned
 from currreft_jax.world.prompts import spell
+from currreft_jax.world.questions import place
 from currreft_jax.world.scenes import domains, scene
 from currreft_jax.world.settings import Settings
 
@@ -50,15 +51,16 @@ def test_the_mix_is_that_of_the_settings():
 
 def test_captions_name_and_place_the_objects_in_reading_order():
     shown = scene(0, 6, IN, SETTINGS)
-    assert caption(shown, with_boxes=False) == ", ".join(" ".join(thing.pair) for thing in shown.things)
+    assert caption(shown, "names") == ", ".join(" ".join(thing.pair) for thing in shown.things)
     for thing in shown.things:
-        assert f"{thing.colour} {thing.shape} {spell(thing.box)}" in caption(shown, with_boxes=True)
+        assert f"{thing.colour} {thing.shape} {spell(thing.box)}" in caption(shown, "boxes")
+        assert f"{thing.colour} {thing.shape} {place(thing.box)}" in caption(shown, "places")
 
 
 def test_a_conversation_shows_the_image_once_and_answers_every_question():
     shown = scene(0, 0, IN, SETTINGS)
     given = (
-        caption_lesson(shown, False, image="i.png", split="base"),
+        caption_lesson(shown, "names", image="i.png", split="base"),
         *lessons(shown, image="i.png", split="base", settings=SETTINGS),
     )
     row = conversation(given, "c")

@@ -11,7 +11,7 @@ from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import template
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.world import base, tokenizer
-from currreft_jax.world.lessons import BROKEN, caption, lessons, reasoned
+from currreft_jax.world.lessons import BROKEN, CAPTIONS, caption, lessons, reasoned
 from currreft_jax.world.prompts import user_text
 from currreft_jax.world.questions import KINDS, TASKS, ask
 from currreft_jax.world.scenes import domains, render, scene
@@ -36,7 +36,7 @@ def spellings() -> dict[str, list[str]]:
     for domain in known.values():
         for index in range(40):
             shown = scene(0, index, domain, SETTINGS)
-            texts["caption"] += [caption(shown, with_boxes) for with_boxes in (False, True)]
+            texts["caption"] += [caption(shown, form) for form in CAPTIONS]
             texts["broken"] += [lesson.answer for lesson in lessons(shown, image="", split="", settings=SETTINGS)]
             for task in TASKS:
                 for kind in KINDS:

@@ -31,7 +31,7 @@ def test_all_files_are_there_with_as_many_rows_as_told(world):
     folder, counts = world
     kinds = {f"{part}_{kind.value}.jsonl" for part in ("train", "test", *(f"test_{a}" for a in AXES)) for kind in KINDS}
     assert set(counts) == {"captions.jsonl", "base.jsonl", *kinds}
-    assert counts["captions.jsonl"] == 12 and counts["base.jsonl"] == 40
+    assert counts["captions.jsonl"] == 18 and counts["base.jsonl"] == 40
     assert counts["train_open.jsonl"] == 24 and counts["test_dark_judge.jsonl"] == 12
     for name, count in counts.items():
         rows = lines(folder / name)
