@@ -3,9 +3,26 @@
 import sys
 from glob import glob
 
-from currreft_jax.config import Config, Data, Logging, MeshShape, Pretrained, Remat
+from currreft_jax.config import (
+    CacheType,
+    Config,
+    Data,
+    Kind,
+    Logging,
+    LossAverage,
+    MeshShape,
+    Method,
+    Precision,
+    Pretrained,
+    Remat,
+    Sampling,
+    Source,
+    Stage,
+)
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+WORLD = "runs/world"  # drawn there when it is first needed
+ROWS = "data/paper"  # where `dataset build --recipe=paper` is told to write
 _HUB = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"}
 
 
@@ -41,3 +58,42 @@ def base(name: str, variant: str) -> Config:
             logging=Logging(log_every=10, save_every=200),
         )
     return Config(name=f"{name}-{variant}", model=Pretrained(path=_HUB[variant]))
+
+
+def grpo(name: str, variant: str) -> Config:
+    """The settings that all stages of reinforcement learning share: the paper's, or small ones for the world."""
+    config = base(name, variant)
+    config.method = Method.GRPO
+    config.loss_average = LossAverage.SEQUENCE
+    if variant == "tiny":
+        config.data.world = WORLD
+        config.data.batch_size = 16
+        config.data.prompt_lengths = (48, 80)
+        config.optimizer.learning_rate = 3e-4
+        config.sampling = Sampling(
+            group_size=8,
+            max_new_tokens=48,
+            segment=24,
+            precision=Precision.FLOAT32,
+            cache=CacheType.FLOAT32,
+        )
+        config.logging.evaluate_rows = 300
+        return config
+    config.data.batch_size = 8
+    config.optimizer.learning_rate = 2e-5
+    config.sampling = Sampling(group_size=4, max_new_tokens=512)
+    return config
+
+
+def stage(kind: Kind, variant: str, steps: int, tiny_steps: int) -> Stage:
+    """One stage of the curriculum: rows of one kind, all three tasks."""
+    name = {Kind.JUDGE: "stage1", Kind.CHOICE: "stage2", Kind.OPEN: "stage3"}[kind]
+    if variant != "tiny":
+        return Stage(name, [Source(f"{ROWS}/{kind.value}.jsonl")], steps, kinds=(kind,))
+    return Stage(
+        name,
+        [Source(f"{WORLD}/train_{kind.value}.jsonl")],
+        tiny_steps,
+        kinds=(kind,),
+        held_out=[Source(f"{WORLD}/test_{kind.value}.jsonl")],
+    )

@@ -149,7 +149,7 @@ def restore_params(folder: Path, abstract: Any) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of a run: the newest ones are kept, and each is verified when it is read.
+    """The checkpoints of a run: the newest ones and the best one are kept, and each is verified when it is read.
 
     A step is written under another name and renamed when it is complete; a manifest of checksums lies in it.
 
@@ -162,9 +162,11 @@ class Checkpoints:
 
         Args:
             folder: of the run's checkpoints, `STEP/` each.
-            keep_last: how many stay.
+            keep_last: how many stay, besides the one of the greatest score.
         """
-        policy = ocp.checkpoint_managers.LatestN(keep_last)
+        kinds = ocp.checkpoint_managers
+        best = kinds.BestN(get_metric_fn=lambda it: it["score"], n=1, keep_checkpoints_without_metrics=False)
+        policy = kinds.AnyPreservationPolicy([kinds.LatestN(keep_last), best])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -175,13 +177,16 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
-    def save(self, step: int, items: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, items: Mapping[str, Any], about: Mapping[str, Any], *, score: float | None = None
+    ) -> None:
         """Writes a step in the background; a failure is raised by the next call, or by closing.
 
         Args:
             step: later than any that is there.
             items: name -> tree of arrays.
             about: what JSON can say, such as the place in the data.
+            score: how good the step is; the best one stays.
 
         Raises:
             ValueError: the step is there already.
@@ -189,7 +194,8 @@ class Checkpoints:
         sums = {name: checksums(tree) for name, tree in items.items()}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         manifest = ocp.args.JsonSave({"format": STATE_FORMAT, "arrays": sums, "about": dict(about)})
-        if not self._manager.save(step, args=ocp.args.Composite(**trees, manifest=manifest)):
+        metrics = None if score is None else {"score": score}
+        if not self._manager.save(step, args=ocp.args.Composite(**trees, manifest=manifest), metrics=metrics):
             raise ValueError(f"{self.folder} holds step {step} or a later one already; remove it or continue from it")
 
     def preempted(self, step: int) -> bool:

@@ -288,9 +288,35 @@ def validate_rewards(rewards: Rewards) -> None:
 
 
 class Method(Enum):
-    """What a training step does."""
+    """What a training step does: learn gold answers by heart, or learn from the rewards of what was sampled."""
 
     SFT = "sft"
+    GRPO = "grpo"
+
+
+class AdvantageScale(Enum):
+    """What rewards less their group's mean are divided by (equation 1).
+
+    `GROUP`: the group's standard deviation. `BATCH`: that of all rewards of the step. `NONE`: nothing.
+    """
+
+    GROUP = "group"
+    BATCH = "batch"
+    NONE = "none"
+
+
+class Reference(Enum):
+    """What the KL penalty holds the policy to: the model that the run starts from, or that its stage starts from."""
+
+    BASE = "base"
+    STAGE = "stage"
+
+
+class Handover(Enum):
+    """What becomes of the optimizer's moments where a stage follows another."""
+
+    RESET = "reset"
+    KEEP = "keep"
 
 
 class Init(Enum):
@@ -316,10 +342,48 @@ class Schedule(Enum):
 
 
 class LossAverage(Enum):
-    """What a mean over a batch counts: all learnt tokens alike, or all sequences alike (equation 9)."""
+    """What a mean over a batch counts.
+
+    `SEQUENCE`: all sequences alike, as in GRPO and equation 9. `TOKEN`: all learnt tokens alike, as in DAPO.
+    `CONSTANT`: a token of a sequence as 1 / `max_new_tokens`, however many the sequence has, as in Dr. GRPO.
+    """
 
     TOKEN = "token"
     SEQUENCE = "sequence"
+    CONSTANT = "constant"
+
+
+@dataclass(slots=True)
+class Grpo:
+    """Group-relative policy optimisation.
+
+    Attributes:
+        advantage_scale: what advantages are scaled by.
+        kl_coef: weight of the KL penalty; at 0 no reference is loaded.
+        reference: what it holds the policy to.
+        reference_path: a hub id or a folder that stands for the base; `model.path` where empty.
+        clip_epsilon_low: ratios below 1 minus this are clipped.
+        clip_epsilon_high: ratios above 1 plus this are clipped.
+        num_updates: passes over the completions of a step.
+        minibatches: moves of the optimizer in a pass.
+        mask_truncated: leave completions that the token limit cut off out of the loss.
+        max_kl: a mean KL above it pauses the run; 0 never does.
+        min_entropy: a mean entropy below it does, in nats.
+        max_truncated: a share of truncated completions above it does.
+    """
+
+    advantage_scale: AdvantageScale = AdvantageScale.GROUP
+    kl_coef: float = 0.04
+    reference: Reference = Reference.BASE
+    reference_path: str = ""
+    clip_epsilon_low: float = 0.2
+    clip_epsilon_high: float = 0.2
+    num_updates: int = 1
+    minibatches: int = 1
+    mask_truncated: bool = False
+    max_kl: float = 0.0
+    min_entropy: float = 0.0
+    max_truncated: float = 1.0
 
 
 @dataclass(slots=True)
@@ -390,6 +454,11 @@ class Stage:
         kinds: the kinds of rows that it takes from them; all where empty.
         tasks: likewise.
         replay: share of the batches that comes from the sources of the stages before it.
+        held_out: rows that the stage is judged by, during its own training and that of the stages behind it.
+        moments: of the optimizer, where a stage stands before it.
+        learning_rate: instead of the optimizer's; 0 for that.
+        promote_above: the stage ends early when the share of full rewards on `held_out` is above it with 97.5%
+            confidence; 1 never ends it.
     """
 
     name: str = "train"
@@ -398,6 +467,10 @@ class Stage:
     kinds: tuple[Kind, ...] = ()
     tasks: tuple[Task, ...] = ()
     replay: float = 0.0
+    held_out: list[Source] = field(default_factory=list)
+    moments: Handover = Handover.RESET
+    learning_rate: float = 0.0
+    promote_above: float = 1.0
 
 
 @dataclass(slots=True)
@@ -416,6 +489,7 @@ class Data:
         pass_rates: a JSON lines file of `{"id", "pass_rate"}`; rows outside `keep_pass_rates` are left out, as they
             teach nothing. None where empty.
         keep_pass_rates: least and greatest pass rate, both excluded.
+        world: folder of the embedded world, which is drawn there if it is missing; none where empty.
         threads: that read and cut images, on each host.
         prefetch: batches that are read ahead.
     """
@@ -429,6 +503,7 @@ class Data:
     max_bad_rows: int = 100
     pass_rates: str = ""
     keep_pass_rates: tuple[float, float] = (0.0, 1.0)
+    world: str = ""
     threads: int = 4
     prefetch: int = 2
 
@@ -467,16 +542,24 @@ class Logging:
     """What is written, and how often.
 
     Attributes:
-        log_every: steps from one line of metrics to the next; each is the mean over them.
+        log_every: steps from one asking of the device for its metrics to the next; each step has a line of its own.
         save_every: steps from one checkpoint to the next; the last step is always saved.
-        keep_last: checkpoints that are kept, the newest ones.
+        keep_last: newest checkpoints that are kept, besides the one of the greatest reward or the least loss.
         tensorboard: also write TensorBoard events.
+        wandb: also send metrics to Weights & Biases.
+        rollouts_every: steps from one file of completions to the next; 0 writes none.
+        evaluate_every: steps from one look at the held-out rows to the next; at 0 only the ends of stages have one.
+        evaluate_rows: held-out rows of a stage that are looked at.
     """
 
     log_every: int = 10
     save_every: int = 100
     keep_last: int = 2
-    tensorboard: bool = False
+    tensorboard: bool = True
+    wandb: bool = False
+    rollouts_every: int = 10
+    evaluate_every: int = 0
+    evaluate_rows: int = 200
 
 
 @dataclass(slots=True)
@@ -494,6 +577,9 @@ class Config:
         stages: what it learns from.
         data: how rows become batches.
         optimizer: how parameters move.
+        grpo: how completions' rewards become a loss.
+        sampling: how completions are drawn.
+        rewards: what they earn.
         logging: what is written.
     """
 
@@ -507,6 +593,9 @@ class Config:
     stages: list[Stage] = field(default_factory=list)
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    grpo: Grpo = field(default_factory=Grpo)
+    sampling: Sampling = field(default_factory=Sampling)
+    rewards: Rewards = field(default_factory=Rewards)
     logging: Logging = field(default_factory=Logging)
 
 
@@ -523,6 +612,12 @@ def validate(config: Config) -> None:
             (config.seed >= 0, "seed", config.seed, "0 or more"),
             (bool(config.stages), "stages", config.stages, "at least one stage"),
             (config.microbatches >= 1, "microbatches", config.microbatches, "1 or more"),
+            (
+                config.method is Method.GRPO or config.loss_average is not LossAverage.CONSTANT,
+                "loss_average",
+                config.loss_average.value,
+                "token or sequence in supervised training: gold answers have no token limit",
+            ),
             (config.model.dtype in ("bfloat16", "float32"), "model.dtype", config.model.dtype, "bfloat16 or float32"),
             (data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more"),
             (
@@ -544,8 +639,13 @@ def validate(config: Config) -> None:
             (logging.log_every >= 1, "logging.log_every", logging.log_every, "1 or more"),
             (logging.save_every >= 1, "logging.save_every", logging.save_every, "1 or more"),
             (logging.keep_last >= 1, "logging.keep_last", logging.keep_last, "1 or more"),
+            (logging.rollouts_every >= 0, "logging.rollouts_every", logging.rollouts_every, "0 or more"),
+            (logging.evaluate_every >= 0, "logging.evaluate_every", logging.evaluate_every, "0 or more"),
+            (logging.evaluate_rows >= 2, "logging.evaluate_rows", logging.evaluate_rows, "2 or more"),
         ],
     )
+    if config.method is Method.GRPO:
+        validate_grpo(config)
     names = [stage.name for stage in config.stages]
     for number, stage in enumerate(config.stages):
         _refuse(
@@ -558,10 +658,22 @@ def validate(config: Config) -> None:
                 (names.count(stage.name) == 1, "name", stage.name, "a name of its own"),
                 (0 <= stage.replay < 1, "replay", stage.replay, "a share in [0, 1)"),
                 (not stage.replay or number > 0, "replay", stage.replay, "0 in the first stage"),
+                (stage.learning_rate >= 0, "learning_rate", stage.learning_rate, "0, for the optimizer's, or more"),
+                (0 < stage.promote_above <= 1, "promote_above", stage.promote_above, "a share in (0, 1]"),
+                (
+                    stage.promote_above == 1 or (bool(stage.held_out) and logging.evaluate_every > 0),
+                    "promote_above",
+                    stage.promote_above,
+                    "1, or a share beside held_out rows and logging.evaluate_every",
+                ),
             ],
         )
-        for place, source in enumerate(stage.sources):
-            where = f"config.stages[{number}].sources[{place}]"
+        named = {"sources": stage.sources, "held_out": stage.held_out}
+        for where, source in [
+            (f"config.stages[{number}].{name}[{place}]", source)
+            for name, sources in named.items()
+            for place, source in enumerate(sources)
+        ]:
             _refuse(
                 where,
                 [
@@ -569,6 +681,38 @@ def validate(config: Config) -> None:
                     (source.weight > 0, "weight", source.weight, "a positive number"),
                 ],
             )
+
+
+def validate_grpo(config: Config) -> None:
+    """Refuse settings of reinforcement learning that cannot be meant.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    validate_training_sampling(config.sampling)
+    validate_rewards(config.rewards)
+    grpo, group = config.grpo, config.sampling.group_size
+    parts = grpo.minibatches * config.microbatches
+    _refuse(
+        "config",
+        [
+            (group >= 2, "sampling.group_size", group, "2 or more: a completion is compared with its group"),
+            (grpo.kl_coef >= 0, "grpo.kl_coef", grpo.kl_coef, "0 or more"),
+            (0 < grpo.clip_epsilon_low <= 1, "grpo.clip_epsilon_low", grpo.clip_epsilon_low, "a number in (0, 1]"),
+            (grpo.clip_epsilon_high > 0, "grpo.clip_epsilon_high", grpo.clip_epsilon_high, "a positive number"),
+            (grpo.num_updates >= 1, "grpo.num_updates", grpo.num_updates, "1 or more"),
+            (grpo.minibatches >= 1, "grpo.minibatches", grpo.minibatches, "1 or more"),
+            (
+                config.data.batch_size % max(1, parts) == 0,
+                "grpo.minibatches",
+                grpo.minibatches,
+                f"a number that, times microbatches, divides data.batch_size ({config.data.batch_size})",
+            ),
+            (grpo.max_kl >= 0, "grpo.max_kl", grpo.max_kl, "0, for no limit, or more"),
+            (grpo.min_entropy >= 0, "grpo.min_entropy", grpo.min_entropy, "0, for no limit, or more"),
+            (0 < grpo.max_truncated <= 1, "grpo.max_truncated", grpo.max_truncated, "a share in (0, 1]"),
+        ],
+    )
 
 
 def _members(values: tuple[object, ...], of: type[Enum]) -> bool:

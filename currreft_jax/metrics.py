@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from currreft_jax.config import Logging
+
+_SHOWN = {
+    "loss": "loss",
+    "reward": "reward",
+    "kl": "kl",
+    "completions/mean_length": "length",
+    "tokens_per_second": "tokens/s",
+}
 
 
 class Metrics:
@@ -17,22 +29,23 @@ class Metrics:
     A step is never written twice: lines behind `step` are dropped when a run goes on there.
     """
 
-    def __init__(self, folder: Path, *, step: int, steps: int, tensorboard: bool, writes: bool):
+    def __init__(self, folder: Path, settings: Logging, *, name: str, step: int, steps: int, writes: bool):
         """Opens `metrics.jsonl`.
 
         Args:
             folder: the workdir.
+            settings: what is written.
+            name: of the run.
             step: steps done already.
             steps: of the whole stage.
-            tensorboard: also write events, to `tensorboard/`.
             writes: whether this host writes.
 
         Raises:
-            ModuleNotFoundError: TensorBoard is wanted but tensorboardX is not installed.
+            ModuleNotFoundError: Weights & Biases is wanted but not installed.
             ValueError: a line of `metrics.jsonl` is damaged.
         """
         self._bar = tqdm(initial=step, total=steps, unit="step", disable=not writes, file=sys.stderr, mininterval=1)
-        self._file = self._events = None
+        self._file = self._events = self._wandb = None
         if not writes:
             return
         path = folder / "metrics.jsonl"
@@ -41,14 +54,15 @@ class Metrics:
         whole.write_text("".join(kept), "utf-8")
         whole.replace(path)
         self._file = path.open("a", encoding="utf-8")
-        if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    "logging.tensorboard needs tensorboardX: pip install 'currreft_jax[tensorboard]'"
-                ) from error
+        if settings.tensorboard:
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        if settings.wandb:
+            try:
+                import wandb  # pyright: ignore[reportMissingImports]
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError("logging.wandb needs wandb: pip install 'currreft_jax[wandb]'") from error
+            run_id = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+            self._wandb = wandb.init(project="currreft_jax", name=name, id=run_id, resume="allow", dir=str(folder))
 
     def __enter__(self) -> Metrics:
         return self
@@ -59,21 +73,26 @@ class Metrics:
             self._file.close()
         if self._events:
             self._events.close()
+        if self._wandb:
+            self._wandb.finish()
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""
         self._bar.update()
 
-    def write(self, step: int, stage: str, values: Mapping[str, float]) -> None:
-        """One line."""
-        line: dict[str, Any] = {"step": step, "stage": stage, **values}
-        self._bar.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "grad_norm") if name in values})
+    def write(self, line: Mapping[str, Any]) -> None:
+        """One line: a step, its stage, and its metrics."""
+        step = line["step"]
+        values = {name: value for name, value in line.items() if name not in ("step", "stage")}
+        self._bar.set_postfix({short: f"{values[name]:.4g}" for name, short in _SHOWN.items() if name in values})
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         if self._events:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(values), step=step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

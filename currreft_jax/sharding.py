@@ -25,6 +25,7 @@ for _struct, _static in (
     (structs.GroupBatch, []),
     (structs.Prefix, []),
     (structs.Rollout, []),
+    (structs.Sampled, []),
 ):
     _arrays = [field.name for field in dataclasses.fields(_struct) if field.name not in _static]
     jax.tree_util.register_dataclass(_struct, _arrays, _static)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +14,16 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.config import Optimizer, Schedule
-from currreft_jax.losses import sft_loss
+from currreft_jax.config import Grpo, Optimizer, Schedule
+from currreft_jax.losses import grpo_loss, sft_loss
 from currreft_jax.models.logprobs import Choices
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import parameter_sharding, path_of
-from currreft_jax.structs import Array, GroupBatch
+from currreft_jax.structs import Array, GroupBatch, Sampled
+
+Told = dict[str, jax.Array]
+Updates = Sequence[Sequence[tuple[Any, ...]]]
+Gradient = Callable[..., tuple[Parameters, Told]]
 
 _MERGER = re.compile("visual/merger/")
 _TOWER = re.compile("visual/(?!merger/)")
@@ -78,19 +82,52 @@ def labels(settings: Optimizer, params: Parameters) -> Any:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def step_functions(
-    model: Model, optimizer: optax.GradientTransformation, settings: Optimizer
-) -> tuple[Callable[..., tuple[Parameters, jax.Array]], Callable[..., tuple[TrainState, jax.Array]]]:
-    """`sft_gradient` and `apply_gradient` as programs; what is replaced is donated.
+def make_update(
+    model: Model, optimizer: optax.GradientTransformation, settings: Optimizer, gradient: Gradient
+) -> Callable[[TrainState, Updates], tuple[TrainState, Told]]:
+    """What a step does to the state, as programs that are compiled once; the state is donated.
 
     What they return is laid out as it was taken: left to XLA it comes back without the mesh's axes of size 1, which
     is another layout to `jax.jit`, and each program is compiled twice.
+
+    Args:
+        model: how to compute.
+        optimizer: from `make_optimizer`.
+        settings: of the optimizer.
+        gradient: `sft_gradient`, or `grpo_gradient` with its settings bound.
+
+    Returns:
+        A function of the state and, for each move of the optimizer, the arguments of its microbatches. It returns the
+        new state and what the microbatches told, on the device: `loss` and `grad_norm` as means over the moves, names
+        that end in `/max` as the largest, and the others added up.
     """
     layouts = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer))
-    return (
-        jax.jit(partial(sft_gradient, model), donate_argnums=1, out_shardings=(layouts.params, None)),
-        jax.jit(partial(apply_gradient, optimizer, settings), donate_argnums=0, out_shardings=(layouts, None)),
-    )
+    shapes = model.abstract(jnp.float32)
+    add = jax.jit(partial(gradient, model), donate_argnums=1, out_shardings=(layouts.params, None))
+    move = jax.jit(partial(apply_gradient, optimizer, settings), donate_argnums=0, out_shardings=(layouts, None))
+    zeros = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=layouts.params)
+    combine = jax.jit(_combined)
+
+    def update(state: TrainState, updates: Updates) -> tuple[TrainState, Told]:
+        told, norms = [], []
+        for microbatches in updates:
+            total = zeros()
+            for microbatch in microbatches:
+                total, share = add(state.params, total, *microbatch)
+                told.append(share)
+            state, norm = move(state, total)
+            norms.append(norm)
+        return state, combine(told, norms)
+
+    return update
+
+
+def _combined(told: Sequence[Told], norms: Sequence[jax.Array]) -> Told:
+    values = {
+        name: (jnp.max if name.endswith("/max") else jnp.sum)(jnp.stack([share[name] for share in told]))
+        for name in told[0]
+    }
+    return {**values, "loss": values["loss"] / len(norms), "grad_norm": jnp.mean(jnp.stack(norms))}
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
@@ -113,9 +150,18 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, params: Pa
     return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, moments)
 
 
+def moments_for_a_new_stage(moments: Any) -> Any:
+    """The moments of a stage that has ended, with the schedule of the learning rate at its start again."""
+
+    def of_schedule(path: tuple[Any, ...], _: Any) -> bool:
+        return any(isinstance(part, optax.tree_utils.NamedTupleKey) and "Schedule" in part.tuple_name for part in path)
+
+    return optax.tree_utils.tree_set(moments, of_schedule, count=jnp.int32(0))
+
+
 def sft_gradient(
     model: Model, params: Parameters, total: Parameters, batch: GroupBatch, weights: Array
-) -> tuple[Parameters, jax.Array]:
+) -> tuple[Parameters, Told]:
     """Adds the gradient of a microbatch to those before it.
 
     Args:
@@ -126,7 +172,7 @@ def sft_gradient(
         weights: `[P, 1, T]`, what each token counts in the whole batch; see `loss_weights`.
 
     Returns:
-        The new sum, and the microbatch's share of the loss.
+        The new sum, and the microbatch's share of the `loss`.
     """
     every = Choices(model.config.vocab_size, ())  # the plain softmax: what is never sampled is learnt to be unlikely
 
@@ -136,7 +182,45 @@ def sft_gradient(
         return sft_loss(module.logprobs(hidden, batch.tokens, choices=every)[0], weights)
 
     value, gradient = jax.value_and_grad(loss)(params)
-    return jax.tree.map(jnp.add, total, gradient), value
+    return jax.tree.map(jnp.add, total, gradient), {"loss": value}
+
+
+def grpo_gradient(
+    model: Model,
+    params: Parameters,
+    total: Parameters,
+    batch: GroupBatch,
+    weights: Array,
+    sampled: Sampled,
+    *,
+    settings: Grpo,
+    temperature: float,
+) -> tuple[Parameters, Told]:
+    """Adds the gradient of a microbatch to those before it.
+
+    Args:
+        model: how to compute.
+        params: masters.
+        total: the sum so far, of their shapes.
+        batch: prompts and their completions; a prompt is read once, and its gradient is that of the whole group.
+        weights: `[P, G, T]`, what each token counts in the whole batch; see `loss_weights`.
+        sampled: what the completions earned, and their log-probs.
+        settings: of the algorithm.
+        temperature: that completions were drawn with.
+
+    Returns:
+        The new sum, and the microbatch's share of the `loss` beside the sums of `grpo_loss` and of `entropy`.
+    """
+
+    def loss(params: Parameters) -> tuple[jax.Array, Told]:
+        module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
+        hidden = module.prefix_extend(batch.prompts, batch.tokens)
+        logprobs, entropy = module.logprobs(hidden, batch.tokens, temperature)
+        value, told = grpo_loss(logprobs, sampled.logprobs, sampled.reference, sampled.advantages, weights, settings)
+        return value, {**told, "entropy": jnp.sum(jnp.where(weights > 0, entropy, 0.0))}
+
+    (value, told), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return jax.tree.map(jnp.add, total, gradient), {"loss": value, **told}
 
 
 def apply_gradient(

@@ -175,6 +175,21 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a policy learns from about the completions of a `GroupBatch`.
+
+    Attributes:
+        advantages: fp32 `[P, G]`.
+        logprobs: fp32 `[P, G, T]`, as the sampler reported them.
+        reference: fp32 `[P, G, T]`, of the frozen reference; None without a KL penalty.
+    """
+
+    advantages: Array
+    logprobs: Array
+    reference: Array | None
+
+
+@dataclass(frozen=True, slots=True)
 class Boxes:
     """Boxes and the frame they are measured in.
 

@@ -1,24 +1,24 @@
 """Train a model on the stages of a config.
 
+  python -m currreft_jax.train --config=configs/curriculum.py
+  python -m currreft_jax.train --config=configs/stage1.py:3b --workdir=runs/stage1 --config.data.batch_size=16
   python -m currreft_jax.train --config=configs/sft.py:tiny --config.stages[0].sources[0].file=rows.jsonl
-  python -m currreft_jax.train --config=configs/sft.py:3b --workdir=runs/sft --config.optimizer.learning_rate=2e-6
 
-Every setting of the config can be given on the command line; a misspelt one is refused. Metrics, checkpoints and the
-settings lie in the workdir. A run that was interrupted goes on there when the same command is given again, and a
-finished stage is skipped. SIGTERM saves and exits.
+Every setting of the config can be given on the command line; a misspelt one is refused. Metrics, completions,
+checkpoints and the settings lie in the workdir. A run that was interrupted goes on there when the same command is given
+again, and a finished stage is skipped. SIGTERM saves and exits.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,41 +30,45 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
+from currreft_jax import curriculum
 from currreft_jax.checkpoint import Checkpoints
-from currreft_jax.config import Config, Init, validate
-from currreft_jax.data import pipeline, processor
+from currreft_jax.config import Config, Handover, Init, Method, Reference, validate
+from currreft_jax.data import pipeline, processor, world_rows
 from currreft_jax.data.examples import Example
 from currreft_jax.data.mixture import Mixture, mixture
-from currreft_jax.data.packing import padding_waste
 from currreft_jax.data.prompts import template
-from currreft_jax.losses import loss_counts, loss_weights
+from currreft_jax.experience import Context, drawn_batch, gold_batch
+from currreft_jax.held_out import HeldOut, held_out_rows, measure
+from currreft_jax.losses import PER_TOKEN
 from currreft_jax.metrics import Metrics
 from currreft_jax.models import hf
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
-from currreft_jax.sharding import data_shards, make_mesh, to_devices
+from currreft_jax.rewards import MathsPool, check_rows
+from currreft_jax.sharding import data_shards, make_mesh
 from currreft_jax.step import (
     TrainState,
     abstract_state,
+    grpo_gradient,
     init_state,
     learning_rate,
     make_optimizer,
-    step_functions,
+    make_update,
+    moments_for_a_new_stage,
+    sft_gradient,
 )
-from currreft_jax.structs import Array, GroupBatch
+from currreft_jax.workdir import only_run, refuse_other_settings, write_config
 
-CHECKPOINTS, CONFIG, EXPORT = "checkpoints", "config.json", "model"
-# Settings that may change while a run is interrupted: where and how it is computed and told, and the room for rows.
-_FREE = (
-    *("name", "logging.", "mesh.", "microbatches", "model.remat"),
-    *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
-    "data.slots",
-)
+CHECKPOINTS, EXPORT, ROLLOUTS, MATRIX = "checkpoints", "model", "rollouts", "curriculum.json"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/NAME where not given")
 
 
 class NonFiniteError(ArithmeticError):
     """The loss or the gradient is not a number; the message names the step."""
+
+
+class Paused(Exception):
+    """A guard rail was met; the run was saved."""
 
 
 class Interrupt:
@@ -85,21 +89,6 @@ class Interrupt:
         self.asked = True
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step learns from.
-
-    Attributes:
-        groups: the microbatches.
-        weights: `[P, 1, T]` of each, what its tokens count.
-        about: metrics of the batch.
-    """
-
-    groups: Sequence[GroupBatch]
-    weights: Sequence[Array]
-    about: dict[str, float]
-
-
 def run(config: Config, workdir: Path) -> Path | None:
     """Trains every stage that is not finished, each from where the one before it ended.
 
@@ -113,24 +102,32 @@ def run(config: Config, workdir: Path) -> Path | None:
     Raises:
         ValueError: a setting, a row or a file is wrong; the message names it.
         NonFiniteError: training left the finite numbers.
+        Paused: a guard rail was met.
     """
     validate(config)
     before = None
     with only_run(workdir), Interrupt() as interrupt:
+        if config.data.world:
+            world_rows.make(Path(config.data.world), _say)
+        matrix = curriculum.Matrix(workdir / MATRIX, writes=jax.process_index() == 0)
         for number, stage in enumerate(config.stages):
             where = workdir / stage.name if len(config.stages) > 1 else workdir
             refuse_other_settings(config, number, where)
             if (where / EXPORT).exists():
                 _say(f"stage {stage.name} is finished: {where / EXPORT}")
-            elif not train_stage(config, number, before, where, interrupt):
+            elif not train_stage(config, number, before, where, interrupt, matrix):
                 _say(f"stopped and saved in {where}; the same command goes on there")
                 return None
             before = where
     assert before is not None
+    if len(matrix):
+        _say(f"held-out reward at temperature {config.sampling.temperature:g}, with 95% intervals\n{matrix.table()}")
     return before / EXPORT
 
 
-def train_stage(config: Config, number: int, before: Path | None, where: Path, interrupt: Interrupt) -> bool:
+def train_stage(
+    config: Config, number: int, before: Path | None, where: Path, interrupt: Interrupt, matrix: curriculum.Matrix
+) -> bool:
     """Trains one stage.
 
     Args:
@@ -139,67 +136,194 @@ def train_stage(config: Config, number: int, before: Path | None, where: Path, i
         before: folder of the stage before it, whose parameters it goes on with.
         where: folder of the stage.
         interrupt: asked after every step.
+        matrix: where measurements of held-out rows go.
 
     Returns:
         Whether it was finished.
     """
-    stage, written = config.stages[number], config.logging
+    stage, written, grpo = config.stages[number], config.logging, config.method is Method.GRPO
     pixels = {"min_pixels": config.model.min_pixels or None, "max_pixels": config.model.max_pixels or None}
     reader = processor.load(config.model.path, **pixels)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    model = Model(reader.config, mesh, jnp.dtype(config.model.dtype), config.model.remat)
-    optimizer = make_optimizer(config.optimizer, stage.steps)
-    rates = learning_rate(config.optimizer, stage.steps)
-    gradient, move = step_functions(model, optimizer, config.optimizer)
-    zeros = _zeros(model)
-
-    rows, ladders = read_rows(config, number, reader, model)
-    place = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
-    steps_before = sum(it.steps for it in config.stages[:number])  # what hosts agree on when they are stopped rises
-    with closing(rows), Checkpoints(where / CHECKPOINTS, written.keep_last) as checkpoints:
-        state = start_state(config, number, model, optimizer, before, checkpoints, place)
-        start = int(state.step)
-        write_config(config, where)
-        writes = jax.process_index() == 0
-        with Metrics(where, step=start, steps=stage.steps, tensorboard=written.tensorboard, writes=writes) as metrics:
-            pending: list[dict[str, Any]] = []
-            began = time.perf_counter()
-            batches = gold_batches(config, reader, model, rows, ladders, start)
-            for step, batch in zip(range(start + 1, stage.steps + 1), batches, strict=False):
-                total, loss = zeros(), jnp.float32(0)
-                for groups, weights in zip(batch.groups, batch.weights, strict=True):
-                    total, share = gradient(state.params, total, groups, weights)
-                    loss += share
-                state, norm = move(state, total)
-                pending.append({"loss": loss, "grad_norm": norm, **batch.about})
-                metrics.advance()
-                stop = interrupt.asked or checkpoints.preempted(steps_before + step)
-                saves = stop or step == stage.steps or step % written.save_every == 0
-                if saves or step % written.log_every == 0:
-                    values = means(jax.device_get(pending), step)
-                    seconds = (time.perf_counter() - began) / len(pending)
-                    tokens = {"tokens_per_second": values["num_tokens"] / seconds}
-                    rate = {"learning_rate": float(np.asarray(rates(step - 1))), "time/step": seconds}
-                    metrics.write(step, stage.name, {**values, **rate, **tokens})
-                    pending, began = [], time.perf_counter()
-                if saves:
-                    checkpoints.save(step, _items(state), place)
-                if stop and step < stage.steps:
-                    return False
+    dtype = jnp.dtype(config.model.dtype)
+    model = Model(reader.config, mesh, dtype, config.model.remat, reader.tokenizer_size)
+    moves = config.grpo.num_updates * config.grpo.minibatches if grpo else 1
+    rule = dataclasses.replace(config.optimizer, learning_rate=stage.learning_rate or config.optimizer.learning_rate)
+    optimizer = make_optimizer(rule, stage.steps * moves)
+    rates = learning_rate(rule, stage.steps * moves)
+    gradient = partial(grpo_gradient, settings=config.grpo, temperature=config.sampling.temperature)
+    update = make_update(model, optimizer, rule, gradient if grpo else sft_gradient)
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree))
+    steps_before = sum(it.steps for it in config.stages[:number])  # what hosts agree on when they are stopped rises
+
+    with ExitStack() as opened:
+        pool = opened.enter_context(MathsPool(config.rewards.maths)) if grpo else None
+        rows, ladders = read_rows(config, number, reader, model, pool)
+        opened.enter_context(closing(rows))
+        place = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
+        checkpoints = opened.enter_context(Checkpoints(where / CHECKPOINTS, written.keep_last))
+        state, start, ended = start_state(config, number, model, optimizer, before, checkpoints, place)
+        reference = cast(reference_params(config, number, model, before)) if grpo and config.grpo.kl_coef else None
+        context = Context(config, number, reader, model, ladders, pool, reference)
+        looking = Looking(context, held_out_rows(config, reader) if grpo else [], matrix)
+        write_config(config, where)
+        looking.begin(cast(state.params), start)
+        lead = jax.process_index() == 0
+        metrics = opened.enter_context(
+            Metrics(where, written, name=config.name, step=start, steps=stage.steps, writes=lead)
+        )
+        source = example_batches(config, reader, model, rows, ladders, start)
+        window = Window(where)
+        for step, examples in zip(range(start + 1, 1 if ended else stage.steps + 1), source, strict=False):
+            batch = drawn_batch(context, examples, cast(state.params), step) if grpo else gold_batch(context, examples)
+            state, told = update(state, batch.updates)
+            window.add(step, {**told, **batch.about}, batch.told)
+            metrics.advance()
+            if grpo and (step == 1 or _due(written.rollouts_every, step)):
+                write_rows(where / ROLLOUTS / f"{step}.jsonl", batch.told())
+            stop = interrupt.asked or checkpoints.preempted(steps_before + step)
+            looks = step == stage.steps or _due(written.evaluate_every, step)
+            saves = stop or looks or _due(written.save_every, step)
+            if not saves and not _due(written.log_every, step):
+                continue
+            lines = window.close()
+            reason = guard(config, lines)
+            if looks:
+                seen, ended = looking.look(cast(state.params), step)
+                lines[-1].update(seen)
+            for values in lines:
+                rate = float(np.asarray(rates(moves * (values["step"] - 1))))
+                metrics.write({"stage": stage.name, **values, "learning_rate": rate})
+            if saves or reason:
+                score = lines[-1]["reward"] if grpo else -lines[-1]["loss"]
+                checkpoints.save(step, _items(state), {**place, "ended": ended}, score=score)
+            if reason:
+                raise Paused(f"stage {stage.name}, step {step}: {reason}; it is saved in {where}")
+            if stop and step < stage.steps:
+                return False
+            if ended:
+                break
     hf.export(model, cast(state.params), reader, where / EXPORT)
     return True
 
 
+class Window:
+    """The metrics of some steps, left on the device until it is asked for all of them together."""
+
+    def __init__(self, where: Path) -> None:
+        self._where = where
+        self._open: list[tuple[int, dict[str, Any], Callable[[], list[dict[str, Any]]]]] = []
+        self._began = time.perf_counter()
+
+    def add(self, step: int, values: dict[str, Any], told: Callable[[], list[dict[str, Any]]]) -> None:
+        """Adds a step."""
+        self._open.append((step, values, told))
+
+    def close(self) -> list[dict[str, float]]:
+        """One object of metrics for each step, with its time as a mean over them.
+
+        Raises:
+            NonFiniteError: a loss or a gradient is not a number; what the step learnt from is written to a file.
+        """
+        steps = jax.device_get([values for _, values, _ in self._open])
+        seconds = (time.perf_counter() - self._began) / len(steps)
+        lines = []
+        for (step, _, told), values in zip(self._open, steps, strict=True):
+            if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+                dump = write_rows(self._where / "nonfinite" / f"{step}.jsonl", told())
+                raise NonFiniteError(
+                    f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. What it learnt from is"
+                    f" in {dump}; lower the learning rate or look at those rows. Checkpoints are of steps before it"
+                )
+            for name in PER_TOKEN:
+                if name in values:
+                    values[name] = values[name] / max(1.0, values["learnt_tokens"] * values["passes"])
+            values = {name: float(value) for name, value in values.items() if name != "passes"}
+            speed = {"time/step": seconds, "tokens_per_second": values["num_tokens"] / seconds}
+            lines.append({"step": step, **values, **speed})
+        self._open, self._began = [], time.perf_counter()
+        return lines
+
+
+class Looking:
+    """Looks at the held-out rows of all stages, and at what they say of the curriculum."""
+
+    def __init__(self, context: Context, sets: Sequence[HeldOut], matrix: curriculum.Matrix) -> None:
+        self._context, self._sets, self._matrix = context, sets, matrix
+        self._stage = context.config.stages[context.number]
+
+    def begin(self, params: Parameters, start: int) -> None:
+        """Forgets what is behind the step that is gone on from; before the very first one it looks."""
+        self._matrix.go_on_from(self._stage.name, start)
+        if self._sets and self._context.number == 0 and start == 0 and not self._matrix.has("", 0):
+            self._matrix.add(measure(self._context, params, self._sets, "", 0, greedy=True))
+
+    def look(self, params: Parameters, step: int) -> tuple[dict[str, float], bool]:
+        """Metrics, and whether the stage has learnt enough."""
+        if not self._sets:
+            return {}, False
+        greedy = step == self._stage.steps
+        now = measure(self._context, params, self._sets, self._stage.name, step, greedy=greedy)
+        told: dict[str, float] = {}
+        own = False
+        numbers = {it.name: it.number for it in self._sets}
+        for it in now:
+            told |= {f"held_out/{it.held_out}/reward": it.reward, f"held_out/{it.held_out}/pass": it.passed / it.rows}
+            best = curriculum.fallen(self._matrix.seen, it)
+            if best and numbers[it.held_out] < self._context.number:
+                told[f"held_out/{it.held_out}/fallen"] = best.reward - it.reward
+                _say(
+                    f"brick wall: {it.held_out} fell from {best.reward:.3f} to {it.reward:.3f} while {it.stage} is"
+                    " trained; replay of earlier stages, a larger kl_coef or a lower learning rate may help"
+                )
+            if it.held_out == self._stage.name:
+                own = self._stage.promote_above < 1 and curriculum.promoted(it, self._stage.promote_above)
+        self._matrix.add(now)
+        if own and step < self._stage.steps:
+            _say(f"stage {self._stage.name} is promoted at step {step}: its pass rate is above its gate")
+        return told, own
+
+
+def guard(config: Config, lines: Sequence[dict[str, float]]) -> str:
+    """Why the run has to pause, if it has to."""
+    if config.method is not Method.GRPO:
+        return ""
+    settings = config.grpo
+
+    def mean(name: str) -> float:
+        return float(np.mean([line.get(name, 0.0) for line in lines]))
+
+    if settings.max_kl and mean("kl") > settings.max_kl:
+        return f"KL {mean('kl'):.4g} is above grpo.max_kl = {settings.max_kl}"
+    if mean("entropy") < settings.min_entropy:
+        return f"entropy {mean('entropy'):.4g} is below grpo.min_entropy = {settings.min_entropy}"
+    if mean("completions/clipped_ratio") > settings.max_truncated:
+        share = mean("completions/clipped_ratio")
+        return f"{share:.1%} of the completions were cut off, more than grpo.max_truncated = {settings.max_truncated}"
+    return ""
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Writes JSON lines, each host its own file."""
+    if jax.process_count() > 1:
+        path = path.with_name(f"{path.stem}-{jax.process_index()}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
 def read_rows(
-    config: Config, number: int, reader: processor.Processor, model: Model
+    config: Config, number: int, reader: processor.Processor, model: Model, pool: MathsPool | None
 ) -> tuple[Mixture, pipeline.Ladders]:
     """The rows of a stage, and the shapes that batches of them may take."""
-    prompts = config.data.batch_size // config.microbatches // data_shards(model.mesh)
-    if config.data.batch_size != prompts * config.microbatches * data_shards(model.mesh):
+    minibatches = config.grpo.minibatches if pool else 1
+    parts = config.microbatches * minibatches * data_shards(model.mesh)
+    prompts = config.data.batch_size // parts
+    if config.data.batch_size != prompts * parts:
         raise ValueError(
-            f"data.batch_size ({config.data.batch_size}) does not divide into {config.microbatches} microbatches of"
-            f" {data_shards(model.mesh)} data shards (mesh.data x mesh.fsdp): change one of them"
+            f"data.batch_size ({config.data.batch_size}) does not divide into {minibatches} minibatches of"
+            f" {config.microbatches} microbatches of {data_shards(model.mesh)} data shards (mesh.data x mesh.fsdp):"
+            " change one of them"
         )
     if data_shards(model.mesh) % jax.process_count():
         raise ValueError(
@@ -209,7 +333,9 @@ def read_rows(
     ladders = pipeline.ladders(config.data, reader, prompts)
     rows = mixture(config.stages, number, config.data, config.seed)
     wording = template(config.data.template)
-    rows = pipeline.usable(rows, reader, wording, config.data, ladders, with_answer=True)
+    rows = pipeline.usable(rows, reader, wording, config.data, ladders, with_answer=pool is None)
+    if pool:
+        refuse_unscorable(rows, config, pool)
     _refuse_other_rows(rows.fingerprint())
     _say(f"stage {config.stages[number].name}: {rows.size} rows of {len(rows.parts)} files")
     for reason, count in rows.left_out.items():
@@ -219,47 +345,35 @@ def read_rows(
     return rows, ladders
 
 
-def gold_batches(
+def example_batches(
     config: Config,
     reader: processor.Processor,
     model: Model,
     rows: Mixture,
     ladders: pipeline.Ladders,
     start: int,
-) -> Iterator[Batch]:
-    """The batches of supervised training from a step on, on the devices."""
+) -> Iterator[list[Example]]:
+    """This host's examples of the steps behind `start`."""
+    wording, gold = template(config.data.template), config.method is Method.SFT
     hosts, host = jax.process_count(), jax.process_index()
-    shards = data_shards(model.mesh) // hosts
-    wording = template(config.data.template)
     source = pipeline.Pipeline(
-        rows, reader, wording, config.data, ladders, seed=config.seed, host=host, hosts=hosts, with_answer=True
+        rows, reader, wording, config.data, ladders, seed=config.seed, host=host, hosts=hosts, with_answer=gold
     )
-    for examples in source.batches(start):
-        parts = pipeline.arranged(examples, model.config, shards, config.microbatches)
-        tokens = sum(len(it.prompt.tokens) + len(it.tokens) for it in examples)
-        needs = [pipeline.needs(part, model.config, shards) for part in parts]
-        needed, counts, tokens = _agreed(needs, loss_counts([it.mask for it in examples]), np.array(tokens))
-        groups = [
-            pipeline.gold_batch(part, model.config, *ladders.shape(most), shards)
-            for part, most in zip(parts, needed, strict=True)
-        ]
-        weights = [loss_weights(part.mask, config.loss_average, counts) for part in groups]
-        totals = {"num_tokens": float(tokens), "learnt_tokens": float(counts[0])}
-        yield Batch(
-            to_devices(groups, model.mesh), to_devices(weights, model.mesh), {**padding(examples, groups), **totals}
-        )
+    return source.batches(start)
 
 
-def padding(examples: Sequence[Example], groups: Sequence[GroupBatch]) -> dict[str, float]:
-    """Shares of this host's batch that are padding."""
-    prompts = sum(len(it.prompt.tokens) for it in examples)
-    completions = sum(len(it.tokens) for it in examples)
-    patches = [padding_waste(part.prompts).get("patch_waste", 0.0) for part in groups]
-    return {
-        "padding/prompt_waste": 1 - prompts / sum(part.prompts.tokens.size for part in groups),
-        "padding/patch_waste": float(np.mean(patches)),
-        "padding/completion_waste": 1 - completions / sum(part.tokens.size for part in groups),
-    }
+def refuse_unscorable(rows: Mixture, config: Config, pool: MathsPool) -> None:
+    """Refuses rows that no reward can score.
+
+    Raises:
+        ValueError: naming each by file and line.
+    """
+    placed = [(part.file, int(index)) for part in rows.parts for index in part.indices]
+    errors = check_rows([file[index] for file, index in placed], config.rewards, pool=pool)
+    if errors:
+        wheres = {file[index].id: file.where(index) for file, index in placed}
+        shown = "\n  ".join(f"{wheres[error.row.id]}: {error}" for error in errors[:20])
+        raise ValueError(f"{len(errors)} rows cannot be scored:\n  {shown}")
 
 
 def start_state(
@@ -270,8 +384,8 @@ def start_state(
     before: Path | None,
     checkpoints: Checkpoints,
     place: dict[str, Any],
-) -> TrainState:
-    """The newest checkpoint of the stage, or the state it starts with.
+) -> tuple[TrainState, int, bool]:
+    """The newest checkpoint of the stage, its step, and whether the stage was ended there; or what it starts with.
 
     Raises:
         ValueError: the checkpoint was made with other rows, batches or seed.
@@ -286,88 +400,44 @@ def start_state(
                 " or take another workdir"
             )
         _say(f"going on from step {step}")
-        return TrainState(jax.device_put(jnp.int32(step), abstract.step.sharding), items["params"], items["optimizer"])
-    return init_state(model, optimizer, start_params(config, number, model, before))
+        state = TrainState(jax.device_put(jnp.int32(step), abstract.step.sharding), items["params"], items["optimizer"])
+        return state, step, bool(saved["ended"])
+    state = init_state(model, optimizer, start_params(config, number, model, before))
+    if before and config.stages[number].moments is Handover.KEEP:
+        kept = _last_of(config, number - 1, before, {"optimizer": abstract.optimizer})["optimizer"]
+        state = dataclasses.replace(state, optimizer=moments_for_a_new_stage(kept))
+    return state, 0, False
 
 
 def start_params(config: Config, number: int, model: Model, before: Path | None) -> Parameters:
     """The parameters that a stage starts with, fp32: the last ones of the stage before it, if there is one."""
     if before:
-        last = config.stages[number - 1].steps
-        with Checkpoints(before / CHECKPOINTS, 1) as checkpoints:
-            found = checkpoints.restore({"params": model.abstract(jnp.float32)})
-        if not found or found[0] != last:
-            raise ValueError(
-                f"{before / CHECKPOINTS} does not hold step {last}, which stage {config.stages[number].name} goes on"
-                f" from: remove {before / EXPORT}, and the same command trains the rest of that stage again"
-            )
-        return found[1]["params"]
+        return _last_of(config, number - 1, before, {"params": model.abstract(jnp.float32)})["params"]
     if config.model.init is Init.RANDOM:
         return model.init(config.seed)
     return hf.load(config.model.path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
 
 
-def means(steps: Sequence[dict[str, Any]], last: int) -> dict[str, float]:
-    """The mean of each metric over some steps.
-
-    Raises:
-        NonFiniteError: a loss or a gradient is not a number.
-    """
-    for number, values in enumerate(steps, last - len(steps) + 1):
-        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
-            raise NonFiniteError(
-                f"step {number}: loss {values['loss']}, gradient norm {values['grad_norm']}; lower the learning rate,"
-                " or look at the rows of this step"
-            )
-    return {name: float(np.mean([values.get(name, 0.0) for values in steps])) for name in steps[-1]}
+def reference_params(config: Config, number: int, model: Model, before: Path | None) -> Parameters:
+    """Of the frozen reference, fp32."""
+    if config.grpo.reference is Reference.STAGE:
+        return start_params(config, number, model, before)
+    if config.grpo.reference_path:
+        return hf.load(config.grpo.reference_path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
+    return start_params(config, 0, model, None)
 
 
-def write_config(config: Config, where: Path) -> None:
-    """Writes the settings beside what they lead to."""
-    if jax.process_index() == 0:
-        where.mkdir(parents=True, exist_ok=True)
-        (where / CONFIG).write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
-
-
-def refuse_other_settings(config: Config, number: int, where: Path) -> None:
-    """Refuses to go on where a stage was trained with settings that lead elsewhere.
-
-    Raises:
-        ValueError: naming the settings that differ.
-    """
-    path = where / CONFIG
-    if not path.exists():
-        return
-    there, now = json.loads(path.read_text("utf-8")), _plain(config)
-    for settings in (there, now):
-        settings["stages"] = settings["stages"][: number + 1]
-    there, now = _flat(there), _flat(now)
-    differing = [
-        f"{name} was {there.get(name)}, and is {now.get(name)}"
-        for name in sorted(there.keys() | now.keys())
-        if there.get(name) != now.get(name) and not name.startswith(_FREE)
-    ]
-    if differing:
-        raise ValueError(f"{path}: {'; '.join(differing)}: put it back as it was, or take another workdir")
-
-
-@contextmanager
-def only_run(workdir: Path) -> Iterator[None]:
-    """Keeps a second run out of the workdir.
-
-    Raises:
-        ValueError: one is there.
-    """
-    if jax.process_index():
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another run is writing {workdir}: wait for it, or take another workdir") from None
-        yield
+def _last_of(config: Config, number: int, where: Path, items: dict[str, Any]) -> dict[str, Any]:
+    """Items of a finished stage's last checkpoint."""
+    last = config.stages[number].steps
+    with Checkpoints(where / CHECKPOINTS, 1) as checkpoints:
+        found = checkpoints.restore(items)
+    if not found or not (found[0] == last or found[2]["ended"]):
+        raise ValueError(
+            f"{where / CHECKPOINTS} does not hold step {last}, which stage {config.stages[number + 1].name} goes on"
+            f" from: remove {where / EXPORT}, and the same command trains the rest of that stage again"
+        )
+    return found[1]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -380,27 +450,10 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells at length what it does
     try:
         done = run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
-    except (ValueError, OSError, ModuleNotFoundError, NonFiniteError) as error:  # what the package refuses with
+    except (ValueError, OSError, ModuleNotFoundError, NonFiniteError, Paused) as error:  # what the package refuses with
         sys.exit(f"train: {error}")
     if done:
         _say(f"done: {done}")
-
-
-def _zeros(model: Model) -> Any:
-    abstract = model.abstract(jnp.float32)
-    layouts = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract), out_shardings=layouts)
-
-
-def _agreed(
-    needs: Sequence[pipeline.Needs], counts: np.ndarray, tokens: np.ndarray
-) -> tuple[list[pipeline.Needs], np.ndarray, np.ndarray]:
-    """The largest needs of any host, and the counts of all."""
-    if jax.process_count() == 1:
-        return list(needs), counts, tokens
-    own = np.array([dataclasses.astuple(part) for part in needs])
-    needed, *added = multihost_utils.process_allgather((own, counts, tokens))
-    return [pipeline.Needs(*map(int, row)) for row in needed.max(axis=0)], *(it.sum(axis=0) for it in added)
 
 
 def _refuse_other_rows(fingerprint: str) -> None:
@@ -410,24 +463,12 @@ def _refuse_other_rows(fingerprint: str) -> None:
         raise ValueError("the hosts have different rows: give all of them the same files, and see what each left out")
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    """As JSON has it."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda member: member.value))
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """`{"a": [{"b": 1}]}` -> `{"a[0].b": 1}`."""
-    if isinstance(value, dict):
-        parts = {f"{name}.{key}" if name else key: inner for key, inner in value.items()}
-    elif isinstance(value, list):
-        parts = {f"{name}[{index}]": inner for index, inner in enumerate(value)}
-    else:
-        return {name: value}
-    return {path: leaf for key, inner in parts.items() for path, leaf in _flat(inner, key).items()}
-
-
 def _items(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "optimizer": state.optimizer}
+
+
+def _due(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def _say(text: str) -> None:

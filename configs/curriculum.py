@@ -1,0 +1,19 @@
+"""The curriculum: yes-or-no questions, then choices, then open answers, each stage from where the last one ended.
+
+python -m currreft_jax.train --config=configs/curriculum.py
+"""
+
+from configs import common
+from currreft_jax.config import Config, Kind
+
+
+def get_config(variant: str | None = None) -> Config:
+    """The settings of a variant: tiny, 3b or 7b."""
+    variant = common.chosen(variant)
+    config = common.grpo("curriculum", variant)
+    config.stages = [
+        common.stage(Kind.JUDGE, variant, 600, 80),
+        common.stage(Kind.CHOICE, variant, 500, 80),
+        common.stage(Kind.OPEN, variant, 2500, 80),
+    ]
+    return config

@@ -1,0 +1,17 @@
+"""Stage 1 of the curriculum alone: yes-or-no questions.
+
+python -m currreft_jax.train --config=configs/stage1.py
+
+`configs/curriculum.py` runs all three in one go.
+"""
+
+from configs import common
+from currreft_jax.config import Config, Kind
+
+
+def get_config(variant: str | None = None) -> Config:
+    """The settings of a variant: tiny, 3b or 7b."""
+    variant = common.chosen(variant)
+    config = common.grpo("stage1", variant)
+    config.stages = [common.stage(Kind.JUDGE, variant, 600, 80)]
+    return config

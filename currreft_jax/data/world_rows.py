@@ -1,0 +1,30 @@
+"""The embedded world's rows, made where they are missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from currreft_jax.data.rows import to_keys
+from currreft_jax.world.settings import Sizes
+from currreft_jax.world.write import DESCRIPTION, write
+
+# What a curriculum needs; the rows that the base was taught with are left to `dataset build world`.
+SIZES = Sizes(captions=0, base=0, axis=200)
+
+
+def make(folder: Path, say: Callable[[str], None]) -> None:
+    """Makes the world's training and test rows, unless the folder holds a world.
+
+    Args:
+        folder: made if it is not there; a world that was not finished is made anew.
+        say: told what is done, as it takes a while.
+    """
+    if (folder / DESCRIPTION).exists():
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    say(f"drawing the world into {folder}")
+    write(partial, to_keys, sizes=SIZES)
+    partial.rename(folder)

@@ -1,0 +1,87 @@
+"""The folder of a run: its settings, written beside what they lead to, and the one run that may write there."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from currreft_jax.config import Config
+
+CONFIG = "config.json"
+# Settings that may change while a run is interrupted: where and how it is computed and told, and the room for rows.
+_FREE = (
+    *("name", "logging.", "mesh.", "microbatches", "model.remat"),
+    *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
+    *("data.slots", "grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
+)
+
+
+def write_config(config: Config, where: Path) -> None:
+    """Writes the settings beside what they lead to."""
+    if jax.process_index() == 0:
+        where.mkdir(parents=True, exist_ok=True)
+        (where / CONFIG).write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
+
+
+def refuse_other_settings(config: Config, number: int, where: Path) -> None:
+    """Refuses to go on where a stage was trained with settings that lead elsewhere.
+
+    Raises:
+        ValueError: naming the settings that differ.
+    """
+    path = where / CONFIG
+    if not path.exists():
+        return
+    there, now = json.loads(path.read_text("utf-8")), _plain(config)
+    for settings in (there, now):
+        settings["stages"] = settings["stages"][: number + 1]
+    there, now = _flat(there), _flat(now)
+    differing = [
+        f"{name} was {there.get(name)}, and is {now.get(name)}"
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name) and not name.startswith(_FREE)
+    ]
+    if differing:
+        raise ValueError(f"{path}: {'; '.join(differing)}: put it back as it was, or take another workdir")
+
+
+@contextmanager
+def only_run(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of the workdir.
+
+    Raises:
+        ValueError: one is there.
+    """
+    if jax.process_index():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is writing {workdir}: wait for it, or take another workdir") from None
+        yield
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As JSON has it."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=lambda member: member.value))
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """`{"a": [{"b": 1}]}` -> `{"a[0].b": 1}`."""
+    if isinstance(value, dict):
+        parts = {f"{name}.{key}" if name else key: inner for key, inner in value.items()}
+    elif isinstance(value, list):
+        parts = {f"{name}[{index}]": inner for index, inner in enumerate(value)}
+    else:
+        return {name: value}
+    return {path: leaf for key, inner in parts.items() for path, leaf in _flat(inner, key).items()}
