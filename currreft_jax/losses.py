@@ -124,7 +124,7 @@ def grpo_loss(
     kept = jax.lax.stop_gradient(logprobs)
     old = sampled if settings.num_updates * settings.minibatches > 1 else kept
     ratio = jnp.exp(logprobs - old)
-    advantage = jnp.asarray(advantages, jnp.float32)[..., None]
+    advantage = jnp.asarray(advantages)[..., None]
     clipped = jnp.clip(ratio, 1 - settings.clip_epsilon_low, 1 + settings.clip_epsilon_high)
     gain = jnp.minimum(ratio * advantage, clipped * advantage)
     difference = jnp.abs(kept - sampled)

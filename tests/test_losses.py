@@ -1,10 +1,15 @@
 """What training minimises, against numbers worked out by hand."""
 
+from math import exp
+
+import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from currreft_jax.config import LossAverage
-from currreft_jax.losses import loss_counts, loss_weights, sft_loss
+from currreft_jax.config import AdvantageScale, Grpo, LossAverage
+from currreft_jax.losses import group_advantages, grpo_loss, loss_counts, loss_weights, sft_loss
 
 MASK = np.array([[[1, 1, 1, 0]], [[0, 1, 0, 0]], [[0, 0, 0, 0]]], bool)
 LOGPROBS = -np.array([[[1.0, 2, 3, 9]], [[9, 8, 9, 9]], [[9, 9, 9, 9]]], np.float32)
@@ -24,7 +29,7 @@ def test_loss_by_hand(average, expected):
     assert (weights[~MASK] == 0).all()
 
 
-@pytest.mark.parametrize("average", LossAverage)
+@pytest.mark.parametrize("average", [LossAverage.TOKEN, LossAverage.SEQUENCE])
 def test_the_parts_of_a_batch_add_up_to_the_whole(average):
     parts = [MASK[:1], MASK[1:]]
     counts = loss_counts(parts)
@@ -36,3 +41,115 @@ def test_the_parts_of_a_batch_add_up_to_the_whole(average):
 def test_a_batch_without_a_learnt_token_has_no_loss():
     nothing = np.zeros_like(MASK)
     assert sft_loss(LOGPROBS, loss_weights(nothing, LossAverage.TOKEN, loss_counts([nothing]))) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- advantages
+
+
+def test_advantages_by_hand():
+    rewards = np.array([[2.0, 1.0, 1.0, 0.0], [0.1, 0.1, 0.1, 0.1]])
+    deviation = (2 / 3) ** 0.5  # squares 1, 0, 0, 1 over G - 1
+    by_group = group_advantages(rewards)
+    np.testing.assert_allclose(by_group[0], np.array([1, 0, 0, -1]) / (deviation + 1e-4), rtol=1e-12)
+    assert (by_group[1] == 0).all()
+    np.testing.assert_array_equal(group_advantages(rewards, AdvantageScale.NONE)[0], [1, 0, 0, -1])
+    every = [*rewards.ravel(), 5.0]
+    mean = sum(every) / 9
+    spread = (sum((r - mean) ** 2 for r in every) / 8) ** 0.5
+    by_batch = group_advantages(rewards, AdvantageScale.BATCH, np.array(every))
+    np.testing.assert_allclose(by_batch[0], np.array([1, 0, 0, -1]) / (spread + 1e-4), rtol=1e-12)
+
+
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(-3, 3), st.sampled_from(AdvantageScale))
+def test_advantages_of_a_group_add_up_to_nothing_and_know_no_level(rewards, level, scale):
+    rewards = np.array([rewards])
+    advantages = group_advantages(rewards, scale)
+    assert abs(advantages.sum()) < 1e-9
+    if np.ptp(rewards + level) > 0:
+        np.testing.assert_allclose(group_advantages(rewards + level, scale), advantages, atol=1e-6)
+    if np.ptp(rewards) == 0:
+        assert (advantages == 0).all()
+
+
+# ----------------------------------------------------------------------------------------------------------- the loss
+
+
+def plain_loss(logprobs, old, reference, advantages, mask, average, settings, longest):
+    """Token by token, as the papers write it."""
+    sequences = []
+    for p, g in np.ndindex(*advantages.shape):
+        values = []
+        for t in np.flatnonzero(mask[p, g]):
+            ratio = exp(logprobs[p, g, t] - old[p, g, t])
+            clipped = min(max(ratio, 1 - settings.clip_epsilon_low), 1 + settings.clip_epsilon_high)
+            gain = min(ratio * advantages[p, g], clipped * advantages[p, g])
+            d = reference[p, g, t] - logprobs[p, g, t]
+            values.append(-(gain - settings.kl_coef * (exp(d) - d - 1)))
+        if values:
+            sequences.append(values)
+    if average is LossAverage.SEQUENCE:
+        return sum(sum(it) / len(it) for it in sequences) / len(sequences)
+    if average is LossAverage.TOKEN:
+        return sum(map(sum, sequences)) / sum(map(len, sequences))
+    return sum(map(sum, sequences)) / len(sequences) / longest
+
+
+@pytest.mark.parametrize("average", LossAverage)
+@pytest.mark.parametrize("scale", AdvantageScale)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_loss_and_gradient_are_those_of_the_plain_formula(average, scale, updates):
+    rng = np.random.default_rng(7)
+    shape = (3, 4, 5)
+    settings = Grpo(kl_coef=0.3, clip_epsilon_low=0.2, clip_epsilon_high=0.3, num_updates=updates)
+    logprobs, sampled, reference = -rng.exponential(1.0, (3, *shape))
+    sampled = logprobs + 0.4 * rng.standard_normal(shape)
+    advantages = group_advantages(rng.choice([0, 0.2, 1, 2], shape[:2]), scale)
+    mask = np.arange(5) < rng.integers(0, 6, shape[:2])[..., None]
+
+    def old_of(logprobs):
+        return sampled if updates > 1 else logprobs
+
+    with jax.enable_x64(True):
+        exact = loss_weights(mask, average, loss_counts([mask]), 9)
+        (loss, told), gradient = jax.value_and_grad(
+            lambda x: grpo_loss(x, sampled, reference, advantages, exact.astype(np.float64), settings), has_aux=True
+        )(logprobs)
+    wanted = plain_loss(logprobs, old_of(logprobs), reference, advantages, mask, average, settings, 9)
+    assert float(loss) == pytest.approx(wanted, rel=1e-6, abs=1e-7)
+    fixed, h = old_of(logprobs), 1e-6
+    for place in np.ndindex(*shape):
+        up, down = logprobs.copy(), logprobs.copy()
+        up[place] += h
+        down[place] -= h
+        slope = (
+            plain_loss(up, fixed, reference, advantages, mask, average, settings, 9)
+            - plain_loss(down, fixed, reference, advantages, mask, average, settings, 9)
+        ) / (2 * h)
+        assert float(gradient[place]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+    kl = np.exp(reference - logprobs) - (reference - logprobs) - 1
+    assert float(told["kl"]) == pytest.approx(kl[mask].sum(), rel=1e-6)
+    difference = np.abs(logprobs - sampled)[mask]
+    assert float(told["sampling/logp_difference/mean"]) == pytest.approx(difference.sum(), rel=1e-6)
+    assert float(told["sampling/logp_difference/max"]) == pytest.approx(difference.max(), rel=1e-6)
+
+
+def test_what_lies_behind_the_end_counts_for_nothing_even_where_it_is_impossible():
+    logprobs = np.array([[[-1.0, -np.inf]]], np.float32)
+    weights = np.array([[[1.0, 0.0]]], np.float32)
+    loss, gradient = jax.value_and_grad(
+        lambda x: grpo_loss(x, logprobs, logprobs, np.ones((1, 1), np.float32), weights, Grpo())[0]
+    )(logprobs)
+    assert float(loss) == -1.0
+    np.testing.assert_array_equal(gradient, [[[-1.0, 0.0]]])
+
+
+def test_the_clipped_share_is_that_of_stopped_gradients():
+    settings = Grpo(kl_coef=0.0, num_updates=2)
+    logprobs = np.log(np.array([[[2.0, 0.5, 1.1, 0.9]], [[2.0, 0.5, 1.1, 0.9]]], np.float32))
+    weights = np.full((2, 1, 4), 1 / 8, np.float32)
+    zeros, advantages = np.zeros_like(logprobs), np.array([[1.0], [-1.0]], np.float32)
+    told = grpo_loss(logprobs, zeros, None, advantages, weights, settings)[1]
+    gradient = jax.grad(lambda x: grpo_loss(x, zeros, None, advantages, weights, settings)[0])(logprobs)
+    assert (float(told["clip_ratio/high"]), float(told["clip_ratio/low"])) == (1, 1)
+    np.testing.assert_array_equal(np.asarray(gradient) == 0, [[[1, 0, 0, 0]], [[0, 1, 0, 0]]])
+    assert "kl" not in told

@@ -61,7 +61,7 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 6, **changes) -> Config
         stages=[Stage("one", [Source(str(rows))], steps=steps)],
         data=Data(batch_size=8, prompt_lengths=(224,), completion_lengths=(48,), slots=(1,), threads=2),
         optimizer=Optimizer(learning_rate=1e-3),
-        logging=Logging(log_every=1, save_every=2),
+        logging=Logging(log_every=1, save_every=2, tensorboard=False),
     )
     return replace(config, **changes)
 
@@ -305,8 +305,8 @@ def test_what_is_wrong_on_the_command_line_is_named(arguments, message, tmp_path
 def test_a_line_that_was_cut_off_and_later_steps_are_dropped(tmp_path):
     lines = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 4')
-    with Metrics(tmp_path, step=2, steps=4, tensorboard=True, writes=True) as metrics:
-        metrics.write(3, "one", {"loss": 0.5})
+    with Metrics(tmp_path, Logging(), name="run", step=2, steps=4, writes=True) as metrics:
+        metrics.write({"step": 3, "stage": "one", "loss": 0.5})
     assert [(it["step"], it["loss"]) for it in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 1), (3, 0.5)]
     assert list((tmp_path / "tensorboard").iterdir())
 
@@ -314,4 +314,4 @@ def test_a_line_that_was_cut_off_and_later_steps_are_dropped(tmp_path):
 def test_a_damaged_line_of_metrics_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"stp": 2}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: no line of metrics"):
-        Metrics(tmp_path, step=2, steps=4, tensorboard=False, writes=True)
+        Metrics(tmp_path, Logging(), name="run", step=2, steps=4, writes=True)

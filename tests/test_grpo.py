@@ -1,0 +1,254 @@
+"""Reinforcement learning by the program: its steps, its stages, how it stops and goes on."""
+
+import dataclasses
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from currreft_jax import train
+from currreft_jax.config import (
+    CacheType,
+    Config,
+    Data,
+    Grpo,
+    Handover,
+    Kind,
+    Logging,
+    LossAverage,
+    MeshShape,
+    Method,
+    Optimizer,
+    Precision,
+    Pretrained,
+    Reference,
+    Remat,
+    Rewards,
+    Sampling,
+    Schedule,
+    Source,
+    Stage,
+)
+from currreft_jax.curriculum import Matrix
+from currreft_jax.metrics import Metrics, read_metrics
+from tests import tiny
+from tests.test_train import same_weights
+
+TIMES = ("time/step", "tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    lines = []
+    for number in range(24):
+        row = {"id": f"r{number}", "task": "math", "kind": "open", "problem": f"{number}?", "solution": str(number % 7)}
+        if number % 2:
+            tiny.picture(56, 56, number).save(folder / f"{number}.png")
+            row["image"] = f"{number}.png"
+        lines.append(json.dumps(row) + "\n")
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return folder / "rows.jsonl"
+
+
+def config_of(checkpoint: Path, rows: Path, steps: int = 4, reward: str = "variety", **changes) -> Config:
+    config = Config(
+        method=Method.GRPO,
+        loss_average=LossAverage.SEQUENCE,
+        model=Pretrained(path=str(checkpoint), dtype="float32", remat=Remat.NONE, max_pixels=0),
+        mesh=MeshShape(data=2, fsdp=2, tensor=2),
+        stages=[Stage("one", [Source(str(rows))], steps=steps)],
+        data=Data(batch_size=8, prompt_lengths=(256,), completion_lengths=(8,), slots=(2,), threads=2),
+        optimizer=Optimizer(learning_rate=1e-3, schedule=Schedule.CONSTANT),
+        sampling=Sampling(
+            group_size=4,
+            max_new_tokens=8,
+            segment=4,
+            ladder=(),
+            precision=Precision.FLOAT32,
+            cache=CacheType.FLOAT32,
+            mesh=(4, 2),
+        ),
+        rewards=Rewards(weights={"accuracy": 0.0, "format": 0.0, f"tests.rewarding:{reward}": 1.0}),
+        logging=Logging(log_every=2, save_every=2, rollouts_every=2, tensorboard=False),
+    )
+    return replace(config, **changes)
+
+
+def told(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in it.items() if k not in TIMES} for it in read_metrics(workdir / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, rows, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole")
+    assert train.run(config_of(checkpoint, rows), workdir) == workdir / "model"
+    return workdir
+
+
+def test_a_run_leaves_metrics_completions_and_a_model(whole, checkpoint, rows):
+    lines = told(whole)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    first = lines[0]
+    # The policy is the reference and the sampler's distribution is the trainer's.
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert max(line["sampling/logp_difference/max"] for line in lines) < 1e-5
+    assert lines[-1]["kl"] > 1e-6
+    assert first["clip_ratio/high"] == first["clip_ratio/low"] == 0
+    assert 0 < first["entropy"] < np.log(270)
+    assert first["reward"] == first["reward/math"] == first["rewards/tests.rewarding:variety/mean"]
+    assert sorted(path.name for path in (whole / "rollouts").iterdir()) == ["1.jsonl", "2.jsonl", "4.jsonl"]
+    drawn = [json.loads(line) for line in (whole / "rollouts" / "1.jsonl").read_text().splitlines()]
+    assert len(drawn) == 8 and all(len(row["completions"]) == 4 for row in drawn)
+    said = [it for row in drawn for it in row["completions"]]
+    assert np.mean([it["reward"] for it in said]) == pytest.approx(first["reward"])
+    assert all("".join(it["tokens"]).startswith(it["text"]) for it in said if it["text"].isascii())
+    assert all(len(it["tokens"]) == len(it["logprobs"]) == len(it["reference"]) for it in said)
+    for row in drawn:
+        rewards = np.array([it["reward"] for it in row["completions"]])
+        wanted = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
+        np.testing.assert_allclose([it["advantage"] for it in row["completions"]], wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
+    advance, seen = Metrics.advance, []
+
+    def interrupting(self):
+        seen.append(None)
+        if len(seen) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(self)
+
+    monkeypatch.setattr(Metrics, "advance", interrupting)
+    assert train.run(config_of(checkpoint, rows), tmp_path) is None
+    assert (tmp_path / "checkpoints" / str(stop_at)).exists()
+    assert train.run(config_of(checkpoint, rows), tmp_path) == tmp_path / "model"
+    same_weights(tmp_path / "model", whole / "model")
+    assert told(tmp_path) == told(whole)
+
+
+@pytest.mark.parametrize("average", LossAverage)
+def test_microbatches_and_meshes_change_nothing_but_rounding(checkpoint, rows, tmp_path, average):
+    found = []
+    for name, microbatches, mesh in (("a", 1, MeshShape(1, 8, 1)), ("b", 2, MeshShape(2, 2, 2)), ("c", 4, (2, 1, 4))):
+        shape = mesh if isinstance(mesh, MeshShape) else MeshShape(*mesh)
+        config = config_of(checkpoint, rows, steps=2, microbatches=microbatches, mesh=shape, loss_average=average)
+        config.sampling.mesh = (-1, 1) if name == "a" else (2, 4)
+        train.run(config, tmp_path / name)
+        found.append([(line["loss"], line["grad_norm"], line["reward"], line["kl"]) for line in told(tmp_path / name)])
+    np.testing.assert_allclose(found[1], found[0], rtol=2e-5, atol=2e-7)
+    np.testing.assert_allclose(found[2], found[0], rtol=2e-5, atol=2e-7)
+
+
+def test_several_updates_and_minibatches_of_a_rollout(checkpoint, rows, tmp_path):
+    grpo = Grpo(num_updates=2, minibatches=2, kl_coef=0.0)
+    config = config_of(checkpoint, rows, steps=2, grpo=grpo)
+    config.optimizer = Optimizer(learning_rate=1e-2, schedule=Schedule.LINEAR)
+    train.run(config, tmp_path)
+    lines = told(tmp_path)
+    assert "kl" not in lines[0]
+    assert lines[0]["clip_ratio/high"] + lines[0]["clip_ratio/low"] > 0  # the policy has left the sampler's
+    assert lines[0]["sampling/logp_difference/mean"] > 1e-3
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2, 5e-3])  # 8 moves in all, 4 a step
+
+
+def test_what_is_rewarded_becomes_frequent(checkpoint, rows, tmp_path):
+    config = config_of(checkpoint, rows, steps=40, reward="small_bytes", mesh=MeshShape(8, 1, 1))
+    config.grpo.kl_coef = 0.0
+    config.data.slots = (1,)
+    config.optimizer.learning_rate = 3e-3
+    config.logging = Logging(log_every=40, save_every=40, rollouts_every=0, tensorboard=False)
+    train.run(config, tmp_path)
+    rewards = [line["reward"] for line in told(tmp_path)]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
+    assert not (tmp_path / "rollouts").exists()
+
+
+def test_stages_are_measured_on_what_they_hold_out(checkpoint, rows, tmp_path, capsys):
+    config = config_of(checkpoint, rows)
+    one = replace(config.stages[0], steps=2, held_out=[Source(str(rows), sample="first:10")])
+    two = replace(one, name="two", steps=1, moments=Handover.KEEP, learning_rate=1e-4)
+    config.stages = [one, two]
+    config.logging.evaluate_every = 1
+    config.logging.evaluate_rows = 10
+    config.grpo.reference = Reference.STAGE
+    train.run(config, tmp_path)
+    matrix = Matrix(tmp_path / "curriculum.json", writes=False)
+    when = [(it.stage, it.step, it.held_out) for it in matrix.seen]
+    times = [("", 0), ("one", 1), ("one", 2), ("two", 1)]
+    assert when == [(*time, name) for time in times for name in ("one", "two")]
+    assert all(it.rows == 10 for it in matrix.seen)
+    assert [it.greedy is None for it in matrix.seen[::2]] == [False, True, False, False]
+    # Nothing was learnt before the first look, and both stages hold out the same rows under other draws.
+    last = told(tmp_path / "one")[-1]
+    assert last["held_out/one/reward"] == matrix.seen[4].reward
+    assert told(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start
+    assert "95% intervals" in capsys.readouterr().err
+    state = (tmp_path / "curriculum.json").read_text()
+    train.run(config, tmp_path)
+    assert (tmp_path / "curriculum.json").read_text() == state
+
+
+def test_a_stage_that_knows_enough_ends_early_and_stays_ended(checkpoint, rows, tmp_path, monkeypatch):
+    config = config_of(checkpoint, rows, steps=4)
+    config.logging.evaluate_every = 1
+    config.logging.evaluate_rows = 4
+    config.stages[0].held_out = [Source(str(rows))]
+    config.stages[0].promote_above = 0.5
+    monkeypatch.setattr(train.curriculum, "promoted", lambda seen, above: seen.step == 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.hf, "export", lambda *_: None)
+        train.run(config, tmp_path)
+    assert [line["step"] for line in told(tmp_path)] == [1, 2]
+    assert train.run(config, tmp_path) == tmp_path / "model"
+    assert [line["step"] for line in told(tmp_path)] == [1, 2]
+    second = train.start_params(config_with_two(config), 1, train_model(checkpoint), tmp_path)
+    assert jax.tree.leaves(second)
+
+
+def config_with_two(config: Config) -> Config:
+    return replace(config, stages=[*config.stages, replace(config.stages[0], name="two")])
+
+
+def train_model(checkpoint):
+    return tiny.model_of(mesh=train.make_mesh(2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("grpo", "reason"),
+    [
+        (Grpo(max_kl=1e-9), "is above grpo.max_kl"),
+        (Grpo(min_entropy=100.0), "is below grpo.min_entropy"),
+        (Grpo(max_truncated=0.01), "more than grpo.max_truncated"),
+    ],
+)
+def test_a_guard_rail_pauses_and_saves(checkpoint, rows, tmp_path, grpo, reason):
+    config = config_of(checkpoint, rows, grpo=grpo)
+    with pytest.raises(train.Paused, match=reason):
+        train.run(config, tmp_path)
+    assert (tmp_path / "checkpoints" / "2").exists()
+    config.grpo = dataclasses.replace(grpo, max_kl=0.0, min_entropy=0.0, max_truncated=1.0)
+    assert train.run(config, tmp_path) == tmp_path / "model"
+
+
+def test_what_led_to_no_number_is_kept(checkpoint, rows, tmp_path):
+    config = config_of(checkpoint, rows)
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(train.NonFiniteError, match=r"step \d: loss"):
+        train.run(config, tmp_path)
+    (dump,) = (tmp_path / "nonfinite").iterdir()
+    assert len(dump.read_text().splitlines()) == 8
+
+
+def test_rows_that_no_reward_can_score_are_named_at_once(checkpoint, tmp_path):
+    row = {"id": "x", "task": "classify", "kind": "judge", "problem": "?", "solution": "perhaps"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1.*perhaps"):
+        train.run(config_of(checkpoint, tmp_path / "rows.jsonl"), tmp_path / "run")
+    assert Kind.JUDGE.value in (tmp_path / "rows.jsonl").read_text()
