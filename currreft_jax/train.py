@@ -5,7 +5,7 @@
 
 Every setting of the config can be given on the command line; a misspelt one is refused. Metrics, checkpoints and the
 settings lie in the workdir. A run that was interrupted goes on there when the same command is given again, and a
-finished stage is skipped. SIGTERM saves and exits.
+finished stage is skipped. SIGTERM and SIGUSR1 save, and end with exit code 75: to be started again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
+from currreft_jax import distributed
 from currreft_jax.checkpoint import Checkpoints
 from currreft_jax.config import Config, Init, validate
 from currreft_jax.data import pipeline, processor
@@ -61,6 +62,9 @@ _FREE = (
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/NAME where not given")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where no launcher tells it")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are, where no launcher tells it")
+_PROCESS = flags.DEFINE_integer("process_id", None, "which of them this is, from 0 on, where no launcher tells it")
 
 
 class NonFiniteError(ArithmeticError):
@@ -68,18 +72,23 @@ class NonFiniteError(ArithmeticError):
 
 
 class Interrupt:
-    """Whether SIGTERM has asked the run to save and end. With several hosts JAX's own runtime watches for it."""
+    """Whether SIGTERM or SIGUSR1 has asked the run to save and end.
+
+    With several hosts JAX's own runtime watches for SIGTERM, and tells all of them; SIGUSR1 is passed on as that.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        self._before = signal.signal(signal.SIGTERM, self._ask) if jax.process_count() == 1 else None
+        one = jax.process_count() == 1
+        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._ask)} if one else {}
+        self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def __enter__(self) -> Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -173,6 +182,7 @@ def train_stage(config: Config, number: int, before: Path | None, where: Path, i
                 state, norm = move(state, total)
                 pending.append({"loss": loss, "grad_norm": norm, **batch.about})
                 metrics.advance()
+                distributed.reached(step)
                 stop = interrupt.asked or checkpoints.preempted(steps_before + step)
                 saves = stop or step == stage.steps or step % written.save_every == 0
                 if saves or step % written.log_every == 0:
@@ -376,14 +386,16 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"train: {argv[1]} is no setting; write --config.NAME=VALUE")
     if _CONFIG.value is None:
         sys.exit("train: --config is missing; configs/ has some, such as --config=configs/sft.py")
+    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     config = _CONFIG.value
     logging.set_verbosity(logging.WARNING)  # Orbax tells at length what it does
     try:
         done = run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
     except (ValueError, OSError, ModuleNotFoundError, NonFiniteError) as error:  # what the package refuses with
         sys.exit(f"train: {error}")
-    if done:
-        _say(f"done: {done}")
+    if done is None:
+        sys.exit(distributed.REQUEUE)
+    _say(f"done: {done}")
 
 
 def _zeros(model: Model) -> Any:
