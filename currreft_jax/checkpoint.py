@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from currreft_jax import distributed
 from currreft_jax.sharding import path_of
 
 MANIFEST = "manifest.json"
@@ -28,6 +28,7 @@ ARRAYS = "params"
 FORMAT = "currreft_jax/params/1"
 STATE_FORMAT = "currreft_jax/state/1"
 _LOCK = ".lock"
+_PATIENCE = 3600  # seconds that hosts wait for one that writes files; a dead one ends them sooner
 # What Orbax raises on files that are missing, cut off or damaged.
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError)
 
@@ -68,8 +69,7 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
 
 
 def _meet(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    distributed.barrier(what, distributed.last_step(), _PATIENCE)
 
 
 @jax.jit

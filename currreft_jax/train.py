@@ -6,7 +6,7 @@
 
 Every setting of the config can be given on the command line; a misspelt one is refused. Metrics, completions,
 checkpoints and the settings lie in the workdir. A run that was interrupted goes on there when the same command is given
-again, and a finished stage is skipped. SIGTERM saves and exits.
+again, and a finished stage is skipped. SIGTERM and SIGUSR1 save, and end with exit code 75: to be started again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from currreft_jax import curriculum
+from currreft_jax import curriculum, distributed
 from currreft_jax.checkpoint import Checkpoints
 from currreft_jax.config import Config, Handover, Init, Method, Reference, validate
 from currreft_jax.data import pipeline, processor, world_rows
@@ -61,6 +61,9 @@ from currreft_jax.workdir import only_run, refuse_other_settings, write_config
 CHECKPOINTS, EXPORT, ROLLOUTS, MATRIX = "checkpoints", "model", "rollouts", "curriculum.json"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/NAME where not given")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where no launcher tells it")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are, where no launcher tells it")
+_PROCESS = flags.DEFINE_integer("process_id", None, "which of them this is, from 0 on, where no launcher tells it")
 
 
 class NonFiniteError(ArithmeticError):
@@ -72,18 +75,23 @@ class Paused(Exception):
 
 
 class Interrupt:
-    """Whether SIGTERM has asked the run to save and end. With several hosts JAX's own runtime watches for it."""
+    """Whether SIGTERM or SIGUSR1 has asked the run to save and end.
+
+    With several hosts JAX's own runtime watches for SIGTERM, and tells all of them; SIGUSR1 is passed on as that.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        self._before = signal.signal(signal.SIGTERM, self._ask) if jax.process_count() == 1 else None
+        one = jax.process_count() == 1
+        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._ask)} if one else {}
+        self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def __enter__(self) -> Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -179,6 +187,7 @@ def train_stage(
             state, told = update(state, batch.updates)
             window.add(step, {**told, **batch.about}, batch.told)
             metrics.advance()
+            distributed.reached(step)
             if grpo and (step == 1 or _due(written.rollouts_every, step)):
                 write_rows(where / ROLLOUTS / f"{step}.jsonl", batch.told())
             stop = interrupt.asked or checkpoints.preempted(steps_before + step)
@@ -446,14 +455,16 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"train: {argv[1]} is no setting; write --config.NAME=VALUE")
     if _CONFIG.value is None:
         sys.exit("train: --config is missing; configs/ has some, such as --config=configs/sft.py")
+    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     config = _CONFIG.value
     logging.set_verbosity(logging.WARNING)  # Orbax tells at length what it does
     try:
         done = run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
     except (ValueError, OSError, ModuleNotFoundError, NonFiniteError, Paused) as error:  # what the package refuses with
         sys.exit(f"train: {error}")
-    if done:
-        _say(f"done: {done}")
+    if done is None:
+        sys.exit(distributed.REQUEUE)
+    _say(f"done: {done}")
 
 
 def _refuse_other_rows(fingerprint: str) -> None:

@@ -67,6 +67,8 @@ def compare(gold_latex: str, answer_latex: str | None, gold_is_read: Callable[[]
 
 def main(cpu_seconds: float, memory_bytes: int) -> None:
     """Serve until standard input closes."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm tells all processes; the one that reads answers saves first
+        signal.signal(number, signal.SIG_IGN)
     replies, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
 

@@ -1,0 +1,335 @@
+"""The launch files start what they promise, and end it when a part of it is gone."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from currreft_jax import distributed, train
+from currreft_jax.config import MeshShape
+from currreft_jax.metrics import read_metrics
+from tests.test_train import config_of
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
+STEPS = 4
+CAPTURED = {"capture_output": True, "text": True, "timeout": 300}
+# Processes that share two cores compile at different speeds; after 40 s XLA would take that for a hang.
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+
+SRUN = """#!/usr/bin/env bash
+# As srun does, on this machine: a task for each node, with Slurm's variables; the highest exit code.
+while [[ $1 == -* ]]; do shift; done
+for task in 0 1; do
+    SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=2 SLURM_STEP_TASKS_PER_NODE='1(x2)' SLURM_NTASKS=2 \\
+        SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
+    tasks+=($!)
+done
+if [ -n "$STUB_NOTICE_AFTER" ]; then # the time is nearly up
+    until [ -s "$STUB_NOTICE_AFTER" ]; do sleep 0.1; done
+    kill -USR1 "${tasks[@]}"
+fi
+code=0
+for task in "${tasks[@]}"; do
+    wait "$task" || { ended=$?; code=$((ended > code ? ended : code)); }
+done
+exit $code
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "$@" >> "$(dirname "$0")/scontrol.log"
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+        "PYTHON": sys.executable,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": PATIENT,
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def settings(checkpoint, tmp_path_factory) -> Path:
+    """A config for the training program: of a tiny model and rows without images, on two devices."""
+    folder = tmp_path_factory.mktemp("settings")
+    row = {"task": "math", "kind": "open"}
+    rows = [{**row, "id": f"r{n}", "problem": f"{n}?", "solution": str(n % 7)} for n in range(32)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = config_of(checkpoint, folder / "rows.jsonl", STEPS, mesh=MeshShape(data=1, fsdp=2))
+    text = f"import pickle\n\ndef get_config(variant=None):\n    return pickle.loads({pickle.dumps(settings)})\n"
+    (folder / "tiny.py").write_text(text)
+    return folder / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def alone(settings, environment, tmp_path_factory) -> Path:
+    """The workdir of one process, as `run.sh` starts it."""
+    workdir = tmp_path_factory.mktemp("alone")
+    command = [LAUNCH / "run.sh", f"--config={settings}", f"--workdir={workdir}"]
+    done = subprocess.run(command, env=environment | {"JAX_NUM_CPU_DEVICES": "2"}, cwd=workdir, **CAPTURED)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def losses(workdir: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")]
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def variable(pid: int, name: str) -> str | None:
+    """Of another process's environment."""
+    pairs = (pair.partition("=") for pair in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return next((value for key, _, value in pairs if key == name), None)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.slow
+def test_slurm_trains_saves_on_notice_is_requeued_and_goes_on(settings, environment, alone, tmp_path):
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    environment = environment | {
+        "PATH": f"{tmp_path}:{environment['PATH']}",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "4711",
+        "JAX_COORDINATOR_PORT": str(free_port()),
+    }
+    command = ["bash", LAUNCH / "slurm.sbatch", f"--config={settings}", f"--workdir={metrics.parent}"]
+    stopped = subprocess.run(command, env=environment | {"STUB_NOTICE_AFTER": str(metrics)}, **CAPTURED)
+    assert stopped.returncode == distributed.REQUEUE, stopped.stderr
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
+    assert 1 <= len(losses(metrics.parent)) < STEPS
+
+    finished = subprocess.run(command, env=environment | {"STUB_NOTICE_AFTER": ""}, **CAPTURED)
+    assert finished.returncode == 0, finished.stderr
+    assert "going on from step" in finished.stderr
+    np.testing.assert_allclose(losses(metrics.parent), losses(alone), rtol=1e-5)
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named_and_ends_the_others(settings, environment, tmp_path):
+    workdir, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    command = [LAUNCH / "processes.sh", "2", f"--config={settings}", f"--workdir={workdir}"]
+    command += ["--config.stages[0].steps=100000", "--config.logging.save_every=100000"]
+    running = subprocess.Popen(command, env=environment | {"DEVICES": "1"}, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+        (killed,) = [pid for pid in children(running.pid) if variable(pid, "PROCESS_ID") == "1"]
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.terminate()
+    assert running.returncode == 128 + signal.SIGKILL
+    assert f"process 1 (pid {killed}) ended with 137; the others are killed" in said
+    assert re.search(rf"process 1 \(host {socket.gethostname()}, pid {killed}\) was ended after step \d+", said)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_both_signals_ask_to_save(number):
+    with train.Interrupt() as interrupt:
+        assert not interrupt.asked
+        os.kill(os.getpid(), number)
+        assert interrupt.asked
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+MEETING = """
+import os, sys, time
+import jax
+from currreft_jax import distributed, train
+distributed.SILENCE = distributed.PARTING = 5
+distributed.initialize()
+assert jax.process_count() == 2 and len(jax.local_devices()) == 1
+distributed.reached(17)
+distributed.barrier("both are here", 17, 60)
+distributed.barrier("both are here", 17, 60)
+print("met", flush=True)
+if sys.argv[1] == "late" and jax.process_index():
+    time.sleep(600)
+if sys.argv[1] == "late":
+    distributed.barrier("the weights are written", 18, 1)
+if sys.argv[1] == "killed":
+    time.sleep(600)
+"""
+
+
+def start_two(environment: dict[str, str], places: list[dict[str, str]], what: str) -> list[subprocess.Popen]:
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING, what],
+            env=environment | {"JAX_NUM_CPU_DEVICES": "1"} | place,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place in places
+    ]
+
+
+def told_places() -> list[dict[str, str]]:
+    shared = {"COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "NUM_PROCESSES": "2"}
+    return [{**shared, "PROCESS_ID": str(number)} for number in range(2)]
+
+
+def slurm_places() -> list[dict[str, str]]:
+    shared = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    shared |= {"SLURM_STEP_NODELIST": "localhost", "JAX_COORDINATOR_PORT": str(free_port())}
+    return [{**shared, "SLURM_PROCID": str(number)} for number in range(2)]
+
+
+def open_mpi_places() -> list[dict[str, str]]:
+    shared = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "JAX_COORDINATOR_PORT": str(free_port())}
+    shared |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    return [{**shared, "OMPI_COMM_WORLD_RANK": str(number)} for number in range(2)]
+
+
+@pytest.mark.parametrize("places", [told_places, slurm_places, open_mpi_places])
+def test_processes_find_each_other_and_part_without_a_word(environment, places):
+    for process in start_two(environment, places(), "meet"):
+        out, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert out == "met\n" and "currreft_jax:" not in said
+
+
+def test_a_barrier_names_who_is_missing_and_the_step(environment):
+    first, second = start_two(environment, told_places(), "late")
+    _, said = first.communicate(timeout=120)
+    assert re.search(
+        rf"MissingProcess: process 1 \(host {socket.gethostname()}, pid {second.pid}\) did not come to the barrier"
+        " 'the weights are written' of step 18 within 1 s",
+        said,
+    )
+    assert first.returncode == 1
+    second.communicate(timeout=60)
+    assert second.returncode
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["the leader", "another"])
+def test_a_killed_process_ends_the_other(environment, victim):
+    processes = start_two(environment, told_places(), "killed")
+    for process in processes:
+        assert process.stdout and process.stdout.readline() == "met\n"
+    processes[victim].kill()
+    began = time.monotonic()
+    _, said = processes[1 - victim].communicate(timeout=60)
+    assert time.monotonic() - began < 40
+    assert processes[1 - victim].returncode
+    assert (
+        f"process {1 - victim} (host {socket.gethostname()}, pid {processes[1 - victim].pid}) was ended after" in said
+    )
+    assert f"process {victim} (host {socket.gethostname()}, pid {processes[victim].pid})" in said
+    _, last = processes[victim].communicate(timeout=60)
+    assert (
+        f"process {victim} (host {socket.gethostname()}, pid {processes[victim].pid}) was ended after step 17" in last
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "refusal"),
+    [
+        ({"PROCESS_ID": "0"}, "PROCESS_ID without COORDINATOR_ADDRESS, NUM_PROCESSES: give all three, or none"),
+        ({"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "two", "PROCESS_ID": "0"}, "NUM_PROCESSES is 'two'"),
+        ({"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "PROCESS_ID is 2 of NUM_PROCESSES 2"),
+        ({"KUBERNETES_SERVICE_HOST": "a", "JOB_COMPLETION_INDEX": "1"}, "or NUM_PROCESSES=1 for a pod of its own"),
+    ],
+)
+def test_what_does_not_tell_a_place_is_refused(monkeypatch, told, refusal):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=refusal):
+        distributed.initialize()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"NUM_PROCESSES": "1"},
+        {"NUM_PROCESSES": "1", "KUBERNETES_SERVICE_HOST": "a", "JOB_COMPLETION_INDEX": "1"},
+        {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"},  # a batch script without srun
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"},
+    ],
+)
+def test_a_process_of_its_own_joins_nothing(monkeypatch, told):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it looks for others"))
+    distributed.initialize()
+    distributed.barrier("alone", 3, 0)
+    distributed.reached(3)
+    assert distributed.is_main() and distributed.last_step() == 0
+
+
+def test_the_job_set_is_two_pods_of_eight_gpus_that_restart_together():
+    job_set = yaml.safe_load((LAUNCH / "jobset.yaml").read_text("utf-8"))
+    assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    name, spec = job_set["metadata"]["name"], job_set["spec"]
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("RestartJobSetAndIgnoreMaxRestarts", ["PodFailurePolicy"])
+    assert spec["failurePolicy"]["maxRestarts"] > 0
+    (replicated,) = spec["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert replicated["replicas"] == 1 and job["parallelism"] == job["completions"] == 2
+    assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0
+    disrupted, saved = job["podFailurePolicy"]["rules"]
+    assert disrupted == {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # what podFailurePolicy needs
+    (container,) = pod["containers"]
+    codes = {"containerName": container["name"], "operator": "In", "values": [distributed.REQUEUE]}
+    assert saved == {"action": "FailJob", "onExitCodes": codes}
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    environment = {variable["name"]: variable for variable in container["env"]}
+    host, port = environment["COORDINATOR_ADDRESS"]["value"].split(":")
+    # JobSet names a pod NAME-JOB-NUMBER-INDEX, in the headless service NAME.
+    assert host == f"{name}-{replicated['name']}-0-0.{name}" and spec["network"]["enableDNSHostnames"] is True
+    assert container["ports"] == [{"containerPort": int(port)}]
+    assert environment["NUM_PROCESSES"]["value"] == str(job["completions"])
+    field = environment["PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert field == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    (spread,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert spread["labelSelector"]["matchLabels"] == {"jobset.sigs.k8s.io/jobset-name": name}
