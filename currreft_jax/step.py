@@ -21,6 +21,7 @@ from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import parameter_sharding, path_of
 from currreft_jax.structs import Array, GroupBatch
 
+_ADAPTER = re.compile("/lora_[ab]$")
 _MERGER = re.compile("visual/merger/")
 _TOWER = re.compile("visual/(?!merger/)")
 
@@ -57,25 +58,50 @@ def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """AdamW behind global-norm clipping; frozen parameters neither move nor have moments, nor count in the norm."""
+    """AdamW behind global-norm clipping; frozen parameters neither move nor have moments, nor count in the norm.
+
+    It starts from all parameters, and updates those that move.
+    """
     moving = optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
         optax.adamw(
             learning_rate(settings, steps), settings.b1, settings.b2, settings.eps, weight_decay=settings.weight_decay
         ),
     )
-    return optax.partition({"moving": moving, "frozen": optax.set_to_zero()}, lambda params: labels(settings, params))
+    return optax.GradientTransformation(lambda params: moving.init(moving_part(settings, params)), moving.update)
 
 
 def labels(settings: Optimizer, params: Parameters) -> Any:
-    """`frozen` or `moving` for every parameter."""
+    """`frozen` or `moving` for every parameter; beside adapters all others are frozen."""
+    names = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    adapted = any(map(_ADAPTER.search, names))
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         name = path_of(path)
-        frozen = (settings.freeze_vision and _TOWER.search(name)) or (settings.freeze_merger and _MERGER.search(name))
+        frozen = (
+            (adapted and not _ADAPTER.search(name))
+            or (settings.freeze_vision and _TOWER.search(name))
+            or (settings.freeze_merger and _MERGER.search(name))
+        )
         return "frozen" if frozen else "moving"
 
     return jax.tree_util.tree_map_with_path(label, params)
+
+
+def moving_part(settings: Optimizer, params: Parameters) -> Parameters:
+    """The parameters that move, and None in the others' places: the tree of their gradient and of their moments."""
+    return jax.tree.map(lambda label, x: x if label == "moving" else None, labels(settings, params), params)
+
+
+def split(params: Parameters, moving: Parameters) -> tuple[Parameters, Parameters]:
+    """The parameters in two trees, each with None where the other has one: those that `moving` has, and the rest."""
+    frozen = jax.tree.map(lambda it, x: x if it is None else None, moving, params, is_leaf=_absent)
+    return jax.tree.map(lambda it, x: None if it is None else x, moving, params, is_leaf=_absent), frozen
+
+
+def merge(moving: Parameters, frozen: Parameters) -> Parameters:
+    """What was `split`."""
+    return jax.tree.map(lambda x, y: y if x is None else x, moving, frozen, is_leaf=_absent)
 
 
 def step_functions(
@@ -87,10 +113,18 @@ def step_functions(
     is another layout to `jax.jit`, and each program is compiled twice.
     """
     layouts = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer))
+    total = moving_part(settings, layouts.params)
     return (
-        jax.jit(partial(sft_gradient, model), donate_argnums=1, out_shardings=(layouts.params, None)),
-        jax.jit(partial(apply_gradient, optimizer, settings), donate_argnums=0, out_shardings=(layouts, None)),
+        jax.jit(partial(sft_gradient, model), donate_argnums=1, out_shardings=(total, None)),
+        jax.jit(partial(apply_gradient, optimizer), donate_argnums=0, out_shardings=(layouts, None)),
     )
+
+
+def zero_gradient(model: Model, settings: Optimizer) -> Callable[[], Parameters]:
+    """Makes the sum before the first microbatch: fp32 zeros for what moves."""
+    abstract = moving_part(settings, model.abstract(jnp.float32))
+    layouts = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract), out_shardings=layouts)
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
@@ -121,7 +155,7 @@ def sft_gradient(
     Args:
         model: how to compute.
         params: masters.
-        total: the sum so far, of their shapes.
+        total: the sum so far; where it has None, the parameter is frozen and costs no gradient.
         batch: gold completions, G = 1.
         weights: `[P, 1, T]`, what each token counts in the whole batch; see `loss_weights`.
 
@@ -135,23 +169,24 @@ def sft_gradient(
         hidden = module.prefix_extend(batch.prompts, batch.tokens)
         return sft_loss(module.logprobs(hidden, batch.tokens, choices=every)[0], weights)
 
-    value, gradient = jax.value_and_grad(loss)(params)
+    moving, frozen = split(params, total)
+    value, gradient = jax.value_and_grad(lambda moving: loss(merge(moving, frozen)))(moving)
     return jax.tree.map(jnp.add, total, gradient), value
 
 
 def apply_gradient(
-    optimizer: optax.GradientTransformation, settings: Optimizer, state: TrainState, gradient: Parameters
+    optimizer: optax.GradientTransformation, state: TrainState, gradient: Parameters
 ) -> tuple[TrainState, jax.Array]:
-    """Moves the parameters.
+    """Moves the parameters that have a gradient.
 
     Returns:
-        The new state, and the global norm of what is not frozen, before clipping.
+        The new state, and the gradient's global norm before clipping.
     """
-    moving = [
-        x
-        for x, label in zip(jax.tree.leaves(gradient), jax.tree.leaves(labels(settings, gradient)), strict=True)
-        if label == "moving"
-    ]
-    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, moments), optax.tree.norm(moving)
+    moving, frozen = split(state.params, gradient)
+    updates, moments = optimizer.update(gradient, state.optimizer, moving)
+    params = merge(optax.apply_updates(moving, updates), frozen)  # pyright: ignore[reportArgumentType]
+    return TrainState(state.step + 1, params, moments), optax.tree.norm(gradient)
+
+
+def _absent(x: Any) -> bool:
+    return x is None

@@ -40,6 +40,7 @@ from currreft_jax.data.prompts import template
 from currreft_jax.losses import loss_counts, loss_weights
 from currreft_jax.metrics import Metrics
 from currreft_jax.models import hf
+from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import data_shards, make_mesh, to_devices
 from currreft_jax.step import (
@@ -49,6 +50,7 @@ from currreft_jax.step import (
     learning_rate,
     make_optimizer,
     step_functions,
+    zero_gradient,
 )
 from currreft_jax.structs import Array, GroupBatch
 
@@ -147,11 +149,19 @@ def train_stage(config: Config, number: int, before: Path | None, where: Path, i
     pixels = {"min_pixels": config.model.min_pixels or None, "max_pixels": config.model.max_pixels or None}
     reader = processor.load(config.model.path, **pixels)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    model = Model(reader.config, mesh, jnp.dtype(config.model.dtype), config.model.remat)
+    lora = config.model.lora
+    model = Model(
+        reader.config,
+        mesh,
+        jnp.dtype(config.model.dtype),
+        config.model.remat,
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+    )
     optimizer = make_optimizer(config.optimizer, stage.steps)
     rates = learning_rate(config.optimizer, stage.steps)
     gradient, move = step_functions(model, optimizer, config.optimizer)
-    zeros = _zeros(model)
+    zeros = zero_gradient(model, config.optimizer)
 
     rows, ladders = read_rows(config, number, reader, model)
     place = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
@@ -187,7 +197,7 @@ def train_stage(config: Config, number: int, before: Path | None, where: Path, i
                 if stop and step < stage.steps:
                     return False
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree))
-    hf.export(model, cast(state.params), reader, where / EXPORT)
+    hf.export(model, cast(merged(model, state.params)), reader, where / EXPORT)
     return True
 
 
@@ -304,7 +314,8 @@ def start_params(config: Config, number: int, model: Model, before: Path | None)
         return found[1]["params"]
     if config.model.init is Init.RANDOM:
         return model.init(config.seed)
-    return hf.load(config.model.path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
+    plain = hf.load(config.model.path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
+    return adapted(model, plain, config.seed) if model.adapters else plain
 
 
 def means(steps: Sequence[dict[str, Any]], last: int) -> dict[str, float]:
@@ -384,12 +395,6 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"train: {error}")
     if done:
         _say(f"done: {done}")
-
-
-def _zeros(model: Model) -> Any:
-    abstract = model.abstract(jnp.float32)
-    layouts = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract), out_shardings=layouts)
 
 
 def _agreed(

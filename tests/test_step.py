@@ -20,8 +20,10 @@ from currreft_jax.step import (
     labels,
     learning_rate,
     make_optimizer,
+    moving_part,
     sft_gradient,
     step_functions,
+    zero_gradient,
 )
 from currreft_jax.structs import GroupBatch
 from tests import tiny
@@ -57,8 +59,8 @@ def test_what_is_frozen_neither_moves_nor_has_moments_nor_counts():
     moments = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.optimizer)]
     assert not any("visual/blocks" in name for name in moments)
     before = jax.tree.map(np.asarray, params)
-    ones = jax.tree.map(jnp.ones_like, params)
-    after, norm = jax.jit(partial(apply_gradient, optimizer, settings))(state, ones)
+    ones = jax.tree.map(jnp.ones_like, moving_part(settings, params))
+    after, norm = jax.jit(partial(apply_gradient, optimizer))(state, ones)
     moving = sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if named[path_of(path)] == "moving")
     assert float(norm) == pytest.approx(moving**0.5, rel=1e-5)
     for path, old in jax.tree_util.tree_leaves_with_path(before):
@@ -94,7 +96,7 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkp
     batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens, mask), weights), model.mesh)
     old = state
     for _ in range(3):
-        gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), wanted.params)
+        gradient = zero_gradient(model, settings)()
         for _ in range(2):
             gradient, _ = add(state.params, gradient, *batch)
         state, _ = move(state, gradient)
