@@ -387,6 +387,19 @@ class Grpo:
 
 
 @dataclass(slots=True)
+class Lora:
+    """Low-rank adapters beside the decoder's linear layers (Hu et al. 2021); nothing else moves then.
+
+    Attributes:
+        rank: of `A B`, which is added to each kernel; 0 for no adapters.
+        alpha: the product is scaled by `alpha / rank`.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+
+
+@dataclass(slots=True)
 class Pretrained:
     """The model that training starts from.
 
@@ -397,6 +410,7 @@ class Pretrained:
         remat: what the backward pass recomputes.
         min_pixels: area that smaller images are enlarged to; 0 for the checkpoint's own.
         max_pixels: area that larger images are shrunk to; 0 for the checkpoint's own.
+        lora: what is trained in place of the weights.
     """
 
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -405,6 +419,7 @@ class Pretrained:
     remat: Remat = Remat.BLOCK
     min_pixels: int = 0
     max_pixels: int = 401_408
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass(slots=True)
@@ -619,6 +634,8 @@ def validate(config: Config) -> None:
                 "token or sequence in supervised training: gold answers have no token limit",
             ),
             (config.model.dtype in ("bfloat16", "float32"), "model.dtype", config.model.dtype, "bfloat16 or float32"),
+            (config.model.lora.rank >= 0, "model.lora.rank", config.model.lora.rank, "0, for no adapters, or more"),
+            (config.model.lora.alpha > 0, "model.lora.alpha", config.model.lora.alpha, "a positive number"),
             (data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more"),
             (
                 data.batch_size % max(1, config.microbatches) == 0,

@@ -48,6 +48,10 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"self_attn/o_proj/kernel", P(None, "tensor", None, "fsdp")),
     (r"mlp/(gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
     (r"mlp/down_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"(self_attn/[qkv]|mlp/(gate|up))_proj/lora_a", P(None, "fsdp")),
+    (r"(self_attn/[qkv]|mlp/(gate|up))_proj/lora_b", P(None, None, "tensor")),
+    (r"(o|down)_proj/lora_a", P(None, "tensor")),
+    (r"(o|down)_proj/lora_b", P(None, None, "fsdp")),
     (r"norm/scale", P()),
 )
 

@@ -25,6 +25,7 @@ Told = dict[str, jax.Array]
 Updates = Sequence[Sequence[tuple[Any, ...]]]
 Gradient = Callable[..., tuple[Parameters, Told]]
 
+_ADAPTER = re.compile("/lora_[ab]$")
 _MERGER = re.compile("visual/merger/")
 _TOWER = re.compile("visual/(?!merger/)")
 
@@ -61,25 +62,50 @@ def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """AdamW behind global-norm clipping; frozen parameters neither move nor have moments, nor count in the norm."""
+    """AdamW behind global-norm clipping; frozen parameters neither move nor have moments, nor count in the norm.
+
+    It starts from all parameters, and updates those that move.
+    """
     moving = optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
         optax.adamw(
             learning_rate(settings, steps), settings.b1, settings.b2, settings.eps, weight_decay=settings.weight_decay
         ),
     )
-    return optax.partition({"moving": moving, "frozen": optax.set_to_zero()}, lambda params: labels(settings, params))
+    return optax.GradientTransformation(lambda params: moving.init(moving_part(settings, params)), moving.update)
 
 
 def labels(settings: Optimizer, params: Parameters) -> Any:
-    """`frozen` or `moving` for every parameter."""
+    """`frozen` or `moving` for every parameter; beside adapters all others are frozen."""
+    names = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    adapted = any(map(_ADAPTER.search, names))
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         name = path_of(path)
-        frozen = (settings.freeze_vision and _TOWER.search(name)) or (settings.freeze_merger and _MERGER.search(name))
+        frozen = (
+            (adapted and not _ADAPTER.search(name))
+            or (settings.freeze_vision and _TOWER.search(name))
+            or (settings.freeze_merger and _MERGER.search(name))
+        )
         return "frozen" if frozen else "moving"
 
     return jax.tree_util.tree_map_with_path(label, params)
+
+
+def moving_part(settings: Optimizer, params: Parameters) -> Parameters:
+    """The parameters that move, and None in the others' places: the tree of their gradient and of their moments."""
+    return jax.tree.map(lambda label, x: x if label == "moving" else None, labels(settings, params), params)
+
+
+def split(params: Parameters, moving: Parameters) -> tuple[Parameters, Parameters]:
+    """The parameters in two trees, each with None where the other has one: those that `moving` has, and the rest."""
+    frozen = jax.tree.map(lambda it, x: x if it is None else None, moving, params, is_leaf=_absent)
+    return jax.tree.map(lambda it, x: None if it is None else x, moving, params, is_leaf=_absent), frozen
+
+
+def merge(moving: Parameters, frozen: Parameters) -> Parameters:
+    """What was `split`."""
+    return jax.tree.map(lambda x, y: y if x is None else x, moving, frozen, is_leaf=_absent)
 
 
 def make_update(
@@ -102,10 +128,10 @@ def make_update(
         that end in `/max` as the largest, and the others added up.
     """
     layouts = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer))
-    shapes = model.abstract(jnp.float32)
-    add = jax.jit(partial(gradient, model), donate_argnums=1, out_shardings=(layouts.params, None))
-    move = jax.jit(partial(apply_gradient, optimizer, settings), donate_argnums=0, out_shardings=(layouts, None))
-    zeros = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=layouts.params)
+    total_layout = moving_part(settings, layouts.params)
+    add = jax.jit(partial(gradient, model), donate_argnums=1, out_shardings=(total_layout, None))
+    move = jax.jit(partial(apply_gradient, optimizer), donate_argnums=0, out_shardings=(layouts, None))
+    zeros = zero_gradient(model, settings)
     combine = jax.jit(_combined)
 
     def update(state: TrainState, updates: Updates) -> tuple[TrainState, Told]:
@@ -128,6 +154,13 @@ def _combined(told: Sequence[Told], norms: Sequence[jax.Array]) -> Told:
         for name in told[0]
     }
     return {**values, "loss": values["loss"] / len(norms), "grad_norm": jnp.mean(jnp.stack(norms))}
+
+
+def zero_gradient(model: Model, settings: Optimizer) -> Callable[[], Parameters]:
+    """Makes the sum before the first microbatch: fp32 zeros for what moves."""
+    abstract = moving_part(settings, model.abstract(jnp.float32))
+    layouts = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract), out_shardings=layouts)
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
@@ -167,7 +200,7 @@ def sft_gradient(
     Args:
         model: how to compute.
         params: masters.
-        total: the sum so far, of their shapes.
+        total: the sum so far; where it has None, the parameter is frozen and costs no gradient.
         batch: gold completions, G = 1.
         weights: `[P, 1, T]`, what each token counts in the whole batch; see `loss_weights`.
 
@@ -181,7 +214,8 @@ def sft_gradient(
         hidden = module.prefix_extend(batch.prompts, batch.tokens)
         return sft_loss(module.logprobs(hidden, batch.tokens, choices=every)[0], weights)
 
-    value, gradient = jax.value_and_grad(loss)(params)
+    moving, frozen = split(params, total)
+    value, gradient = jax.value_and_grad(lambda moving: loss(merge(moving, frozen)))(moving)
     return jax.tree.map(jnp.add, total, gradient), {"loss": value}
 
 
@@ -219,23 +253,24 @@ def grpo_gradient(
         value, told = grpo_loss(logprobs, sampled.logprobs, sampled.reference, sampled.advantages, weights, settings)
         return value, {**told, "entropy": jnp.sum(jnp.where(weights > 0, entropy, 0.0))}
 
-    (value, told), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    moving, frozen = split(params, total)
+    (value, told), gradient = jax.value_and_grad(lambda moving: loss(merge(moving, frozen)), has_aux=True)(moving)
     return jax.tree.map(jnp.add, total, gradient), {"loss": value, **told}
 
 
 def apply_gradient(
-    optimizer: optax.GradientTransformation, settings: Optimizer, state: TrainState, gradient: Parameters
+    optimizer: optax.GradientTransformation, state: TrainState, gradient: Parameters
 ) -> tuple[TrainState, jax.Array]:
-    """Moves the parameters.
+    """Moves the parameters that have a gradient.
 
     Returns:
-        The new state, and the global norm of what is not frozen, before clipping.
+        The new state, and the gradient's global norm before clipping.
     """
-    moving = [
-        x
-        for x, label in zip(jax.tree.leaves(gradient), jax.tree.leaves(labels(settings, gradient)), strict=True)
-        if label == "moving"
-    ]
-    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, moments), optax.tree.norm(moving)
+    moving, frozen = split(state.params, gradient)
+    updates, moments = optimizer.update(gradient, state.optimizer, moving)
+    params = merge(optax.apply_updates(moving, updates), frozen)  # pyright: ignore[reportArgumentType]
+    return TrainState(state.step + 1, params, moments), optax.tree.norm(gradient)
+
+
+def _absent(x: Any) -> bool:
+    return x is None

@@ -42,6 +42,7 @@ from currreft_jax.held_out import HeldOut, held_out_rows, measure
 from currreft_jax.losses import PER_TOKEN
 from currreft_jax.metrics import Metrics
 from currreft_jax.models import hf
+from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.rewards import MathsPool, check_rows
 from currreft_jax.sharding import data_shards, make_mesh
@@ -154,7 +155,8 @@ def train_stage(
     reader = processor.load(config.model.path, **pixels)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     dtype = jnp.dtype(config.model.dtype)
-    model = Model(reader.config, mesh, dtype, config.model.remat, reader.tokenizer_size)
+    lora = config.model.lora
+    model = Model(reader.config, mesh, dtype, config.model.remat, reader.tokenizer_size, lora.rank, lora.alpha)
     moves = config.grpo.num_updates * config.grpo.minibatches if grpo else 1
     rule = dataclasses.replace(config.optimizer, learning_rate=stage.learning_rate or config.optimizer.learning_rate)
     optimizer = make_optimizer(rule, stage.steps * moves)
@@ -212,7 +214,7 @@ def train_stage(
                 return False
             if ended:
                 break
-    hf.export(model, cast(state.params), reader, where / EXPORT)
+    hf.export(model, cast(merged(model, state.params)), reader, where / EXPORT)
     return True
 
 
@@ -424,7 +426,7 @@ def start_params(config: Config, number: int, model: Model, before: Path | None)
         return _last_of(config, number - 1, before, {"params": model.abstract(jnp.float32)})["params"]
     if config.model.init is Init.RANDOM:
         return model.init(config.seed)
-    return hf.load(config.model.path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
+    return _loaded(config.model.path, model, config.seed)
 
 
 def reference_params(config: Config, number: int, model: Model, before: Path | None) -> Parameters:
@@ -432,8 +434,13 @@ def reference_params(config: Config, number: int, model: Model, before: Path | N
     if config.grpo.reference is Reference.STAGE:
         return start_params(config, number, model, before)
     if config.grpo.reference_path:
-        return hf.load(config.grpo.reference_path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
+        return _loaded(config.grpo.reference_path, model, config.seed)
     return start_params(config, 0, model, None)
+
+
+def _loaded(path: str, model: Model, seed: int) -> Parameters:
+    plain = hf.load(path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
+    return adapted(model, plain, seed) if model.adapters else plain
 
 
 def _last_of(config: Config, number: int, where: Path, items: dict[str, Any]) -> dict[str, Any]:

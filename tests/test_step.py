@@ -22,6 +22,7 @@ from currreft_jax.step import (
     learning_rate,
     make_optimizer,
     make_update,
+    moving_part,
     sft_gradient,
 )
 from currreft_jax.structs import GroupBatch
@@ -58,8 +59,8 @@ def test_what_is_frozen_neither_moves_nor_has_moments_nor_counts():
     moments = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.optimizer)]
     assert not any("visual/blocks" in name for name in moments)
     before = jax.tree.map(np.asarray, params)
-    ones = jax.tree.map(jnp.ones_like, params)
-    after, norm = jax.jit(partial(apply_gradient, optimizer, settings))(state, ones)
+    ones = jax.tree.map(jnp.ones_like, moving_part(settings, params))
+    after, norm = jax.jit(partial(apply_gradient, optimizer))(state, ones)
     moving = sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if named[path_of(path)] == "moving")
     assert float(norm) == pytest.approx(moving**0.5, rel=1e-5)
     for path, old in jax.tree_util.tree_leaves_with_path(before):

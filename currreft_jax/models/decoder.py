@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from currreft_jax.models.cache import Cache, bits, numbers, stored
+from currreft_jax.models.lora import merged_layer
 from currreft_jax.models.qwen2_5_vl import Language, Model, Parameters
 from currreft_jax.models.text import DecoderLayer, cached_heads, splits_heads
 from currreft_jax.sharding import BATCH, constrain, make_mesh, parameter_sharding, path_of
@@ -28,7 +29,8 @@ class Decoder(Language):
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
         super().__init__(model, rngs=rngs)
         config = model.config
-        self.layers = nnx.List([DecoderLayer(config, model.mesh, rngs=rngs) for _ in range(config.num_hidden_layers)])
+        layers = range(config.num_hidden_layers)
+        self.layers = nnx.List([DecoderLayer(config, model.mesh, model.adapters, rngs=rngs) for _ in layers])
 
     def __call__(
         self,
@@ -88,18 +90,19 @@ def bind(decoding: Model, weights: Parameters) -> Decoder:
 
 
 def decoding_model(model: Model, mesh: tuple[int, int], dtype: jnp.dtype) -> Model:
-    """The same model laid out for decoding.
+    """The same model laid out for decoding, without adapters.
 
     Args:
         model: as it is trained.
         mesh: parts along (data, tensor) over the same devices, one of them -1 for what the other leaves.
         dtype: of weights, activations and products.
     """
-    return replace(model, mesh=make_mesh(mesh[0], 1, mesh[1], list(model.mesh.devices.flat)), dtype=dtype)
+    laid_out = make_mesh(mesh[0], 1, mesh[1], list(model.mesh.devices.flat))
+    return replace(model, mesh=laid_out, dtype=dtype, lora_rank=0)
 
 
 def decoding_weights(model: Model, parameters: Parameters, decoding: Model) -> Parameters:
-    """The decoder's weights in the decoding layout, layer by layer; the vision tower stays behind.
+    """The decoder's weights in the decoding layout, layer by layer, adapters merged; the vision tower stays behind.
 
     Kernels and embeddings are cast, which is what each product does with them anyway; biases and norms stay exact.
     """
@@ -115,7 +118,9 @@ def _reshard(model: Model, decoding: Model) -> Any:
 
     def separate(parameters: Parameters) -> Parameters:
         kept = {name: tree for name, tree in parameters.items() if name not in ("visual", "layers")}
-        slices = {i: jax.tree.map(lambda x, i=i: x[i], parameters["layers"]) for i in range(layers)}
+        slices = {
+            i: merged_layer(model, jax.tree.map(lambda x, i=i: x[i], parameters["layers"])) for i in range(layers)
+        }
         return jax.tree_util.tree_map_with_path(cast, {**kept, "layers": slices})
 
     def layout(path: tuple[Any, ...], x: Any) -> NamedSharding:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from currreft_jax.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
 from currreft_jax.config import Remat
 from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, tokenizer_size, write_json
+from currreft_jax.models.lora import merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import make_mesh
 
@@ -391,8 +392,9 @@ def tensors(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
 def save(model: Model, parameters: Parameters, folder: Path) -> None:
     """Writes weights and configuration as the published checkpoints have them, into an existing folder.
 
-    transformers 4.49, 4.57 and 5 and vLLM load the result. Files are of 5 GB at most.
+    transformers 4.49, 4.57 and 5 and vLLM load the result. Files are of 5 GB at most. Adapters are merged.
     """
+    parameters = merged(model, parameters)
     shard_of = _shards(parameters)
     count = 1 + max(shard_of.values())
     file_of = {
@@ -419,7 +421,7 @@ def export(model: Model, parameters: Parameters, processor: Saves, folder: str |
 
     Args:
         model: as loaded.
-        parameters: to write, in their own dtype.
+        parameters: to write, in their own dtype; adapters are merged.
         processor: whose files go along.
         folder: to make; it appears only when it is complete.
 
@@ -452,7 +454,8 @@ def _shards(parameters: Parameters) -> dict[str, int]:
 
 
 def save_native(model: Model, parameters: Parameters, folder: Path) -> None:
-    """Writes our own sharded form into an existing folder: each host reads only its part of it."""
+    """Writes our own sharded form into an existing folder: each host reads only its part of it. Adapters are merged."""
+    parameters = merged(model, parameters)
     save_params(folder, parameters)
     if jax.process_index() == 0:
         _write_config(model, parameters, folder)

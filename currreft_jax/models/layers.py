@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,28 +64,56 @@ _einsum.defvjp(_forward, _backward)
 RESIDUAL = 0.1
 
 
+class Adapters(NamedTuple):
+    """Low-rank changes of kernels, `scale * A B`.
+
+    Attributes:
+        rank: columns of A, rows of B.
+        scale: of their product.
+    """
+
+    rank: int
+    scale: float
+
+
 class Linear(nnx.Module):
     """An affine map between groups of axes: kernel `[*inputs, *outputs]`, bias `[*outputs]`.
 
-    A random kernel keeps the size of its inputs, times `gain`.
+    A random kernel keeps the size of its inputs, times `gain`. With adapters, A `[*inputs, rank]` starts at random and
+    B `[rank, *outputs]` at 0, so that they change nothing yet.
     """
 
     def __init__(
-        self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool, gain: float = 1.0, rngs: nnx.Rngs
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        bias: bool,
+        gain: float = 1.0,
+        adapters: Adapters | None = None,
+        rngs: nnx.Rngs,
     ):
         self.inputs = len(inputs)
-        deviation = gain * prod(inputs) ** -0.5
-        self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), (*inputs, *outputs)))
+        deviation, key = prod(inputs) ** -0.5, rngs.params()
+        self.kernel = nnx.Param(gain * deviation * jax.random.normal(key, (*inputs, *outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        rank, self.scale = adapters or (0, 0.0)
+        key = jax.random.fold_in(key, 1)  # kernels are the same with and without adapters
+        self.lora_a = nnx.Param(deviation * jax.random.normal(key, (*inputs, rank))) if rank else None
+        self.lora_b = nnx.Param(jnp.zeros((rank, *outputs))) if rank else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., *inputs] -> [..., *outputs]` in x's dtype; the bias is added before the result is rounded."""
+        """`[..., *inputs] -> [..., *outputs]` in x's dtype; bias and adapters join before the result is rounded."""
         kernel = self.kernel[...]
         batch, summed = "abcdefgh"[: x.ndim - self.inputs], "ijk"[: self.inputs]
         out = "xyz"[: kernel.ndim - self.inputs]
         y = einsum(f"{batch}{summed},{summed}{out}->{batch}{out}", x, kernel)
         if self.bias is not None:
             y += self.bias[...].astype(jnp.float32)
+        if self.lora_a is not None and self.lora_b is not None:
+            low = einsum(f"{batch}{summed},{summed}r->{batch}r", x, self.lora_a[...])
+            low = checkpoint_name(low.astype(x.dtype), PRODUCT)
+            y += self.scale * einsum(f"{batch}r,r{out}->{batch}{out}", low, self.lora_b[...])
         return checkpoint_name(y.astype(x.dtype), PRODUCT)
 
 
@@ -106,10 +134,11 @@ class RMSNorm(nnx.Module):
 class GatedMLP(nnx.Module):
     """`down(silu(gate(x)) * up(x))`."""
 
-    def __init__(self, size: int, hidden: int, *, bias: bool, rngs: nnx.Rngs):
-        self.gate_proj = Linear((size,), (hidden,), bias=bias, rngs=rngs)
-        self.up_proj = Linear((size,), (hidden,), bias=bias, rngs=rngs)
-        self.down_proj = Linear((hidden,), (size,), bias=bias, gain=RESIDUAL, rngs=rngs)
+    def __init__(self, size: int, hidden: int, *, bias: bool, adapters: Adapters | None = None, rngs: nnx.Rngs):
+        linear = partial(Linear, bias=bias, adapters=adapters, rngs=rngs)
+        self.gate_proj = linear((size,), (hidden,))
+        self.up_proj = linear((size,), (hidden,))
+        self.down_proj = linear((hidden,), (size,), gain=RESIDUAL)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., size] -> [..., size]`."""

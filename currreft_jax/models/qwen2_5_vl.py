@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from currreft_jax.config import Remat
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.models.layers import Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
+from currreft_jax.models.layers import Adapters, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
 from currreft_jax.models.logprobs import Choices, Head, blockwise_logprobs
 from currreft_jax.models.rope import text_angles
 from currreft_jax.models.text import DecoderLayer, KeysValues
@@ -78,7 +78,7 @@ class Qwen2_5_VL(Language):
         config = model.config
         self.remat = model.remat
         self.visual = VisionTower(config.vision, mesh=model.mesh, remat=model.remat, rngs=rngs)
-        self.layers = stacked(DecoderLayer, config.num_hidden_layers, config, model.mesh, rngs=rngs)
+        self.layers = stacked(DecoderLayer, config.num_hidden_layers, config, model.mesh, model.adapters, rngs=rngs)
 
     def prefix(self, batch: PromptBatch) -> Prefix:
         """Reads each image once and each prompt once."""
@@ -210,6 +210,8 @@ class Model:
         dtype: of activations and products; the parameters may be kept in another.
         remat: what the backward pass recomputes.
         tokenizer_size: ids that the tokenizer knows, where the table has more rows; None where it has not.
+        lora_rank: of the adapters beside the decoder's linear layers; 0 where there are none.
+        lora_alpha: the adapters' scale, times their rank.
     """
 
     config: ModelConfig
@@ -217,6 +219,13 @@ class Model:
     dtype: jnp.dtype
     remat: Remat = Remat.NONE
     tokenizer_size: int | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """Those of every linear layer of the decoder."""
+        return Adapters(self.lora_rank, self.lora_alpha / self.lora_rank) if self.lora_rank else None
 
     @property
     def choices(self) -> Choices:

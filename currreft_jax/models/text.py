@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import lcm
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from currreft_jax.models.attention import Source, attend
 from currreft_jax.models.cache import Cache, numbers, written
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.models.layers import RESIDUAL, GatedMLP, Linear, RMSNorm
+from currreft_jax.models.layers import RESIDUAL, Adapters, GatedMLP, Linear, RMSNorm
 from currreft_jax.models.rope import rotate
 from currreft_jax.sharding import BATCH, constrain
 
@@ -50,13 +51,14 @@ class Attention(nnx.Module):
     heads, each head is repeated so that every part holds the ones its queries need.
     """
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, mesh: Mesh, adapters: Adapters | None, *, rngs: nnx.Rngs):
         size, head = config.hidden_size, config.head_dim
         self.mesh = mesh
-        self.q_proj = Linear((size,), (config.num_attention_heads, head), bias=True, rngs=rngs)
-        self.k_proj = Linear((size,), (config.num_key_value_heads, head), bias=True, rngs=rngs)
-        self.v_proj = Linear((size,), (config.num_key_value_heads, head), bias=True, rngs=rngs)
-        self.o_proj = Linear((config.num_attention_heads, head), (size,), bias=False, gain=RESIDUAL, rngs=rngs)
+        linear = partial(Linear, adapters=adapters, rngs=rngs)
+        self.q_proj = linear((size,), (config.num_attention_heads, head), bias=True)
+        self.k_proj = linear((size,), (config.num_key_value_heads, head), bias=True)
+        self.v_proj = linear((size,), (config.num_key_value_heads, head), bias=True)
+        self.o_proj = linear((config.num_attention_heads, head), (size,), bias=False, gain=RESIDUAL)
         self.splits = splits_heads(config, mesh)
         self.kv_heads = cached_heads(config, mesh)
         self.repeats = self.kv_heads // config.num_key_value_heads
@@ -81,12 +83,12 @@ class Attention(nnx.Module):
 class DecoderLayer(nnx.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, mesh: Mesh, adapters: Adapters | None, *, rngs: nnx.Rngs):
         self.mesh = mesh
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs=rngs)
-        self.self_attn = Attention(config, mesh, rngs=rngs)
+        self.self_attn = Attention(config, mesh, adapters, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs=rngs)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, rngs=rngs)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, adapters=adapters, rngs=rngs)
 
     def read_prompts(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, KeysValues]:
         """Each prompt attends to itself.
