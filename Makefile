@@ -7,7 +7,7 @@ PARALLEL ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python -m
 
 SEED ?= 0
-.PHONY: help install test slow check fix oracle golden lowest base lock clean
+.PHONY: help install test slow check fix oracle golden lowest demo base lock clean
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ golden: .venv-oracle-5.23.0/.installed  ## Makes the golden files again.
 
 lowest: .venv-lowest/.installed  ## Runs the suite with the lowest versions that pyproject.toml allows.
 	.venv-lowest/bin/python -m pytest $(PARALLEL) -m 'not slow and not oracle'
+
+demo: install  ## Runs the whole curriculum with the small model in the world of shapes (minutes on a laptop).
+	$(RUN) currreft_jax.train --config=configs/curriculum.py:tiny --workdir=runs/demo
 
 base: install  ## Trains the base that ships with the world, or another: make base SEED=1.
 	test -e runs/world-$(SEED)/world.json || $(RUN) currreft_jax.dataset build world --seed $(SEED) --out runs/world-$(SEED)
