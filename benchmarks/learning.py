@@ -3,8 +3,8 @@
   python -m benchmarks.learning --seeds 1 2 3 4 5 --out learning.json
   python -m benchmarks.learning --seeds 1 2 3 4 5 --shuffled      # a control that must not rise
 
-Trains `configs/curriculum.py:tiny` once for each seed and reads its forgetting matrices. Shown is the rise of the sampled
-reward from the base to the end of each stage, paired by seed, with the 95% interval of its mean (Student's t).
+Trains `configs/curriculum.py:tiny` once for each seed and reads its forgetting matrices. Shown is the rise of the
+sampled reward from the base to the end of each stage, paired by seed, with its mean's 95% interval (Student's t).
 Shuffled, every completion learns from the reward of another one of the batch; what is measured stays what it is.
 """
 

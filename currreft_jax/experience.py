@@ -221,7 +221,7 @@ def rewards_told(numbers: Mapping[str, np.ndarray]) -> dict[str, float]:
     reasons, counts = np.unique(numbers["reason"][numbers["reason"] >= 0], return_counts=True)
     return {
         "reward": float(reward.mean()),
-        "reward_std": float(reward.std(axis=1).mean()),
+        "reward_std": float(reward.std(axis=1, ddof=1).mean()),
         "frac_reward_zero_std": float((np.ptp(reward, axis=1) == 0).mean()),
         **{f"{name}/mean": float(values.mean()) for name, values in numbers.items() if name.startswith("rewards/")},
         **{f"reward/{_TASKS[number].value}": float(reward[task == number].mean()) for number in np.unique(task)},

@@ -448,7 +448,7 @@ def _start(
             f"{count} prompts do not divide into the {shards} data parts of sampling.mesh = {settings.mesh}: change the"
             " batch or give more parts to tensor"
         )
-    done = np.full(batch.lengths.shape[0] if kept is None else count // jax.process_count(), finished)
+    done = np.full(count // jax.process_count(), finished)
     if kept is not None:
         done[kept:] = True
     done = to_devices(done, model.mesh)

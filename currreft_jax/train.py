@@ -117,7 +117,9 @@ def run(config: Config, workdir: Path) -> Path | None:
     before = None
     with only_run(workdir), Interrupt() as interrupt:
         if config.data.world:
-            world_rows.make(Path(config.data.world), _say)
+            if distributed.is_main():
+                world_rows.make(Path(config.data.world), _say)
+            distributed.barrier("the world is drawn", 0, 1800)
         matrix = curriculum.Matrix(workdir / MATRIX, writes=jax.process_index() == 0)
         for number, stage in enumerate(config.stages):
             where = workdir / stage.name if len(config.stages) > 1 else workdir
