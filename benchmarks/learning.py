@@ -57,10 +57,14 @@ def rise(matrix: Matrix) -> dict[str, dict[str, float]]:
             "base": base.reward,
             "after its stage": of_stage.reward - base.reward,
             "after all": last.reward - base.reward,
-            "greedy after its stage": (of_stage.greedy or 0.0) - (base.greedy or 0.0),
+            "greedy after its stage": _figure(of_stage.greedy) - _figure(base.greedy),
             "format after its stage": of_stage.format - base.format,
         }
     return found
+
+
+def _figure(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def table(rises: list[dict[str, dict[str, float]]]) -> str:

@@ -22,7 +22,8 @@ from currreft_jax.config import (
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 WORLD = "runs/world"  # drawn there when it is first needed
-ROWS = "data/paper"  # where `dataset build --recipe=paper` is told to write
+ROWS = "rows/paper"  # what `dataset build --recipe paper --out` was told, as docs/data.md has it
+TASKS = ("detection", "classify", "math")
 _HUB = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"}
 
 
@@ -89,7 +90,9 @@ def stage(kind: Kind, variant: str, steps: int, tiny_steps: int) -> Stage:
     """One stage of the curriculum: rows of one kind, all three tasks."""
     name = {Kind.JUDGE: "stage1", Kind.CHOICE: "stage2", Kind.OPEN: "stage3"}[kind]
     if variant != "tiny":
-        return Stage(name, [Source(f"{ROWS}/{kind.value}.jsonl")], steps, kinds=(kind,))
+        sources = [Source(f"{ROWS}/train/{kind.value}-{task}.jsonl") for task in TASKS]
+        held_out = [Source(f"{ROWS}/test/in-{task}.jsonl") for task in TASKS] if kind is Kind.OPEN else []
+        return Stage(name, sources, steps, kinds=(kind,), held_out=held_out)
     return Stage(
         name,
         [Source(f"{WORLD}/train_{kind.value}.jsonl")],

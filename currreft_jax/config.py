@@ -472,7 +472,7 @@ class Stage:
         held_out: rows that the stage is judged by, during its own training and that of the stages behind it.
         moments: of the optimizer, where a stage stands before it.
         learning_rate: instead of the optimizer's; 0 for that.
-        promote_above: the stage ends early when the share of full rewards on `held_out` is above it with 97.5%
+        promote_above: the stage ends early when the share of full accuracy on `held_out` is above it with 97.5%
             confidence; 1 never ends it.
     """
 
@@ -523,16 +523,25 @@ class Data:
     prefetch: int = 2
 
 
+class Rule(Enum):
+    """How a gradient becomes a move: by two moments of each parameter, or by rows and columns of squares alone."""
+
+    ADAMW = "adamw"
+    ADAFACTOR = "adafactor"
+
+
 @dataclass(slots=True)
 class Optimizer:
-    """AdamW on fp32 masters.
+    """Moves fp32 masters.
 
     Attributes:
+        rule: how.
+        moments: precision of the first moment of AdamW, bfloat16 or float32.
         learning_rate: after the warm-up.
         schedule: behind it.
         warmup: its share of the steps.
         weight_decay: decoupled.
-        b1: decay of the first moment.
+        b1: decay of the first moment of AdamW.
         b2: decay of the second.
         eps: beside the root of the second.
         max_grad_norm: global norm that gradients are scaled down to.
@@ -540,6 +549,8 @@ class Optimizer:
         freeze_merger: leave the merger as it is.
     """
 
+    rule: Rule = Rule.ADAMW
+    moments: str = "float32"
     learning_rate: float = 1e-6
     schedule: Schedule = Schedule.LINEAR
     warmup: float = 0.0
@@ -650,6 +661,12 @@ def validate(config: Config) -> None:
             (_range(data.keep_pass_rates), "data.keep_pass_rates", data.keep_pass_rates, "two rising shares"),
             (data.threads >= 1, "data.threads", data.threads, "1 or more"),
             (data.prefetch >= 1, "data.prefetch", data.prefetch, "1 or more"),
+            (
+                optimizer.moments in ("bfloat16", "float32"),
+                "optimizer.moments",
+                optimizer.moments,
+                "bfloat16 or float32",
+            ),
             (optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number"),
             (0 <= optimizer.warmup < 1, "optimizer.warmup", optimizer.warmup, "a share in [0, 1)"),
             (optimizer.max_grad_norm > 0, "optimizer.max_grad_norm", optimizer.max_grad_norm, "a positive number"),
@@ -663,6 +680,9 @@ def validate(config: Config) -> None:
     )
     if config.method is Method.GRPO:
         validate_grpo(config)
+    elif any(stage.held_out for stage in config.stages):
+        validate_sampling(config.sampling)
+        validate_rewards(config.rewards)
     names = [stage.name for stage in config.stages]
     for number, stage in enumerate(config.stages):
         _refuse(
@@ -682,6 +702,12 @@ def validate(config: Config) -> None:
                     "promote_above",
                     stage.promote_above,
                     "1, or a share beside held_out rows and logging.evaluate_every",
+                ),
+                (
+                    stage.promote_above == 1 or bool(config.rewards.weights.get("accuracy")),
+                    "promote_above",
+                    stage.promote_above,
+                    "1 where accuracy has no weight among the rewards",
                 ),
             ],
         )

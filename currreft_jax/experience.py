@@ -89,7 +89,8 @@ def gold_batch(context: Context, examples: Sequence[Example]) -> Batch:
         **prompt_padding(examples, [part.prompts for part in groups]),
     }
     microbatches = list(zip(to_devices(groups, model.mesh), to_devices(weights, model.mesh), strict=True))
-    return Batch([microbatches], about, lambda: [_row_told(it) for it in examples])
+    asked = [_row_told(it) for it in examples]
+    return Batch([microbatches], about, lambda: asked)
 
 
 def drawn_batch(context: Context, examples: Sequence[Example], params: Parameters, step: int) -> Batch:
@@ -166,15 +167,18 @@ def drawn_batch(context: Context, examples: Sequence[Example], params: Parameter
         **padding,
     }
 
+    # What `told` holds on to must not be images: it is kept until the metrics of several steps are asked for.
+    asked, places = [_row_told(it) for it in examples], [rows for _, rows in parts]
+
     def told() -> list[dict[str, Any]]:
         drawn, likely = own_rows(rollout.tokens), own_rows(rollout.logprobs)
         held = np.zeros_like(likely)
-        for (_, rows), reference in zip(parts, references, strict=True):
+        for rows, reference in zip(places, references, strict=True):
             if reference is not None:
                 held[rows] = own_rows(reference)
         return [
             {
-                **_row_told(it),
+                **row,
                 "completions": [
                     {
                         "text": texts[p][g].text,
@@ -190,7 +194,7 @@ def drawn_batch(context: Context, examples: Sequence[Example], params: Parameter
                     for g in range(lengths.shape[1])
                 ],
             }
-            for p, it in enumerate(examples)
+            for p, row in enumerate(asked)
         ]
 
     return Batch(updates * config.grpo.num_updates, about, told)
@@ -251,11 +255,15 @@ def own_rows(x: Array) -> np.ndarray:
 
 
 def everyone(numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The rows of all hosts, one host after the other."""
+    """The rows of all hosts, one host after the other, to the bit."""
     if jax.process_count() == 1:
         return numbers
-    gathered = multihost_utils.process_allgather(numbers)
-    return {name: np.asarray(x).reshape(-1, *numbers[name].shape[1:]) for name, x in gathered.items()}
+    # JAX would round float64 to float32 on the way.
+    words = {name: np.ascontiguousarray(x, np.float64).view(np.uint32) for name, x in numbers.items()}
+    return {
+        name: np.ascontiguousarray(x).view(np.float64).astype(numbers[name].dtype).reshape(-1, *numbers[name].shape[1:])
+        for name, x in multihost_utils.process_allgather(words).items()
+    }
 
 
 def agreed_needs(needs: Sequence[pipeline.Needs]) -> list[pipeline.Needs]:

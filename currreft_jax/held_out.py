@@ -17,6 +17,7 @@ from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import template
 from currreft_jax.experience import Context, completions, everyone, score
 from currreft_jax.models.qwen2_5_vl import Parameters
+from currreft_jax.rewards import MathsPool, check_rows
 from currreft_jax.rollout import decode_params, sample
 
 # Draws for held-out rows are keyed as those of stages that no run has, the same at every look: what differs between
@@ -41,12 +42,13 @@ class HeldOut:
     rows: int
 
 
-def held_out_rows(config: Config, reader: Processor) -> list[HeldOut]:
-    """Reads the held-out rows of all stages, evenly from their files.
+def held_out_rows(config: Config, reader: Processor, pool: MathsPool | None) -> list[HeldOut]:
+    """Reads the held-out rows of all stages, as many of each file and spread over the whole of it.
 
     Raises:
         MixtureError: a row cannot be read.
         ImageError: an image cannot be shown.
+        RowError: a row cannot be scored.
     """
     wording, hosts, host = template(config.data.template), jax.process_count(), jax.process_index()
     data = dataclasses.replace(config.data, pass_rates="")
@@ -57,12 +59,18 @@ def held_out_rows(config: Config, reader: Processor) -> list[HeldOut]:
         judged = Stage(stage.name, stage.held_out, kinds=stage.kinds, tasks=stage.tasks)
         mixed = mixture([judged], 0, data, config.seed)
         share = -(-config.logging.evaluate_rows // len(mixed.parts))
-        places = [(part.file, int(index)) for part in mixed.parts for index in part.indices[:share]]
+        places = [(part.file, int(index)) for part in mixed.parts for index in _spread(part.indices, share)]
+        if errors := check_rows([file[index] for file, index in places], config.rewards, pool=pool):
+            raise errors[0]
         own = [places[min(place, len(places) - 1)] for place in range(host, -(-len(places) // hosts) * hosts, hosts)]
         examples = tuple(example(file[i], reader, wording, where=file.where(i)) for file, i in own)
         sets.append(HeldOut(stage.name, number, examples, len(places)))
         mixed.close()
     return sets
+
+
+def _spread(indices: np.ndarray, count: int) -> np.ndarray:
+    return indices[np.unique(np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int))]
 
 
 def measure(

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.config import Grpo, Optimizer, Schedule
+from currreft_jax.config import Grpo, Optimizer, Rule, Schedule
 from currreft_jax.losses import grpo_loss, sft_loss
 from currreft_jax.models.logprobs import Choices
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
@@ -62,16 +62,17 @@ def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """AdamW behind global-norm clipping; frozen parameters neither move nor have moments, nor count in the norm.
+    """The rule behind global-norm clipping; frozen parameters neither move nor have moments, nor count in the norm.
 
     It starts from all parameters, and updates those that move.
     """
-    moving = optax.chain(
-        optax.clip_by_global_norm(settings.max_grad_norm),
-        optax.adamw(
-            learning_rate(settings, steps), settings.b1, settings.b2, settings.eps, weight_decay=settings.weight_decay
-        ),
+    rate, decay = learning_rate(settings, steps), settings.weight_decay
+    rule = (
+        optax.adamw(rate, settings.b1, settings.b2, settings.eps, mu_dtype=settings.moments, weight_decay=decay)
+        if settings.rule is Rule.ADAMW
+        else optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay or None)
     )
+    moving = optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), rule)
     return optax.GradientTransformation(lambda params: moving.init(moving_part(settings, params)), moving.update)
 
 

@@ -83,6 +83,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = False
+        self._steps = 0
         one = jax.process_count() == 1
         self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._ask)} if one else {}
         self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -93,6 +94,12 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+
+    def after_step(self, checkpoints: Checkpoints) -> bool:
+        """Whether to save and end; all hosts learn it at the same call, of which they make one a step."""
+        self._steps += 1
+        self.asked = self.asked or checkpoints.preempted(self._steps)
+        return self.asked
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -126,9 +133,11 @@ def run(config: Config, workdir: Path) -> Path | None:
             refuse_other_settings(config, number, where)
             if (where / EXPORT).exists():
                 _say(f"stage {stage.name} is finished: {where / EXPORT}")
-            elif not train_stage(config, number, before, where, interrupt, matrix):
-                _say(f"stopped and saved in {where}; the same command goes on there")
-                return None
+            else:
+                finished = train_stage(config, number, before, where, interrupt, matrix)
+                if not finished or (interrupt.asked and stage is not config.stages[-1]):
+                    _say(f"stopped and saved in {where}; the same command goes on there")
+                    return None
             before = where
     assert before is not None
     if len(matrix):
@@ -166,18 +175,20 @@ def train_stage(
     gradient = partial(grpo_gradient, settings=config.grpo, temperature=config.sampling.temperature)
     update = make_update(model, optimizer, rule, gradient if grpo else sft_gradient)
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree))
-    steps_before = sum(it.steps for it in config.stages[:number])  # what hosts agree on when they are stopped rises
 
     with ExitStack() as opened:
-        pool = opened.enter_context(MathsPool(config.rewards.maths)) if grpo else None
-        rows, ladders = read_rows(config, number, reader, model, pool)
+        scores = grpo or any(it.held_out for it in config.stages)
+        pool = opened.enter_context(MathsPool(config.rewards.maths)) if scores else None
+        rows, ladders = read_rows(config, number, reader, model)
         opened.enter_context(closing(rows))
         place = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
         checkpoints = opened.enter_context(Checkpoints(where / CHECKPOINTS, written.keep_last))
         state, start, ended = start_state(config, number, model, optimizer, before, checkpoints, place)
         reference = cast(reference_params(config, number, model, before)) if grpo and config.grpo.kl_coef else None
         context = Context(config, number, reader, model, ladders, pool, reference)
-        looking = Looking(context, held_out_rows(config, reader) if grpo else [], matrix)
+        if grpo:
+            refuse_unscorable(rows, config, pool)
+        looking = Looking(context, held_out_rows(config, reader, pool), matrix)
         write_config(config, where)
         looking.begin(cast(state.params), start)
         lead = jax.process_index() == 0
@@ -190,23 +201,27 @@ def train_stage(
             batch = drawn_batch(context, examples, cast(state.params), step) if grpo else gold_batch(context, examples)
             state, told = update(state, batch.updates)
             window.add(step, {**told, **batch.about}, batch.told)
+            write = grpo and written.rollouts_every and (step == 1 or _due(written.rollouts_every, step))
+            if write:
+                write_rows(where / ROLLOUTS / f"{step}.jsonl", batch.told())
+            del batch  # its arrays would lie beside those of the next one
             metrics.advance()
             distributed.reached(step)
-            if grpo and (step == 1 or _due(written.rollouts_every, step)):
-                write_rows(where / ROLLOUTS / f"{step}.jsonl", batch.told())
-            stop = interrupt.asked or checkpoints.preempted(steps_before + step)
+            stop = interrupt.after_step(checkpoints)
             looks = step == stage.steps or _due(written.evaluate_every, step)
             saves = stop or looks or _due(written.save_every, step)
             if not saves and not _due(written.log_every, step):
                 continue
-            lines = window.close()
-            reason = guard(config, lines)
-            if looks:
+            lines, broken = window.close()
+            if looks and not broken:
                 seen, ended = looking.look(cast(state.params), step)
                 lines[-1].update(seen)
             for values in lines:
                 rate = float(np.asarray(rates(moves * (values["step"] - 1))))
                 metrics.write({"stage": stage.name, **values, "learning_rate": rate})
+            if broken:
+                raise broken
+            reason = guard(config, lines)
             if saves or reason:
                 score = lines[-1]["reward"] if grpo else -lines[-1]["loss"]
                 checkpoints.save(step, _items(state), {**place, "ended": ended}, score=score)
@@ -216,6 +231,7 @@ def train_stage(
                 return False
             if ended:
                 break
+            window.start_clock()
     hf.export(model, cast(merged(model, state.params)), reader, where / EXPORT)
     return True
 
@@ -226,17 +242,21 @@ class Window:
     def __init__(self, where: Path) -> None:
         self._where = where
         self._open: list[tuple[int, dict[str, Any], Callable[[], list[dict[str, Any]]]]] = []
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """What happened until now was not a step."""
         self._began = time.perf_counter()
 
     def add(self, step: int, values: dict[str, Any], told: Callable[[], list[dict[str, Any]]]) -> None:
         """Adds a step."""
         self._open.append((step, values, told))
 
-    def close(self) -> list[dict[str, float]]:
+    def close(self) -> tuple[list[dict[str, float]], NonFiniteError | None]:
         """One object of metrics for each step, with its time as a mean over them.
 
-        Raises:
-            NonFiniteError: a loss or a gradient is not a number; what the step learnt from is written to a file.
+        A loss or a gradient that is not a number ends the list with the step before it, and comes as an error; what
+        that step learnt from is written to a file.
         """
         steps = jax.device_get([values for _, values, _ in self._open])
         seconds = (time.perf_counter() - self._began) / len(steps)
@@ -244,7 +264,7 @@ class Window:
         for (step, _, told), values in zip(self._open, steps, strict=True):
             if not np.isfinite([values["loss"], values["grad_norm"]]).all():
                 dump = write_rows(self._where / "nonfinite" / f"{step}.jsonl", told())
-                raise NonFiniteError(
+                return lines, NonFiniteError(
                     f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. What it learnt from is"
                     f" in {dump}; lower the learning rate or look at those rows. Checkpoints are of steps before it"
                 )
@@ -254,8 +274,9 @@ class Window:
             values = {name: float(value) for name, value in values.items() if name != "passes"}
             speed = {"time/step": seconds, "tokens_per_second": values["num_tokens"] / seconds}
             lines.append({"step": step, **values, **speed})
-        self._open, self._began = [], time.perf_counter()
-        return lines
+        self._open = []
+        self.start_clock()
+        return lines, None
 
 
 class Looking:
@@ -275,7 +296,7 @@ class Looking:
         """Metrics, and whether the stage has learnt enough."""
         if not self._sets:
             return {}, False
-        greedy = step == self._stage.steps
+        greedy = step == self._stage.steps or self._stage.promote_above < 1
         now = measure(self._context, params, self._sets, self._stage.name, step, greedy=greedy)
         told: dict[str, float] = {}
         own = False
@@ -326,10 +347,11 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def read_rows(
-    config: Config, number: int, reader: processor.Processor, model: Model, pool: MathsPool | None
+    config: Config, number: int, reader: processor.Processor, model: Model
 ) -> tuple[Mixture, pipeline.Ladders]:
     """The rows of a stage, and the shapes that batches of them may take."""
-    minibatches = config.grpo.minibatches if pool else 1
+    gold = config.method is Method.SFT
+    minibatches = 1 if gold else config.grpo.minibatches
     parts = config.microbatches * minibatches * data_shards(model.mesh)
     prompts = config.data.batch_size // parts
     if config.data.batch_size != prompts * parts:
@@ -346,9 +368,7 @@ def read_rows(
     ladders = pipeline.ladders(config.data, reader, prompts)
     rows = mixture(config.stages, number, config.data, config.seed)
     wording = template(config.data.template)
-    rows = pipeline.usable(rows, reader, wording, config.data, ladders, with_answer=pool is None)
-    if pool:
-        refuse_unscorable(rows, config, pool)
+    rows = pipeline.usable(rows, reader, wording, config.data, ladders, with_answer=gold)
     _refuse_other_rows(rows.fingerprint())
     _say(f"stage {config.stages[number].name}: {rows.size} rows of {len(rows.parts)} files")
     for reason, count in rows.left_out.items():
@@ -375,17 +395,17 @@ def example_batches(
     return source.batches(start)
 
 
-def refuse_unscorable(rows: Mixture, config: Config, pool: MathsPool) -> None:
+def refuse_unscorable(rows: Mixture, config: Config, pool: MathsPool | None) -> None:
     """Refuses rows that no reward can score.
 
     Raises:
         ValueError: naming each by file and line.
     """
     placed = [(part.file, int(index)) for part in rows.parts for index in part.indices]
-    errors = check_rows([file[index] for file, index in placed], config.rewards, pool=pool)
-    if errors:
-        wheres = {file[index].id: file.where(index) for file, index in placed}
-        shown = "\n  ".join(f"{wheres[error.row.id]}: {error}" for error in errors[:20])
+    asked = [file[index] for file, index in placed]
+    wheres = {id(row): file.where(index) for row, (file, index) in zip(asked, placed, strict=True)}
+    if errors := check_rows(asked, config.rewards, pool=pool):
+        shown = "\n  ".join(f"{wheres[id(error.row)]}: {error}" for error in errors[:20])
         raise ValueError(f"{len(errors)} rows cannot be scored:\n  {shown}")
 
 
@@ -418,7 +438,8 @@ def start_state(
     state = init_state(model, optimizer, start_params(config, number, model, before))
     if before and config.stages[number].moments is Handover.KEEP:
         kept = _last_of(config, number - 1, before, {"optimizer": abstract.optimizer})["optimizer"]
-        state = dataclasses.replace(state, optimizer=moments_for_a_new_stage(kept))
+        layouts = jax.tree.map(lambda x: x.sharding, abstract.optimizer)
+        state = dataclasses.replace(state, optimizer=jax.device_put(moments_for_a_new_stage(kept), layouts))
     return state, 0, False
 
 

@@ -17,8 +17,10 @@ from currreft_jax.config import Config
 CONFIG = "config.json"
 # Settings that may change while a run is interrupted: where and how it is computed and told, and the room for rows.
 _FREE = (
-    *("name", "logging.", "mesh.", "microbatches", "model.remat"),
+    *("name", "mesh.", "microbatches", "model.remat"),
     *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
+    *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
+    *("logging.tensorboard", "logging.wandb"),
     *("data.slots", "grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
 )
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from currreft_jax.config import LossAverage, Optimizer, Schedule
+from currreft_jax.config import LossAverage, Optimizer, Rule, Schedule
 from currreft_jax.data import processor
 from currreft_jax.losses import loss_counts, loss_weights
 from currreft_jax.sharding import make_mesh, path_of, to_devices
@@ -140,6 +140,32 @@ def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average):
     assert sum_of_parts == pytest.approx(float(loss), rel=1e-6)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale), whole, total)
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        (Optimizer(moments="bfloat16"), 0.75),
+        (Optimizer(rule=Rule.ADAFACTOR), 0.5),
+    ],
+)
+def test_smaller_moments_still_lead_downhill(checkpoint, settings, share):
+    model = tiny.model_of(mesh=make_mesh(data=2, fsdp=4))
+    settings = replace(settings, learning_rate=3e-3, schedule=Schedule.CONSTANT)
+    optimizer = make_optimizer(settings, 10)
+    state = init_state(model, optimizer, model.init(0))
+    held = sum(x.nbytes for x in jax.tree.leaves(state.optimizer) if x.ndim)
+    assert held <= share * 2 * sum(x.nbytes for x in jax.tree.leaves(state.params))
+    update = make_update(model, optimizer, settings, sft_gradient)
+    prompts = [processor.load(checkpoint).prompt(tiny.user("?")) for _ in range(8)]
+    tokens, mask = np.full((8, 1, 3), 7, np.int32), np.ones((8, 1, 3), bool)
+    weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
+    batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens, mask), weights), model.mesh)
+    losses = []
+    for _ in range(4):
+        state, told = update(state, [[batch]])
+        losses.append(float(told["loss"]))
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
 
 
 def test_a_state_is_one_pytree():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +16,24 @@ SIZES = Sizes(captions=0, base=0, axis=200)
 
 
 def make(folder: Path, say: Callable[[str], None]) -> None:
-    """Makes the world's training and test rows, unless the folder holds a world.
+    """Makes the world's training and test rows, unless the folder holds a world. Runs that want it at once wait.
 
     Args:
-        folder: made if it is not there; a world that was not finished is made anew.
+        folder: made if it is not there.
         say: told what is done, as it takes a while.
+
+    Raises:
+        FileExistsError: the folder holds something else, or a world that was not finished.
     """
-    if (folder / DESCRIPTION).exists():
-        return
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    say(f"drawing the world into {folder}")
-    write(partial, to_keys, sizes=SIZES)
-    partial.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / DESCRIPTION).exists():
+            return
+        if folder.exists():
+            raise FileExistsError(f"{folder} holds no whole world: remove it, or put data.world elsewhere")
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        say(f"drawing the world into {folder}")
+        write(partial, to_keys, sizes=SIZES)
+        partial.rename(folder)

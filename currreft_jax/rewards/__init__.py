@@ -211,11 +211,20 @@ def score_completions(
 def check_rows(
     rows: Sequence[Row], settings: Rewards | None = None, *, pool: MathsPool | None = None
 ) -> list[RowError]:
-    """What is wrong with the rows' gold answers, to be asked when rows are loaded; empty when all can be scored."""
+    """What is wrong with the rows' gold answers, to be asked when rows are loaded; empty when all can be scored.
+
+    Raises:
+        ValueError: for settings that make no sense, such as a part that nobody knows.
+    """
     settings = settings or Rewards()
     validate_rewards(settings)
+    active = [name for name, weight in settings.weights.items() if weight]
+    ruled = [name for name in active if name in ("accuracy", "format")]
+    for name in active:
+        if name not in ruled:
+            _part(name, settings)
     errors, unsure = [], []
-    for row in rows:
+    for row in rows if ruled else ():
         try:
             gold = _rule(row).gold(row, None, settings)
         except RowError as error:
