@@ -35,7 +35,9 @@ from currreft_jax.config import (
     Stage,
 )
 from currreft_jax.curriculum import Matrix
+from currreft_jax.data import world_rows
 from currreft_jax.metrics import Metrics, read_metrics
+from currreft_jax.world.settings import Sizes
 from tests import tiny
 from tests.test_train import same_weights
 
@@ -247,3 +249,53 @@ def test_rows_that_no_reward_can_score_are_named_at_once(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"rows\.jsonl:1.*perhaps"):
         train.run(config_of(checkpoint, tmp_path / "rows.jsonl"), tmp_path / "run")
     assert Kind.JUDGE.value in (tmp_path / "rows.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c.sampling, "group_size", 1), "sampling.group_size is 1; it takes 2 or more"),
+        (lambda c: setattr(c.sampling, "top_p", 0.9), "sampling.top_p is 0.9; in training it takes 1"),
+        (lambda c: setattr(c.sampling, "temperature", 0.0), "sampling.temperature is 0.0; in training"),
+        (lambda c: setattr(c.grpo, "minibatches", 3), "grpo.minibatches is 3; it takes a number that"),
+        (lambda c: setattr(c.grpo, "kl_coef", -1.0), r"grpo.kl_coef is -1\.0; it takes 0 or more"),
+        (lambda c: setattr(c.stages[0], "promote_above", 0.5), "promote_above is 0.5; it takes 1, or a share beside"),
+        (
+            lambda c: setattr(c, "method", Method.SFT) or setattr(c, "loss_average", LossAverage.CONSTANT),
+            "loss_average",
+        ),
+        (lambda c: c.rewards.weights.update({"acuracy": 1.0}), "rewards.weights names 'acuracy'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(checkpoint, rows, tmp_path, change, message):
+    config = config_of(checkpoint, rows)
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        train.run(config, tmp_path)
+
+
+def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkpoint, rows, tmp_path, monkeypatch):
+    advance = Metrics.advance
+
+    def interrupting(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        advance(self)
+
+    config = config_of(checkpoint, rows, steps=1)
+    config.stages.append(replace(config.stages[0], name="two"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "advance", interrupting)
+        assert train.run(config, tmp_path) is None
+    assert (tmp_path / "one" / "model").exists() and not (tmp_path / "two").exists()
+
+
+def test_the_world_is_drawn_once_and_never_over_something_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(world_rows, "SIZES", Sizes(captions=0, base=0, train=3, test=2, axis=1))
+    said = []
+    world_rows.make(tmp_path / "world", said.append)
+    world_rows.make(tmp_path / "world", said.append)
+    assert len(said) == 1
+    assert len((tmp_path / "world" / "train_judge.jsonl").read_text().splitlines()) == 9
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileExistsError, match="other holds no whole world"):
+        world_rows.make(tmp_path / "other", said.append)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs import common, sft, world_base
+from configs import common, curriculum, rl, sft, stage1, stage2, stage3, world_base
 from currreft_jax import train
 from currreft_jax.config import (
     Config,
@@ -34,7 +34,15 @@ from currreft_jax.sharding import make_mesh
 from tests import tiny
 from tests.test_checkpoints import flip_a_bit
 
-CONFIGS = {"sft": sft, "world_base": world_base}
+CONFIGS = {
+    "curriculum": curriculum,
+    "rl": rl,
+    "sft": sft,
+    "stage1": stage1,
+    "stage2": stage2,
+    "stage3": stage3,
+    "world_base": world_base,
+}
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +267,21 @@ def test_a_machine_with_an_accelerator_gets_the_papers(monkeypatch):
     validate(config)
     assert (config.name, config.model.max_pixels, config.optimizer.learning_rate) == ("sft-3b", 401_408, 1e-6)
     assert sft.get_config("7b").model.path.endswith("7B-Instruct")
+
+
+def test_the_curriculum_reads_what_the_recipe_writes(monkeypatch):
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    config = curriculum.get_config("3b")
+    validate(config)
+    told = Path("docs/data.md").read_text()
+    assert f"--out {common.ROWS}" in told
+    assert "`train/{judge,choice,open}-{detection,classify,math}.jsonl`" in told and "`test/in-{detection," in told
+    files = [[source.file for source in stage.sources] for stage in config.stages]
+    assert files[0] == [f"rows/paper/train/judge-{task}.jsonl" for task in ("detection", "classify", "math")]
+    assert [stage.steps for stage in config.stages] == [600, 500, 2500]
+    assert (config.data.batch_size, config.sampling.group_size, config.optimizer.learning_rate) == (8, 4, 2e-5)
+    assert config.model.max_pixels == 401_408
+    assert rl.get_config("3b").stages[0].steps == 2500
 
 
 @pytest.mark.parametrize(
