@@ -251,6 +251,11 @@ def test_rows_that_no_reward_can_score_are_named_at_once(checkpoint, tmp_path):
     assert Kind.JUDGE.value in (tmp_path / "rows.jsonl").read_text()
 
 
+def vars_of(config: Config, **values) -> None:
+    for name, value in values.items():
+        setattr(config, name, value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
