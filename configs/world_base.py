@@ -18,7 +18,7 @@ def get_config(seed: str | None = None) -> Config:
     config.model.path = f"{world}/model"
     config.model.init = Init.RANDOM
     config.stages = [
-        Stage("captions", [Source(f"{world}/captions.jsonl")], steps=1800),
+        Stage("captions", [Source(f"{world}/captions.jsonl")], steps=1200),
         Stage("questions", [Source(f"{world}/base.jsonl")], steps=3000),
     ]
     config.data.batch_size = 32

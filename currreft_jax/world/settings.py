@@ -14,7 +14,7 @@ def _subjects() -> dict[str, float]:
 
 
 def _kinds() -> dict[Kind, float]:
-    return {Kind.OPEN: 0.3, Kind.JUDGE: 0.3, Kind.CHOICE: 0.4}
+    return {Kind.OPEN: 0.25, Kind.JUDGE: 0.35, Kind.CHOICE: 0.4}
 
 
 def _tasks() -> dict[Task, float]:
@@ -55,7 +55,7 @@ class Settings:
     near_boxes: float = 0.0
     empty_boxes: float = 0.3
     subjects: Mapping[str, float] = field(default_factory=_subjects)
-    lines: float = 0.65
+    lines: float = 0.85
     mixed_pairs: float = 0.7
     sums: float = 0.5
     zeros: float = 0.15

@@ -18,12 +18,16 @@ def test_the_base_is_a_small_qwen2_5_vl():
 
 
 def test_positions_differ_visibly_between_neighbouring_cells():
-    """With the published base of 1e6 and small heads, a step of one row would turn by a thirtieth and less."""
+    """With the published base of 1e6 and small heads, a step of one row would turn by a thirtieth and less.
+
+    And slowly turning pairs are left for words: what stands thirty tokens away is still compared by what it is.
+    """
     config = ModelConfig.from_hf(base.config())
     half = config.head_dim // 2
     angles = config.rope_theta ** -(np.arange(half) / half)
     time, y, x = np.split(angles, np.cumsum(config.mrope_section)[:-1])
-    assert y.max() > 0.25 and x.max() > 0.2 and time.max() == 1.0
+    assert y.max() > 0.5 and x.max() > 0.15 and time.max() == 1.0
+    assert 30 * angles.min() < 0.5
     assert jax.default_backend() == "cpu"
 
 
