@@ -18,7 +18,6 @@ from currreft_jax.config import (
     Data,
     Grpo,
     Handover,
-    Kind,
     Logging,
     LossAverage,
     MeshShape,
@@ -198,6 +197,7 @@ def test_a_stage_that_knows_enough_ends_early_and_stays_ended(checkpoint, rows, 
     config.logging.evaluate_rows = 4
     config.stages[0].held_out = [Source(str(rows))]
     config.stages[0].promote_above = 0.5
+    config.rewards.weights["accuracy"] = 0.1
     monkeypatch.setattr(train.curriculum, "promoted", lambda seen, above: seen.step == 2)
     with monkeypatch.context() as patch:
         patch.setattr(train.hf, "export", lambda *_: None)
@@ -246,9 +246,10 @@ def test_what_led_to_no_number_is_kept(checkpoint, rows, tmp_path):
 def test_rows_that_no_reward_can_score_are_named_at_once(checkpoint, tmp_path):
     row = {"id": "x", "task": "classify", "kind": "judge", "problem": "?", "solution": "perhaps"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    config = config_of(checkpoint, tmp_path / "rows.jsonl")
+    config.rewards.weights["accuracy"] = 1.0
     with pytest.raises(ValueError, match=r"rows\.jsonl:1.*perhaps"):
-        train.run(config_of(checkpoint, tmp_path / "rows.jsonl"), tmp_path / "run")
-    assert Kind.JUDGE.value in (tmp_path / "rows.jsonl").read_text()
+        train.run(config, tmp_path / "run")
 
 
 def vars_of(config: Config, **values) -> None:
