@@ -155,6 +155,7 @@ def test_several_updates_and_minibatches_of_a_rollout(checkpoint, rows, tmp_path
     assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2, 5e-3])  # 8 moves in all, 4 a step
 
 
+@pytest.mark.slow
 def test_what_is_rewarded_becomes_frequent(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=40, reward="small_bytes")
     config.grpo.kl_coef = 0.0

@@ -299,6 +299,7 @@ def test_bf16_trains_fp32_adapters(checkpoint, adapters):
         assert np.linalg.norm(x - wanted) < 0.1 * np.linalg.norm(wanted), name
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_exports_a_plain_model_and_the_next_stage_goes_on_with_them(
     checkpoint,
     rows,  # noqa: F811

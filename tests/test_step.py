@@ -131,13 +131,13 @@ def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average):
     counts = loss_counts([batch.mask])
     gradient = jax.jit(partial(sft_gradient, model))
     zeros = jax.tree.map(jnp.zeros_like, params)
-    whole, loss = gradient(params, zeros, batch, loss_weights(batch.mask, average, counts))
+    whole, told = gradient(params, zeros, batch, loss_weights(batch.mask, average, counts))
     total, sum_of_parts = zeros, 0.0
     for start in (0, 2):
         piece = part(batch, checkpoint, start, 2)
         total, share = gradient(params, total, piece, loss_weights(piece.mask, average, counts))
-        sum_of_parts += float(share)
-    assert sum_of_parts == pytest.approx(float(loss), rel=1e-6)
+        sum_of_parts += float(share["loss"])
+    assert sum_of_parts == pytest.approx(float(told["loss"]), rel=1e-6)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale), whole, total)
 
@@ -186,8 +186,8 @@ def test_a_batch_on_a_mesh_has_the_gradient_of_one_device(checkpoint):
         batch = GroupBatch(batch_of(prompts, reader.config, shards=shards), tokens, mask)
         params = model.init(0)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        total, loss = jax.jit(partial(sft_gradient, model))(params, zeros, *to_devices((batch, weights), mesh))
-        found.append((float(loss), jax.tree.map(np.asarray, total)))
+        total, told = jax.jit(partial(sft_gradient, model))(params, zeros, *to_devices((batch, weights), mesh))
+        found.append((float(told["loss"]), jax.tree.map(np.asarray, total)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(found[0][1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found[0][1], found[1][1])

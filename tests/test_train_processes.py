@@ -26,7 +26,7 @@ from currreft_jax import train
 from currreft_jax.checkpoint import Checkpoints
 from tests.test_train import config_of
 
-Checkpoints.preempted = lambda self, step: step == 4  # as when the scheduler takes the machines back
+Checkpoints.preempted = lambda self, call: call == 2  # after step 4, as when the scheduler takes the machines back
 finished = train.run(config_of(Path(source), Path("ROWS")), Path(out))
 print(json.dumps([finished is not None]))
 """

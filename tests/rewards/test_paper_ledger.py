@@ -19,7 +19,8 @@ def test_what_the_ledger_names_exists():
     for file, name in functions:
         assert f"def {name}(" in (ROOT / "currreft_jax" / file).read_text()
     for file, name in tests:
-        assert f"def {name}(" in (Path(__file__).parent / file).read_text()
+        folder = next(it for it in Path(__file__).parents[:2] if (it / file).exists())
+        assert f"def {name}(" in (folder / file).read_text()
 
 
 def named_tests(cell: str) -> list[tuple[str, str]]:

@@ -41,7 +41,7 @@ def test_all_files_are_there_with_as_many_rows_as_told(world):
                 assert image.size == (84, 84)
     assert len({row["id"] for name in counts for row in lines(folder / name)}) == sum(counts.values())
     told = json.loads((folder / "world.json").read_text())
-    assert told["rows"] == counts and told["seed"] == 0 and told["settings"]["kinds"]["open"] == 0.3
+    assert told["rows"] == counts and told["seed"] == 0 and told["settings"]["kinds"]["open"] == 0.25
 
 
 def test_images_are_the_scenes(world):
