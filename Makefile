@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) pip install --quiet --disable-pip-version-check $(CONSTRAIN) -e '.[test,check]'
 	touch $@
 
-test: install  ## Runs the suite (about 6 minutes on 2 cores).
+test: install  ## Runs the suite (about 20 minutes on 2 cores).
 	$(RUN) pytest $(PARALLEL) -m 'not slow and not oracle'
 
 slow: install  ## Runs the long property tests.

@@ -133,6 +133,7 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, t
     assert told(tmp_path) == told(whole)
 
 
+@pytest.mark.slow
 def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=4, microbatches=2, mesh=MeshShape(2, 2, 2))
     config.sampling.mesh = (2, 4)
