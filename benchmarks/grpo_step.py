@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import currreft_jax as cr
-from benchmarks.rollout import SIZES, _image, _prompt, write_checkpoint
+from benchmarks.rollout import SIZES, add_shape, image_of, prompt_of, write_checkpoint
 from currreft_jax.config import CacheType, Grpo, Kind, LossAverage, Optimizer, Precision, Sampling, Task
 from currreft_jax.data.packing import BatchShape, collate, slots_needed, slots_of
 from currreft_jax.experience import completions
@@ -57,7 +57,7 @@ def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     model, params = cr.load_model(folder / "model", dtype="bfloat16", param_dtype="float32")
     reader = cr.load_processor(folder / "model")
     reader.eos_token_ids = (-1,)  # nothing ends early
-    prompts = [_prompt(reader, _image(folder / f"{i}.png", i, *options.image), i) for i in range(options.prompts)]
+    prompts = [prompt_of(reader, image_of(folder / f"{i}.png", i, *options.image), i) for i in range(options.prompts)]
     rows = [Row(f"r{i}", Task.MATH, Kind.OPEN, "?", "7") for i in range(options.prompts)]
     settings = Sampling(
         options.group,
@@ -154,11 +154,7 @@ def _table(result: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES), help="which models")
-    parser.add_argument("--prompts", type=int, default=4, metavar="P", help="one image each (default %(default)s)")
-    parser.add_argument("--group", type=int, default=8, metavar="G", help="completions of each (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=128, metavar="T", help="of a completion (default %(default)s)")
-    parser.add_argument("--image", type=int, nargs=2, default=(280, 280), metavar="PIXELS", help="width, height")
+    add_shape(parser)
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which medians are shown (default %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the results there, as JSON")
     return parser

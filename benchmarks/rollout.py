@@ -113,8 +113,8 @@ def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     model, parameters = cr.load_model(folder / "model", dtype="bfloat16")
     processor = cr.load_processor(folder / "model")
     processor.eos_token_ids = (-1,)  # nothing ends early
-    images = [_image(folder / f"{i}.png", i, *options.image) for i in range(options.prompts)]
-    prompts = [_prompt(processor, image, key) for key, image in enumerate(images)]
+    images = [image_of(folder / f"{i}.png", i, *options.image) for i in range(options.prompts)]
+    prompts = [prompt_of(processor, image, key) for key, image in enumerate(images)]
     settings = Sampling(options.group, options.tokens, segment=options.segment, ladder=())
     weights = decode_params(model, parameters, settings)
     _write_job(folder, processor, prompts, images, settings)
@@ -291,12 +291,14 @@ def write_checkpoint(folder: Path, config: ModelConfig) -> None:
     write_json(folder / "preprocessor_config.json", read_preprocessor(folder, config))
 
 
-def _prompt(processor: Any, image: Path, key: int) -> Prompt:
+def prompt_of(processor: Any, image: Path, key: int) -> Prompt:
+    """A question about one image."""
     content = [{"type": "image"}, {"type": "text", "text": "What stands on the left of the largest thing?"}]
     return processor.prompt([{"role": "user", "content": content}], [image], key=key)
 
 
-def _image(path: Path, seed: int, width: int, height: int) -> Path:
+def image_of(path: Path, seed: int, width: int, height: int) -> Path:
+    """Writes an image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -319,13 +321,12 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, and how much it reads and writes."""
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES), help="which models")
     parser.add_argument("--prompts", type=int, default=4, metavar="P", help="prompts, one image each (default 4)")
     parser.add_argument("--group", type=int, default=8, metavar="G", help="completions of each (default 8)")
     parser.add_argument("--tokens", type=int, default=128, metavar="T", help="tokens of each completion (default 128)")
-    parser.add_argument("--segment", type=int, default=128, metavar="S", help="slots of a segment (default 128)")
     parser.add_argument(
         "--image",
         type=int,
@@ -334,6 +335,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("W", "H"),
         help="pixels (default 896 448: 512 tokens)",
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shape(parser)
+    parser.add_argument("--segment", type=int, default=128, metavar="S", help="slots of a segment (default 128)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs of each engine (default 5)")
     parser.add_argument("--hf-python", metavar="PYTHON", help="of an environment with torch and transformers 5")
     parser.add_argument("--vllm-python", metavar="PYTHON", help="of an environment with vLLM")

@@ -683,47 +683,51 @@ def validate(config: Config) -> None:
     elif any(stage.held_out for stage in config.stages):
         validate_sampling(config.sampling)
         validate_rewards(config.rewards)
-    names = [stage.name for stage in config.stages]
-    for number, stage in enumerate(config.stages):
+    for number in range(len(config.stages)):
+        _validate_stage(config, number)
+
+
+def _validate_stage(config: Config, number: int) -> None:
+    stage, names = config.stages[number], [stage.name for stage in config.stages]
+    _refuse(
+        f"config.stages[{number}]",
+        [
+            (bool(stage.sources), "sources", stage.sources, "at least one source"),
+            (_members(stage.kinds, Kind), "kinds", stage.kinds, "members of Kind, in the config's file"),
+            (_members(stage.tasks, Task), "tasks", stage.tasks, "members of Task, in the config's file"),
+            (stage.steps >= 1, "steps", stage.steps, "1 or more"),
+            (names.count(stage.name) == 1, "name", stage.name, "a name of its own"),
+            (0 <= stage.replay < 1, "replay", stage.replay, "a share in [0, 1)"),
+            (not stage.replay or number > 0, "replay", stage.replay, "0 in the first stage"),
+            (stage.learning_rate >= 0, "learning_rate", stage.learning_rate, "0, for the optimizer's, or more"),
+            (0 < stage.promote_above <= 1, "promote_above", stage.promote_above, "a share in (0, 1]"),
+            (
+                stage.promote_above == 1 or (bool(stage.held_out) and config.logging.evaluate_every > 0),
+                "promote_above",
+                stage.promote_above,
+                "1, or a share beside held_out rows and logging.evaluate_every",
+            ),
+            (
+                stage.promote_above == 1 or bool(config.rewards.weights.get("accuracy")),
+                "promote_above",
+                stage.promote_above,
+                "1 where accuracy has no weight among the rewards",
+            ),
+        ],
+    )
+    named = {"sources": stage.sources, "held_out": stage.held_out}
+    for where, source in [
+        (f"config.stages[{number}].{name}[{place}]", source)
+        for name, sources in named.items()
+        for place, source in enumerate(sources)
+    ]:
         _refuse(
-            f"config.stages[{number}]",
+            where,
             [
-                (bool(stage.sources), "sources", stage.sources, "at least one source"),
-                (_members(stage.kinds, Kind), "kinds", stage.kinds, "members of Kind, in the config's file"),
-                (_members(stage.tasks, Task), "tasks", stage.tasks, "members of Task, in the config's file"),
-                (stage.steps >= 1, "steps", stage.steps, "1 or more"),
-                (names.count(stage.name) == 1, "name", stage.name, "a name of its own"),
-                (0 <= stage.replay < 1, "replay", stage.replay, "a share in [0, 1)"),
-                (not stage.replay or number > 0, "replay", stage.replay, "0 in the first stage"),
-                (stage.learning_rate >= 0, "learning_rate", stage.learning_rate, "0, for the optimizer's, or more"),
-                (0 < stage.promote_above <= 1, "promote_above", stage.promote_above, "a share in (0, 1]"),
-                (
-                    stage.promote_above == 1 or (bool(stage.held_out) and logging.evaluate_every > 0),
-                    "promote_above",
-                    stage.promote_above,
-                    "1, or a share beside held_out rows and logging.evaluate_every",
-                ),
-                (
-                    stage.promote_above == 1 or bool(config.rewards.weights.get("accuracy")),
-                    "promote_above",
-                    stage.promote_above,
-                    "1 where accuracy has no weight among the rewards",
-                ),
+                (bool(source.file), "file", source.file, "a path"),
+                (source.weight > 0, "weight", source.weight, "a positive number"),
             ],
         )
-        named = {"sources": stage.sources, "held_out": stage.held_out}
-        for where, source in [
-            (f"config.stages[{number}].{name}[{place}]", source)
-            for name, sources in named.items()
-            for place, source in enumerate(sources)
-        ]:
-            _refuse(
-                where,
-                [
-                    (bool(source.file), "file", source.file, "a path"),
-                    (source.weight > 0, "weight", source.weight, "a positive number"),
-                ],
-            )
 
 
 def validate_grpo(config: Config) -> None:

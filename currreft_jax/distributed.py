@@ -23,6 +23,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from glob import glob
 from importlib.util import find_spec
 from typing import Any
@@ -114,7 +115,8 @@ def initialize(
         f"currreft_jax: a process on host {host}, pid {pid}, did not find the others within {_START} s: see that all"
         f" were started, and reach {address or 'the first of them'}"
     )
-    try:
+    with ExitStack() as unsaid:  # an error that is raised, and a program of one process, need no last words
+        unsaid.callback(words.are, "")
         jax.distributed.initialize(
             address,
             count,
@@ -124,13 +126,10 @@ def initialize(
             heartbeat_timeout_seconds=SILENCE,
             shutdown_timeout_seconds=PARTING,
         )
-    except BaseException:
-        words.are("")
-        raise
-    state = runtime.global_state
-    if state.num_processes == 1 or state.client is None:
-        words.are("")
-        return
+        state = runtime.global_state
+        if state.num_processes == 1 or state.client is None:
+            return
+        unsaid.pop_all()
     name = f"process {state.process_id} (host {host}, pid {pid})"
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", name)
     barrier("the start of the program", 0, _START)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -105,7 +105,6 @@ def drawn_batch(context: Context, examples: Sequence[Example], params: Parameter
         step: of the stage, from 1; with the run's seed, the stage and each row's key it fixes what is drawn.
     """
     config, model = context.config, context.model
-    minibatches, temperature = config.grpo.minibatches, config.sampling.temperature
     prompts, parts, examples, padding = _collated(context, examples)
     rollout = sample(
         model,
@@ -117,87 +116,90 @@ def drawn_batch(context: Context, examples: Sequence[Example], params: Parameter
         stage=context.number,
         step=step,
     )
-    part_prompts = [it for it, _ in parts]
     split = _splitter(model.mesh, len(parts))
-    tokens, masks, logprobs = split(rollout.tokens), split(rollout.mask), split(rollout.logprobs)
-    references = (
-        [
-            token_logprobs(model, context.reference, *it, temperature=temperature)
-            for it in zip(part_prompts, tokens, strict=True)
-        ]
-        if context.reference is not None
-        else [None] * len(parts)
-    )
+    tokens = split(rollout.tokens)
+    references = [_reference(context, it, drawn) for (it, _), drawn in zip(parts, tokens, strict=True)]
 
     texts, lengths, finished = completions(context.reader, rollout)
     scores = score(context, examples, texts)
     learnt = np.where(finished | (not config.grpo.mask_truncated), lengths, 0)
-    numbers = {
-        "reward": scores.total,
-        **{f"rewards/{name}": values for name, values in scores.parts.items()},
-        "length": lengths,
-        "finished": finished,
-        "learnt": learnt,
-        "reason": _first_reasons(scores),
-        "task": np.array([_TASKS.index(it.row.task) for it in examples]),
-        "part": np.concatenate([np.full(len(rows), k) for k, (_, rows) in enumerate(parts)])[_inverse(parts)],
-        "prompt": np.array([len(it.prompt.tokens) for it in examples]),
-    }
-    gathered = everyone(numbers)
+    gathered = everyone(
+        {
+            "reward": scores.total,
+            **{f"rewards/{name}": values for name, values in scores.parts.items()},
+            "length": lengths,
+            "finished": finished,
+            "learnt": learnt,
+            "reason": _first_reasons(scores),
+            "task": np.array([_TASKS.index(it.row.task) for it in examples]),
+            "part": np.concatenate([np.full(len(rows), k) for k, (_, rows) in enumerate(parts)])[_inverse(parts)],
+            "prompt": np.array([len(it.prompt.tokens) for it in examples]),
+        }
+    )
     advantages = group_advantages(scores.total, config.grpo.advantage_scale, gathered["reward"])
 
-    updates: list[list[tuple[Any, ...]]] = [[] for _ in range(minibatches)]
-    for k, (prompt_batch, rows) in enumerate(parts):
+    updates: list[list[tuple[Any, ...]]] = [[] for _ in range(config.grpo.minibatches)]
+    drawn = zip(parts, tokens, split(rollout.mask), split(rollout.logprobs), references, strict=True)
+    for k, ((part, rows), own_tokens, own_mask, logprobs, reference) in enumerate(drawn):
         move = k // config.microbatches
         together = gathered["learnt"][gathered["part"] // config.microbatches == move]
         counts = np.array([together.sum(), np.count_nonzero(together)])
         mask = np.arange(rollout.tokens.shape[2]) < learnt[rows][..., None]
         weights = loss_weights(mask, config.loss_average, counts, config.sampling.max_new_tokens)
         weights, own = to_devices((weights, advantages[rows].astype(np.float32)), model.mesh)
-        sampled = Sampled(own, logprobs[k], references[k])
-        updates[move].append((GroupBatch(prompt_batch, tokens[k], masks[k]), weights, sampled))
+        updates[move].append((GroupBatch(part, own_tokens, own_mask), weights, Sampled(own, logprobs, reference)))
 
-    slots = rollout.tokens.size
     about = {
         **rewards_told(gathered),
         "num_tokens": float(gathered["prompt"].sum() + gathered["length"].sum()),
         "learnt_tokens": float(gathered["learnt"].sum()),
         "passes": float(config.grpo.num_updates),
-        "padding/completion_waste": 1 - float(gathered["length"].sum()) / slots,
+        "padding/completion_waste": 1 - float(gathered["length"].sum()) / rollout.tokens.size,
         **padding,
     }
-
     # What `told` holds on to must not be images: it is kept until the metrics of several steps are asked for.
-    asked, places = [_row_told(it) for it in examples], [rows for _, rows in parts]
-
-    def told() -> list[dict[str, Any]]:
-        drawn, likely = own_rows(rollout.tokens), own_rows(rollout.logprobs)
-        held = np.zeros_like(likely)
-        for rows, reference in zip(places, references, strict=True):
-            if reference is not None:
-                held[rows] = own_rows(reference)
-        return [
-            {
-                **row,
-                "completions": [
-                    {
-                        "text": texts[p][g].text,
-                        "finished": bool(finished[p, g]),
-                        "reward": float(scores.total[p, g]),
-                        "parts": {name: float(values[p, g]) for name, values in scores.parts.items()},
-                        "reasons": {name: str(why[p, g]) for name, why in scores.reasons.items() if why[p, g]},
-                        "advantage": float(advantages[p, g]),
-                        "tokens": [context.reader.decode([token]) for token in drawn[p, g, : lengths[p, g]]],
-                        "logprobs": _rounded(likely[p, g, : lengths[p, g]]),
-                        **({"reference": _rounded(held[p, g, : lengths[p, g]])} if context.reference else {}),
-                    }
-                    for g in range(lengths.shape[1])
-                ],
-            }
-            for p, row in enumerate(asked)
-        ]
-
+    asked = [_row_told(it) for it in examples]
+    held = [(rows, it) for (_, rows), it in zip(parts, references, strict=True) if it is not None]
+    told = partial(_drawn_told, context.reader, asked, texts, scores, advantages, rollout, held)
     return Batch(updates * config.grpo.num_updates, about, told)
+
+
+def _reference(context: Context, prompts: PromptBatch, tokens: Array) -> Array | None:
+    if context.reference is None:
+        return None
+    temperature = context.config.sampling.temperature
+    return token_logprobs(context.model, context.reference, prompts, tokens, temperature=temperature)
+
+
+def _drawn_told(
+    reader: Processor,
+    asked: Sequence[dict[str, Any]],
+    texts: Sequence[Sequence[Completion]],
+    scores: Scores,
+    advantages: np.ndarray,
+    rollout: Rollout,
+    held: Sequence[tuple[np.ndarray, Array]],
+) -> list[dict[str, Any]]:
+    tokens, logprobs = own_rows(rollout.tokens), own_rows(rollout.logprobs)
+    reference = np.zeros_like(logprobs)
+    for rows, part in held:
+        reference[rows] = own_rows(part)
+
+    def one(p: int, g: int, said: Completion) -> dict[str, Any]:
+        drawn = p, g, slice(said.num_tokens)
+        return {
+            "text": said.text,
+            "finished": said.finished,
+            "reward": float(scores.total[p, g]),
+            "parts": {name: float(values[p, g]) for name, values in scores.parts.items()},
+            "reasons": {name: str(why[p, g]) for name, why in scores.reasons.items() if why[p, g]},
+            "advantage": float(advantages[p, g]),
+            "tokens": [reader.decode([token]) for token in tokens[drawn]],
+            "logprobs": _rounded(logprobs[drawn]),
+            **({"reference": _rounded(reference[drawn])} if held else {}),
+        }
+
+    return [{**row, "completions": [one(p, g, said) for g, said in enumerate(texts[p])]} for p, row in enumerate(asked)]
 
 
 def completions(reader: Processor, rollout: Rollout) -> tuple[list[list[Completion]], np.ndarray, np.ndarray]:

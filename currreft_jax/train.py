@@ -127,7 +127,7 @@ def run(config: Config, workdir: Path) -> Path | None:
             if distributed.is_main():
                 world_rows.make(Path(config.data.world), _say)
             distributed.barrier("the world is drawn", 0, 1800)
-        matrix = curriculum.Matrix(workdir / MATRIX, writes=jax.process_index() == 0)
+        matrix = curriculum.Matrix(workdir / MATRIX, writes=distributed.is_main())
         for number, stage in enumerate(config.stages):
             where = workdir / stage.name if len(config.stages) > 1 else workdir
             refuse_other_settings(config, number, where)
@@ -191,7 +191,7 @@ def train_stage(
         looking = Looking(context, held_out_rows(config, reader, pool), matrix)
         write_config(config, where)
         looking.begin(cast(state.params), start)
-        lead = jax.process_index() == 0
+        lead = distributed.is_main()
         metrics = opened.enter_context(
             Metrics(where, written, name=config.name, step=start, steps=stage.steps, writes=lead)
         )
@@ -513,7 +513,7 @@ def _due(every: int, step: int) -> bool:
 
 
 def _say(text: str) -> None:
-    if jax.process_index() == 0:
+    if distributed.is_main():
         print(f"train: {text}", file=sys.stderr)
 
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from currreft_jax import train
+from currreft_jax import experience, train
 from currreft_jax.config import (
     CacheType,
     Config,
@@ -34,11 +32,15 @@ from currreft_jax.config import (
     Stage,
 )
 from currreft_jax.curriculum import Matrix
-from currreft_jax.data import world_rows
-from currreft_jax.metrics import Metrics, read_metrics
+from currreft_jax.data import pipeline, processor, world_rows
+from currreft_jax.data.examples import example
+from currreft_jax.data.mixture import mixture
+from currreft_jax.data.prompts import template
+from currreft_jax.experience import Context
+from currreft_jax.metrics import read_metrics
 from currreft_jax.world.settings import Sizes
 from tests import tiny
-from tests.test_train import same_weights
+from tests.test_train import interrupt, same_weights
 
 TIMES = ("time/step", "tokens_per_second")
 
@@ -117,15 +119,7 @@ def test_a_run_leaves_metrics_completions_and_a_model(whole, checkpoint, rows):
 
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
-    advance, seen = Metrics.advance, []
-
-    def interrupting(self):
-        seen.append(None)
-        if len(seen) == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        advance(self)
-
-    monkeypatch.setattr(Metrics, "advance", interrupting)
+    interrupt(monkeypatch, stop_at)
     assert train.run(config_of(checkpoint, rows), tmp_path) is None
     assert (tmp_path / "checkpoints" / str(stop_at)).exists()
     assert train.run(config_of(checkpoint, rows), tmp_path) == tmp_path / "model"
@@ -141,6 +135,31 @@ def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, 
     names = ("loss", "grad_norm", "reward", "kl", "entropy")
     one, other = ([[line[name] for name in names] for line in told(folder)] for folder in (tmp_path, whole))
     np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-7)
+
+
+def test_completions_stay_with_their_prompts_when_a_batch_is_cut_up(checkpoint, rows):
+    mesh = train.make_mesh(2, 1, 4)
+    reader = processor.load(checkpoint)
+    config = config_of(checkpoint, rows, microbatches=2, grpo=Grpo(minibatches=2))
+    config.data.batch_size, config.data.slots = 16, ()
+    wording = template("paper")
+    mixed = mixture(config.stages, 0, config.data, 0)
+    asked = [mixed.parts[0].file[i] for i in range(16)]
+    examples = [example(row, reader, wording, where=row.id) for row in asked]
+    model = tiny.model_of(mesh=mesh)
+    context = Context(config, 0, reader, model, pipeline.ladders(config.data, reader, 2))
+    whole, parts, ordered, _ = experience._collated(context, examples)
+    mixed.close()
+    assert [it.row.id for it in ordered] != [it.row.id for it in examples]
+    keys = np.asarray(whole.key)
+    np.testing.assert_array_equal(keys[:, 1], [it.prompt.key & 0xFFFFFFFF for it in ordered])
+    cut = experience._splitter(mesh, len(parts))(whole.tokens)
+    for (part, places), tokens in zip(parts, cut, strict=True):
+        np.testing.assert_array_equal(part.key, keys[places])
+        np.testing.assert_array_equal(part.tokens, tokens)
+    # Either minibatch is half of the step's rows as they came, so that hosts agree on what it holds.
+    first = {ordered[i].row.id for _, places in parts[:2] for i in places}
+    assert first == {row.id for row in asked[:8]}
 
 
 def test_several_updates_and_minibatches_of_a_rollout(checkpoint, rows, tmp_path):
@@ -276,17 +295,10 @@ def test_settings_that_cannot_be_meant_are_refused(checkpoint, rows, tmp_path, c
 
 
 def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkpoint, rows, tmp_path, monkeypatch):
-    advance = Metrics.advance
-
-    def interrupting(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        advance(self)
-
     config = config_of(checkpoint, rows, steps=1)
     config.stages.append(replace(config.stages[0], name="two"))
-    with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "advance", interrupting)
-        assert train.run(config, tmp_path) is None
+    interrupt(monkeypatch, 1)
+    assert train.run(config, tmp_path) is None
     assert (tmp_path / "one" / "model").exists() and not (tmp_path / "two").exists()
 
 

@@ -7,6 +7,7 @@ import jax
 import jax._src.test_util as jtu
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from currreft_jax.config import LossAverage, Optimizer, Rule, Schedule
@@ -22,6 +23,7 @@ from currreft_jax.step import (
     learning_rate,
     make_optimizer,
     make_update,
+    moments_for_a_new_stage,
     moving_part,
     sft_gradient,
 )
@@ -191,3 +193,18 @@ def test_a_batch_on_a_mesh_has_the_gradient_of_one_device(checkpoint):
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(found[0][1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found[0][1], found[1][1])
+
+
+def test_a_new_stage_keeps_moments_and_starts_the_schedule_again():
+    params = {"layers": {"mlp": {"up_proj": {"kernel": jnp.ones((2, 3, 4))}}}}
+    settings = Optimizer(learning_rate=1.0, schedule=Schedule.LINEAR)
+    optimizer = make_optimizer(settings, 4)
+    moments = optimizer.init(params)
+    for _ in range(3):
+        updates, moments = optimizer.update(jax.tree.map(jnp.ones_like, params), moments, params)
+    kept = moments_for_a_new_stage(moments)
+    adam, schedule = (optax.tree.get_all_with_path(kept, "count")[i][1] for i in (0, 1))
+    assert (int(adam), int(schedule)) == (3, 0)
+    after, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), kept, params)
+    ratio = float(jax.tree.leaves(after)[0][0, 0, 0] / jax.tree.leaves(updates)[0][0, 0, 0])
+    assert ratio == pytest.approx(2.0, rel=1e-3)  # the rate of the first step beside that of the third, 1 and 1/2

@@ -109,17 +109,22 @@ def test_a_run_leaves_settings_metrics_checkpoints_and_a_model(whole, checkpoint
     assert (whole / "model" / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
-def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
+def interrupt(monkeypatch, step: int) -> None:
+    """SIGTERM in the step that is the so-manieth from now."""
     advance, seen = Metrics.advance, []
 
     def interrupting(self):
         seen.append(None)
-        if len(seen) == stop_at:
+        if len(seen) == step:
             os.kill(os.getpid(), signal.SIGTERM)
         advance(self)
 
     monkeypatch.setattr(Metrics, "advance", interrupting)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
+    interrupt(monkeypatch, stop_at)
     config = config_of(checkpoint, rows)
     assert train.run(config, tmp_path) is None
     assert (tmp_path / "checkpoints" / str(stop_at)).exists()
