@@ -164,10 +164,11 @@ class Checkpoints:
             folder: of the run's checkpoints, `STEP/` each.
             keep_last: how many stay, besides the one of the greatest score.
         """
-        kinds = ocp.checkpoint_managers
-        best = kinds.BestN(get_metric_fn=lambda it: it["score"], n=1, keep_checkpoints_without_metrics=False)
+        kinds, scored = ocp.checkpoint_managers, lambda it: it["score"]
+        best = kinds.BestN(get_metric_fn=scored, n=1, keep_checkpoints_without_metrics=False)
         policy = kinds.AnyPreservationPolicy([kinds.LatestN(keep_last), best])
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        # Without `best_fn` Orbax does not write the score, and a continued run would not know the best step.
+        options = ocp.CheckpointManagerOptions(best_fn=scored, preservation_policy=policy, cleanup_tmp_directories=True)
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

@@ -21,10 +21,11 @@ def abstract(shardings=None) -> dict:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings or x.sharding), tree())
 
 
-def fill(folder: Path, *steps: int, keep: int = 9) -> None:
+def fill(folder: Path, *steps: int, keep: int = 9, scores: dict[int, float] | None = None) -> None:
     with Checkpoints(folder, keep) as checkpoints:
         for step in steps:
-            checkpoints.save(step, {"params": tree(step), "more": tree(-step)}, {"place": step})
+            items = {"params": tree(step), "more": tree(-step)}
+            checkpoints.save(step, items, {"place": step}, score=(scores or {}).get(step))
 
 
 def test_the_newest_steps_are_kept_and_read(tmp_path):
@@ -34,6 +35,12 @@ def test_the_newest_steps_are_kept_and_read(tmp_path):
         step, items, about = checkpoints.restore({"params": abstract()})
     assert (step, about) == (4, {"place": 4})
     jax.tree.map(np.testing.assert_array_equal, items["params"], tree(4))
+
+
+def test_the_best_step_is_kept_beside_the_newest(tmp_path):
+    fill(tmp_path / "c", 1, 2, 3, 4, keep=1, scores={1: 0.1, 2: 0.9, 3: -0.2, 4: 0.3})
+    fill(tmp_path / "c", 5, keep=1, scores={5: 0.5})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "5"]
 
 
 def test_nothing_there_is_nothing(tmp_path):
