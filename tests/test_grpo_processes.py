@@ -8,24 +8,19 @@ from currreft_jax import train
 from currreft_jax.config import Config, Source
 from currreft_jax.curriculum import Matrix
 from tests.test_grpo import config_of, rows, told
-from tests.test_processes import together
+from tests.test_processes import START, together
 
 __all__ = ["rows"]
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-import jax
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_default_matmul_precision", "highest")
-port, process, source, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+PROGRAM = (
+    START
+    + """
 from currreft_jax import train
 from tests.test_grpo_processes import looking
 
 print(json.dumps([train.run(looking(Path(source), Path("ROWS")), Path(out)) is not None]))
 """
+)
 
 
 def looking(checkpoint, rows) -> Config:

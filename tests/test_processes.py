@@ -14,14 +14,20 @@ from currreft_jax.models import hf
 from tests import tiny
 from tools.convert_weights.__main__ import main
 
-PROGRAM = """
+# What every process begins with; it is given a port, its number, a source and where to write.
+START = """
 import json, sys
+from pathlib import Path
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_default_matmul_precision", "highest")
 port, process, source, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+"""
+PROGRAM = (
+    START
+    + """
 from functools import partial
 import numpy as np
 from jax.experimental import multihost_utils
@@ -44,6 +50,7 @@ hf.export(model, parameters, processor, out)
 if process == 0:
     print(json.dumps(np.asarray(everything).tolist()))
 """
+)
 
 
 def together(source: Path, out: Path, program: str = PROGRAM) -> np.ndarray:

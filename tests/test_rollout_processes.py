@@ -7,16 +7,11 @@ import currreft_jax as cr
 from currreft_jax.config import CacheType, Precision, Sampling
 from currreft_jax.structs import Prompt
 from tests import tiny
-from tests.test_processes import together
+from tests.test_processes import START, together
 
-PROGRAM = """
-import json, sys
-import jax
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_default_matmul_precision", "highest")
-port, process, source = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+PROGRAM = (
+    START
+    + """
 import numpy as np
 from jax.experimental import multihost_utils
 import currreft_jax as cr
@@ -31,6 +26,7 @@ if process == 0:
     tokens, lengths = map(np.asarray, gathered)
     print(json.dumps(np.concatenate([tokens, lengths[..., None]], axis=2).tolist()))
 """
+)
 
 
 def settings() -> Sampling:

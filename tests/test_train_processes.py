@@ -8,20 +8,14 @@ from safetensors.numpy import load_file
 
 from currreft_jax import train
 from currreft_jax.metrics import Metrics
-from tests.test_processes import together
+from tests.test_processes import START, together
 from tests.test_train import config_of, rows, told, whole
 
 __all__ = ["rows", "whole"]
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-import jax
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_default_matmul_precision", "highest")
-port, process, source, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+PROGRAM = (
+    START
+    + """
 from currreft_jax import train
 from currreft_jax.checkpoint import Checkpoints
 from tests.test_train import config_of
@@ -30,6 +24,7 @@ Checkpoints.preempted = lambda self, call: call == 2  # after step 4, as when th
 finished = train.run(config_of(Path(source), Path("ROWS")), Path(out))
 print(json.dumps([finished is not None]))
 """
+)
 
 
 def test_one_process_then_two_then_one(whole, checkpoint, rows, tmp_path, monkeypatch):
