@@ -1,6 +1,6 @@
 """Where the time of a GRPO step goes, and what it gains by reading each prompt once for its whole group.
 
-  python -m benchmarks.grpo_step [--size 2m 40m] [--out grpo_step.json]
+  python -m benchmarks.grpo_step [--size 2m 40m] [--trl-python PYTHON] [--out grpo_step.json]
 
 Random weights, image prompts, bf16, completions of one length, KL on. Medians of several runs, after a warm-up:
 
@@ -10,13 +10,17 @@ Random weights, image prompts, bf16, completions of one length, KL on. Medians o
   update     gradients and the optimizer's move
   unshared   reference and update with every prompt read once for each of its completions
   compiled   programs compiled after the warm-up
+  TRL        a whole step of its GRPOTrainer on the same weights and prompts, in turns with ours, in the environment of
+             that Python; peaks are of each process's resident memory
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import currreft_jax as cr
-from benchmarks.rollout import SIZES, add_shape, image_of, prompt_of, write_checkpoint
-from currreft_jax.config import CacheType, Grpo, Kind, LossAverage, Optimizer, Precision, Sampling, Task
+from benchmarks.rollout import SIZES, Peer, add_shape, image_of, prompt_of, write_checkpoint, write_job
+from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Sampling, Task
 from currreft_jax.data.packing import BatchShape, collate, slots_needed, slots_of
 from currreft_jax.experience import completions
 from currreft_jax.losses import group_advantages, loss_counts, loss_weights
@@ -54,79 +58,102 @@ def main() -> None:
 def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one model."""
     write_checkpoint(folder / "model", SIZES[size])
-    model, params = cr.load_model(folder / "model", dtype="bfloat16", param_dtype="float32")
-    reader = cr.load_processor(folder / "model")
-    reader.eos_token_ids = (-1,)  # nothing ends early
-    prompts = [prompt_of(reader, image_of(folder / f"{i}.png", i, *options.image), i) for i in range(options.prompts)]
-    rows = [Row(f"r{i}", Task.MATH, Kind.OPEN, "?", "7") for i in range(options.prompts)]
-    settings = Sampling(
-        options.group,
-        options.tokens,
-        segment=options.tokens,
-        ladder=(),
-        precision=Precision.BFLOAT16,
-        cache=CacheType.BFLOAT16,
-    )
-    grpo, optimizer = Grpo(), Optimizer(learning_rate=1e-6)
-    cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree))
-    policy = cast(params)
-    reference = jax.tree.map(jnp.copy, policy)
-    update = make_update(
-        model, make_optimizer(optimizer, 100), optimizer, partial(grpo_gradient, settings=grpo, temperature=1.0)
-    )
-    state = init_state(model, make_optimizer(optimizer, 100), params)
-    warm_up(model, policy, reader, prompts, settings)
-    batch = cr.to_devices(_batch(prompts, model), model.mesh)
-    alone = cr.to_devices(_batch([it for it in prompts for _ in range(options.group)], model), model.mesh)
-    flat = (options.prompts * options.group, 1, options.tokens)
-
-    seconds: dict[str, list[float]] = {}
-
-    def timed(name: str, run: Any) -> Any:
-        began = time.perf_counter()
-        result = jax.block_until_ready(run())
-        seconds.setdefault(name, []).append(time.perf_counter() - began)
-        return result
-
-    def step(seed: int) -> None:
-        nonlocal state
-        weights = decode_params(model, policy, settings)
-        one = replace(settings, max_new_tokens=1)
-        timed("prefix", lambda: sample(model, policy, reader, batch, one, weights=weights, seed=seed))
-        rollout = timed("sample", lambda: sample(model, policy, reader, batch, settings, weights=weights, seed=seed))
-        held = timed("reference", lambda: token_logprobs(model, reference, batch, rollout.tokens, temperature=1.0))
-        tokens = rollout.tokens.reshape(flat)
-        timed("unshared reference", lambda: token_logprobs(model, reference, alone, tokens, temperature=1.0))
-        timed("score", lambda: score_completions(rows, completions(reader, rollout)[0]).total)
-        mask = np.asarray(rollout.mask)
-        weights = loss_weights(mask, LossAverage.SEQUENCE, loss_counts([mask]))
-        rewards = np.random.default_rng(seed).random(mask.shape[:2])
-        sampled = Sampled(group_advantages(rewards).astype(np.float32), rollout.logprobs, held)
-        shared = (GroupBatch(batch, rollout.tokens, rollout.mask), weights, sampled)
-        each = jax.tree.map(lambda x: x.reshape(flat if x.ndim == 3 else flat[:2]), (weights, sampled))
-        state, _ = timed("update", lambda: update(state, [[shared]]))
-        repeated = (GroupBatch(alone, tokens, mask.reshape(flat)), *each)
-        state, _ = timed("unshared update", lambda: update(state, [[repeated]]))
-
-    step(0)
-    seconds.clear()
+    ours = Ours(folder, options)
+    ours.step(0)
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, took, **_: compiled.append(event) if "backend_compile" in event else None
     )
+    peer = Peer("trl", options.trl_python, folder) if options.trl_python else None
+    theirs: list[float] = []
+    ours.seconds.clear()
     for seed in range(1, options.repeats + 1):
-        step(seed)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+        ours.step(seed)
+        if peer:
+            theirs.append(peer()[0])
+    programs, peaks = len(compiled), {"ours": _peak(os.getpid())}
+    if peer:
+        peaks["trl"] = _peak(peer.process.pid)
+        peer.close()
+    ours.step(0, shared=False)
+    ours.unshared.clear()
+    for seed in range(1, options.repeats + 1):
+        ours.step(seed, shared=False)
     return {
         "size": size,
-        "parameters": model.num_parameters,
-        "prompt_tokens": len(prompts[0].tokens),
+        "parameters": ours.model.num_parameters,
+        "prompt_tokens": len(ours.prompts[0].tokens),
         "prompts": options.prompts,
         "group": options.group,
         "new_tokens": options.tokens,
-        "seconds": medians,
-        "compiled_after_warm_up": len(compiled),
+        "seconds": {name: statistics.median(times) for name, times in ours.seconds.items()},
+        "unshared": {name: statistics.median(times) for name, times in ours.unshared.items()},
+        "trl": statistics.median(theirs) if theirs else None,
+        "peak_bytes": peaks,
+        "compiled_after_warm_up": programs,
     }
+
+
+class Ours:
+    """Our step, and what it needs; `seconds` and `unshared` hold what its parts took."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace):
+        self.model, params = cr.load_model(folder / "model", dtype="bfloat16", param_dtype="float32")
+        self.reader = cr.load_processor(folder / "model")
+        self.reader.eos_token_ids = (-1,)  # nothing ends early
+        images = [image_of(folder / f"{i}.png", i, *options.image) for i in range(options.prompts)]
+        self.prompts = [prompt_of(self.reader, image, i) for i, image in enumerate(images)]
+        self.rows = [Row(f"r{i}", Task.MATH, Kind.OPEN, "?", "7") for i in range(options.prompts)]
+        self.settings = Sampling(options.group, options.tokens, segment=options.tokens, ladder=())
+        write_job(folder, self.reader, self.prompts, images, self.settings)
+        cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(self.model.dtype), tree))
+        self.policy = cast(params)
+        self.reference = jax.tree.map(jnp.copy, self.policy)
+        rule = Optimizer(learning_rate=1e-6)
+        optimizer = make_optimizer(rule, 100)
+        gradient = partial(grpo_gradient, settings=Grpo(), temperature=1.0)
+        self.update = make_update(self.model, optimizer, rule, gradient)
+        self.state = init_state(self.model, optimizer, params)
+        warm_up(self.model, self.policy, self.reader, self.prompts, self.settings)
+        self.batch = cr.to_devices(_batch(self.prompts, self.model), self.model.mesh)
+        each = [it for it in self.prompts for _ in range(options.group)]
+        self.alone = cr.to_devices(_batch(each, self.model), self.model.mesh)
+        self.seconds: dict[str, list[float]] = {}
+        self.unshared: dict[str, list[float]] = {}
+
+    def step(self, seed: int, *, shared: bool = True) -> None:
+        """One step with the prompts shared by their groups, or with each read once for every completion."""
+        seconds = self.seconds if shared else self.unshared
+
+        def timed(name: str, run: Callable[[], Any]) -> Any:
+            began = time.perf_counter()
+            result = jax.block_until_ready(run())
+            seconds.setdefault(name, []).append(time.perf_counter() - began)
+            return result
+
+        weights = decode_params(self.model, self.policy, self.settings)
+        drawn = partial(sample, self.model, self.policy, self.reader, self.batch, weights=weights, seed=seed)
+        if shared:
+            timed("prefix", lambda: drawn(replace(self.settings, max_new_tokens=1)))
+        rollout = timed("sample", lambda: drawn(self.settings))
+        batch, tokens, mask = self.batch, rollout.tokens, np.asarray(rollout.mask)
+        rewards = np.random.default_rng(seed).random(mask.shape[:2])
+        learnt = loss_weights(mask, LossAverage.SEQUENCE, loss_counts([mask]))
+        sampled = Sampled(group_advantages(rewards).astype(np.float32), rollout.logprobs, rollout.logprobs)
+        if not shared:
+            flat = (mask.shape[0] * mask.shape[1], 1, mask.shape[2])
+            batch, tokens, mask = self.alone, tokens.reshape(flat), mask.reshape(flat)
+            learnt, sampled = jax.tree.map(lambda x: x.reshape(flat if x.ndim == 3 else flat[:2]), (learnt, sampled))
+        held = timed("reference", lambda: token_logprobs(self.model, self.reference, batch, tokens, temperature=1.0))
+        timed("score", lambda: score_completions(self.rows, completions(self.reader, rollout)[0]).total)
+        part = (GroupBatch(batch, tokens, mask), learnt, replace(sampled, reference=held))
+        self.state, _ = timed("update", lambda: self.update(self.state, [[part]]))
+
+
+def _peak(process: int) -> int:
+    """Bytes of resident memory that a process has had at most (Linux)."""
+    (line,) = [it for it in Path(f"/proc/{process}/status").read_text().splitlines() if it.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def _batch(prompts: list[Prompt], model: Any) -> PromptBatch:
@@ -137,24 +164,27 @@ def _batch(prompts: list[Prompt], model: Any) -> PromptBatch:
 
 
 def _table(result: dict[str, Any]) -> str:
-    seconds = result["seconds"]
+    seconds, unshared = result["seconds"], result["unshared"]
     whole = sum(seconds[name] for name in ("sample", "score", "reference", "update"))
-    learning = seconds["reference"] + seconds["update"]
-    unshared = seconds["unshared reference"] + seconds["unshared update"]
+    shared, alone = (it["reference"] + it["update"] for it in (seconds, unshared))
+    peaks = {name: value / 2**30 for name, value in result["peak_bytes"].items()}
     lines = [
         f"{result['size']}: {result['parameters']:,} parameters; {result['prompts']} prompts of"
         f" {result['prompt_tokens']} tokens x {result['group']} completions of {result['new_tokens']} tokens",
-        f"  step {whole:.3f} s",
+        f"  step {whole:.3f} s, peak {peaks['ours']:.2f} GiB",
         *(f"  {name:20}{seconds[name]:8.3f} s" for name in ("prefix", "sample", "score", "reference", "update")),
-        f"  reference and update with unshared prompts {unshared:.3f} s: x {unshared / learning:.2f}",
+        f"  reference and update with unshared prompts {alone:.3f} s: x {alone / shared:.2f}",
         f"  compiled after the warm-up: {result['compiled_after_warm_up']}",
     ]
+    if result["trl"]:
+        lines.append(f"  TRL's step {result['trl']:.3f} s: x {result['trl'] / whole:.2f}, peak {peaks['trl']:.2f} GiB")
     return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
+    parser.add_argument("--trl-python", metavar="PYTHON", help="of an environment with torch and TRL 1")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which medians are shown (default %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the results there, as JSON")
     return parser

@@ -94,6 +94,9 @@ SIZES = {
 }
 
 
+QUESTION = "What stands on the left of the largest thing?"
+
+
 def main() -> None:
     """Run the benchmark."""
     options = _parser().parse_args()
@@ -117,7 +120,7 @@ def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     prompts = [prompt_of(processor, image, key) for key, image in enumerate(images)]
     settings = Sampling(options.group, options.tokens, segment=options.segment, ladder=())
     weights = decode_params(model, parameters, settings)
-    _write_job(folder, processor, prompts, images, settings)
+    write_job(folder, processor, prompts, images, settings)
     pythons = {"hf": options.hf_python, "vllm": options.vllm_python}
     peers = {name: Peer(name, python, folder) for name, python in pythons.items() if python}
 
@@ -215,7 +218,7 @@ class Peer:
     """Another engine in a process of its own, idle between its runs."""
 
     def __init__(self, name: str, python: str, folder: Path):
-        script = Path(__file__).with_name("rollout_peers.py")
+        script = Path(__file__).with_name("peers.py")
         self.name = name
         self.log = folder / f"{name}.log"
         with self.log.open("w") as log:
@@ -246,8 +249,8 @@ class Peer:
         raise RuntimeError(f"{self.name} ended before it answered:\n{self.log.read_text()[-3000:]}")
 
 
-def _write_job(folder: Path, processor: Any, prompts: list[Prompt], images: list[Path], settings: Sampling) -> None:
-    """The same prompts as the peers take them: arrays for Hugging Face, text and images for vLLM."""
+def write_job(folder: Path, processor: Any, prompts: list[Prompt], images: list[Path], settings: Sampling) -> None:
+    """The same prompts as the peers take them: arrays for Hugging Face, text and images for vLLM and TRL."""
     pictures = [picture for prompt in prompts for picture in prompt.pictures]
     patches = np.concatenate([picture.patches for picture in pictures]).reshape(-1, 3, 14, 14)
     pixels = np.repeat(np.asarray(normalise(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(len(patches), -1)
@@ -266,6 +269,7 @@ def _write_job(folder: Path, processor: Any, prompts: list[Prompt], images: list
         "arrays": str(folder / "arrays.npz"),
         "texts": texts,
         "images": [str(image) for image in images],
+        "question": QUESTION,
         "group": settings.group_size,
         "tokens": settings.max_new_tokens,
         "longest": len(prompts[0].tokens) + settings.max_new_tokens + 8,
@@ -293,7 +297,7 @@ def write_checkpoint(folder: Path, config: ModelConfig) -> None:
 
 def prompt_of(processor: Any, image: Path, key: int) -> Prompt:
     """A question about one image."""
-    content = [{"type": "image"}, {"type": "text", "text": "What stands on the left of the largest thing?"}]
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     return processor.prompt([{"role": "user", "content": content}], [image], key=key)
 
 

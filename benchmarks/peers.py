@@ -1,13 +1,15 @@
-"""Hugging Face's `generate` or vLLM beside the sampler: run by `benchmarks/rollout.py`, each in its own environment.
+"""Other engines beside ours, each in its own environment: run by `benchmarks/rollout.py` and `benchmarks/grpo_step.py`.
 
-  python benchmarks/rollout_peers.py hf|vllm FOLDER JOB
+  python benchmarks/peers.py hf|vllm|trl FOLDER JOB
 
 Loads the model, answers `ready`, and then every line on standard input with one timed run, as a line of JSON.
 """
 
 import json
 import os
+import random
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,11 +85,70 @@ def vllm(folder: Path, job: Job) -> Callable[[], int]:
     return run
 
 
+def trl(folder: Path, job: Job) -> Callable[[], int]:
+    """A step of TRL's GRPOTrainer, whose own loop waits in a thread between its steps."""
+    import torch
+    from datasets import Dataset, Features, Image, Value
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    go, done = threading.Semaphore(0), threading.Semaphore(0)
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            go.acquire()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            done.release()
+
+    completions = len(job["images"]) * job["group"]
+    settings = GRPOConfig(
+        output_dir=str(folder.parent / "trl"),
+        model_init_kwargs={"dtype": torch.bfloat16},
+        per_device_train_batch_size=completions,
+        num_generations=job["group"],
+        max_completion_length=job["tokens"],
+        generation_kwargs={"min_new_tokens": job["tokens"]},
+        temperature=1.0,
+        top_k=0,
+        beta=0.04,
+        learning_rate=1e-6,
+        max_steps=10_000,
+        gradient_checkpointing=False,
+        bf16=False,  # the model is already
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    rows = [
+        {"prompt": [{"role": "user", "content": job["question"]}], "image": path, "number": number}
+        for number, path in enumerate(job["images"])
+    ]
+    message = [{"role": Value("string"), "content": Value("string")}]
+    features = Features({"prompt": message, "image": Image(), "number": Value("int64")})
+    trainer = GRPOTrainer(
+        model=str(folder),
+        reward_funcs=lambda completions, **_: [random.random() for _ in completions],
+        args=settings,
+        train_dataset=Dataset.from_list(rows, features=features),
+        callbacks=[Turns()],
+    )
+    threading.Thread(target=trainer.train, daemon=True).start()
+
+    def run() -> int:
+        go.release()
+        done.acquire()
+        return completions * job["tokens"]
+
+    return run
+
+
 def main() -> None:
     """Serve timed runs."""
     peer, folder, job = sys.argv[1:]
     with open(job, encoding="utf-8") as file:
-        run = {"hf": hf, "vllm": vllm}[peer](Path(folder), json.load(file))
+        run = {"hf": hf, "vllm": vllm, "trl": trl}[peer](Path(folder), json.load(file))
     run()
     print("ready", flush=True)
     for _ in sys.stdin:
