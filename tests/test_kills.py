@@ -14,8 +14,9 @@ import pytest
 from currreft_jax.config import Config, Logging, MeshShape
 from currreft_jax.distributed import REQUEUE
 from tests.test_grpo import config_of, rows, told
+from tests.test_launch import LAUNCH, children, environment, settings_file, variable
 
-__all__ = ["rows"]
+__all__ = ["environment", "rows"]
 
 STEPS = 8
 PROGRAM = """
@@ -99,6 +100,40 @@ def test_stopped_at_random_moments_the_run_goes_on_to_the_bit(unbroken, checkpoi
             assert begun.returncode in ended, said
         same(workdir, whole)
     print(f"{stopped} stops, {writing} of them in a checkpoint half written, {runs} runs")
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_at_random_moments(environment, checkpoint, rows, tmp_path):
+    logging = Logging(log_every=1, save_every=1, rollouts_every=1, tensorboard=False)
+    settings = settings_file(tmp_path, config_of(checkpoint, rows, STEPS, logging=logging))
+
+    def launched(workdir: Path) -> subprocess.Popen:
+        command = [LAUNCH / "processes.sh", "2", f"--config={settings}", f"--workdir={workdir}"]
+        return subprocess.Popen(command, env=environment | {"DEVICES": "4"}, stderr=subprocess.PIPE, text=True)
+
+    for name in ("first", "unbroken"):  # the first one compiles
+        since, begun = time.monotonic(), launched(tmp_path / name)
+        assert begun.communicate()[1] and begun.returncode == 0
+    seconds = time.monotonic() - since
+    rng, kills, runs = random.Random(0), 0, 0
+    while kills < 10:
+        runs += 1
+        workdir, done = tmp_path / str(runs), False
+        while not done:
+            begun = launched(workdir)
+            try:
+                said, victim = begun.communicate(timeout=rng.uniform(0.3, 1.1) * seconds)[1], None
+            except subprocess.TimeoutExpired:
+                victim = rng.choice([pid for pid in children(begun.pid) if variable(pid, "PROCESS_ID")])
+                os.kill(victim, signal.SIGKILL)
+                said = begun.communicate(timeout=60)[1]
+            done = begun.returncode == 0
+            kills += not done
+            assert done or (begun.returncode == 137 and f"(pid {victim}) ended with 137" in said), said
+        assert told(workdir) == told(tmp_path / "unbroken")
+        model = "model/model.safetensors"
+        assert (workdir / model).read_bytes() == (tmp_path / "unbroken" / model).read_bytes()
+    print(f"{kills} kills, {runs} runs")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from currreft_jax import distributed, train
-from currreft_jax.config import MeshShape
+from currreft_jax.config import Config, MeshShape
 from currreft_jax.metrics import read_metrics
 from tests.test_train import config_of
 
@@ -73,8 +73,12 @@ def settings(checkpoint, tmp_path_factory) -> Path:
     row = {"task": "math", "kind": "open"}
     rows = [{**row, "id": f"r{n}", "problem": f"{n}?", "solution": str(n % 7)} for n in range(32)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = config_of(checkpoint, folder / "rows.jsonl", STEPS, mesh=MeshShape(data=1, fsdp=2))
-    text = f"import pickle\n\ndef get_config(variant=None):\n    return pickle.loads({pickle.dumps(settings)})\n"
+    return settings_file(folder, config_of(checkpoint, folder / "rows.jsonl", STEPS, mesh=MeshShape(data=1, fsdp=2)))
+
+
+def settings_file(folder: Path, config: Config) -> Path:
+    """A file for --config that gives these settings."""
+    text = f"import pickle\n\ndef get_config(variant=None):\n    return pickle.loads({pickle.dumps(config)})\n"
     (folder / "tiny.py").write_text(text)
     return folder / "tiny.py"
 
