@@ -96,8 +96,9 @@ def _built(kind: Any, value: Any) -> Any:
         return kind(**{name: _built(kinds[name], inner) for name, inner in value.items()})  # pyright: ignore[reportCallIssue]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
-    if get_origin(kind) in (tuple, list):
-        return get_origin(kind)(_built(get_args(kind)[0], inner) for inner in value)
+    container: Any = get_origin(kind)
+    if container in (tuple, list):
+        return container(_built(get_args(kind)[0], inner) for inner in value)
     if isinstance(kind, UnionType):  # of something and None
         return None if value is None else _built(get_args(kind)[0], value)
     return value

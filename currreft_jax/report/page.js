@@ -257,7 +257,7 @@ function chart(panel) {
       parts.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: toHeight(y), y2: toHeight(y) }),
         svg("text", { class: "axis", x: left - 7, y: toHeight(y) + 3.5, "text-anchor": "end" }, number(y)));
     }
-    for (const x of ticks(1, END, Math.max(2, Math.floor(width / 110))).filter(Number.isInteger)) {
+    for (const x of ticks(1, END, Math.max(3, Math.floor(width / 90))).filter(Number.isInteger)) {
       parts.push(svg("text", { class: "axis", x: toPixel(x), y: height - 5, "text-anchor": "middle" }, x.toLocaleString("en")));
     }
     const path = (points) => points.x.map((x, i) => `${i ? "L" : "M"}${toPixel(x).toFixed(1)} ${toHeight(points.y[i]).toFixed(1)}`).join("");
@@ -652,6 +652,7 @@ function onCardKey(event, node) {
     else if (along && saidOf.get(item).tokens.length) {
       const now = token && token[0] === item ? token[1] + along : along > 0 ? 0 : saidOf.get(item).tokens.length - 1;
       showToken(item, Math.max(0, Math.min(saidOf.get(item).tokens.length - 1, now)));
+      item.querySelector(".now").scrollIntoView({ block: "nearest" });
     } else return;
   } else return;
   event.preventDefault();

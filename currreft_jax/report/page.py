@@ -7,13 +7,14 @@ import hashlib
 import html
 import re
 from collections.abc import Sequence
-from importlib.resources import files
+from pathlib import Path
 
 from currreft_jax.report.book import book
 from currreft_jax.report.embed import embedded
 from currreft_jax.report.runs import Run, told
 
 LIMIT = 19_500_000  # bytes of the whole page
+_HERE = Path(__file__).parent
 
 
 def page(run: Run, others: Sequence[Run] = (), limit: int = LIMIT) -> tuple[str, dict[str, int]]:
@@ -32,8 +33,7 @@ def page(run: Run, others: Sequence[Run] = (), limit: int = LIMIT) -> tuple[str,
     Raises:
         ValueError: a file is damaged; the message names file and line.
     """
-    here = files(__package__)
-    template, style, script = ((here / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    template, style, script = ((_HERE / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     runs = embedded([told(it) for it in (run, *others)])
     room = limit - sum(len(part.encode()) for part in (template, style, script, runs)) - 1000
     completions, counts = book(run, room)
