@@ -7,7 +7,7 @@ PARALLEL ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python -m
 
 SEED ?= 0
-.PHONY: help install test slow check fix oracle golden lowest demo base lock clean
+.PHONY: help install test slow browser check fix oracle golden lowest demo base lock clean
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,10 +20,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test: install  ## Runs the suite (about 20 minutes on 2 cores).
-	$(RUN) pytest $(PARALLEL) -m 'not slow and not oracle'
+	$(RUN) pytest $(PARALLEL) -m 'not slow and not oracle and not browser'
 
 slow: install  ## Runs the long property tests.
 	$(RUN) pytest $(PARALLEL) -m 'slow and not oracle'
+
+browser: install  ## Opens reports in headless Chromium (on Debian: apt install chromium).
+	$(RUN) pip install --quiet --disable-pip-version-check $(CONSTRAIN) -e '.[browser]'
+	$(RUN) pytest -m browser
 
 check: install static test  ## Format, lint, types, layers, tests.
 
@@ -61,10 +65,11 @@ golden: .venv-oracle-5.23.0/.installed  ## Makes the golden files again.
 	touch $@
 
 lowest: .venv-lowest/.installed  ## Runs the suite with the lowest versions that pyproject.toml allows.
-	.venv-lowest/bin/python -m pytest $(PARALLEL) -m 'not slow and not oracle'
+	.venv-lowest/bin/python -m pytest $(PARALLEL) -m 'not slow and not oracle and not browser'
 
-demo: install  ## Runs the whole curriculum with the small model in the world of shapes (minutes on a laptop).
+demo: install  ## Runs the whole curriculum with the small model in the world of shapes, and its report (minutes on a laptop).
 	$(RUN) currreft_jax.train --config=configs/curriculum.py:tiny --workdir=runs/demo
+	$(RUN) currreft_jax.report runs/demo
 
 base: install  ## Trains the base that ships with the world, or another: make base SEED=1.
 	test -e runs/world-$(SEED)/world.json || $(RUN) currreft_jax.dataset build world --seed $(SEED) --out runs/world-$(SEED)
@@ -74,7 +79,7 @@ base: install  ## Trains the base that ships with the world, or another: make ba
 lock: install  ## Resolves constraints.txt again, for all supported Pythons.
 	$(RUN) pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--extra test --extra check pyproject.toml -o constraints.txt
+		--extra test --extra check --extra browser pyproject.toml -o constraints.txt
 
 clean:  ## Removes the environments and caches.
 	rm -rf .venv .venv-* .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

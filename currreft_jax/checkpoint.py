@@ -11,8 +11,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,22 @@ def restore_params(folder: Path, abstract: Any) -> Any:
     return params
 
 
+def restore_item(folder: Path, name: str, abstract: Any) -> Any:
+    """One item of a step that `Checkpoints` has written, verified; the run may go on writing beside it.
+
+    Args:
+        folder: of the step.
+        name: of the item.
+        abstract: its tree of `jax.ShapeDtypeStruct` with the layout to read into.
+
+    Raises:
+        DamagedCheckpoint: it is not what was written.
+        ValueError: it is of another model.
+    """
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return _restored(partial(reader.restore, folder.absolute()), folder, {name: abstract})[0][name]
+
+
 class Checkpoints:
     """The checkpoints of a run: the newest ones and the best one are kept, and each is verified when it is read.
 
@@ -220,7 +237,7 @@ class Checkpoints:
         damaged: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = step, *self._read(step, abstract)
+                found = step, *_restored(partial(self._manager.restore, step), self.folder / str(step), abstract)
             except DamagedCheckpoint as error:
                 damaged.append(step)
                 print(f"checkpoint: {error}; it is left out", file=sys.stderr)
@@ -234,37 +251,40 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        where = self.folder / str(step)
-        trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        try:
-            manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
-            saved = manifest["arrays"]
-            about = manifest["about"]
-            differing = _differing(abstract, saved)
-            found = self._manager.restore(step, args=ocp.args.Composite(**trees)) if not differing else {}
-        except _UNREADABLE as error:
-            raise DamagedCheckpoint(f"{where} is not readable ({type(error).__name__}: {str(error)[:200]})") from error
-        if manifest["format"] != STATE_FORMAT or differing:
-            what = ", ".join(differing[:5]) or f"format {manifest['format']!r}"
-            raise ValueError(f"{where} is of another model or optimizer ({what}): take another workdir")
-        items = {name: found[name] for name in abstract}
-        damaged = [
-            f"{name}/{path}"
-            for name, tree in items.items()
-            for path, it in checksums(tree).items()
-            if it["checksum"] != saved[name][path]["checksum"]
-        ]
-        if damaged:
-            raise DamagedCheckpoint(f"{where}: the checksum of {', '.join(damaged[:5])} does not match")
-        return items, about
-
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             where = self.folder / str(step)
             where.rename(where.with_name(f"{step}.damaged-{time.time_ns()}"))
         _meet(f"step {step} is set aside")
         self._manager.reload()
+
+
+def _restored(
+    restore: Callable[..., Any], where: Path, abstract: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Items of a step, verified, and what was said of it."""
+    trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    try:
+        manifest = restore(args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
+        saved = manifest["arrays"]
+        about = manifest["about"]
+        differing = _differing(abstract, saved)
+        found = restore(args=ocp.args.Composite(**trees)) if not differing else {}
+    except _UNREADABLE as error:
+        raise DamagedCheckpoint(f"{where} is not readable ({type(error).__name__}: {str(error)[:200]})") from error
+    if manifest["format"] != STATE_FORMAT or differing:
+        what = ", ".join(differing[:5]) or f"format {manifest['format']!r}"
+        raise ValueError(f"{where} is of another model or optimizer ({what}): take another workdir")
+    items = {name: found[name] for name in abstract}
+    damaged = [
+        f"{name}/{path}"
+        for name, tree in items.items()
+        for path, it in checksums(tree).items()
+        if it["checksum"] != saved[name][path]["checksum"]
+    ]
+    if damaged:
+        raise DamagedCheckpoint(f"{where}: the checksum of {', '.join(damaged[:5])} does not match")
+    return items, about
 
 
 def _differing(abstract: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

@@ -573,7 +573,7 @@ class Logging:
         keep_last: newest checkpoints that are kept, besides the one of the greatest reward or the least loss.
         tensorboard: also write TensorBoard events.
         wandb: also send metrics to Weights & Biases.
-        rollouts_every: steps from one file of completions to the next; 0 writes none.
+        rollouts_every: steps from one file of completions to the next, from step 1 on, and of the last; 0 writes none.
         evaluate_every: steps from one look at the held-out rows to the next; at 0 only the ends of stages have one.
         evaluate_rows: held-out rows of a stage that are looked at.
     """

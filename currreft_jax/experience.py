@@ -16,9 +16,12 @@ from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Config, Task
 from currreft_jax.data import pipeline
+from currreft_jax.data.budget import prompt_text
 from currreft_jax.data.examples import Example
 from currreft_jax.data.packing import collate, padding_waste
 from currreft_jax.data.processor import Processor
+from currreft_jax.data.prompts import template
+from currreft_jax.data.rows import to_keys
 from currreft_jax.losses import group_advantages, loss_counts, loss_weights
 from currreft_jax.models.qwen2_5_vl import Model, Parameters, token_logprobs
 from currreft_jax.rewards import MathsPool, score_completions
@@ -89,7 +92,7 @@ def gold_batch(context: Context, examples: Sequence[Example]) -> Batch:
         **prompt_padding(examples, [part.prompts for part in groups]),
     }
     microbatches = list(zip(to_devices(groups, model.mesh), to_devices(weights, model.mesh), strict=True))
-    asked = [_row_told(it) for it in examples]
+    asked = [_row_told(config, it) for it in examples]
     return Batch([microbatches], about, lambda: asked)
 
 
@@ -158,7 +161,7 @@ def drawn_batch(context: Context, examples: Sequence[Example], params: Parameter
         **padding,
     }
     # What `told` holds on to must not be images: it is kept until the metrics of several steps are asked for.
-    asked = [_row_told(it) for it in examples]
+    asked = [_row_told(config, it) for it in examples]
     held = [(rows, it) for (_, rows), it in zip(parts, references, strict=True) if it is not None]
     told = partial(_drawn_told, context.reader, asked, texts, scores, advantages, rollout, held)
     return Batch(updates * config.grpo.num_updates, about, told)
@@ -180,7 +183,7 @@ def _drawn_told(
     rollout: Rollout,
     held: Sequence[tuple[np.ndarray, Array]],
 ) -> list[dict[str, Any]]:
-    tokens, logprobs = own_rows(rollout.tokens), own_rows(rollout.logprobs)
+    tokens, logprobs, entropies = (own_rows(x) for x in (rollout.tokens, rollout.logprobs, rollout.entropies))
     reference = np.zeros_like(logprobs)
     for rows, part in held:
         reference[rows] = own_rows(part)
@@ -196,6 +199,7 @@ def _drawn_told(
             "advantage": float(advantages[p, g]),
             "tokens": [reader.decode([token]) for token in tokens[drawn]],
             "logprobs": _rounded(logprobs[drawn]),
+            "entropies": _rounded(entropies[drawn]),
             **({"reference": _rounded(reference[drawn])} if held else {}),
         }
 
@@ -338,18 +342,12 @@ def _first_reasons(scores: Scores) -> np.ndarray:
     return found
 
 
-def _row_told(it: Example) -> dict[str, Any]:
-    row, frame = it.row, it.frame
-    return {
-        "id": row.id,
-        "task": row.task.value,
-        "kind": row.kind.value,
-        "images": list(row.images),
-        "frame": [frame.width, frame.height] if frame else None,
-        "problem": row.problem,
-        "options": list(row.options),
-        "solution": row.solution,
-    }
+def _row_told(config: Config, it: Example) -> dict[str, Any]:
+    """The row, the frame in which the model saw its image, what seeds its completions, and its prompt."""
+    resized = {"resized": [it.frame.width, it.frame.height]} if it.frame else {}
+    frames = [(picture.original, picture.resized) for picture in it.prompt.pictures]
+    prompt = prompt_text(it.row, template(config.data.template), frames)
+    return to_keys(it.row) | resized | {"key": it.prompt.key, "prompt": prompt}
 
 
 def _rounded(values: np.ndarray) -> list[float]:

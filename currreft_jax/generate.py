@@ -3,6 +3,7 @@
   python -m currreft_jax.generate --demo
   python -m currreft_jax.generate --image=street.jpg --prompt='Where is the red car?' --boxes=found.png
   python -m currreft_jax.generate --model=Qwen/Qwen2.5-VL-3B-Instruct --image=street.jpg --samples=4 --temperature=1
+  python -m currreft_jax.generate --replay=runs/demo/stage1/rollouts/1.jsonl:3:5
 
 Without --model, the small model that comes with the package answers; it knows only drawn scenes of coloured shapes
 (docs/world.md), and without --prompt says what is where.
@@ -10,6 +11,9 @@ Without --temperature, one sample is the likeliest text, and several are drawn a
 
 With --boxes, the boxes that the last sample names are drawn on the first image, in the image's own size. They are read
 from its <answer>, or from the whole text where it has no such tag: JSON such as [x1, y1, x2, y2] or {"bbox_2d": [...]}.
+
+With --replay, the policy that drew a completion of a training run draws it again, alone; whether the tokens are those
+of the file is said on standard error, and is the exit status.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if options.replay:
+            return replay(options.replay)
         generate(options)
     except (ValueError, OSError) as error:  # every refusal of the package is one of them
         print(f"generate: {error}", file=sys.stderr)
@@ -86,6 +93,27 @@ def generate(options: argparse.Namespace) -> None:
     if options.boxes:
         boxes = answered_boxes(texts[-1], prompt.pictures[0].resized, prompt.pictures[0].original)
         draw(open_image(images[0]), boxes, options.boxes)
+
+
+def replay(place: str) -> int:
+    """Draws a completion of a training run again; returns 0 if it is the same one.
+
+    Raises:
+        ValueError: there is no such completion, or the policy that drew it was not kept.
+        OSError: a file that cannot be read.
+    """
+    from currreft_jax.redraw import redraw
+
+    found = redraw(place)
+    print(found.text)
+    if found.written == found.drawn:
+        apart = f"log-probs at most {found.logp_difference:.1e} apart"
+        print(f"generate: the same {len(found.drawn)} tokens as in the file, {apart}", file=sys.stderr)
+        return 0
+    pairs = zip_longest(found.written, found.drawn)
+    number, (then, now) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    print(f"generate: token {number} is {now!r}, and in the file {then!r}", file=sys.stderr)
+    return 1
 
 
 def demo() -> Scene:
@@ -187,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image", metavar="FILE", action="append", default=[], help="may be given several times, before the question")
     add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {CAPTIONS['boxes']!r})")
     add("--demo", action="store_true", help="ask about a drawn scene of coloured shapes")
+    add("--replay", metavar="FILE:LINE:G", help="draw completion G of a line of a run's rollouts again, from 1 on")
     add("--samples", metavar="N", type=int, default=1, help="answers (default 1)")
     add("--boxes", metavar="OUT", type=Path, help="draw the boxes that the last answer names on the first image")
     add("--temperature", metavar="X", type=float, help="0 takes the likeliest text (default: 0 for one sample, else 1)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,21 +96,30 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    """The lines of a `metrics.jsonl`: of each a step, its stage, and numbers.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
+    return [values for _, values in _lines(path)]
 
 
 def _up_to(path: Path, step: int) -> list[str]:
+    return [line for line, values in _lines(path) if values["step"] <= step]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.exists():
-        return []
-    kept = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):  # of a run that was killed while it wrote
-            break
+        return
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):  # of a run that writes it, or was killed while it did
+            return
         try:
-            earlier = json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError) as error:
+            values = json.loads(line)
+            if type(values["step"]) is not int:
+                raise TypeError('"step" is no whole number')
+            if wrong := [name for name, it in values.items() if type(it) not in (int, float) and name != "stage"]:
+                raise TypeError(f'"{wrong[0]}" is no number')
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: no line of metrics ({error}); mend or remove it") from error
-        if earlier:
-            kept.append(line)
-    return kept
+        yield line.decode(), values

@@ -33,6 +33,8 @@ from currreft_jax.models.text import splits_heads
 from currreft_jax.sharding import BATCH, constrain, data_shards, to_devices
 from currreft_jax.structs import Array, Prompt, PromptBatch, Rollout
 
+_Drawn = tuple[Array, Array, Array]  # tokens of a segment, their log-probs and entropies
+
 
 def sample(
     model: Model,
@@ -141,7 +143,7 @@ def warm_up(
     settings = _changed(settings, changes)
     members = np.arange(settings.group_size, dtype=np.int32)
     run = _start(model, parameters, processor, prompts, settings, None, (0, 0, 0), members, finished=True)
-    parts: list[tuple[Array, Array]] = []
+    parts: list[_Drawn] = []
     full = run.fixed, run.state
     states = {run.per_shard: full}
     while True:
@@ -150,11 +152,10 @@ def warm_up(
             state = run.programs.decode(run.weights, fixed, state, np.int32(1))
             run.programs.active(state)
             shrunk[size] = fixed, state
-            part = run.programs.spread(fixed.rows, state.tokens, state.logprobs, per_shard=run.per_shard)
+            part = run.programs.spread(fixed.rows, *_drawn(state), per_shard=run.per_shard)
             if size == run.per_shard:
                 parts.append(part)
-        tokens, logprobs = zip(*parts, strict=True)
-        run.programs.rollout(tokens, logprobs, np.int32(1))
+        run.programs.rollout(*zip(*parts, strict=True), np.int32(1))
         if len(parts) * run.plan.segment >= run.plan.max_new_tokens:
             return
         for size in sorted(shrunk, reverse=True):
@@ -207,7 +208,7 @@ class _State(NamedTuple):
         done: bool `[R, G]`.
         suffixes: each layer's cache of the completions, without the last token.
         tokens: int32 `[R, G, S]`, of this segment.
-        logprobs: fp32 `[R, G, S]`, likewise.
+        logprobs: fp32 `[R, G, S]`, likewise; and so are `entropies`.
     """
 
     slot: Array
@@ -216,6 +217,11 @@ class _State(NamedTuple):
     suffixes: tuple[Cache, ...]
     tokens: Array
     logprobs: Array
+    entropies: Array
+
+
+def _drawn(state: _State) -> _Drawn:
+    return state.tokens, state.logprobs, state.entropies
 
 
 class _Programs(NamedTuple):
@@ -236,11 +242,13 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
     everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
     heads = NamedSharding(mesh, P(BATCH, "tensor" if splits_heads(model.config, mesh) else None))
     fixed_layout = _Fixed(heads, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
-    state_layout = _State(everywhere, rows, rows, heads, rows, rows)  # pyright: ignore[reportArgumentType]
+    state_layout = _State(everywhere, rows, rows, heads, rows, rows, rows)  # pyright: ignore[reportArgumentType]
 
     def recorded(state: _State, scores: jax.Array, keys: Array, first: int) -> _State:
-        token, logprob = draw(scores, keys, state.slot, plan.temperature, plan.top_k, plan.top_p)
-        token, logprob = jnp.where(state.done, plan.padding, token), jnp.where(state.done, 0.0, logprob)
+        drawn = draw(scores, keys, state.slot, plan.temperature, plan.top_k, plan.top_p)
+        token, logprob, entropy = (
+            jnp.where(state.done, it, x) for it, x in zip((plan.padding, 0, 0), drawn, strict=True)
+        )
         place = state.slot - first
         return state._replace(
             slot=state.slot + 1,
@@ -248,6 +256,7 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
             done=state.done | _is_end(token, plan.ends),
             tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, place, 2),
             logprobs=jax.lax.dynamic_update_index_in_dim(state.logprobs, logprob, place, 2),
+            entropies=jax.lax.dynamic_update_index_in_dim(state.entropies, entropy, place, 2),
         )
 
     def start(
@@ -302,7 +311,7 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
         grown = tuple(longer(cache, plan.segment) for cache in state.suffixes)
         return state._replace(suffixes=grown, **_blank(*state.token.shape))
 
-    def spread(rows: Array, tokens: Array, logprobs: Array, per_shard: int) -> tuple[jax.Array, jax.Array]:
+    def spread(rows: Array, tokens: Array, logprobs: Array, entropies: Array, per_shard: int) -> _Drawn:
         whole = _blank(shards * per_shard, tokens.shape[1])
 
         def put(target: jax.Array, x: jax.Array) -> jax.Array:
@@ -310,24 +319,30 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
             places = rows.reshape(shards, -1)
             return jax.vmap(lambda a, place, b: a.at[place].set(b))(split, places, parts).reshape(target.shape)
 
-        return put(whole["tokens"], tokens), put(whole["logprobs"], logprobs)
+        return put(whole["tokens"], tokens), put(whole["logprobs"], logprobs), put(whole["entropies"], entropies)
 
-    def rollout(tokens: tuple[Array, ...], logprobs: tuple[Array, ...], drawn: Array) -> Rollout:
-        joined = jnp.concatenate(tokens, axis=2)[:, :, : plan.max_new_tokens]
+    def rollout(
+        tokens: tuple[Array, ...], logprobs: tuple[Array, ...], entropies: tuple[Array, ...], drawn: Array
+    ) -> Rollout:
+        joined, of_tokens, of_choices = (
+            jnp.concatenate(parts, axis=2)[:, :, : plan.max_new_tokens] for parts in (tokens, logprobs, entropies)
+        )
         ended = _is_end(joined, plan.ends)
         before = jnp.cumsum(ended, axis=2) - ended
         mask = (before == 0) & (jnp.arange(joined.shape[2]) < drawn)
         return Rollout(
             tokens=jnp.where(mask, joined, plan.padding),
             mask=mask,
-            logprobs=jnp.where(mask, jnp.concatenate(logprobs, axis=2)[:, :, : plan.max_new_tokens], 0),
+            logprobs=jnp.where(mask, of_tokens, 0),
+            entropies=jnp.where(mask, of_choices, 0),
             lengths=jnp.sum(mask, axis=2, dtype=jnp.int32),
             finished=jnp.any(ended & mask, axis=2),
         )
 
     def _blank(count: int, group: int) -> dict[str, jax.Array]:
         shape = count, group, plan.segment
-        return {"tokens": jnp.full(shape, plan.padding, jnp.int32), "logprobs": jnp.zeros(shape, jnp.float32)}
+        nothing = jnp.zeros(shape, jnp.float32)
+        return {"tokens": jnp.full(shape, plan.padding, jnp.int32), "logprobs": nothing, "entropies": nothing}
 
     return _Programs(
         start=jax.jit(start, out_shardings=(fixed_layout, state_layout)),
@@ -335,7 +350,7 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
         active=jax.jit(active, out_shardings=everywhere),
         shrink=jax.jit(shrink, out_shardings=(fixed_layout, state_layout), static_argnames="rows"),
         lengthen=jax.jit(lengthen, out_shardings=state_layout),
-        spread=jax.jit(spread, out_shardings=(rows, rows), static_argnames="per_shard"),
+        spread=jax.jit(spread, out_shardings=(rows, rows, rows), static_argnames="per_shard"),
         rollout=jax.jit(rollout, out_shardings=NamedSharding(model.mesh, P(BATCH))),
     )
 
@@ -397,6 +412,7 @@ class _Progress(NamedTuple):
 
     tokens: tuple[Array, ...]
     logprobs: tuple[Array, ...]
+    entropies: tuple[Array, ...]
     drawn: int
 
 
@@ -461,14 +477,14 @@ def _start(
 def _decode(run: _Run, every: int) -> Iterator[_Progress]:
     """Runs to the end, and reports after every few tokens and at the end of each segment."""
     plan, programs, fixed, state = run.plan, run.programs, run.fixed, run.state
-    whole: list[tuple[Array, Array]] = []
+    whole: list[_Drawn] = []
     rows, drawn, capacity = run.per_shard, 0, plan.segment
     while True:
         drawn = min(drawn + every, capacity, plan.max_new_tokens)
         state = programs.decode(run.weights, fixed, state, np.int32(drawn))
-        part = programs.spread(fixed.rows, state.tokens, state.logprobs, per_shard=run.per_shard)
-        tokens, logprobs = zip(*whole, part, strict=True)
-        yield _Progress(tokens, logprobs, drawn)
+        part = programs.spread(fixed.rows, *_drawn(state), per_shard=run.per_shard)
+        tokens, logprobs, entropies = zip(*whole, part, strict=True)
+        yield _Progress(tokens, logprobs, entropies, drawn)
         active = int(programs.active(state))
         if not active or drawn == plan.max_new_tokens:
             return
@@ -483,7 +499,7 @@ def _decode(run: _Run, every: int) -> Iterator[_Progress]:
 
 
 def _rollout(run: _Run, progress: _Progress) -> Rollout:
-    rollout = run.programs.rollout(progress.tokens, progress.logprobs, np.int32(progress.drawn))
+    rollout = run.programs.rollout(*progress[:-1], np.int32(progress.drawn))
     if run.kept is None or run.kept == rollout.tokens.shape[0] // jax.process_count():
         return rollout
     return jax.tree.map(lambda x: x[: run.kept], rollout)

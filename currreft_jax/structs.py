@@ -163,6 +163,7 @@ class Rollout:
         tokens: int32 `[P, G, T]`, padded on the right.
         mask: bool `[P, G, T]`, true up to a completion's first end token, that included.
         logprobs: fp32 `[P, G, T]`, of the tokens when they were drawn, before top-k and top-p; 0 behind the end.
+        entropies: fp32 `[P, G, T]`, of the distributions that they are of, in nats; likewise.
         lengths: int32 `[P, G]`, tokens with their end token.
         finished: bool `[P, G]`, false where the token limit cut the completion off.
     """
@@ -170,6 +171,7 @@ class Rollout:
     tokens: Array
     mask: Array
     logprobs: Array
+    entropies: Array
     lengths: Array
     finished: Array
 

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -57,9 +57,16 @@ from currreft_jax.step import (
     moments_for_a_new_stage,
     sft_gradient,
 )
-from currreft_jax.workdir import only_run, refuse_other_settings, write_config
+from currreft_jax.workdir import (
+    CHECKPOINTS,
+    EXPORT,
+    MATRIX,
+    ROLLOUTS,
+    only_run,
+    refuse_other_settings,
+    write_config,
+)
 
-CHECKPOINTS, EXPORT, ROLLOUTS, MATRIX = "checkpoints", "model", "rollouts", "curriculum.json"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; runs/NAME where not given")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where no launcher tells it")
@@ -122,12 +129,13 @@ def run(config: Config, workdir: Path) -> Path | None:
     """
     validate(config)
     before = None
-    with only_run(workdir), Interrupt() as interrupt:
+    lead = distributed.is_main()
+    with only_run(workdir) if lead else nullcontext(), Interrupt() as interrupt:
         if config.data.world:
-            if distributed.is_main():
+            if lead:
                 world_rows.make(Path(config.data.world), _say)
             distributed.barrier("the world is drawn", 0, 1800)
-        matrix = curriculum.Matrix(workdir / MATRIX, writes=distributed.is_main())
+        matrix = curriculum.Matrix(workdir / MATRIX, writes=lead)
         for number, stage in enumerate(config.stages):
             where = workdir / stage.name if len(config.stages) > 1 else workdir
             refuse_other_settings(config, number, where)
@@ -189,9 +197,10 @@ def train_stage(
         if grpo:
             refuse_unscorable(rows, config, pool)
         looking = Looking(context, held_out_rows(config, reader, pool), matrix)
-        write_config(config, where)
-        looking.begin(cast(state.params), start)
         lead = distributed.is_main()
+        if lead:
+            write_config(config, where)
+        looking.begin(cast(state.params), start)
         metrics = opened.enter_context(
             Metrics(where, written, name=config.name, step=start, steps=stage.steps, writes=lead)
         )
@@ -201,8 +210,7 @@ def train_stage(
             batch = drawn_batch(context, examples, cast(state.params), step) if grpo else gold_batch(context, examples)
             state, told = update(state, batch.updates)
             window.add(step, {**told, **batch.about}, batch.told)
-            write = grpo and written.rollouts_every and (step == 1 or _due(written.rollouts_every, step))
-            if write:
+            if grpo and _shows(step, stage.steps, written.rollouts_every):
                 write_rows(where / ROLLOUTS / f"{step}.jsonl", batch.told())
             del batch  # its arrays would lie beside those of the next one
             metrics.advance()
@@ -506,6 +514,14 @@ def _refuse_other_rows(fingerprint: str) -> None:
 
 def _items(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "optimizer": state.optimizer}
+
+
+def _shows(step: int, steps: int, every: int) -> bool:
+    """Whether a step's completions are written: the first and the last one's, and those of steps behind checkpoints.
+
+    The policy that drew these is the one that was saved, so that they can be drawn again.
+    """
+    return bool(every) and (step == steps or _due(every, step - 1))
 
 
 def _due(every: int, step: int) -> bool:

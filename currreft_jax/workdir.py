@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, written beside what they lead to, and the one run that may write there."""
+"""The folder of a run: what lies where, its settings, and the one run that may write there. Loads no JAX."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import Any
-
-import jax
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from currreft_jax.config import Config
 
-CONFIG = "config.json"
+CONFIG, METRICS, CHECKPOINTS, EXPORT, ROLLOUTS = "config.json", "metrics.jsonl", "checkpoints", "model", "rollouts"
+MATRIX = "curriculum.json"  # beside the folders of the stages
 # Settings that may change while a run is interrupted: where and how it is computed and told, and the room for rows.
 _FREE = (
     *("name", "mesh.", "microbatches", "model.remat"),
@@ -27,9 +28,22 @@ _FREE = (
 
 def write_config(config: Config, where: Path) -> None:
     """Writes the settings beside what they lead to."""
-    if jax.process_index() == 0:
-        where.mkdir(parents=True, exist_ok=True)
-        (where / CONFIG).write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
+    where.mkdir(parents=True, exist_ok=True)
+    (where / CONFIG).write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
+
+
+def read_config(where: Path) -> Config:
+    """The settings that a run has written.
+
+    Raises:
+        FileNotFoundError: it has not.
+        ValueError: the file is damaged, or of another version.
+    """
+    path = where / CONFIG
+    try:
+        return _built(Config, json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} holds no settings of this version ({error})") from error
 
 
 def refuse_other_settings(config: Config, number: int, where: Path) -> None:
@@ -56,14 +70,11 @@ def refuse_other_settings(config: Config, number: int, where: Path) -> None:
 
 @contextmanager
 def only_run(workdir: Path) -> Iterator[None]:
-    """Keeps a second run out of the workdir.
+    """Keeps a second run out of the workdir; entered by one host.
 
     Raises:
         ValueError: one is there.
     """
-    if jax.process_index():
-        yield
-        return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as lock:
         try:
@@ -76,6 +87,21 @@ def only_run(workdir: Path) -> Iterator[None]:
 def _plain(config: Config) -> dict[str, Any]:
     """As JSON has it."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=lambda member: member.value))
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """What `_plain` was made of; `kind` is its type."""
+    if dataclasses.is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        return kind(**{name: _built(kinds[name], inner) for name, inner in value.items()})  # pyright: ignore[reportCallIssue]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    container: Any = get_origin(kind)
+    if container in (tuple, list):
+        return container(_built(get_args(kind)[0], inner) for inner in value)
+    if isinstance(kind, UnionType):  # of something and None
+        return None if value is None else _built(get_args(kind)[0], value)
+    return value
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

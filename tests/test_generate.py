@@ -17,7 +17,7 @@ def rollouts(texts: list[bytes], limit: int, ended: list[bool]):
         mask = np.arange(limit) < lengths[..., None]
         tokens = np.array([[list(text[:limit].ljust(limit, b"~")) for text in texts]])
         over = np.array([[end and drawn >= len(text) for text, end in zip(texts, ended, strict=True)]])
-        yield Rollout(tokens, mask, np.zeros(mask.shape), lengths, over)
+        yield Rollout(tokens, mask, np.zeros(mask.shape), np.zeros(mask.shape), lengths, over)
 
 
 def as_text(tokens: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from currreft_jax import experience, train
+from currreft_jax import experience, generate, train
 from currreft_jax.config import (
     CacheType,
     Config,
@@ -38,6 +39,7 @@ from currreft_jax.data.mixture import mixture
 from currreft_jax.data.prompts import template
 from currreft_jax.experience import Context
 from currreft_jax.metrics import read_metrics
+from currreft_jax.redraw import redraw
 from currreft_jax.world.settings import Sizes
 from tests import tiny
 from tests.test_train import interrupt, same_weights
@@ -104,17 +106,39 @@ def test_a_run_leaves_metrics_completions_and_a_model(whole, checkpoint, rows):
     assert first["clip_ratio/high"] == first["clip_ratio/low"] == 0
     assert 0 < first["entropy"] < np.log(270)
     assert first["reward"] == first["reward/math"] == first["rewards/tests.rewarding:variety/mean"]
-    assert sorted(path.name for path in (whole / "rollouts").iterdir()) == ["1.jsonl", "2.jsonl", "4.jsonl"]
+    assert sorted(path.name for path in (whole / "rollouts").iterdir()) == ["1.jsonl", "3.jsonl", "4.jsonl"]
     drawn = [json.loads(line) for line in (whole / "rollouts" / "1.jsonl").read_text().splitlines()]
     assert len(drawn) == 8 and all(len(row["completions"]) == 4 for row in drawn)
     said = [it for row in drawn for it in row["completions"]]
     assert np.mean([it["reward"] for it in said]) == pytest.approx(first["reward"])
     assert all("".join(it["tokens"]).startswith(it["text"]) for it in said if it["text"].isascii())
-    assert all(len(it["tokens"]) == len(it["logprobs"]) == len(it["reference"]) for it in said)
+    assert all(len({len(it[key]) for key in ("tokens", "logprobs", "reference", "entropies")}) == 1 for it in said)
     for row in drawn:
         rewards = np.array([it["reward"] for it in row["completions"]])
         wanted = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
         np.testing.assert_allclose([it["advantage"] for it in row["completions"]], wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("place", ["1.jsonl:2:3", "3.jsonl:8:1"])
+def test_a_completion_is_drawn_again_by_the_policy_that_drew_it(whole, place):
+    found = redraw(f"{whole}/rollouts/{place}")
+    assert found.drawn == found.written
+    assert found.logp_difference < 1e-4  # the file has four decimals
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("4.jsonl:1:1", r"step 4 was drawn by the policy after step 3, and .* has \[2, 4\]"),
+        ("1.jsonl:9:1", "has lines 1 to 8, not 9"),
+        ("1.jsonl:1:5", r"1\.jsonl:1 has completions 1 to 4, not 5"),
+        ("1.jsonl:1", "is no FILE:LINE:G"),
+        ("best.jsonl:1:1", "is no FILE:LINE:G"),
+    ],
+)
+def test_a_completion_that_cannot_be_drawn_again_is_refused(whole, place, message, capsys):
+    assert generate.main([f"--replay={whole}/rollouts/{place}"]) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])

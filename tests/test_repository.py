@@ -28,6 +28,7 @@ def modules_after(statement: str) -> set[str]:
         "currreft_jax.world.tokenizer",
         "currreft_jax.world.write",
         "currreft_jax.dataset",
+        "currreft_jax.report.__main__",
     ],
 )
 def test_host_side_modules_load_neither_jax_nor_torch(module):

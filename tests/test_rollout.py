@@ -53,16 +53,21 @@ def world(checkpoint):
 
 def scored(model, parameters, prompts, rollout, temperature=1.0):
     """The trainer's log-probs of a rollout."""
-    slots = slots_needed(prompts, model.config.vision)
-    batch = collate(prompts, model.config, BatchShape(96, slots, 4))
+    batch = together(model, prompts)
     return np.asarray(cr.token_logprobs(model, parameters, batch, np.asarray(rollout.tokens), temperature=temperature))
 
 
+def together(model, prompts):
+    slots = slots_needed(prompts, model.config.vision)
+    return collate(prompts, model.config, BatchShape(96, slots, 4))
+
+
 def same(a, b, rows=slice(None), members=slice(None)):
-    """Equal tokens and ends, log-probs within rounding."""
+    """Equal tokens and ends, log-probs and entropies within rounding."""
     for name in ("tokens", "mask", "lengths", "finished"):
         np.testing.assert_array_equal(padded(a, name, b)[rows][:, members], padded(b, name, a), err_msg=name)
-    np.testing.assert_allclose(padded(a, "logprobs", b)[rows][:, members], padded(b, "logprobs", a), atol=1e-5, rtol=0)
+    for name in ("logprobs", "entropies"):
+        np.testing.assert_allclose(padded(a, name, b)[rows][:, members], padded(b, name, a), atol=1e-5, rtol=0)
 
 
 def padded(rollout, name, other):
@@ -105,6 +110,20 @@ def test_log_probs_are_the_trainers(world, drawn):
     mask = np.asarray(drawn.mask)
     difference = np.abs(scored(model, parameters, prompts, drawn) - drawn.logprobs)[mask]
     assert difference.max() <= 1e-5
+
+
+def test_entropies_are_the_trainers(world, drawn):
+    model, parameters, _, prompts = world
+    mask = np.asarray(drawn.mask)
+
+    @jax.jit
+    def entropy(parameters, prompts, tokens):
+        module = model.bind(parameters)
+        return module.logprobs(module.prefix_extend(prompts, tokens), tokens, 1.0)[1]
+
+    wanted = np.asarray(entropy(parameters, together(model, prompts), drawn.tokens))
+    assert np.abs(wanted - drawn.entropies)[mask].max() <= 1e-5
+    assert (np.asarray(drawn.entropies)[~mask] == 0).all() and np.asarray(drawn.entropies)[mask].min() > 0
 
 
 def test_log_probs_are_the_trainers_at_another_temperature(world):
@@ -222,7 +241,7 @@ def counts_of(scores, temperature, top_k, top_p, draws=40_000):
     """How often each of V tokens is drawn."""
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), draws))[None]
     table = jnp.broadcast_to(scores / temperature, (1, draws, len(scores)))
-    tokens, _ = jax.jit(partial(draw, temperature=temperature, top_k=top_k, top_p=top_p))(table, keys, jnp.int32(5))
+    tokens, *_ = jax.jit(partial(draw, temperature=temperature, top_k=top_k, top_p=top_p))(table, keys, jnp.int32(5))
     return np.bincount(np.asarray(tokens)[0], minlength=len(scores))
 
 
@@ -267,9 +286,10 @@ def test_draws_of_neighbouring_slots_and_keys_are_independent():
 def test_greedy_takes_the_first_of_the_likeliest():
     scores = np.full((1, 1, 700), -1.0, np.float32)
     scores[0, 0, [600, 300, 301]] = 2.0
-    token, logprob = draw(jnp.asarray(scores), jnp.zeros((1, 1, 2), jnp.uint32), jnp.int32(0), 0, 0, 1.0)
+    token, logprob, entropy = draw(jnp.asarray(scores), jnp.zeros((1, 1, 2), jnp.uint32), jnp.int32(0), 0, 0, 1.0)
     assert token == 300
     np.testing.assert_allclose(logprob, jax.nn.log_softmax(scores)[..., 300], atol=1e-6)
+    np.testing.assert_allclose(entropy, -np.sum(jax.nn.softmax(scores) * jax.nn.log_softmax(scores), -1), atol=1e-5)
 
 
 def test_greedy_completions_of_a_group_are_the_same_and_the_likeliest(world):

@@ -9,12 +9,13 @@ from currreft_jax.models.layers import NEVER
 from currreft_jax.structs import Array
 
 BLOCK = 128
+_NOTHING = -200.0  # its exponential is 0 in fp32, and unlike that of -inf their product is 0, too
 
 
 def draw(
     scores: jax.Array, keys: Array, slot: Array, temperature: float, top_k: int, top_p: float
-) -> tuple[jax.Array, jax.Array]:
-    """Draws a token of each row, with its log-probability before top-k and top-p.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws a token of each row, with its log-probability and the distribution's entropy before top-k and top-p.
 
     Args:
         scores: fp32 `[P, G, V]`, the distribution's logits; forbidden tokens have `NEVER`.
@@ -25,7 +26,7 @@ def draw(
         top_p: draw among the likeliest that have this probability together; 1 for all.
 
     Returns:
-        int32 and fp32 `[P, G]`.
+        int32 and twice fp32 `[P, G]`, in nats.
     """
     blocks = _blocks(scores)
     peak, mass = _masses(blocks)
@@ -38,7 +39,10 @@ def draw(
             filtered_mass = _masses(filtered)[1]
         token = _gumbel_max(filtered, filtered_mass, keys, slot)
         score = jnp.take_along_axis(scores, token[..., None], axis=-1)[..., 0]
-    return token.astype(jnp.int32), score - peak - jnp.log(jnp.sum(mass, axis=-1))
+    total = jnp.sum(mass, axis=-1)
+    relative = jnp.maximum(blocks - peak[..., None, None], _NOTHING)
+    entropy = jnp.log(total) - jnp.sum(jnp.exp(relative) * relative, axis=(-2, -1)) / total
+    return token.astype(jnp.int32), score - peak - jnp.log(total), entropy
 
 
 def _blocks(scores: jax.Array) -> jax.Array:

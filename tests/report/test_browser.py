@@ -1,0 +1,304 @@
+"""The report in headless Chromium: what is drawn, clicked, typed and kept harmless."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from currreft_jax.curriculum import Matrix, Measurement
+from currreft_jax.report.page import page as report
+from currreft_jax.report.runs import read_run
+from tests.report.test_report import HOSTILE
+from tests.report.written import boxed, completion, lines, picture, row, write_lines, write_run
+
+pytestmark = pytest.mark.browser
+GREEN, ORANGE = np.array([7, 135, 90]), np.array([212, 66, 10])
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator:
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
+
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    assert path, "no Chromium: install it (on Debian: apt install chromium), or name it in CHROMIUM"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """Opens a workdir's report, offline; what went wrong in it fails the test."""
+    pages, wrong = [], []
+
+    def open_(workdir: Path, *others: Path, **settings):
+        file = tmp_path / "page.html"
+        file.write_text(report(read_run(workdir), [read_run(it) for it in others])[0], "utf-8")
+        page = chromium.new_page(**{"viewport": {"width": 1300, "height": 900}, **settings})
+        page.context.set_offline(True)
+        page.on("console", lambda it: wrong.append(it.text))
+        page.on("pageerror", lambda it: wrong.append(str(it)))
+        page.on("request", lambda it: None if it.url.startswith(("file:", "data:")) else wrong.append(it.url))
+        page.goto(file.as_uri())
+        pages.append(page)
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    assert not wrong
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    """Two stages; completions of every task and kind; a measurement."""
+    folder = write_run(tmp_path_factory.mktemp("run") / "made", stages=("one", "two"))
+    image = picture(folder / "a.png")
+    kinds = ("judge", "choice", "open")
+    for number, stage in enumerate(("one", "two")):
+        rows = [row(k, image, kind=kinds[k % 3], task=("math", "classify")[k % 2]) for k in range(12)]
+        rows += [boxed(20, image, [21, 21, 63, 63], [10, 100, 60, 150])]
+        write_lines(folder / stage / "rollouts" / "1.jsonl", rows)
+        late = [
+            row(30 + k, image, completions=[completion("<answer> maybe </answer>", 0.25 * number)]) for k in range(3)
+        ]
+        write_lines(folder / stage / "rollouts" / "20.jsonl", late)
+    matrix = Matrix(folder / "curriculum.json", writes=True)
+    for stage, step, reward in (("", 0, 1.0), ("one", 20, 1.5), ("two", 20, 1.2)):
+        matrix.add([Measurement(stage, step, "one", 100, reward, 0.01, 0.5, 0.9, 40, reward)])
+    return folder
+
+
+def counted(page) -> int:
+    return int(page.locator("#count").inner_text().split(" ")[0])
+
+
+def until(page, expression: str) -> None:
+    """Waits for something to be true; Playwright's own waiting evaluates strings, which the page forbids."""
+    for _ in range(100):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
+def pixels(locator) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB")).astype(int)
+
+
+def test_every_section_is_drawn(opened, workdir):
+    page = opened(workdir)
+    assert page.locator("main > section").count() == 6
+    titles = page.locator(".chart h4").all_inner_texts()
+    assert any(title.startswith("Reward") for title in titles) and any(title.startswith("KL") for title in titles)
+    page.locator("#curves").scroll_into_view_if_needed()
+    until(page, "document.querySelectorAll('.chart .line').length > 4")
+    assert page.locator(".chart").first.locator(".bound").count() == 1
+    assert page.locator(".matrix td").all_inner_texts()[1].startswith("1.500")
+    assert "▼ from 1.500" in page.locator(".matrix").inner_text()
+    page.get_by_role("button", name="Format", exact=True).click()
+    assert page.locator(".matrix td b").first.inner_text() == "0.900"
+    page.get_by_role("button", name="Open or close all").click()
+    assert page.get_by_text("learning_rate").first.is_visible()
+
+
+def test_hovering_and_the_keyboard_say_the_values_of_a_step(opened, workdir):
+    page = opened(workdir)
+    page.locator("#smoothing").fill("0")
+    chart = page.locator(".chart").first
+    chart.scroll_into_view_if_needed()
+    chart.locator("svg").focus()
+    page.keyboard.press("Home")
+    until(page, "document.querySelector('.chart small').textContent === 'one, step 1'")
+    assert chart.locator(".legend").inner_text().split() == ["all", "0.05", "math", "0.025"]
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    until(page, "document.querySelector('.chart small').textContent === 'two, step 1'")
+    assert "two, step 1: all 0.05" in chart.locator("svg").get_attribute("aria-label")
+    box = chart.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 10, box["y"] + 50)
+    until(page, "document.querySelector('.chart small').textContent === 'two, step 20'")
+
+
+def test_filters_change_what_is_shown(opened, workdir):
+    page = opened(workdir)
+    assert counted(page) == 32
+    assert page.locator(".card").count() == 10
+    page.locator("[data-value=two]").click()
+    assert counted(page) == 16
+    page.locator("[data-value=open]").click()
+    assert counted(page) == 5
+    page.locator("[data-value=detection]").click()
+    assert counted(page) == 1 and page.locator(".card").inner_text().startswith("two · step 1")
+    page.get_by_role("button", name="Clear").click()
+    assert counted(page) == 32 and page.locator("[aria-pressed=true].chip").count() == 0
+    page.get_by_label("Step from").fill("2")
+    assert counted(page) == 6
+    page.get_by_label("Reward to").fill("0.2")
+    assert counted(page) == 3 and page.locator(".card").first.inner_text().startswith("one · step 20")
+    page.get_by_role("button", name="Clear").click()
+    page.locator("select[data-key=reason]").select_option("=not_equal")
+    assert counted(page) == 27
+    assert page.locator(".card").first.locator(".said.dim").count() == 1
+    page.get_by_placeholder("in prompt or completion").fill("MAYBE")
+    assert counted(page) == 3
+    page.get_by_placeholder("in prompt or completion").fill("nobody says this")
+    assert page.get_by_text("No group is like that.").is_visible()
+
+
+def test_pages_are_turned(opened, workdir):
+    page = opened(workdir)
+    first = page.locator(".card").first.get_attribute("aria-label")
+    for shown in ("11–20", "21–30", "31–32"):
+        page.get_by_role("button", name="On →").first.click()
+        assert shown in page.locator(".pager").first.inner_text()
+    assert page.locator(".card").count() == 2
+    assert page.get_by_role("button", name="On →").first.is_disabled()
+    page.locator("select[data-key=order]").select_option("spread")
+    assert page.locator(".card").count() == 10
+    assert first in page.locator(".card").first.get_attribute("aria-label")
+
+
+def test_cards_are_walked_by_the_keyboard(opened, workdir):
+    page = opened(workdir)
+    page.locator("#cards .card").first.focus()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement === document.querySelectorAll('.card')[1]")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowDown")
+    label = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert label == "completion 2, reward 0, advantage −0.50: <answer> no </answer>"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    told = page.locator("#token").inner_text()
+    assert told == '" no"log-prob −0.25 · reference −0.75 · log-ratio +0.500 · entropy 0.5'
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement === document.querySelectorAll('.card')[1]")
+    assert page.locator("#token").is_hidden()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    command = page.locator(".card").nth(1).locator(".command").inner_text()
+    assert command.startswith("python -m currreft_jax.generate --replay=") and command.endswith(
+        "/one/rollouts/1.jsonl:2:1"
+    )
+
+
+def test_tokens_are_shaded_by_what_is_chosen(opened, workdir):
+    page = opened(workdir)
+    colours = "[...document.querySelectorAll('.said .text span')].map(it => it.style.backgroundColor)"
+    by_ratio = page.evaluate(colours)
+    assert all("--accent" in colour for colour in by_ratio)
+    page.get_by_role("button", name="Entropy", exact=True).click()
+    assert all("--s4" in colour for colour in page.evaluate(colours))
+    page.get_by_role("button", name="None", exact=True).click()
+    assert not any(page.evaluate(colours))
+
+
+def test_boxes_are_where_they_belong(opened, workdir):
+    page = opened(workdir)
+    page.locator("[data-value=detection]").first.click()
+    seen = page.locator(".seen").first
+    seen.scroll_into_view_if_needed()
+    page.mouse.move(0, 0)
+    shot = pixels(seen)
+    side = shot.shape[0]
+    assert abs(shot.shape[0] - shot.shape[1]) <= 1
+
+    def near(x, y, colour):
+        """Whether a colour lies within two pixels of a place, given in shares of the image."""
+        x, y = round(x * side), round(y * side)
+        part = shot[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].reshape(-1, 3)
+        return bool((np.abs(part - colour).max(axis=1) < 30).any())
+
+    along = np.linspace(0.3, 0.7, 30)
+    gold = [near(x, y, GREEN) for t in along for x, y in ((0.25, t), (0.75, t), (t, 0.25), (t, 0.75))]
+    assert all(gold)  # (21, 21, 63, 63) of 84, in one line
+    left, right, top, bottom = 10 / 168, 60 / 168, 100 / 168, 150 / 168
+    along = np.linspace(top + 0.02, bottom - 0.06, 40)
+    dashes = [near(x, y, ORANGE) for y in along for x in (left, right)]
+    assert 0.4 < np.mean(dashes) < 1  # of 168, in dashes
+    assert not any(near(0.5, y, colour) for y in (0.4, 0.6) for colour in (GREEN, ORANGE))
+
+
+def test_what_models_and_files_wrote_stays_text(opened, tmp_path):
+    folder = write_run(tmp_path / "run", name=HOSTILE)
+    config = json.loads((folder / "config.json").read_text())
+    config["stages"][0]["name"] = HOSTILE
+    config[HOSTILE] = HOSTILE
+    (folder / "config.json").write_text(json.dumps(config))
+    write_lines(folder / "metrics.jsonl", lines(5, **{HOSTILE: float, f"reward/{HOSTILE}": float}))
+    said = completion(HOSTILE, reasons={HOSTILE: HOSTILE}, parts={HOSTILE: 1.0})
+    image = picture(tmp_path / "'><img src=x>.png")
+    hostile = [row(1, image, id=HOSTILE, prompt=HOSTILE, solution=HOSTILE, completions=[said, said])]
+    hostile += [row(2, tmp_path / f"{HOSTILE[:20].replace('/', '_')}.png", id=HOSTILE)]
+    write_lines(folder / "rollouts" / "1.jsonl", hostile)
+    Matrix(folder / "curriculum.json", writes=True).add([Measurement(HOSTILE, 1, HOSTILE, 9, 1, 0.1, 0.5, 0.5, 4)])
+    page = opened(folder)
+    page.locator(".said .text span").first.hover()
+    page.locator(".said button").first.click()
+    page.locator("#curves svg").first.focus()
+    page.keyboard.press("Home")
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("script").count() == 2 and page.locator("img").count() == 1
+    assert page.locator(".said .text").first.inner_text().startswith("</script><script>window.hacked = 1</script>")
+    assert HOSTILE[:40] in page.locator(".why").first.inner_text()
+
+
+def test_runs_are_overlaid_with_a_legend(opened, workdir, tmp_path):
+    other = write_run(tmp_path / "other", stages=("one", "two"), steps=30, seed=7)
+    page = opened(workdir, other)
+    assert page.locator(".legend.runs span").all_inner_texts() == ["made", "other"]
+    chart = page.locator(".chart").first
+    chart.scroll_into_view_if_needed()
+    until(page, "document.querySelectorAll('.chart .line').length > 3")
+    assert chart.locator(".legend").inner_text().split()[::2] == ["made", "other"]
+    assert chart.locator("g.d1 .line").count() == 2  # dashed, and in both stages
+    differing = page.locator("#settings details").first
+    assert "seed\t0\t7" in differing.inner_text()
+
+
+def test_dark_mode_follows_the_system_and_the_button(opened, workdir):
+    page = opened(workdir, color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(ground) == "rgb(19, 21, 24)"
+    button = page.locator("#theme")
+    button.click()
+    assert button.inner_text() == "Theme: light" and page.evaluate(ground) == "rgb(250, 249, 247)"
+    button.click()
+    assert page.evaluate(ground) == "rgb(19, 21, 24)"
+
+
+@pytest.mark.parametrize("width", [360, 800])
+def test_a_narrow_page_does_not_scroll_sideways(opened, workdir, width):
+    page = opened(workdir, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    assert page.locator(".card").first.is_visible()
+
+
+def test_ten_thousand_steps_are_drawn_in_seconds_and_scroll(opened, tmp_path):
+    folder = write_run(tmp_path / "long", steps=10_000)
+    names = [f"{part}/{k}" for part in ("reward", "parse", "time", "other") for k in range(8)]
+    columns = {name: (lambda step, k=k: np.sin(step / 300 + k) + step % 7 / 10) for k, name in enumerate(names)}
+    write_lines(folder / "metrics.jsonl", lines(10_000, **columns))
+    page = opened(folder)
+    page.locator("#curves").scroll_into_view_if_needed()
+    until(page, "document.querySelectorAll('.chart .line').length >= 6")
+    drawn = page.evaluate("performance.now()") / 1000  # since the file began to be read
+    page.mouse.wheel(0, 3000)
+    until(page, "scrollY > 500")
+    until(page, "[...document.querySelectorAll('.chart')].at(-1).querySelector('.line')")
+    assert (
+        page.evaluate("Math.max(...[...document.querySelectorAll('.line')].map(it => it.getAttribute('d').length))")
+        < 40_000
+    )
+    print(f"drawn after {drawn:.2f} s")
+    assert drawn < 5

@@ -1,0 +1,91 @@
+"""Workdirs as the trainer writes them, made by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from currreft_jax.config import Config, Kind, Method, Source, Stage
+from currreft_jax.workdir import write_config
+
+GREY = (128, 128, 128)
+
+
+def lines(count: int, stage: str = "one", **columns: Any) -> list[dict[str, Any]]:
+    """Metrics of so many steps; a column is a function of the step."""
+    columns = columns or {
+        "reward": lambda step: step / count,
+        "reward/math": lambda step: step / count / 2,
+        "rewards/accuracy/mean": lambda step: 0.5,
+        "kl": lambda step: 0.01 * step,
+        "entropy": lambda step: 1 / step,
+        "loss": lambda step: 0.0,
+        "time/step": lambda step: 2.0,
+    }
+    return [
+        {"stage": stage, "step": step, **{name: of(step) for name, of in columns.items()}}
+        for step in range(1, count + 1)
+    ]
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def write_run(workdir: Path, *, stages: Sequence[str] = ("one",), steps: int = 20, **changes: Any) -> Path:
+    """Settings and metrics of a run whose stages have all begun."""
+    config = Config(
+        name="made", method=Method.GRPO, stages=[Stage(name, [Source("r.jsonl")], steps) for name in stages]
+    )
+    for name, value in changes.items():
+        setattr(config, name, value)
+    for name in stages:
+        folder = workdir / name if len(stages) > 1 else workdir
+        write_config(config, folder)
+        write_lines(folder / "metrics.jsonl", lines(steps, name))
+    return workdir
+
+
+def completion(text: str = "<think> a </think> <answer> yes </answer>", reward: float = 1.0, **changes: Any) -> dict:
+    tokens = [f" {word}" if place else word for place, word in enumerate(text.split(" "))]
+    said = {
+        "text": text,
+        "finished": True,
+        "reward": reward,
+        "parts": {"accuracy": reward, "format": 0.0},
+        "reasons": {} if reward else {"accuracy": "not_equal"},
+        "advantage": reward - 0.5,
+        "tokens": tokens,
+        "logprobs": [-0.25] * len(tokens),
+        "entropies": [0.5] * len(tokens),
+        "reference": [-0.75] * len(tokens),
+    }
+    return said | changes
+
+
+def row(number: int = 1, image: Path | None = None, **changes: Any) -> dict[str, Any]:
+    keys: dict[str, Any] = {"id": f"row-{number}", "task": "math", "kind": "judge", "problem": "is it?"}
+    keys |= {"solution": "yes", "prompt": "<image>is it? yes or no?", "key": number}
+    if image:
+        keys |= {"image": str(image), "frame": [84, 84], "resized": [84, 84]}
+    return keys | {"completions": [completion(), completion("<answer> no </answer>", 0.0)]} | changes
+
+
+def boxed(
+    number: int, image: Path, gold: Sequence[float], predicted: Sequence[float], **changes: Any
+) -> dict[str, Any]:
+    """An open row about boxes; the model saw the image twice as large as the row's frame."""
+    said = completion(f"<think> a </think> <answer> {list(predicted)} </answer>")
+    asked = {"task": "detection", "kind": Kind.OPEN.value, "solution": str(list(gold)), "resized": [168, 168]}
+    return row(number, image, **asked, completions=[said], **changes)
+
+
+def picture(path: Path, side: int = 84, colour: tuple[int, int, int] = GREY) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (side, side), colour).save(path)
+    return path
