@@ -23,7 +23,7 @@ declare -A number # of each process that runs
 tell() { [ ${#number[@]} -eq 0 ] || kill -s "$1" "${!number[@]}" 2>/dev/null || true; }
 trap 'tell TERM' TERM INT
 trap 'tell USR1' USR1
-trap 'tell KILL' EXIT
+trap 'tell KILL; wait' EXIT # until they are gone: a run that is started again at once finds the workdir free
 
 for ((i = 0; i < count; i++)); do
     PROCESS_ID=$i "$python" -m "${PROGRAM:-currreft_jax.train}" "$@" &
