@@ -103,7 +103,7 @@ def _policy_before(
 
 
 def _parsed(place: str) -> tuple[Path, int, int]:
-    path, line, g = (["", "", "", *place.rsplit(":", 2)])[-3:]
+    path, line, g = ["", "", *place.rsplit(":", 2)][-3:]
     if not (path and line.isdecimal() and g.isdecimal() and Path(path).stem.partition("-")[0].isdecimal()):
         raise ValueError(f"{place!r} is no FILE:LINE:G, such as runs/demo/stage1/rollouts/1.jsonl:3:5")
     return Path(path).absolute(), int(line), int(g)
