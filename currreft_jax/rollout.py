@@ -440,6 +440,19 @@ def sampler(model: Model, settings: Sampling, ends: tuple[int, ...]) -> Sampler:
     return Sampler(decoding, plan, _programs(model, decoding, plan))
 
 
+def refuse_uneven(count: int, decoding: Model, settings: Sampling) -> None:
+    """Refuses prompts that do not divide over the decoding mesh.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if count % (shards := data_shards(decoding.mesh)):
+        raise ValueError(
+            f"{count} prompts do not divide into the {shards} data parts of sampling.mesh = {settings.mesh}: change the"
+            " batch or give more parts to tensor"
+        )
+
+
 def rungs(per_shard: int, settings: Sampling) -> tuple[int, ...]:
     """The smaller numbers of prompts to which a data shard of so many may shrink, falling."""
     return tuple(sorted({ceil(per_shard * share) for share in settings.ladder} - {per_shard}, reverse=True))
@@ -467,11 +480,7 @@ def _start(
     kept = None if isinstance(prompts, PromptBatch) else len(prompts)
     batch = prompts if isinstance(prompts, PromptBatch) else _batch(model, decoding, prompts, settings)
     count, shards = batch.tokens.shape[0], data_shards(decoding.mesh)
-    if count % shards:
-        raise ValueError(
-            f"{count} prompts do not divide into the {shards} data parts of sampling.mesh = {settings.mesh}: change the"
-            " batch or give more parts to tensor"
-        )
+    refuse_uneven(count, decoding, settings)
     done = np.full(count // jax.process_count(), finished)
     if kept is not None:
         done[kept:] = True
@@ -535,4 +544,5 @@ def _batch(model: Model, decoding: Model, prompts: Sequence[Prompt], settings: S
 
 
 def power_of_two(needed: int) -> int:
+    """The bucket of slots that sampling takes where it is given prompts one by one."""
     return needed and 1 << (needed - 1).bit_length()

@@ -43,6 +43,8 @@ from currreft_jax.metrics import Metrics
 from currreft_jax.models import hf
 from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.planning.fit import refuse_too_large
+from currreft_jax.planning.parts import Programs
 from currreft_jax.rewards import MathsPool, check_rows
 from currreft_jax.sharding import data_shards, make_mesh
 from currreft_jax.step import (
@@ -168,6 +170,9 @@ def train_stage(
     moves, rule, optimizer, rates, gradient = learning(config, number)
     programs, cast = update_programs(model, optimizer, rule, gradient), caster(model.dtype)
     update = updating(programs)
+    if config.plan_first:
+        state = abstract_state(model, optimizer)
+        refuse_too_large(Programs(config, reader, reader.eos_token_ids, model, state, programs))
 
     with ExitStack() as opened:
         scores = grpo or any(it.held_out for it in config.stages)

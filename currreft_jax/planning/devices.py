@@ -27,6 +27,11 @@ class Platform(Enum):
     CUDA = "cuda12"
     TPU = "tpu"
 
+    @property
+    def compiler(self) -> str:
+        """The package that compiles."""
+        return {Platform.CUDA: "jax-cuda12-plugin", Platform.TPU: "libtpu"}[self]
+
 
 class MissingCompiler(ModuleNotFoundError):
     """What compiles for a platform is not installed; the message names the extra."""
@@ -90,16 +95,48 @@ _CUDA_USABLE = 0.93
 # Memory of CUDA devices: what the driver reports, which is a little below what the data sheet says.
 DEVICES: dict[str, Device] = {
     "a800": Device(  # an A100 with NVLink cut from 600 GB/s to 400, both directions together
-        "NVIDIA A800-SXM4-80GB", Platform.CUDA, 85_100_068_864, _CUDA_USABLE, 2039e9, 312e12, 200e9, (_A100, _CUDA), _GA100
+        "NVIDIA A800-SXM4-80GB",
+        Platform.CUDA,
+        85_100_068_864,
+        _CUDA_USABLE,
+        2039e9,
+        312e12,
+        200e9,
+        (_A100, _CUDA),
+        _GA100,
     ),
     "a100": Device(
-        "NVIDIA A100-SXM4-80GB", Platform.CUDA, 85_100_068_864, _CUDA_USABLE, 2039e9, 312e12, 300e9, (_A100, _CUDA), _GA100
+        "NVIDIA A100-SXM4-80GB",
+        Platform.CUDA,
+        85_100_068_864,
+        _CUDA_USABLE,
+        2039e9,
+        312e12,
+        300e9,
+        (_A100, _CUDA),
+        _GA100,
     ),
     "a100-40": Device(
-        "NVIDIA A100-SXM4-40GB", Platform.CUDA, 42_298_834_944, _CUDA_USABLE, 1555e9, 312e12, 300e9, (_A100, _CUDA), _GA100
+        "NVIDIA A100-SXM4-40GB",
+        Platform.CUDA,
+        42_298_834_944,
+        _CUDA_USABLE,
+        1555e9,
+        312e12,
+        300e9,
+        (_A100, _CUDA),
+        _GA100,
     ),
     "h100": Device(
-        "NVIDIA H100 80GB HBM3", Platform.CUDA, 84_942_979_072, _CUDA_USABLE, 3350e9, 989e12, 450e9, (_H100, _CUDA), _GH100
+        "NVIDIA H100 80GB HBM3",
+        Platform.CUDA,
+        84_942_979_072,
+        _CUDA_USABLE,
+        3350e9,
+        989e12,
+        450e9,
+        (_H100, _CUDA),
+        _GH100,
     ),
     "h200": Device(
         "NVIDIA H200", Platform.CUDA, 150_100_000_000, _CUDA_USABLE, 4800e9, 989e12, 450e9, (_H200, _CUDA), _GH100

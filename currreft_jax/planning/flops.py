@@ -1,7 +1,7 @@
 """Floating-point operations of a program, counted in its jaxpr.
 
-XLA counts the body of a scan once, however often it runs, so that its count of a scanned model is that of one layer. Here
-a body counts as often as it runs. Only products count: all else is less than a hundredth of them.
+XLA counts the body of a scan once, however often it runs, so that its count of a scanned model is that of one layer.
+Here a body counts as often as it runs. Only products count: all else is little beside them.
 """
 
 from __future__ import annotations

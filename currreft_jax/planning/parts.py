@@ -1,4 +1,4 @@
-"""The programs that `train` runs, with abstract arrays in place of real ones, and what else lies on a device by then."""
+"""The programs that `train` runs, with abstract arrays in place of real ones, and what else lies on a device then."""
 
 from __future__ import annotations
 
@@ -26,9 +26,17 @@ from currreft_jax.models.config import PUBLISHED, ModelConfig
 from currreft_jax.models.decoder import reshard
 from currreft_jax.models.folder import eos_token_ids, read_config, tokenizer_size
 from currreft_jax.models.qwen2_5_vl import Model, token_logprobs
-from currreft_jax.rollout import Sampler, power_of_two, rungs, sampler
+from currreft_jax.rollout import power_of_two, refuse_uneven, rungs, sampler
 from currreft_jax.sharding import BATCH, data_shards, make_mesh
-from currreft_jax.step import TrainState, UpdatePrograms, abstract_state, caster, learning, trained_model, update_programs
+from currreft_jax.step import (
+    TrainState,
+    UpdatePrograms,
+    abstract_state,
+    caster,
+    learning,
+    trained_model,
+    update_programs,
+)
 from currreft_jax.structs import GroupBatch, Prompt, PromptBatch, Sampled
 
 _PUBLISHED = re.compile(r"Qwen/Qwen2\.5-VL-(\d+)B-Instruct")
@@ -85,7 +93,8 @@ class Part:
         beside: what else lies on a device while it runs, name -> abstract arrays.
         times: how often a step runs it.
         trips: how often a loop of it runs that ends when completions do.
-        static: arguments by name that it is compiled for.
+        leading: arguments before the others that it is compiled for.
+        static: likewise, by name.
     """
 
     name: str
@@ -95,7 +104,13 @@ class Part:
     beside: dict[str, Any]
     times: float = 1.0
     trips: int = 1
+    leading: tuple[Any, ...] = ()
     static: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lying(self) -> int:
+        """Bytes on a device before it runs."""
+        return device_bytes(self.arguments) + device_bytes(self.beside)
 
 
 class Bucket(NamedTuple):
@@ -115,7 +130,8 @@ class Programs:
 
     Attributes:
         config: all settings.
-        reader: stands for the processor.
+        reader: the processor, or what stands for it.
+        ends: the tokens that end a completion.
         model: as it is trained.
         state: abstract.
         update: programs of the update.
@@ -185,11 +201,11 @@ def parts(programs: Programs, bucket: Bucket) -> Iterator[Part]:
         shards, prompts = data_shards(programs.model.mesh), shard_prompts(config, programs.model.mesh)
         cut = config.microbatches * config.grpo.minibatches
         shape = bucket.shape
-        if cut > 1 and shape.slots:
+        if cut > 1 and shape.slots:  # one shape for all that is drawn together, with slots of its own
             largest = whole_ladders(config, programs.reader, prompts * cut)
             shape = dataclasses.replace(shape, slots=fitting(shape.slots * cut, largest.slots, "data.slots"))
         whole = _prompts(programs.model, shape, prompts * cut * shards)
-        yield from _drawing(programs, whole, config.sampling, "", bucket)
+        yield from _drawing(programs, whole, config.sampling)
         if programs.reference:
             yield _reference(programs, bucket, cut)
     yield from _update(programs, bucket)
@@ -215,25 +231,31 @@ def count(programs: Programs) -> int:
 def _copies(programs: Programs) -> Iterator[Part]:
     state, copy = programs.state, programs.copy
     moments = {"moments": state.optimizer, **programs.reference}
+    if programs.reference:  # comes as masters do
+        loaded = {"masters": state.params, "moments": state.optimizer}
+        yield Part("load reference", "", caster(programs.model.dtype), (state.params,), loaded, 0.0)
     yield Part("cast", "", caster(programs.model.dtype), (state.params,), moments)
     drawing = sampler(programs.model, programs.config.sampling, programs.ends)
     yield Part("reshard", "", reshard(programs.model, drawing.decoding), (copy,), programs.resident)
 
 
 def _drawing(
-    programs: Programs, whole: PromptBatch, settings: Sampling, prefix: str, bucket: Bucket | None, times: float = 1.0
+    programs: Programs, whole: PromptBatch, settings: Sampling, prefix: str = "", times: float = 1.0
 ) -> Iterator[Part]:
     """The sampler's programs, for completions of the greatest length."""
     model, group = programs.model, settings.group_size
     drawing = sampler(model, settings, programs.ends)
     weights = jax.eval_shape(reshard(model, drawing.decoding), programs.copy)
     count, length = whole.tokens.shape
+    refuse_uneven(count, drawing.decoding, settings)
     rows = NamedSharding(model.mesh, P(BATCH))
     done = jax.ShapeDtypeStruct((count,), jnp.bool_, sharding=rows)
     numbers, members = jax.ShapeDtypeStruct((3,), jnp.uint32), jax.ShapeDtypeStruct((group,), jnp.int32)
     start = (programs.copy, weights, whole, done, numbers, members)
     slots = f", {whole.pictures.patches.shape[1]} slots" if whole.pictures is not None else ""
-    yield Part(f"{prefix}prefix", f"{count} x {length} tokens{slots}", drawing.programs.start, start, programs.resident, times)
+    yield Part(
+        f"{prefix}prefix", f"{count} x {length} tokens{slots}", drawing.programs.start, start, programs.resident, times
+    )
 
     fixed, state = jax.eval_shape(drawing.programs.start, *start)
     segments, trips = -(-settings.max_new_tokens // drawing.plan.segment), drawing.plan.segment
@@ -253,10 +275,10 @@ def _drawing(
 def _reference(programs: Programs, bucket: Bucket, cut: int) -> Part:
     model, config = programs.model, programs.config
     batch = _groups(programs, bucket)
-    arguments = (model, programs.copy, batch.prompts, batch.tokens)
+    arguments = (programs.copy, batch.prompts, batch.tokens)
     beside = {"masters": programs.state.params, "moments": programs.state.optimizer, "copy": programs.copy}
     static = {"temperature": config.sampling.temperature}
-    return Part("reference", str(bucket), token_logprobs, arguments, beside, cut, static=static)
+    return Part("reference", str(bucket), token_logprobs, arguments, beside, cut, leading=(model,), static=static)
 
 
 def _update(programs: Programs, bucket: Bucket) -> Iterator[Part]:
@@ -276,7 +298,7 @@ def _update(programs: Programs, bucket: Bucket) -> Iterator[Part]:
 
 
 def _held_out(programs: Programs) -> Iterator[Part]:
-    """One completion of as many held-out prompts as a step draws completions; none is taken to be longer than others."""
+    """One completion of as many held-out prompts as a step draws completions, none longer than those of training."""
     config, model = programs.config, programs.model
     shards, vision = data_shards(model.mesh), programs.reader.config.vision
     settings = dataclasses.replace(config.sampling, group_size=1)
@@ -287,7 +309,7 @@ def _held_out(programs: Programs) -> Iterator[Part]:
     largest = largest_slots(programs.reader.max_pixels, vision)
     length = fitting(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
     shape = BatchShape(length, power_of_two(largest * (filled // shards)), power_of_two(largest))
-    yield from _drawing(programs, _prompts(model, shape, filled), settings, "held-out ", None, 0.0)
+    yield from _drawing(programs, _prompts(model, shape, filled), settings, "held-out ", 0.0)
 
 
 def _prompts(model: Model, shape: BatchShape, count: int) -> PromptBatch:
