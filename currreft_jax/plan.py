@@ -26,18 +26,6 @@ from currreft_jax.planning.parts import Programs, Reader, buckets, count, device
 from currreft_jax.planning.search import search
 
 _HERE = "here"
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, f"devices, such as a800:2x8 or v5e:2x4; of {', '.join(DEVICES)}; or here"
-)
-_STAGE = flags.DEFINE_integer("stage", 0, "which stage of the config, from 0 on")
-_ALL = flags.DEFINE_bool("all", False, "compile every shape that a batch may take, not the largest alone (hours)")
-_SEARCH = flags.DEFINE_bool("search", False, "look for the fastest settings that fit, if these do, too")
-_DEFAULT = Shares()
-_COMPUTE = flags.DEFINE_float("compute_share", _DEFAULT.compute, "of the bf16 peak that is reached")
-_MEMORY = flags.DEFINE_float("memory_share", _DEFAULT.memory, "of the memory's bandwidth that is reached")
-_LINKS = flags.DEFINE_float("link_share", _DEFAULT.links, "of the links' bandwidth that is reached")
-_NETWORK = flags.DEFINE_float("network_gbs", _DEFAULT.network / GB, "GB/s that a device sends to other hosts")
 
 
 def run(config: Config, place: Slice, shares: Shares, number: int = 0, *, every: bool = False) -> list[Measured]:
@@ -74,7 +62,7 @@ def run(config: Config, place: Slice, shares: Shares, number: int = 0, *, every:
 def _head(config: Config, number: int, programs: Programs, place: Slice, shares: Shares) -> str:
     mesh, decoding = programs.model.mesh.shape, config.sampling.mesh
     resident = {name: device_bytes(arrays) for name, arrays in programs.resident.items()}
-    versions = " ".join(f"{name} {metadata.version(name)}" for name in _compilers(place))
+    versions = " ".join(f"{name} {metadata.version(name)}" for name in dict.fromkeys(("jax", "jaxlib", place.compiler)))
     memory = "nobody knows how much" if place.usable is None else f"{place.usable / GIB:.2f} GiB for arrays"
     lines = [
         f"{config.name}, stage {config.stages[number].name}: {programs.model.num_parameters / 1e9:.2f} B parameters,"
@@ -92,10 +80,6 @@ def _head(config: Config, number: int, programs: Programs, place: Slice, shares:
     return "\n".join([*lines, ""])
 
 
-def _compilers(place: Slice) -> list[str]:
-    return ["jax", "jaxlib", *([place.device.platform.compiler] if place.device else [])]
-
-
 def remedy(config: Config, number: int, reader: Reader, place: Slice, shares: Shares) -> str:
     """The settings that fit, as flags; or what else there is to do."""
     found = search(config, number, reader, place, shares, lambda text: print(f"plan: {text}", file=sys.stderr))
@@ -104,27 +88,42 @@ def remedy(config: Config, number: int, reader: Reader, place: Slice, shares: Sh
     return (
         "no setting of microbatches, remat, meshes and sampling.mesh fits. Take more devices; or keep less for each"
         " parameter (--config.optimizer.moments=bfloat16, --config.optimizer.rule=ADAFACTOR,"
-        " --config.model.lora.rank=16, --config.grpo.kl_coef=0); or let batches be smaller (--config.data.batch_size, --config.data.prompt_lengths,"
-        " --config.sampling.max_new_tokens, --config.model.max_pixels)"
+        " --config.model.lora.rank=16, --config.grpo.kl_coef=0); or let batches be smaller (--config.data.batch_size,"
+        " --config.data.prompt_lengths, --config.sampling.max_new_tokens, --config.model.max_pixels)"
     )
+
+
+def define_flags() -> None:
+    """Defines the program's flags; `train`, which a process may have loaded too, has one of the same name."""
+    config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
+    flags.DEFINE_string("topology", None, f"devices, such as a800:2x8 or v5e:2x4; of {', '.join(DEVICES)}; or here")
+    flags.DEFINE_integer("stage", 0, "which stage of the config, from 0 on")
+    flags.DEFINE_bool("all", False, "compile every shape that a batch may take, not the largest alone (hours)")
+    flags.DEFINE_bool("search", False, "look for the fastest settings that fit, if these do, too")
+    usual = Shares()
+    flags.DEFINE_float("compute_share", usual.compute, "of the bf16 peak that is reached")
+    flags.DEFINE_float("memory_share", usual.memory, "of the memory's bandwidth that is reached")
+    flags.DEFINE_float("link_share", usual.links, "of the links' bandwidth that is reached")
+    flags.DEFINE_float("network_gbs", usual.network / GB, "GB/s that a device sends to other hosts")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the program."""
     if len(argv) > 1:
         sys.exit(f"plan: {argv[1]} is no setting; write --config.NAME=VALUE")
-    if _CONFIG.value is None or _TOPOLOGY.value is None:
+    given = flags.FLAGS
+    if given.config is None or given.topology is None:
         sys.exit("plan: --config and --topology are needed, such as --config=configs/stage3.py:3b --topology=a800:1x8")
-    if _TOPOLOGY.value != _HERE:
+    if given.topology != _HERE:
         jax.config.update("jax_platforms", "cpu")  # the devices of this machine stay free
-    config, number = _CONFIG.value, _STAGE.value
-    shares = Shares(_COMPUTE.value, _MEMORY.value, _LINKS.value, _NETWORK.value * GB)
+    config, number = given.config, given.stage
+    shares = Shares(given.compute_share, given.memory_share, given.link_share, given.network_gbs * GB)
     try:
-        place = present() if _TOPOLOGY.value == _HERE else topology(_TOPOLOGY.value)
-        fit = fits(run(config, place, shares, number, every=_ALL.value), place)
+        place = present() if given.topology == _HERE else topology(given.topology)
+        fit = fits(run(config, place, shares, number, every=given.all), place)
         if not fit:
             print("does not fit")
-        if not fit or _SEARCH.value:
+        if not fit or given.search:
             print(remedy(config, number, reader_of(config), place, shares))
     except (ValueError, OSError, ModuleNotFoundError) as error:  # what the package refuses with
         sys.exit(f"plan: {error}")
@@ -133,4 +132,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     os.environ[ELSEWHERE] = "1"  # read by the config's file, before `main`
+    define_flags()
     app.run(main)

@@ -27,10 +27,8 @@ class Platform(Enum):
     CUDA = "cuda12"
     TPU = "tpu"
 
-    @property
-    def compiler(self) -> str:
-        """The package that compiles."""
-        return {Platform.CUDA: "jax-cuda12-plugin", Platform.TPU: "libtpu"}[self]
+
+_COMPILERS = {Platform.CUDA: "jax-cuda12-plugin", Platform.TPU: "libtpu"}
 
 
 class MissingCompiler(ModuleNotFoundError):
@@ -157,6 +155,7 @@ class Slice:
         devices: JAX's, which may not be there.
         of_host: of them, those that share a host's links, or a TPU slice's.
         usable: bytes of a device for arrays; None where nobody knows.
+        compiler: the package that compiles for them.
     """
 
     name: str
@@ -164,6 +163,7 @@ class Slice:
     devices: Sequence[Any]
     of_host: int
     usable: float | None
+    compiler: str = "jaxlib"
 
 
 def topology(name: str) -> Slice:
@@ -182,7 +182,7 @@ def topology(name: str) -> Slice:
     device = DEVICES[kind]
     found = {Platform.CUDA: _cuda, Platform.TPU: _tpu}[device.platform](device, name, shape)
     of_host = int(shape.split("x")[1]) if device.platform is Platform.CUDA else len(found)
-    return Slice(name, device, found, of_host, device.memory * device.usable)
+    return Slice(name, device, found, of_host, device.memory * device.usable, _COMPILERS[device.platform])
 
 
 def present(devices: Sequence[Any] | None = None) -> Slice:

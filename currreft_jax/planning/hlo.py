@@ -1,8 +1,8 @@
 """What a compiled program moves, read from its text: bytes of memory, and bytes between devices.
 
-XLA's own count takes the body of a loop once, and a plugin without its hardware gives none. Here each computation counts
-as often as it runs. Memory: every operation reads its operands and writes its result, slices what they take; what stays
-in a cache between two operations counts all the same.
+XLA's own count takes the body of a loop once, and a plugin without its hardware gives none. Here each computation
+counts as often as it runs. Memory: every operation reads its operands and writes its result, slices what they take;
+what stays in a cache between two operations counts all the same.
 """
 
 from __future__ import annotations
