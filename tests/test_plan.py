@@ -275,7 +275,7 @@ def test_a_part_of_a_plan_takes_what_xla_gives_the_program_that_runs(checkpoint)
     assert it.arguments + it.results == pytest.approx(
         stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes, rel=0.01
     )
-    assert it.beside.keys() == {"reference", "prompts"}
+    assert it.beside.keys() == {"reference", "microbatches"}
 
 
 # ---------------------------------------------------------------------------------------------------------- the program

@@ -198,16 +198,11 @@ def parts(programs: Programs, bucket: Bucket) -> Iterator[Part]:
     if programs.grpo or held_out:
         yield from _copies(programs)
     if programs.grpo:
-        shards, prompts = data_shards(programs.model.mesh), shard_prompts(config, programs.model.mesh)
-        cut = config.microbatches * config.grpo.minibatches
-        shape = bucket.shape
-        if cut > 1 and shape.slots:  # one shape for all that is drawn together, with slots of its own
-            largest = whole_ladders(config, programs.reader, prompts * cut)
-            shape = dataclasses.replace(shape, slots=fitting(shape.slots * cut, largest.slots, "data.slots"))
-        whole = _prompts(programs.model, shape, prompts * cut * shards)
-        yield from _drawing(programs, whole, config.sampling)
+        whole, cut = _whole(programs, bucket), _cut(config)
+        lying = {"microbatches": [_groups(programs, bucket).prompts] * cut} if cut > 1 else {}
+        yield from _drawing(programs, whole, config.sampling, lying)
         if programs.reference:
-            yield _reference(programs, bucket, cut)
+            yield _reference(programs, bucket, whole)
     yield from _update(programs, bucket)
     if held_out:
         yield from _held_out(programs)
@@ -220,7 +215,7 @@ def count(programs: Programs) -> int:
     total = len(shapes) + 4  # gradients; zeros, move, combine and the copy
     if programs.grpo:
         segments = -(-config.sampling.max_new_tokens // _segment(config.sampling))
-        rows = shard_prompts(config, programs.model.mesh) * config.microbatches * config.grpo.minibatches
+        rows = shard_prompts(config, programs.model.mesh) * _cut(config)
         sizes = 1 + len(rungs(rows, config.sampling))
         lengths = len(programs.config.data.prompt_lengths)
         total += prompts + (len(shapes) if programs.reference else 0) + 1
@@ -240,9 +235,23 @@ def _copies(programs: Programs) -> Iterator[Part]:
 
 
 def _drawing(
-    programs: Programs, whole: PromptBatch, settings: Sampling, prefix: str = "", times: float = 1.0
+    programs: Programs,
+    whole: PromptBatch,
+    settings: Sampling,
+    lying: dict[str, Any],
+    prefix: str = "",
+    times: float = 1,
 ) -> Iterator[Part]:
-    """The sampler's programs, for completions of the greatest length."""
+    """The sampler's programs, for completions of the greatest length.
+
+    Args:
+        programs: of the stage.
+        whole: the prompts.
+        settings: how to draw.
+        lying: what else lies there all the while.
+        prefix: of the parts' names.
+        times: how often a step draws.
+    """
     model, group = programs.model, settings.group_size
     drawing = sampler(model, settings, programs.ends)
     weights = jax.eval_shape(reshard(model, drawing.decoding), programs.copy)
@@ -254,29 +263,35 @@ def _drawing(
     start = (programs.copy, weights, whole, done, numbers, members)
     slots = f", {whole.pictures.patches.shape[1]} slots" if whole.pictures is not None else ""
     yield Part(
-        f"{prefix}prefix", f"{count} x {length} tokens{slots}", drawing.programs.start, start, programs.resident, times
+        f"{prefix}prefix",
+        f"{count} x {length} tokens{slots}",
+        drawing.programs.start,
+        start,
+        programs.resident | lying,
+        times,
     )
 
     fixed, state = jax.eval_shape(drawing.programs.start, *start)
     segments, trips = -(-settings.max_new_tokens // drawing.plan.segment), drawing.plan.segment
-    beside = {**programs.resident, "copy": programs.copy, "prompts": whole}
+    beside = {**programs.resident, **lying, "copy": programs.copy, "prompts": whole}
     before = state
     for _ in range(segments - 1):
         before, state = state, jax.eval_shape(drawing.programs.lengthen, state)
     told = f"{count} x {group} x {segments * trips} tokens behind {length}"
     if segments > 1:
-        lying = {**beside, "decode copy": weights, "prompt caches": fixed}
-        yield Part(f"{prefix}grow", told, drawing.programs.lengthen, (before,), lying, times * (segments - 1))
+        unread = {**beside, "decode copy": weights, "prompt caches": fixed}
+        yield Part(f"{prefix}grow", told, drawing.programs.lengthen, (before,), unread, times * (segments - 1))
     stop = jax.ShapeDtypeStruct((), jnp.int32)
     arguments = (weights, fixed, state, stop)
     yield Part(f"{prefix}decode", told, drawing.programs.decode, arguments, beside, times * segments, trips)
 
 
-def _reference(programs: Programs, bucket: Bucket, cut: int) -> Part:
+def _reference(programs: Programs, bucket: Bucket, whole: PromptBatch) -> Part:
     model, config = programs.model, programs.config
-    batch = _groups(programs, bucket)
+    batch, cut = _groups(programs, bucket), _cut(config)
     arguments = (programs.copy, batch.prompts, batch.tokens)
-    beside = {"masters": programs.state.params, "moments": programs.state.optimizer, "copy": programs.copy}
+    others = {"prompts": whole, "microbatches": [batch.prompts] * (cut - 1)} if cut > 1 else {}
+    beside = {"masters": programs.state.params, "moments": programs.state.optimizer, "copy": programs.copy, **others}
     static = {"temperature": config.sampling.temperature}
     return Part("reference", str(bucket), token_logprobs, arguments, beside, cut, leading=(model,), static=static)
 
@@ -284,17 +299,19 @@ def _reference(programs: Programs, bucket: Bucket, cut: int) -> Part:
 def _update(programs: Programs, bucket: Bucket) -> Iterator[Part]:
     config, state, update = programs.config, programs.state, programs.update
     batch, passes = _groups(programs, bucket), config.grpo.num_updates if programs.grpo else 1
-    moves = passes * (config.grpo.minibatches if programs.grpo else 1)
+    moves = passes * _cut(config) // config.microbatches
     weights = jax.ShapeDtypeStruct(batch.tokens.shape, jnp.float32, sharding=batch.tokens.sharding)
     rows = NamedSharding(programs.model.mesh, P(BATCH))
     advantages = jax.ShapeDtypeStruct(batch.tokens.shape[:2], jnp.float32, sharding=rows)
     sampled = (Sampled(advantages, weights, weights if programs.reference else None),) if programs.grpo else ()
     total = jax.eval_shape(update.zeros)
     moments = {"moments": state.optimizer, **programs.reference}
-    others = {"other microbatches": [batch.prompts] * (config.microbatches - 1)}
+    others = {"microbatches": [batch.prompts] * (_cut(config) - 1)}
     arguments = (state.params, total, batch, weights, *sampled)
     yield Part("gradient", str(bucket), update.add, arguments, moments | others, moves * config.microbatches)
-    yield Part("move", "", update.move, (state, total), {**programs.reference, "prompts": batch.prompts}, moves)
+    yield Part(
+        "move", "", update.move, (state, total), {**programs.reference, "microbatches": [batch] * _cut(config)}, moves
+    )
 
 
 def _held_out(programs: Programs) -> Iterator[Part]:
@@ -309,7 +326,22 @@ def _held_out(programs: Programs) -> Iterator[Part]:
     largest = largest_slots(programs.reader.max_pixels, vision)
     length = fitting(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
     shape = BatchShape(length, power_of_two(largest * (filled // shards)), power_of_two(largest))
-    yield from _drawing(programs, _prompts(model, shape, filled), settings, "held-out ", 0.0)
+    yield from _drawing(programs, _prompts(model, shape, filled), settings, {}, "held-out ", 0.0)
+
+
+def _whole(programs: Programs, bucket: Bucket) -> PromptBatch:
+    """All prompts of a step, whose microbatches take a bucket: drawn together, in slots of their own."""
+    config, mesh, shape = programs.config, programs.model.mesh, bucket.shape
+    prompts, cut = shard_prompts(config, mesh), _cut(config)
+    if cut > 1 and shape.slots:
+        rungs = whole_ladders(config, programs.reader, prompts * cut).slots
+        shape = dataclasses.replace(shape, slots=fitting(min(shape.slots * cut, rungs[-1]), rungs, "data.slots"))
+    return _prompts(programs.model, shape, prompts * cut * data_shards(mesh))
+
+
+def _cut(config: Config) -> int:
+    """Parts that a step's prompts are learnt from in."""
+    return config.microbatches * (config.grpo.minibatches if config.method is Method.GRPO else 1)
 
 
 def _prompts(model: Model, shape: BatchShape, count: int) -> PromptBatch:
