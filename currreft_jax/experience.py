@@ -184,8 +184,22 @@ def drawn_batch(context: Context, examples: Sequence[Example], params: Parameter
 def _reference(context: Context, prompts: PromptBatch, tokens: Array) -> Array | None:
     if context.reference is None:
         return None
-    temperature = context.config.sampling.temperature
-    return token_logprobs(context.model, context.reference, prompts, tokens, temperature=temperature)
+    return scorer(context.model, context.config.sampling.temperature)(context.reference, prompts, tokens)
+
+
+@lru_cache
+def scorer(model: Model, temperature: float) -> Any:
+    """The program of a reference's log-probs, laid out as what they are compared with.
+
+    Args:
+        model: how to compute.
+        temperature: that completions are drawn with.
+    """
+
+    def read(params: Parameters, prompts: PromptBatch, tokens: Array) -> jax.Array:
+        return token_logprobs(model, params, prompts, tokens, temperature=temperature)
+
+    return jax.jit(read, out_shardings=NamedSharding(model.mesh, P(BATCH)))
 
 
 def _drawn_told(

@@ -89,9 +89,10 @@ def trained_model(settings: Pretrained, shape: ModelConfig, mesh: Mesh, tokenize
 
 
 @lru_cache
-def caster(dtype: jnp.dtype) -> Callable[[Parameters], Parameters]:
-    """Makes the copy of the masters that the model computes with."""
-    return jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree))
+def caster(model: Model) -> Any:
+    """The program that makes the copy of the masters that the model computes with."""
+    layouts = jax.tree.map(lambda x: x.sharding, model.abstract(model.dtype))
+    return jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree), out_shardings=layouts)
 
 
 def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:

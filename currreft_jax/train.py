@@ -168,7 +168,7 @@ def train_stage(
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     model = trained_model(config.model, reader.config, mesh, reader.tokenizer_size)
     moves, rule, optimizer, rates, gradient = learning(config, number)
-    programs, cast = update_programs(model, optimizer, rule, gradient), caster(model.dtype)
+    programs, cast = update_programs(model, optimizer, rule, gradient), caster(model)
     update = updating(programs)
     if config.plan_first:
         state = abstract_state(model, optimizer)
@@ -230,7 +230,8 @@ def train_stage(
             if ended:
                 break
             window.start_clock()
-    hf.export(model, cast(merged(model, state.params)), reader, where / EXPORT)
+    plain = caster(dataclasses.replace(model, lora_rank=0))
+    hf.export(model, plain(merged(model, state.params)), reader, where / EXPORT)
     return True
 
 

@@ -89,7 +89,7 @@ def measured(part: Part, programs: Programs, place: Slice) -> Measured:
     vision = programs.reader.config.vision
     full = len(vision.fullatt_block_indexes) / vision.depth  # the one condition that programs have
     began = time.perf_counter()
-    traced = part.program.trace(*part.leading, *part.arguments, **part.static)
+    traced = part.program.trace(*part.arguments)
     arguments = device_bytes(part.arguments)
     operations = products(traced.jaxpr.jaxpr, part.trips, full) / len(place.devices)
     beside = {name: device_bytes(arrays) for name, arrays in part.beside.items()}

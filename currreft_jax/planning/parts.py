@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -21,11 +21,11 @@ from currreft_jax.config import Config, Method, Sampling
 from currreft_jax.data import pipeline
 from currreft_jax.data.packing import BatchShape, collate, fitting, largest_slots
 from currreft_jax.data.processor import MAX_PIXELS
-from currreft_jax.experience import shard_prompts, whole_ladders
+from currreft_jax.experience import scorer, shard_prompts, whole_ladders
 from currreft_jax.models.config import PUBLISHED, ModelConfig
 from currreft_jax.models.decoder import reshard
 from currreft_jax.models.folder import eos_token_ids, read_config, tokenizer_size
-from currreft_jax.models.qwen2_5_vl import Model, token_logprobs
+from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.rollout import power_of_two, refuse_uneven, rungs, sampler
 from currreft_jax.sharding import BATCH, data_shards, make_mesh
 from currreft_jax.step import (
@@ -93,8 +93,6 @@ class Part:
         beside: what else lies on a device while it runs, name -> abstract arrays.
         times: how often a step runs it.
         trips: how often a loop of it runs that ends when completions do.
-        leading: arguments before the others that it is compiled for.
-        static: likewise, by name.
     """
 
     name: str
@@ -104,8 +102,6 @@ class Part:
     beside: dict[str, Any]
     times: float = 1.0
     trips: int = 1
-    leading: tuple[Any, ...] = ()
-    static: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lying(self) -> int:
@@ -228,8 +224,8 @@ def _copies(programs: Programs) -> Iterator[Part]:
     moments = {"moments": state.optimizer, **programs.reference}
     if programs.reference:  # comes as masters do
         loaded = {"masters": state.params, "moments": state.optimizer}
-        yield Part("load reference", "", caster(programs.model.dtype), (state.params,), loaded, 0.0)
-    yield Part("cast", "", caster(programs.model.dtype), (state.params,), moments)
+        yield Part("load reference", "", caster(programs.model), (state.params,), loaded, 0.0)
+    yield Part("cast", "", caster(programs.model), (state.params,), moments)
     drawing = sampler(programs.model, programs.config.sampling, programs.ends)
     yield Part("reshard", "", reshard(programs.model, drawing.decoding), (copy,), programs.resident)
 
@@ -287,13 +283,11 @@ def _drawing(
 
 
 def _reference(programs: Programs, bucket: Bucket, whole: PromptBatch) -> Part:
-    model, config = programs.model, programs.config
-    batch, cut = _groups(programs, bucket), _cut(config)
-    arguments = (programs.copy, batch.prompts, batch.tokens)
+    batch, cut = _groups(programs, bucket), _cut(programs.config)
     others = {"prompts": whole, "microbatches": [batch.prompts] * (cut - 1)} if cut > 1 else {}
     beside = {"masters": programs.state.params, "moments": programs.state.optimizer, "copy": programs.copy, **others}
-    static = {"temperature": config.sampling.temperature}
-    return Part("reference", str(bucket), token_logprobs, arguments, beside, cut, leading=(model,), static=static)
+    program = scorer(programs.model, programs.config.sampling.temperature)
+    return Part("reference", str(bucket), program, (programs.copy, batch.prompts, batch.tokens), beside, cut)
 
 
 def _update(programs: Programs, bucket: Bucket) -> Iterator[Part]:
