@@ -186,7 +186,18 @@ def test_traffic_of_a_loop_is_that_of_its_runs():
     assert seen.network == {"all-reduce": 3 * 2 * 64 / 2}
     assert seen.calls == {"all-gather": 3, "all-reduce": 3}
     assert traffic(known, of_host=8).network == {}
-    assert traffic(MODULE.replace("TRIPS", "x={}"), 4, trips=5).calls["all-gather"] == 5
+    unknown = MODULE.replace("TRIPS", "x={}")
+    assert traffic(unknown, 4, trips=5).calls["all-gather"] == 5
+    i = "%i = s32[] get-tuple-element(%p), index=0"
+    below = f"%n = s32[] constant(7)\n  {i}\n  ROOT %c = pred[] compare(%i, %n), direction=LT"
+    counted = unknown.replace("ROOT %c = pred[] constant(true)", below)
+    assert traffic(counted, 4, trips=5).calls["all-gather"] == 7
+    by_two = f"{i}\n  %two = s32[] constant(2)\n  %next = s32[] add(%i, %two)"
+    counted = counted.replace(i, by_two, 1).replace("tuple(%i, %x)", "tuple(%next, %x)")
+    assert traffic(counted, 4, trips=5).calls["all-gather"] == 4
+    # What lies beside a TPU's units is not read from its memory.
+    near = known.replace("%all = f32[4,4]{1,0}", "%all = f32[4,4]{1,0:T(8,128)S(1)}")
+    assert traffic(near, of_host=4).memory == seen.memory - 3 * 64
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,12 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _VIEWS = ("bitcast", "bitcast-convert", "convert", "copy", "get-tuple-element", "reshape", "transpose")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
+_NEAR = "S(1)"  # a TPU's memory beside its units, in a layout
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_INDEX = re.compile(r"\bindex=(\d+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -45,14 +47,16 @@ class Instruction(NamedTuple):
         name: of its result.
         root: whether the computation returns it.
         size: bytes of the result, all parts of a tuple together.
+        stored: of them, those in the device's main memory.
         kind: of the operation.
-        operands: names; of a parameter its number.
+        operands: names; of a parameter its number, of a constant its value.
         rest: attributes, as text.
     """
 
     name: str
     root: bool
     size: float
+    stored: float
     kind: str
     operands: tuple[str, ...]
     rest: str
@@ -114,8 +118,9 @@ def _parsed(text: str) -> tuple[dict[str, list[Instruction]], str]:
             kind = call[: call.index("(")]
             end = _end(call, len(kind))
             inside = call[len(kind) : end]
-            operands = (inside[1:-1],) if kind == "parameter" else tuple(_NAME.findall(inside))
-            lines.append(Instruction(found[2], bool(found[1]), _size(shape), kind, operands, call[end:]))
+            operands = (inside[1:-1],) if kind in ("parameter", "constant") else tuple(_NAME.findall(inside))
+            size, stored = _size(shape), _size(shape, _NEAR)
+            lines.append(Instruction(found[2], bool(found[1]), size, stored, kind, operands, call[end:]))
     return computations, entry
 
 
@@ -129,8 +134,12 @@ def _end(text: str, start: int) -> int:
     raise ValueError(f"unclosed bracket in {text[:200]!r}")
 
 
-def _size(shape: str) -> float:
-    return sum(_bits(kind) / 8 * prod(int(n) for n in axes.split(",") if n) for kind, axes in _ARRAY.findall(shape))
+def _size(shape: str, without: str = "nothing") -> float:
+    return sum(
+        _bits(kind) / 8 * prod(int(n) for n in axes.split(",") if n)
+        for kind, axes, layout in _ARRAY.findall(shape)
+        if without not in layout
+    )
 
 
 def _bits(kind: str) -> int:
@@ -148,16 +157,24 @@ def _count(
     """Adds how often each computation runs."""
     runs[name, fused] += times
     for it in computations[name]:
-        for called, share in _called(it, how):
+        for called, share in _called(it, how, computations):
             _count(computations, called, times * share, fused or it.kind == "fusion", how, runs)
 
 
-def _called(it: Instruction, how: tuple[int, float]) -> Iterator[tuple[str, float]]:
+def _called(
+    it: Instruction, how: tuple[int, float], computations: dict[str, list[Instruction]]
+) -> Iterator[tuple[str, float]]:
     """The computations that an instruction runs, and how often; what is applied to single numbers left out."""
     trips, taken = how
     if it.kind == "while":
+        found = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", it.rest))
         known = _TRIPS.search(it.rest)
-        yield from ((name, float(known[1]) if known else trips) for name in re.findall(r"body=%?([\w.\-]+)", it.rest))
+        yield (
+            found["body"],
+            float(known[1])
+            if known
+            else _counted(computations[found["condition"]], computations[found["body"]]) or trips,
+        )
     elif it.kind == "conditional":
         if listed := _BRANCHES.search(it.rest):  # the first is taken where the condition does not hold
             yield from zip(_NAME.findall(listed[1]), (1 - taken, taken), strict=True)
@@ -167,21 +184,38 @@ def _called(it: Instruction, how: tuple[int, float]) -> Iterator[tuple[str, floa
         yield from ((name, 1.0) for name in _CALLED.findall(it.rest))
 
 
+def _counted(condition: Sequence[Instruction], body: Sequence[Instruction]) -> int:
+    """How often a loop runs whose condition is that its counter, which starts at 0, is below a number. Else 0."""
+    lines = {it.name: it for it in condition}
+    root = next(it for it in condition if it.root)
+    if root.kind != "compare" or "direction=LT" not in root.rest:
+        return 0
+    counter, bound = (lines[name] for name in root.operands)
+    place = _INDEX.search(counter.rest)
+    if bound.kind != "constant" or not place:
+        return 0
+    inside = {it.name: it for it in body}
+    after = inside[next(it for it in body if it.root).operands[int(place[1])]]
+    steps = [inside[name].operands[0] for name in after.operands if name in inside and inside[name].kind == "constant"]
+    return -(-int(bound.operands[0]) // int(steps[0] if after.kind == "add" and steps else 1))
+
+
 def _moved(it: Instruction, lines: dict[str, Instruction], computations: dict[str, list[Instruction]]) -> float:
     if it.kind in _FREE or it.kind.endswith("-start"):
         return 0.0
     if it.kind.endswith("-done"):
-        return 2 * it.size
+        return it.size + it.stored
     if it.kind in _SLICES:
-        return 2 * it.size
+        return min(it.size, lines[it.operands[0]].stored) + it.stored
     if it.kind == "dynamic-update-slice":
-        return 2 * lines[it.operands[1]].size
-    operands = [lines[name].size for name in it.operands]
+        update = lines[it.operands[1]]
+        return update.stored + min(update.size, it.stored)
+    operands = [lines[name].stored for name in it.operands if name in lines]
     if it.kind != "fusion":
-        return it.size + sum(operands)
+        return it.stored + sum(operands)
     (called,) = _CALLED.findall(it.rest)
     read, written = _fusion(computations[called], operands)
-    return read + (it.size if written is None else written)
+    return read + (it.stored if written is None else min(written, it.stored))
 
 
 def _fusion(inside: Sequence[Instruction], operands: Sequence[float]) -> tuple[float, float | None]:
