@@ -7,7 +7,7 @@ PARALLEL ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python -m
 
 SEED ?= 0
-.PHONY: help install test slow browser check fix oracle golden lowest demo base lock clean
+.PHONY: help install test slow browser check fix oracle golden lowest demo base plan lock clean
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,10 +20,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test: install  ## Runs the suite (about 20 minutes on 2 cores).
-	$(RUN) pytest $(PARALLEL) -m 'not slow and not oracle and not browser'
+	$(RUN) pytest $(PARALLEL) -m 'not slow and not oracle and not browser and not plan'
 
 slow: install  ## Runs the long property tests.
-	$(RUN) pytest $(PARALLEL) -m 'slow and not oracle'
+	$(RUN) pytest $(PARALLEL) -m 'slow and not oracle and not browser and not plan'
 
 browser: install  ## Opens reports in headless Chromium (on Debian: apt install chromium).
 	$(RUN) pip install --quiet --disable-pip-version-check $(CONSTRAIN) -e '.[browser]'
@@ -65,7 +65,7 @@ golden: .venv-oracle-5.23.0/.installed  ## Makes the golden files again.
 	touch $@
 
 lowest: .venv-lowest/.installed  ## Runs the suite with the lowest versions that pyproject.toml allows.
-	.venv-lowest/bin/python -m pytest $(PARALLEL) -m 'not slow and not oracle and not browser'
+	.venv-lowest/bin/python -m pytest $(PARALLEL) -m 'not slow and not oracle and not browser and not plan'
 
 demo: install  ## Runs the whole curriculum with the small model in the world of shapes, and its report (minutes on a laptop).
 	$(RUN) currreft_jax.train --config=configs/curriculum.py:tiny --workdir=runs/demo
@@ -75,6 +75,22 @@ base: install  ## Trains the base that ships with the world, or another: make ba
 	test -e runs/world-$(SEED)/world.json || $(RUN) currreft_jax.dataset build world --seed $(SEED) --out runs/world-$(SEED)
 	$(RUN) currreft_jax.train --config=configs/world_base.py:$(SEED)
 	$(RUN) benchmarks.world_base --world runs/world-$(SEED) --model runs/world_base-$(SEED)/questions/model
+
+.venv-plan/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-plan
+	.venv-plan/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAIN) -e '.[test,cuda12,tpu]'
+	touch $@
+
+# XLA compiles with the settings of the launch files. The 7B has 16 data shards there, and a prompt for each.
+plan: .venv-plan/.installed  ## Compiles the paper's settings for GPUs and TPUs that are not here (half an hour, 8 GB of disk).
+	mkdir -p runs/plan
+	. launch/env_gpu.sh; unset JAX_COMPILATION_CACHE_DIR; \
+	for it in 3b:a800:1x8 7b:a800:2x8 3b:v5e:2x4 3b:v5p:2x2x2 3b:v6e:2x4; do \
+		model=$${it%%:*}; topology=$${it#*:}; batch=$$(test $$model = 7b && echo 16 || echo 8); \
+		.venv-plan/bin/python -m currreft_jax.plan --config=configs/stage3.py:$$model --topology=$$topology \
+			--config.data.batch_size=$$batch | tee runs/plan/$$model-$$(echo $$topology | tr : -).txt; \
+	done
+	.venv-plan/bin/python -m pytest -m plan tests/test_plan_compilers.py
 
 lock: install  ## Resolves constraints.txt again, for all supported Pythons.
 	$(RUN) pip install --quiet --disable-pip-version-check uv

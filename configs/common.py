@@ -1,9 +1,11 @@
 """What every config shares: the variants, and which one a machine gets."""
 
+import os
 import sys
 from glob import glob
 
 from currreft_jax.config import (
+    ELSEWHERE,
     CacheType,
     Config,
     Data,
@@ -28,12 +30,12 @@ _HUB = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 def chosen(variant: str | None) -> str:
-    """The variant asked for; without one 3b where the machine has an accelerator, else tiny.
+    """The variant asked for; without one 3b where the machine has an accelerator, or stands for one, else tiny.
 
     Raises:
         ValueError: there is no such variant, or it needs an accelerator that the machine lacks.
     """
-    accelerated = any(glob(pattern) for pattern in _ACCELERATORS)
+    accelerated = ELSEWHERE in os.environ or any(glob(pattern) for pattern in _ACCELERATORS)
     if variant is None:
         variant = "3b" if accelerated else "tiny"
         has = "an" if accelerated else "no"

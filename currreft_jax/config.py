@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+ELSEWHERE = "CURRREFT_JAX_ELSEWHERE"  # a variable of the environment: what is configured runs on another machine
+
 
 class Remat(Enum):
     """What the backward pass recomputes instead of keeping.
@@ -607,6 +609,8 @@ class Config:
         sampling: how completions are drawn.
         rewards: what they earn.
         logging: what is written.
+        plan_first: compile the largest programs before anything is loaded, and refuse what the devices cannot hold;
+            where nobody knows their memory, as on CPUs, nothing happens.
     """
 
     name: str = "run"
@@ -623,6 +627,7 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
     rewards: Rewards = field(default_factory=Rewards)
     logging: Logging = field(default_factory=Logging)
+    plan_first: bool = True
 
 
 def validate(config: Config) -> None:

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.config import Config, Task
+from currreft_jax.config import Config, Method, Task
 from currreft_jax.data import pipeline
 from currreft_jax.data.budget import prompt_text
 from currreft_jax.data.examples import Example
@@ -68,6 +68,23 @@ class Batch:
     updates: Sequence[Sequence[tuple[Any, ...]]]
     about: dict[str, float]
     told: Callable[[], list[dict[str, Any]]]
+
+
+def shard_prompts(config: Config, mesh: Mesh) -> int:
+    """Prompts of a data shard in a microbatch.
+
+    Raises:
+        ValueError: the batch does not divide.
+    """
+    minibatches = config.grpo.minibatches if config.method is Method.GRPO else 1
+    parts = config.microbatches * minibatches * data_shards(mesh)
+    if config.data.batch_size % parts:
+        raise ValueError(
+            f"data.batch_size ({config.data.batch_size}) does not divide into {minibatches} minibatches of"
+            f" {config.microbatches} microbatches of {data_shards(mesh)} data shards (mesh.data x mesh.fsdp):"
+            " change one of them"
+        )
+    return config.data.batch_size // parts
 
 
 def gold_batch(context: Context, examples: Sequence[Example]) -> Batch:
@@ -170,8 +187,22 @@ def drawn_batch(context: Context, examples: Sequence[Example], params: Parameter
 def _reference(context: Context, prompts: PromptBatch, tokens: Array) -> Array | None:
     if context.reference is None:
         return None
-    temperature = context.config.sampling.temperature
-    return token_logprobs(context.model, context.reference, prompts, tokens, temperature=temperature)
+    return scorer(context.model, context.config.sampling.temperature)(context.reference, prompts, tokens)
+
+
+@lru_cache
+def scorer(model: Model, temperature: float) -> Any:
+    """The program of a reference's log-probs, laid out as what they are compared with.
+
+    Args:
+        model: how to compute.
+        temperature: that completions are drawn with.
+    """
+
+    def read(params: Parameters, prompts: PromptBatch, tokens: Array) -> jax.Array:
+        return token_logprobs(model, params, prompts, tokens, temperature=temperature)
+
+    return jax.jit(read, out_shardings=NamedSharding(model.mesh, P(BATCH)))
 
 
 def _drawn_told(
@@ -308,11 +339,22 @@ def _collated(
         whole = collated(ordered, context.ladders, needed[0])
         placed = to_devices(whole, model.mesh)
         return placed, [(placed, rows[:, 0].ravel())], ordered, prompt_padding(ordered, [whole])
-    larger = pipeline.ladders(dataclasses.replace(config.data, slots=()), context.reader, size * len(parts))
+    larger = whole_ladders(config, context.reader, size * len(parts))
     whole = collated(ordered, larger, needed[0])
     cut = [collated(part, context.ladders, most) for part, most in zip(parts, needed[1:], strict=True)]
     placed = [(to_devices(it, model.mesh), rows[:, k].ravel()) for k, it in enumerate(cut)]
     return to_devices(whole, model.mesh), placed, ordered, prompt_padding(ordered, cut)
+
+
+def whole_ladders(config: Config, reader: pipeline.Budgeted, prompts: int) -> pipeline.Ladders:
+    """The shapes of a step's prompts that are drawn for together and learnt from in parts.
+
+    Args:
+        config: all settings.
+        reader: of texts and images.
+        prompts: of a data shard.
+    """
+    return pipeline.ladders(dataclasses.replace(config.data, slots=()), reader, prompts)
 
 
 @lru_cache

@@ -224,6 +224,20 @@ def _drawn(state: _State) -> _Drawn:
     return state.tokens, state.logprobs, state.entropies
 
 
+class Sampler(NamedTuple):
+    """What draws for a model and settings.
+
+    Attributes:
+        decoding: the model, laid out for decoding.
+        plan: what the programs are compiled for.
+        programs: jitted functions.
+    """
+
+    decoding: Model
+    plan: _Plan
+    programs: _Programs
+
+
 class _Programs(NamedTuple):
     """Jitted functions, made once for a model and a plan."""
 
@@ -426,6 +440,40 @@ def _decoding(model: Model, settings: Sampling) -> Model:
     return decoding_model(model, settings.mesh, jnp.dtype(settings.precision.value))
 
 
+def sampler(model: Model, settings: Sampling, ends: tuple[int, ...]) -> Sampler:
+    """What draws completions that one of the tokens `ends` closes; made once."""
+    decoding = _decoding(model, settings)
+    plan = _Plan(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        segment=min(settings.segment, settings.max_new_tokens),
+        cache=settings.cache.value,
+        ends=ends,
+        padding=model.config.bos_token_id,
+    )
+    return Sampler(decoding, plan, _programs(model, decoding, plan))
+
+
+def refuse_uneven(count: int, decoding: Model, settings: Sampling) -> None:
+    """Refuses prompts that do not divide over the decoding mesh.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if count % (shards := data_shards(decoding.mesh)):
+        raise ValueError(
+            f"{count} prompts do not divide into the {shards} data parts of sampling.mesh = {settings.mesh}: change the"
+            " batch or give more parts to tensor"
+        )
+
+
+def rungs(per_shard: int, settings: Sampling) -> tuple[int, ...]:
+    """The smaller numbers of prompts to which a data shard of so many may shrink, falling."""
+    return tuple(sorted({ceil(per_shard * share) for share in settings.ladder} - {per_shard}, reverse=True))
+
+
 def _start(
     model: Model,
     parameters: Parameters,
@@ -443,35 +491,19 @@ def _start(
             f"the model may draw {model.choices.size} tokens, but the tokenizer of {processor.folder} knows"
             f" {processor.tokenizer_size}: load both from one folder, or set the model's tokenizer_size"
         )
-    decoding = _decoding(model, settings)
-    plan = _Plan(
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        segment=min(settings.segment, settings.max_new_tokens),
-        cache=settings.cache.value,
-        ends=processor.eos_token_ids,
-        padding=model.config.bos_token_id,
-    )
-    programs = _programs(model, decoding, plan)
+    decoding, plan, programs = sampler(model, settings, processor.eos_token_ids)
     weights = decoding_weights(model, parameters, decoding) if weights is None else weights
     kept = None if isinstance(prompts, PromptBatch) else len(prompts)
     batch = prompts if isinstance(prompts, PromptBatch) else _batch(model, decoding, prompts, settings)
     count, shards = batch.tokens.shape[0], data_shards(decoding.mesh)
-    if count % shards:
-        raise ValueError(
-            f"{count} prompts do not divide into the {shards} data parts of sampling.mesh = {settings.mesh}: change the"
-            " batch or give more parts to tensor"
-        )
+    refuse_uneven(count, decoding, settings)
     done = np.full(count // jax.process_count(), finished)
     if kept is not None:
         done[kept:] = True
     done = to_devices(done, model.mesh)
     fixed, state = programs.start(parameters, weights, batch, done, np.array(numbers, np.uint32), members)
     per_shard = count // shards
-    rungs = sorted({ceil(per_shard * share) for share in settings.ladder} - {per_shard}, reverse=True)
-    return _Run(programs, plan, weights, fixed, state, per_shard, tuple(rungs), kept)
+    return _Run(programs, plan, weights, fixed, state, per_shard, rungs(per_shard, settings), kept)
 
 
 def _decode(run: _Run, every: int) -> Iterator[_Progress]:
@@ -523,9 +555,10 @@ def _batch(model: Model, decoding: Model, prompts: Sequence[Prompt], settings: S
     if hosts > 1:
         needed = np.max(np.asarray(multihost_utils.process_allgather(needed)), axis=0)
     length = fitting(int(needed[0]), settings.prompt_lengths, "sampling.prompt_lengths")
-    shape = BatchShape(length, _power_of_two(int(needed[1])), _power_of_two(int(needed[2])))
+    shape = BatchShape(length, power_of_two(int(needed[1])), power_of_two(int(needed[2])))
     return to_devices(collate(filled, model.config, shape, shards), model.mesh)
 
 
-def _power_of_two(needed: int) -> int:
+def power_of_two(needed: int) -> int:
+    """The bucket of slots that sampling takes where it is given prompts one by one."""
     return needed and 1 << (needed - 1).bit_length()

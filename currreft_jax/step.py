@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.config import Grpo, Optimizer, Rule, Schedule
+from currreft_jax.config import Config, Grpo, Method, Optimizer, Pretrained, Rule, Schedule
 from currreft_jax.losses import grpo_loss, sft_loss
+from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.logprobs import Choices
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import parameter_sharding, path_of
@@ -46,6 +47,52 @@ class TrainState:
 
 
 jax.tree_util.register_dataclass(TrainState, ["step", "params", "optimizer"], [])
+
+
+class Learning(NamedTuple):
+    """How the parameters of a stage move.
+
+    Attributes:
+        moves: of the optimizer in a step.
+        settings: of the optimizer, with the stage's own learning rate.
+        optimizer: from `make_optimizer`.
+        rates: the learning rate of every move.
+        gradient: `sft_gradient`, or `grpo_gradient` with its settings bound.
+    """
+
+    moves: int
+    settings: Optimizer
+    optimizer: optax.GradientTransformation
+    rates: optax.Schedule
+    gradient: Gradient
+
+
+def learning(config: Config, number: int) -> Learning:
+    """How the parameters of stage `number` move."""
+    stage, grpo = config.stages[number], config.method is Method.GRPO
+    moves = config.grpo.num_updates * config.grpo.minibatches if grpo else 1
+    rule = replace(config.optimizer, learning_rate=stage.learning_rate or config.optimizer.learning_rate)
+    gradient = partial(grpo_gradient, settings=config.grpo, temperature=config.sampling.temperature)
+    return Learning(
+        moves=moves,
+        settings=rule,
+        optimizer=make_optimizer(rule, stage.steps * moves),
+        rates=learning_rate(rule, stage.steps * moves),
+        gradient=gradient if grpo else sft_gradient,
+    )
+
+
+def trained_model(settings: Pretrained, shape: ModelConfig, mesh: Mesh, tokenizer_size: int | None) -> Model:
+    """The model as it is trained."""
+    lora = settings.lora
+    return Model(shape, mesh, jnp.dtype(settings.dtype), settings.remat, tokenizer_size, lora.rank, lora.alpha)
+
+
+@lru_cache
+def caster(model: Model) -> Any:
+    """The program that makes the copy of the masters that the model computes with."""
+    layouts = jax.tree.map(lambda x: x.sharding, model.abstract(model.dtype))
+    return jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree), out_shardings=layouts)
 
 
 def learning_rate(settings: Optimizer, steps: int) -> optax.Schedule:
@@ -109,10 +156,26 @@ def merge(moving: Parameters, frozen: Parameters) -> Parameters:
     return jax.tree.map(lambda x, y: y if x is None else x, moving, frozen, is_leaf=_absent)
 
 
-def make_update(
+class UpdatePrograms(NamedTuple):
+    """Jitted functions of an update, made once.
+
+    Attributes:
+        zeros: makes the sum of gradients before the first microbatch.
+        add: adds the gradient of a microbatch to it; the sum is donated.
+        move: applies it; the state is donated.
+        combine: what the microbatches told, as that of the step.
+    """
+
+    zeros: Any
+    add: Any
+    move: Any
+    combine: Any
+
+
+def update_programs(
     model: Model, optimizer: optax.GradientTransformation, settings: Optimizer, gradient: Gradient
-) -> Callable[[TrainState, Updates], tuple[TrainState, Told]]:
-    """What a step does to the state, as programs that are compiled once; the state is donated.
+) -> UpdatePrograms:
+    """The programs of an update, each compiled once.
 
     What they return is laid out as it was taken: left to XLA it comes back without the mesh's axes of size 1, which
     is another layout to `jax.jit`, and each program is compiled twice.
@@ -122,29 +185,43 @@ def make_update(
         optimizer: from `make_optimizer`.
         settings: of the optimizer.
         gradient: `sft_gradient`, or `grpo_gradient` with its settings bound.
+    """
+    layouts = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer))
+    total_layout = moving_part(settings, layouts.params)
+    return UpdatePrograms(
+        zeros=zero_gradient(model, settings),
+        add=jax.jit(partial(gradient, model), donate_argnums=1, out_shardings=(total_layout, None)),
+        move=jax.jit(partial(apply_gradient, optimizer), donate_argnums=0, out_shardings=(layouts, None)),
+        combine=jax.jit(_combined),
+    )
+
+
+def make_update(
+    model: Model, optimizer: optax.GradientTransformation, settings: Optimizer, gradient: Gradient
+) -> Callable[[TrainState, Updates], tuple[TrainState, Told]]:
+    """`updating` by programs of its own."""
+    return updating(update_programs(model, optimizer, settings, gradient))
+
+
+def updating(programs: UpdatePrograms) -> Callable[[TrainState, Updates], tuple[TrainState, Told]]:
+    """What a step does to the state, which is donated.
 
     Returns:
         A function of the state and, for each move of the optimizer, the arguments of its microbatches. It returns the
         new state and what the microbatches told, on the device: `loss` and `grad_norm` as means over the moves, names
         that end in `/max` as the largest, and the others added up.
     """
-    layouts = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer))
-    total_layout = moving_part(settings, layouts.params)
-    add = jax.jit(partial(gradient, model), donate_argnums=1, out_shardings=(total_layout, None))
-    move = jax.jit(partial(apply_gradient, optimizer), donate_argnums=0, out_shardings=(layouts, None))
-    zeros = zero_gradient(model, settings)
-    combine = jax.jit(_combined)
 
     def update(state: TrainState, updates: Updates) -> tuple[TrainState, Told]:
         told, norms = [], []
         for microbatches in updates:
-            total = zeros()
+            total = programs.zeros()
             for microbatch in microbatches:
-                total, share = add(state.params, total, *microbatch)
+                total, share = programs.add(state.params, total, *microbatch)
                 told.append(share)
-            state, norm = move(state, total)
+            state, norm = programs.move(state, total)
             norms.append(norm)
-        return state, combine(told, norms)
+        return state, programs.combine(told, norms)
 
     return update
 

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,25 +36,27 @@ from currreft_jax.data import pipeline, processor, world_rows
 from currreft_jax.data.examples import Example
 from currreft_jax.data.mixture import Mixture, mixture
 from currreft_jax.data.prompts import template
-from currreft_jax.experience import Context, drawn_batch, gold_batch
+from currreft_jax.experience import Context, drawn_batch, gold_batch, shard_prompts
 from currreft_jax.held_out import HeldOut, held_out_rows, measure
 from currreft_jax.losses import PER_TOKEN
 from currreft_jax.metrics import Metrics
 from currreft_jax.models import hf
 from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.planning.fit import refuse_too_large
+from currreft_jax.planning.parts import Programs
 from currreft_jax.rewards import MathsPool, check_rows
 from currreft_jax.sharding import data_shards, make_mesh
 from currreft_jax.step import (
     TrainState,
     abstract_state,
-    grpo_gradient,
+    caster,
     init_state,
-    learning_rate,
-    make_optimizer,
-    make_update,
+    learning,
     moments_for_a_new_stage,
-    sft_gradient,
+    trained_model,
+    update_programs,
+    updating,
 )
 from currreft_jax.workdir import (
     CHECKPOINTS,
@@ -173,16 +174,13 @@ def train_stage(
     pixels = {"min_pixels": config.model.min_pixels or None, "max_pixels": config.model.max_pixels or None}
     reader = processor.load(config.model.path, **pixels)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    dtype = jnp.dtype(config.model.dtype)
-    lora = config.model.lora
-    model = Model(reader.config, mesh, dtype, config.model.remat, reader.tokenizer_size, lora.rank, lora.alpha)
-    moves = config.grpo.num_updates * config.grpo.minibatches if grpo else 1
-    rule = dataclasses.replace(config.optimizer, learning_rate=stage.learning_rate or config.optimizer.learning_rate)
-    optimizer = make_optimizer(rule, stage.steps * moves)
-    rates = learning_rate(rule, stage.steps * moves)
-    gradient = partial(grpo_gradient, settings=config.grpo, temperature=config.sampling.temperature)
-    update = make_update(model, optimizer, rule, gradient if grpo else sft_gradient)
-    cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree))
+    model = trained_model(config.model, reader.config, mesh, reader.tokenizer_size)
+    moves, rule, optimizer, rates, gradient = learning(config, number)
+    programs, cast = update_programs(model, optimizer, rule, gradient), caster(model)
+    update = updating(programs)
+    if config.plan_first:
+        state = abstract_state(model, optimizer)
+        refuse_too_large(Programs(config, reader, reader.eos_token_ids, model, state, programs))
 
     with ExitStack() as opened:
         scores = grpo or any(it.held_out for it in config.stages)
@@ -240,7 +238,8 @@ def train_stage(
             if ended:
                 break
             window.start_clock()
-    hf.export(model, cast(merged(model, state.params)), reader, where / EXPORT)
+    plain = caster(dataclasses.replace(model, lora_rank=0))
+    hf.export(model, plain(merged(model, state.params)), reader, where / EXPORT)
     return True
 
 
@@ -358,16 +357,7 @@ def read_rows(
     config: Config, number: int, reader: processor.Processor, model: Model
 ) -> tuple[Mixture, pipeline.Ladders]:
     """The rows of a stage, and the shapes that batches of them may take."""
-    gold = config.method is Method.SFT
-    minibatches = 1 if gold else config.grpo.minibatches
-    parts = config.microbatches * minibatches * data_shards(model.mesh)
-    prompts = config.data.batch_size // parts
-    if config.data.batch_size != prompts * parts:
-        raise ValueError(
-            f"data.batch_size ({config.data.batch_size}) does not divide into {minibatches} minibatches of"
-            f" {config.microbatches} microbatches of {data_shards(model.mesh)} data shards (mesh.data x mesh.fsdp):"
-            " change one of them"
-        )
+    gold, prompts = config.method is Method.SFT, shard_prompts(config, model.mesh)
     if data_shards(model.mesh) % jax.process_count():
         raise ValueError(
             f"{data_shards(model.mesh)} data shards (mesh.data x mesh.fsdp) do not divide into {jax.process_count()}"

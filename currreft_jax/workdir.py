@@ -18,7 +18,7 @@ CONFIG, METRICS, CHECKPOINTS, EXPORT, ROLLOUTS = "config.json", "metrics.jsonl",
 MATRIX = "curriculum.json"  # beside the folders of the stages
 # Settings that may change while a run is interrupted: where and how it is computed and told, and the room for rows.
 _FREE = (
-    *("name", "mesh.", "microbatches", "model.remat"),
+    *("name", "mesh.", "microbatches", "model.remat", "plan_first"),
     *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
     *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
     *("logging.tensorboard", "logging.wandb"),

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -226,7 +227,19 @@ def usable(
     return replace(mixture, parts=kept, errors=tuple(errors), left_out=left_out)
 
 
-def ladders(data: Data, processor: Processor, prompts: int) -> Ladders:
+class Budgeted(Protocol):
+    """A processor, or what stands for one that is not there.
+
+    Attributes:
+        config: of the model.
+        max_pixels: area that larger images are shrunk to.
+    """
+
+    config: ModelConfig
+    max_pixels: int
+
+
+def ladders(data: Data, processor: Budgeted, prompts: int) -> Ladders:
     """The shapes for batches whose data shards hold `prompts` prompts each, of a microbatch."""
     largest = largest_slots(processor.max_pixels, processor.config.vision)
     slots = tuple(data.slots) or _rungs(largest * prompts, 1.25)

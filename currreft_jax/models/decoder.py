@@ -106,11 +106,12 @@ def decoding_weights(model: Model, parameters: Parameters, decoding: Model) -> P
 
     Kernels and embeddings are cast, which is what each product does with them anyway; biases and norms stay exact.
     """
-    return _reshard(model, decoding)(parameters)
+    return reshard(model, decoding)(parameters)
 
 
 @lru_cache(maxsize=16)
-def _reshard(model: Model, decoding: Model) -> Any:
+def reshard(model: Model, decoding: Model) -> Any:
+    """The program of `decoding_weights`."""
     layers = model.config.num_hidden_layers
 
     def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:

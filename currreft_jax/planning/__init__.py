@@ -1,0 +1,1 @@
+"""Will it fit, how fast: the programs of training, compiled ahead of time for devices that need not be there."""

@@ -1,0 +1,63 @@
+"""Plans by the compilers of GPUs and TPUs; without them these tests are skipped, and say so."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import jax
+import pytest
+
+from configs import common, stage3
+from currreft_jax.planning import fit, parts
+from currreft_jax.planning.devices import GIB, topology
+
+pytestmark = pytest.mark.plan
+LACKING = {
+    "a800": (not find_spec("jax_cuda12_plugin"), "jax-cuda12-plugin is missing: pip install 'currreft_jax[cuda12]'"),
+    "v5e": (not find_spec("libtpu"), "libtpu is missing: pip install 'currreft_jax[tpu]'"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.skipif(LACKING[name.split(":")[0]][0], reason=LACKING[name.split(":")[0]][1])
+        )
+        for name in ("a800:1x8", "a800:2x8", "v5e:2x4")
+    ],
+)
+def test_the_published_widths_compile(monkeypatch, name):
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    jax.config.update("jax_default_matmul_precision", None)  # which the suite raises
+    config = stage3.get_config("3b")
+    config.stages[0].held_out = []
+    reader = parts.reader_of(config)
+    vision = replace(reader.config.vision, depth=2, fullatt_block_indexes=(1,))
+    reader = reader._replace(config=replace(reader.config, num_hidden_layers=2, vision=vision))
+    place = topology(name)
+    config.data.batch_size = len(place.devices)
+    programs = parts.programs_of(config, 0, reader, place.devices)
+    wanted = parts.parts(programs, parts.buckets(programs)[-1])
+    seen = {it.part.name: it for it in fit.plan(wanted, programs, place)}
+    gradient = seen["gradient"]
+    assert gradient.temporaries > GIB / 4
+    # Masters and the sum of gradients, 4 bytes each of a share of the parameters.
+    share = programs.model.num_parameters / len(place.devices)
+    assert gradient.arguments == pytest.approx(8 * share, rel=0.05)
+    assert sum((gradient.moved.links + gradient.moved.network).values()) > 4 * share
+    assert bool(gradient.moved.network) == (name == "a800:2x8")
+    # A token reads the head and both layers once, and little else.
+    weights = parts.device_bytes(seen["decode"].part.arguments[0])
+    assert weights < seen["decode"].moved.memory / seen["decode"].part.trips < 2 * weights
+    assert fit.fits(list(seen.values()), place)
+
+
+@pytest.mark.skipif(*LACKING["v5e"][:1], reason=LACKING["v5e"][1])
+def test_what_does_not_fit_exits_with_one():
+    command = [sys.executable, "-m", "currreft_jax.plan", "--config=configs/stage3.py:3b", "--topology=v5e:1x1"]
+    settings = ["--config.data.batch_size=1", "--config.sampling.group_size=2"]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "does not fit" in done.stdout and "Take more devices" in done.stdout
