@@ -228,15 +228,17 @@ def usable(
 
 
 class Budgeted(Protocol):
-    """A processor, or what stands for one that is not there.
+    """A processor, or what stands for one that is not there."""
 
-    Attributes:
-        config: of the model.
-        max_pixels: area that larger images are shrunk to.
-    """
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+        ...
 
-    config: ModelConfig
-    max_pixels: int
+    @property
+    def max_pixels(self) -> int:
+        """Area that larger images are shrunk to."""
+        ...
 
 
 def ladders(data: Data, processor: Budgeted, prompts: int) -> Ladders:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,9 @@ from currreft_jax.planning.parts import Part, Programs, buckets, device_bytes, p
 # Products are tuned on the device; without one, XLA has no tiles for some of Triton's, and cuBLAS computes all of that
 # program's, with somewhat more memory.
 _UNTILED, _CUBLAS = "find output tile sizes", {"xla_gpu_enable_triton_gemm": False}
+# What a TPU's compiler says when it refuses: of the whole program, or of its temporaries alone.
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?)i?B? of")
+_TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)i?B?\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -96,11 +97,11 @@ def measured(part: Part, programs: Programs, place: Slice) -> Measured:
     try:
         compiled = _compiled(traced)
     except jax.errors.JaxRuntimeError as error:
-        if not (found := _USED.search(str(error))):
+        used, temporaries = _told(_USED, error), _told(_TEMPORARIES, error)
+        if not used and not temporaries:
             raise
-        used = float(found[1]) * _UNITS[found[2]]
         took = time.perf_counter() - began
-        return Measured(part, took, arguments, 0, 0, beside, operations, Traffic(), used)
+        return Measured(part, took, arguments, 0, int(temporaries), beside, operations, Traffic(), used)
     took = time.perf_counter() - began
     stats = compiled.memory_analysis()
     return Measured(
@@ -113,6 +114,11 @@ def measured(part: Part, programs: Programs, place: Slice) -> Measured:
         operations=operations,
         moved=traffic(compiled.as_text(), place.of_host, part.trips, full),
     )
+
+
+def _told(pattern: re.Pattern[str], error: Exception) -> float:
+    found = pattern.search(str(error))
+    return float(found[1]) * _UNITS[found[2]] if found else 0.0
 
 
 def _compiled(traced: Any) -> Any:
@@ -196,7 +202,7 @@ def _speed(seen: Sequence[Measured], place: Slice, shares: Shares) -> list[str]:
             continue
         times, limits = it.part.times, it.seconds(place, shares)
         limit = max(limits, key=limits.__getitem__)
-        sent = sum((it.moved.links + it.moved.network).values())
+        sent = sum(it.moved.sent.values())
         lines.append(
             f"{it.part.name:18}{times:>7g}{times * it.operations / 1e12:>9.2f}{times * it.moved.memory / GB:>10.1f}"
             f"{times * sent / GB:>9.2f}{times * limits[limit]:>9.3f}  {limit:8} {_collectives(it)}"
@@ -210,7 +216,7 @@ def _speed(seen: Sequence[Measured], place: Slice, shares: Shares) -> list[str]:
 
 def _collectives(it: Measured) -> str:
     """Each kind, how often it runs in a step, and what it sends in one."""
-    told = Counter({kind: it.part.times * (it.moved.links + it.moved.network)[kind] for kind in it.moved.calls})
+    told = sorted(it.moved.sent.items(), key=lambda pair: -pair[1])
     return ", ".join(
-        f"{kind} x {it.part.times * it.moved.calls[kind]:g} {sent / GB:.3g} GB" for kind, sent in told.most_common()
+        f"{kind} x {it.part.times * it.moved.calls[kind]:g} {it.part.times * sent / GB:.3g} GB" for kind, sent in told
     )

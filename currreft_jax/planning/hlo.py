@@ -8,7 +8,7 @@ what stays in a cache between two operations counts all the same.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -74,9 +74,14 @@ class Traffic:
     """
 
     memory: float = 0.0
-    links: Counter[str] = field(default_factory=Counter)
-    network: Counter[str] = field(default_factory=Counter)
-    calls: Counter[str] = field(default_factory=Counter)
+    links: dict[str, float] = field(default_factory=dict)
+    network: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sent(self) -> dict[str, float]:
+        """Kind of collective -> bytes sent to any device."""
+        return {kind: self.links.get(kind, 0.0) + self.network.get(kind, 0.0) for kind in self.calls}
 
 
 def traffic(text: str, of_host: int, trips: int = 1, taken: float = 1.0) -> Traffic:
@@ -89,9 +94,9 @@ def traffic(text: str, of_host: int, trips: int = 1, taken: float = 1.0) -> Traf
         taken: share of the times that a condition holds.
     """
     computations, entry = _parsed(text)
-    runs: Counter[tuple[str, bool]] = Counter()
+    runs: dict[tuple[str, bool], float] = defaultdict(float)
     _count(computations, entry, 1.0, False, (trips, taken), runs)
-    memory, links, network, calls = 0.0, Counter[str](), Counter[str](), Counter[str]()
+    memory, (links, network, calls) = 0.0, (defaultdict[str, float](float) for _ in range(3))
     for (name, fused), times in runs.items():
         lines = {it.name: it for it in computations[name]}
         for it in computations[name]:
@@ -152,7 +157,7 @@ def _count(
     times: float,
     fused: bool,
     how: tuple[int, float],
-    runs: Counter[tuple[str, bool]],
+    runs: dict[tuple[str, bool], float],
 ) -> None:
     """Adds how often each computation runs."""
     runs[name, fused] += times
@@ -226,7 +231,7 @@ def _fusion(inside: Sequence[Instruction], operands: Sequence[float]) -> tuple[f
             origin[it.name] = it.name
         elif it.kind in _VIEWS and it.operands[0] in origin:
             origin[it.name] = origin[it.operands[0]]
-    taken: Counter[str] = Counter()
+    taken: dict[str, float] = defaultdict(float)
     whole: set[str] = set()
     for it in inside:
         for place, name in enumerate(it.operands):
