@@ -84,7 +84,8 @@ class Metrics:
         """One line: a step, its stage, and its metrics."""
         step = line["step"]
         values = {name: value for name, value in line.items() if name not in ("step", "stage")}
-        self._bar.set_postfix({short: f"{values[name]:.4g}" for name, short in _SHOWN.items() if name in values})
+        shown = {short: f"{values[name]:.4g}" for name, short in _SHOWN.items() if name in values}
+        self._bar.set_postfix(shown, refresh=False)
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

@@ -371,6 +371,21 @@ def test_the_search_takes_the_fastest_that_fits(checkpoint, monkeypatch, peaks, 
     assert f"--config.model.remat={found[1].name}" in best.flags
 
 
+@pytest.mark.parametrize(("sent", "copies"), [(1e12, 2), (0, 1)])
+def test_the_search_keeps_parameters_within_a_host_where_that_is_faster(checkpoint, monkeypatch, sent, copies):
+    config = config_of(checkpoint, checkpoint)
+    config.data.batch_size = 32
+
+    def measured(it: Part, programs: parts.Programs, place: Slice) -> Measured:
+        alone = programs.config.mesh.data == 1
+        return Measured(it, 0.0, 0, 0, 0, {}, 1e12 if alone else 1.1e12, Traffic(network={"all-gather": sent * alone}))
+
+    monkeypatch.setattr(searching, "measured", measured)
+    place = replace(here(2 * GIB), of_host=len(jax.devices()) // 2)
+    best = searching.search(config, 0, parts.reader_of(config), place, Shares(), lambda _: None)
+    assert best is not None and best.config.mesh.data == copies
+
+
 def test_nothing_is_compiled_where_what_lies_there_is_too_much(checkpoint, monkeypatch):
     config = config_of(checkpoint, checkpoint)
     said: list[str] = []

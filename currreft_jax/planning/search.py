@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from currreft_jax.config import Config, MeshShape, Method, Remat
+from currreft_jax.config import Config, MeshShape, Method, Pretrained, Remat
 from currreft_jax.planning.devices import GIB, Slice
 from currreft_jax.planning.fit import Measured, Shares, measured, step_seconds
 from currreft_jax.planning.parts import Part, Programs, Reader, buckets, parts, programs_of
@@ -44,6 +44,7 @@ def search(
     """The fastest settings of microbatches, rematerialisation and meshes that fit; None if none do.
 
     The fewer the parts of the tensor axis the better, as each sends activations; the rest is compiled and compared.
+    Parameters are split over all devices, or over those of a host with a copy on each, where only gradients travel.
 
     Args:
         config: what it starts from; nothing else of it changes.
@@ -57,7 +58,8 @@ def search(
     def tried(config: Config, learning: bool) -> list[Measured] | None:
         """The parts that learn, or those that draw; None if one does not fit, or the batch does not divide."""
         told = f"  remat {config.model.remat.name}, microbatches {config.microbatches}" if learning else "  sampling"
-        told += f", tensor {config.mesh.tensor}" + ("" if learning else f", sampling.mesh {config.sampling.mesh}")
+        told += f", data {config.mesh.data}, tensor {config.mesh.tensor}"
+        told += "" if learning else f", sampling.mesh {config.sampling.mesh}"
         try:
             programs = programs_of(config, number, reader, place.devices)
             wanted = [it for it in parts(programs, buckets(programs)[-1]) if (it.name in _LEARNING) == learning]
@@ -74,25 +76,31 @@ def search(
         say(f"{told}: fits, {step_seconds(seen, place, shares):.2f} s a step")
         return seen
 
+    def smallest(model: Pretrained, mesh: MeshShape, shards: int) -> tuple[float, Config] | None:
+        """Seconds of the parts that learn, with the fewest microbatches that fit; None if none do."""
+        for microbatches in _divisors(config.data.batch_size // (minibatches * shards)):
+            there = replace(config, mesh=mesh, microbatches=microbatches, model=model)
+            if seen := tried(there, learning=True):
+                return step_seconds(seen, place, shares), there
+        return None
+
     minibatches = config.grpo.minibatches if config.method is Method.GRPO else 1
     for tensor in _TENSOR:
         if len(place.devices) % tensor or tensor > place.of_host:
             continue
-        laid_out, shards = replace(config, mesh=MeshShape(1, -1, tensor)), len(place.devices) // tensor
+        shards = len(place.devices) // tensor
         if config.data.batch_size % (minibatches * shards):
             say(
                 f"  tensor {tensor}: data.batch_size {config.data.batch_size} does not divide into {shards} data shards"
             )
             continue
         learnt: list[tuple[float, Config]] = []
-        for remat in (Remat.NONE, Remat.DOTS, Remat.BLOCK):
-            for microbatches in _divisors(config.data.batch_size // (minibatches * shards)):
-                there = replace(laid_out, microbatches=microbatches, model=replace(config.model, remat=remat))
-                if seen := tried(there, learning=True):
-                    learnt.append((step_seconds(seen, place, shares), there))
-                    break
-            if learnt and learnt[0][1].microbatches == 1:
-                break  # what follows computes more, and has no less to do at a time
+        for copies in sorted({1, len(place.devices) // place.of_host}):
+            for remat in (Remat.NONE, Remat.DOTS, Remat.BLOCK):
+                if fits := smallest(replace(config.model, remat=remat), MeshShape(copies, -1, tensor), shards):
+                    learnt.append(fits)
+                    if fits[1].microbatches == 1:
+                        break  # what follows computes more, and has no less to do at a time
         if not learnt:
             continue
         seconds, best = min(learnt, key=lambda it: it[0])
