@@ -1,4 +1,6 @@
-"""The embedded base: a small Qwen2.5-VL trained from scratch in the world, captions first and then questions.
+"""The embedded base: a small Qwen2.5-VL trained from scratch in the world.
+
+Captions come first, then questions, and among them drills, which are about words alone.
 
 `make base` runs it; SEED=1 makes another world and another base.
 """
@@ -19,7 +21,7 @@ def get_config(seed: str | None = None) -> Config:
     config.model.init = Init.RANDOM
     config.stages = [
         Stage("captions", [Source(f"{world}/captions.jsonl")], steps=1200),
-        Stage("questions", [Source(f"{world}/base.jsonl")], steps=3000),
+        Stage("questions", [Source(f"{world}/base.jsonl"), Source(f"{world}/drills.jsonl", weight=0.3)], steps=3500),
     ]
     config.data.batch_size = 32
     config.microbatches = 2

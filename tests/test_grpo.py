@@ -327,7 +327,7 @@ def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkp
 
 
 def test_the_world_is_drawn_once_and_never_over_something_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(world_rows, "SIZES", Sizes(captions=0, base=0, train=3, test=2, axis=1))
+    monkeypatch.setattr(world_rows, "SIZES", Sizes(captions=0, base=0, drills=0, train=3, test=2, axis=1))
     said = []
     world_rows.make(tmp_path / "world", said.append)
     world_rows.make(tmp_path / "world", said.append)

@@ -12,7 +12,7 @@ from currreft_jax.world.settings import Sizes
 from currreft_jax.world.write import DESCRIPTION, write
 
 # What a curriculum needs; the rows that the base was taught with are left to `dataset build world`.
-SIZES = Sizes(captions=0, base=0, axis=200)
+SIZES = Sizes(captions=0, base=0, drills=0, axis=200)
 
 
 def make(folder: Path, say: Callable[[str], None]) -> None:

@@ -7,7 +7,7 @@ equally frequent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from random import Random
@@ -148,13 +148,19 @@ def _yes_or_no(verdict: bool) -> str:
     return "yes" if verdict else "no"
 
 
+def _gone_through(shown: Iterable[str], letter: str) -> str:
+    """The options one after the other with a verdict on each, until the right one is found."""
+    seen = zip(ascii_uppercase[: ascii_uppercase.index(letter) + 1], shown, strict=False)
+    return ", ".join(f"{name} {text} {_yes_or_no(name == letter)}" for name, text in seen)
+
+
 # ---------------------------------------------------------------------------------------------------------- detection
 
 
 def _detection(occasion: _Occasion, kind: Kind) -> _Asked:
     target = pick(occasion.subject, askable(occasion.scene.things, occasion.scene.domain))
-    problem = f"where is the {target.colour} {target.shape}?"
-    where = place(target.box)
+    name = " ".join(target.pair)
+    problem, where = f"where is the {name}?", f"{name} {place(target.box)}"
     if kind is Kind.OPEN:
         return _Asked(problem, spell(target.box), where)
     if kind is Kind.JUDGE:
@@ -164,7 +170,7 @@ def _detection(occasion: _Occasion, kind: Kind) -> _Asked:
         return _Asked(f"{problem} is it {{box:0}}?", _yes_or_no(verdict), thought, boxes=(shown,))
     boxes, letter = _offered(occasion, target.box, _wrong_boxes(occasion, target, OPTIONS - 1))
     options = tuple(f"{{box:{index}}}" for index in range(OPTIONS))
-    thought = ", ".join((where, *(f"{name} {place(box)}" for name, box in zip(ascii_uppercase, boxes, strict=False))))
+    thought = f"{where}, {_gone_through(map(place, boxes), letter)}"
     return _Asked(problem, letter, thought, options, boxes=boxes)
 
 
@@ -245,7 +251,7 @@ def _classify(occasion: _Occasion, kind: Kind) -> _Asked:
     where, things = _looked_at(occasion)
     labels = list(dict.fromkeys(_names(things, subject)))
     if kind is Kind.OPEN:
-        return _Asked(f"which {subject} are {where or 'there'}?", ", ".join(labels), _listed(things, subject))
+        return _Asked(f"which {subject} are {where or 'there'}?", ", ".join(labels), ", ".join(_names(things, subject)))
     absent = [name for name in _pool(occasion.scene.domain, subject) if name not in labels]
     # Where a scene has all shapes or colours there are, nothing absent is left to ask for but whole objects.
     if not absent:
@@ -255,16 +261,23 @@ def _classify(occasion: _Occasion, kind: Kind) -> _Asked:
     if kind is Kind.JUDGE:
         verdict = _judged(occasion)
         name = pick(occasion.details, labels) if verdict else _absent(occasion, subject, absent, 1)[0]
-        thought = _listed(things, subject)
+        thought = f"{name}, {looked_for(name, labels)}"
         return _Asked(f"is there any {name}{where and ' '}{where}?", _yes_or_no(verdict), thought)
     options, letters = _choose_labels(occasion, subject, labels, absent)
     problem = f"which {subject} are {where or 'there'}?"
-    return _Asked(problem, ", ".join(letters), _listed(things, subject), options, multiple=True)
+    thought = lettered(labels, dict(zip(options, ascii_uppercase, strict=False)))
+    return _Asked(problem, ", ".join(letters), thought, options, multiple=True)
 
 
-def _listed(things: Sequence[Thing], subject: str) -> str:
-    """Every object by name, in reading order: a thought from which all kinds of classify rows are answered."""
-    return ", ".join(_names(things, subject))
+def looked_for(name: str, labels: list[str]) -> str:
+    """What is seen, in reading order with a verdict on each, until the name is found."""
+    end = labels.index(name) + 1 if name in labels else len(labels)
+    return ", ".join(f"{label} {_yes_or_no(label == name)}" for label in labels[:end])
+
+
+def lettered(labels: Sequence[str], letters: Mapping[str, str]) -> str:
+    """What is seen, each with its letter among the options."""
+    return ", ".join(f"{label} {letters.get(label, 'none')}" for label in labels)
 
 
 def _looked_at(occasion: _Occasion) -> tuple[str, Sequence[Thing]]:
@@ -329,7 +342,7 @@ def _math(occasion: _Occasion, kind: Kind) -> _Asked:
     lowest = max(0, total - whole(occasion.details, 0, OPTIONS - 1))
     wrong = [str(n) for n in shuffled(occasion.details, range(lowest, lowest + OPTIONS)) if n != total]
     options, letter = _offered(occasion, str(total), wrong)
-    return _Asked(problem, letter, thought, options)
+    return _Asked(problem, letter, f"{thought}, {_gone_through(options, letter)}", options)
 
 
 def _counted(occasion: _Occasion) -> tuple[str, tuple[str, ...]]:

@@ -55,8 +55,8 @@ class Settings:
     near_boxes: float = 0.0
     empty_boxes: float = 0.3
     subjects: Mapping[str, float] = field(default_factory=_subjects)
-    lines: float = 0.85
-    mixed_pairs: float = 0.7
+    lines: float = 0.5
+    mixed_pairs: float = 0.3
     sums: float = 0.5
     zeros: float = 0.15
     near_numbers: float = 0.6
@@ -98,6 +98,7 @@ class Sizes:
     Attributes:
         captions: of the captions that the base learns first; each is described in every form of `lessons.CAPTIONS`.
         base: of the questions that it learns next; see `Settings.questions`.
+        drills: exercises in words alone, which have no scene.
         train: of the curriculum's training rows; each gives one row of every task and kind.
         test: likewise of the test in domain.
         axis: likewise of the test of each axis out of domain.
@@ -105,6 +106,7 @@ class Sizes:
 
     captions: int = 10_000
     base: int = 40_000
+    drills: int = 20_000
     train: int = 3_000
     test: int = 1_000
     axis: int = 500

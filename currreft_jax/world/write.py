@@ -15,6 +15,7 @@ from PIL import Image
 
 from currreft_jax.structs import Row
 from currreft_jax.world.chance import stream
+from currreft_jax.world.drills import drill
 from currreft_jax.world.lessons import CAPTIONS, caption_lesson, conversation, lessons
 from currreft_jax.world.questions import KINDS, TASKS, ask
 from currreft_jax.world.scenes import AXES, Scene, domains, pixels, scene
@@ -68,7 +69,7 @@ def write(
 ) -> dict[str, int]:
     """Writes a world: images and rows.
 
-    `captions.jsonl` and `base.jsonl` are what the base learns from, in this order. Judge, choice and open rows are in
+    `captions.jsonl`, `base.jsonl` and `drills.jsonl` are what the base learns from. Judge, choice and open rows are in
     `train_KIND.jsonl`, `test_KIND.jsonl` and, for each axis out of domain, `test_AXIS_KIND.jsonl`. Image paths are
     relative to the folder. `world.json`, written last, tells seed, sizes and settings.
 
@@ -93,6 +94,10 @@ def write(
     owners: dict[bytes, str] = {}
     for part in parts(sizes):
         counts |= _write_part(folder, to_keys, part, seed, settings, owners)
+    if sizes.drills:
+        with (folder / "drills.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(to_keys(drill(seed, index))) + "\n" for index in range(sizes.drills))
+        counts["drills.jsonl"] = sizes.drills
     described = {"seed": seed, "sizes": asdict(sizes), "settings": _plain(asdict(settings)), "rows": counts}
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
     return counts

@@ -14,7 +14,7 @@ from currreft_jax.world.scenes import AXES, domains, pixels, scene
 from currreft_jax.world.settings import Settings, Sizes
 from currreft_jax.world.write import parts, write
 
-SIZES = Sizes(captions=6, base=10, train=8, test=8, axis=4)
+SIZES = Sizes(captions=6, base=10, drills=12, train=8, test=8, axis=4)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,16 @@ def lines(path: Path) -> list[dict]:
 def test_all_files_are_there_with_as_many_rows_as_told(world):
     folder, counts = world
     kinds = {f"{part}_{kind.value}.jsonl" for part in ("train", "test", *(f"test_{a}" for a in AXES)) for kind in KINDS}
-    assert set(counts) == {"captions.jsonl", "base.jsonl", *kinds}
-    assert counts["captions.jsonl"] == 18 and counts["base.jsonl"] == 40
+    assert set(counts) == {"captions.jsonl", "base.jsonl", "drills.jsonl", *kinds}
+    assert counts["captions.jsonl"] == 18 and counts["base.jsonl"] == 40 and counts["drills.jsonl"] == 12
     assert counts["train_open.jsonl"] == 24 and counts["test_dark_judge.jsonl"] == 12
     for name, count in counts.items():
         rows = lines(folder / name)
         assert len(rows) == count
         for row in rows:
+            if name == "drills.jsonl":
+                assert "image" not in row
+                continue
             with Image.open(folder / row["image"]) as image:
                 assert image.size == (84, 84)
     assert len({row["id"] for name in counts for row in lines(folder / name)}) == sum(counts.values())
@@ -83,7 +86,7 @@ def test_rows_are_written_with_every_field_that_is_not_its_default(world):
 def test_no_image_stands_in_two_sets():
     """At a tenth of the shipped sizes; `write` itself looks at every image."""
     known = domains(Settings())
-    sizes = Sizes(captions=1000, base=2000, train=300, test=100, axis=50)
+    sizes = Sizes(captions=1000, base=2000, drills=0, train=300, test=100, axis=50)
     owners: dict[bytes, str] = {}
     for part in parts(sizes):
         for index in range(part.first, part.first + part.scenes):
