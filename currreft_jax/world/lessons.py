@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from currreft_jax.config import Kind, Task
@@ -78,6 +78,7 @@ def caption_lesson(scene: Scene, form: str, *, image: str, split: str) -> Lesson
 
 def lessons(scene: Scene, *, image: str, split: str, settings: Settings) -> tuple[Lesson, ...]:
     """The lessons of one scene: `settings.questions` of them, captions and questions mixed."""
+    settings = replace(settings, lines=settings.base_lines)
     return tuple(
         _lesson(scene, number, image=image, split=split, settings=settings) for number in range(settings.questions)
     )

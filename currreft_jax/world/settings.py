@@ -35,6 +35,7 @@ class Settings:
         empty_boxes: share of wrong boxes of judge rows that lie on nothing although another object could be shown.
         subjects: weights of what classify rows are about: shapes, colours, or whole objects.
         lines: share of classify rows about one row or column of the grid, rather than the whole image.
+        base_lines: the same for what the base learns, which therefore knows the easier questions better.
         mixed_pairs: share of absent objects whose colour and whose shape are both in the image, where there are such.
         sums: share of maths rows that add two counts.
         zeros: share of counted names that are not in the image.
@@ -55,7 +56,8 @@ class Settings:
     near_boxes: float = 0.0
     empty_boxes: float = 0.3
     subjects: Mapping[str, float] = field(default_factory=_subjects)
-    lines: float = 0.5
+    lines: float = 0.8
+    base_lines: float = 0.5
     mixed_pairs: float = 0.3
     sums: float = 0.5
     zeros: float = 0.15
@@ -82,8 +84,8 @@ class Settings:
             weights = values[name].values()
             if min(weights, default=0) < 0 or sum(weights) <= 0:
                 raise ValueError(f"{name} = {values[name]}: at least one weight above 0, and none below")
-        shares = ("near_boxes", "empty_boxes", "lines", "mixed_pairs", "sums", "zeros", "near_numbers", "odd_scenes")
-        for name in (*shares, "captions", "broken"):
+        shares = ("near_boxes", "empty_boxes", "lines", "base_lines", "mixed_pairs", "sums", "zeros", "near_numbers")
+        for name in (*shares, "odd_scenes", "captions", "broken"):
             if not 0 <= values[name] <= 1:
                 raise ValueError(f"{name} = {values[name]}: a share between 0 and 1")
         for name in ("questions", "turns"):
