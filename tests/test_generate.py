@@ -101,7 +101,7 @@ def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
 def test_the_demo_needs_no_other_argument(tmp_path, capsys):
     assert program.main(["--demo", f"--boxes={tmp_path / 'out.png'}"]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("<think> top left </think> <answer> [") and "with 1 box" in said.err
+    assert said.out.startswith("<think> blue triangle bottom left </think> <answer> [") and "with 1 box" in said.err
     render(program.demo()).save(tmp_path / "scene.png")
     assert program.main([f"--image={tmp_path / 'scene.png'}"]) == 0
     assert "blue triangle [" in capsys.readouterr().out
