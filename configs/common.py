@@ -72,7 +72,7 @@ def grpo(name: str, variant: str) -> Config:
         config.data.world = WORLD
         config.data.batch_size = 16
         config.data.prompt_lengths = (48, 80)
-        config.optimizer.learning_rate = 3e-4
+        config.optimizer.learning_rate = 1e-4
         config.sampling = Sampling(
             group_size=8,
             max_new_tokens=48,
