@@ -210,6 +210,8 @@ def test_traffic_of_a_loop_is_that_of_its_runs():
         ("mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
         ("mesh['a'=1,'b'=4] {'b':(1)2}", [[0, 2], [1, 3]]),
         ("mesh['a'=1,'b'=4] {'b':(2)2}", [[0, 1], [2, 3]]),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x={}", [[0, 1], [2, 3]]),
+        ("mesh['a'=2,'b'=2], device_ids=(3,2,1,0) {'b'}", [[3, 2], [1, 0]]),
     ],
 )
 def test_groups_of_devices_in_every_notation(text, groups):

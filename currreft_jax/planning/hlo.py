@@ -37,6 +37,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -275,24 +276,32 @@ def _members(text: str) -> np.ndarray:
     """Groups `[groups, devices]` in any of XLA's three notations.
 
     `{{0,1},{2,3}}` lists them; `[2,2]<=[4]` counts on, `[2,2]<=[2,2]T(1,0)` over swapped axes; and
-    `mesh['a'=2,'b'=2] {'b'}` names the axes that a group runs along, `'b':(2)2` a part of one.
+    `mesh['a'=2,'b'=2] {'b'}` names the axes that a group runs along, `'b':(2)2` a part of one; `device_ids=(...)`
+    before them says which devices the mesh has, one by one or as `[2,2]T(1,0)`.
     """
     if text.startswith("mesh["):
         sizes = [int(n) for n in re.findall(r"'=(\d+)", text.partition("]")[0])]
         names = re.findall(r"'([^']+)'=", text.partition("]")[0])
-        listed = re.search(r"\]\s*(?:,\s*device_ids=\(([\d,]+)\))?\s*\{([^}]*)\}", text)
+        listed = re.search(r"\]\s*(?:,\s*device_ids=\((.*?)\)\s*(?=\{))?\{([^}]*)\}", text)
         assert listed, text[:200]
         along = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", listed[2])
-        return _along(dict(zip(names, sizes, strict=True)), along)
-    if found := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        axes = [int(n) for n in found[3].split(",")]
-        ids = np.arange(prod(axes)).reshape(axes)
-        if found[4]:
-            ids = ids.transpose([int(n) for n in found[4].split(",")])
-        return ids.reshape(int(found[1]), int(found[2]))
+        places = _along(dict(zip(names, sizes, strict=True)), along)
+        if listed[1] is None:
+            return places
+        counted = re.fullmatch(_IOTA, listed[1])
+        return (_iota(*counted.groups()) if counted else np.array([int(n) for n in listed[1].split(",")]))[places]
+    if found := re.match(rf"\[(\d+),(\d+)\]<={_IOTA}", text):
+        return _iota(found[3], found[4]).reshape(int(found[1]), int(found[2]))
     return np.array(
         [[int(n) for n in row.split(",")] for row in re.findall(r"\{([\d,]+)\}", text.partition("}}")[0] + "}")]
     )
+
+
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+    """Numbers from 0, counted over axes of these sizes that are then put into this order."""
+    axes = [int(n) for n in sizes.split(",")]
+    ids = np.arange(prod(axes)).reshape(axes)
+    return (ids.transpose([int(n) for n in order.split(",")]) if order else ids).ravel()
 
 
 def _along(sizes: dict[str, int], along: Sequence[tuple[str, str, str]]) -> np.ndarray:
