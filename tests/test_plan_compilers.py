@@ -48,16 +48,16 @@ def test_the_published_widths_compile(monkeypatch, name):
     assert gradient.arguments == pytest.approx(8 * share, rel=0.05)
     assert sum(gradient.moved.sent.values()) > 4 * share
     assert bool(gradient.moved.network) == (name == "a800:2x8")
-    # A token reads the head and both layers once, and little else.
+    # A token reads the head and both layers once, and little else; a TPU keeps some of that beside its units.
     weights = parts.device_bytes(seen["decode"].part.arguments[0])
-    assert weights < seen["decode"].moved.memory / seen["decode"].part.trips < 2 * weights
+    assert 0.9 * weights < seen["decode"].moved.memory / seen["decode"].part.trips < 2 * weights
     assert fit.fits(list(seen.values()), place)
 
 
 @pytest.mark.skipif(*LACKING["v5e"][:1], reason=LACKING["v5e"][1])
 def test_what_does_not_fit_exits_with_one():
-    command = [sys.executable, "-m", "currreft_jax.plan", "--config=configs/stage3.py:3b", "--topology=v5e:1x1"]
-    settings = ["--config.data.batch_size=1", "--config.sampling.group_size=2"]
+    command = [sys.executable, "-m", "currreft_jax.plan", "--config=configs/stage3.py:7b", "--topology=v5e:2x2"]
+    settings = ["--config.data.batch_size=4", "--config.sampling.group_size=2"]
     done = subprocess.run([*command, *settings], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "does not fit" in done.stdout and "Take more devices" in done.stdout
