@@ -1,6 +1,6 @@
 """Where the time of a GRPO step goes, and what it gains by reading each prompt once for its whole group.
 
-  python -m benchmarks.grpo_step [--size 2m 40m] [--trl-python PYTHON] [--out grpo_step.json]
+  python -m benchmarks.grpo_step [--size 2m 40m 3b] [--trl-python PYTHON] [--out grpo_step.json]
 
 Random weights, image prompts, bf16, completions of one length, KL on. Medians of several runs, after a warm-up:
 
