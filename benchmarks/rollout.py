@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ SIZES = {
     # The published shape, with the ids of this file's tokenizer; it wants a GPU.
     "3b": replace(
         PUBLISHED["3b"],
-        **{field.name: getattr(_2M, field.name) for field in fields(_2M) if field.name.endswith("_token_id")},
+        **{name: value for name, value in asdict(_2M).items() if name.endswith("_token_id")},
     ),
 }
 

@@ -3,7 +3,7 @@ from random import Random
 
 import pytest
 
-from currreft_jax.config import Kind
+from currreft_jax.config import Kind, Task
 from currreft_jax.rewards import score_completions
 from currreft_jax.structs import Completion
 from currreft_jax.world.lessons import BROKEN, caption, caption_lesson, conversation, lessons, reasoned
@@ -30,6 +30,13 @@ def test_a_share_of_the_answers_breaks_the_format_and_nothing_else():
     # Where the layout is right the answer is; a wrong one may hide it.
     assert (scores.parts["accuracy"] >= scores.parts["format"]).all()
     assert 0.78 < scores.parts["accuracy"].mean() < 0.92
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_what_the_base_learns_has_its_own_share_of_rows_and_columns(share):
+    settings = Settings(lines=1 - share, base_lines=share)
+    asked = [it.row.problem for it in taught(60, settings) if it.row.task is Task.CLASSIFY]
+    assert asked and {" in the " in question for question in asked} == {bool(share)}
 
 
 @pytest.mark.parametrize("layout", BROKEN)
