@@ -27,6 +27,8 @@ from currreft_jax.config import Kind, Task
 
 Array = Any  # NumPy's on the host, JAX's on the device
 
+PADDING = -1  # in an array of indices or ids: nothing is here
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ from currreft_jax.config import Remat
 from currreft_jax.data.packing import BatchShape, collate
 from currreft_jax.data.processor import load
 from currreft_jax.models import logprobs as blocks
+from currreft_jax.models.attention import Source, attend
 from currreft_jax.models.config import PUBLISHED
 from currreft_jax.models.layers import einsum
 from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.models.vision import attend_in_images, rows_that_share
 from currreft_jax.sharding import data_shards, make_mesh, path_of, to_devices
 from currreft_jax.structs import Prompt
 from tests import tiny
@@ -238,6 +241,62 @@ def test_other_images_of_the_same_shape_are_not_compiled_again(checkpoint):
     assert score._cache_size() == 1
 
 
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (3, 2, 4, 2), (1, 4, 1), (4, 3, 3)])
+def test_attention_in_images_is_dense_attention_under_a_mask(sizes):
+    """In rows of four slots: images that lie in rows, that cross one border, and that cross both."""
+    key = jax.random.key(0)
+    query, keys, values = jax.random.normal(key, (3, 2, sum(sizes), 4, 2, 8))
+    image = np.stack([np.repeat(np.arange(len(sizes)), sizes), np.zeros(sum(sizes), int)])
+    image[1, 4:] = -1
+    image = np.repeat(image[..., None], 4, axis=2)
+    image[..., 3] = -1  # padding in every slot
+    shared = rows_that_share(jnp.asarray(image), 4)
+    starts = np.cumsum((0, *sizes))
+    crossed = [any(a < border < b for a, b in pairwise(starts)) for border in range(4, sum(sizes), 4)]
+    assert list(shared) == [any(pair) for pair in pairwise((False, *crossed, False))]
+
+    def flat(x):
+        return x.reshape(2, -1, *x.shape[3:])
+
+    def loss(attended):
+        return jnp.sum(jnp.where(image[..., None, None] >= 0, attended, 0) ** 2)
+
+    def in_rows(*arrays):
+        return attend_in_images(*arrays, jnp.asarray(image), 4, shared)
+
+    def dense(query, keys, values):
+        same = flat(image)[:, :, None] == flat(image)[:, None]
+        out = attend("nqhd", flat(query), Source("nshd", flat(keys), flat(values), "nqs", same))
+        return out.reshape(query.shape)
+
+    arrays = query, keys, values
+    real = image[..., None, None] >= 0
+    np.testing.assert_allclose(np.where(real, in_rows(*arrays), 0), np.where(real, dense(*arrays), 0), atol=2e-6)
+    gradients, expected = (jax.grad(lambda *a, f=f: loss(f(*a)), argnums=(0, 1, 2))(*arrays) for f in (in_rows, dense))
+    for one, other in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "sources"),
+    [("pqkgd", ["pskd"]), ("pcqkgd", ["pskd", "pcskd"]), ("pkcgd", ["pksd", "pkcsd"]), ("nqhd", ["nshd"])],
+)
+def test_scores_are_never_moved(axes, sources):
+    sizes = dict(zip("pkcgqhndx", (2, 3, 4, 5, 7, 2, 2, 8, 0), strict=True))
+
+    def shape(letters):
+        return tuple(11 if letter == "s" else sizes[letter] for letter in letters)
+
+    def attended(query, *keys):
+        return attend(
+            axes, query, *(Source(a, k, k, "s", jnp.ones(11, bool)) for a, k in zip(sources, keys, strict=True))
+        )
+
+    lowered = jax.jit(attended).lower(*(jnp.ones(shape(letters)) for letters in (axes, *sources)))
+    moved = re.findall(r"stablehlo.transpose .* -> tensor<([\dx]+)xf32>", lowered.as_text())
+    assert not [it for it in moved if "11" in it.split("x") and "8" not in it.split("x")]
+
+
 def test_products_accumulate_in_fp32_and_give_fp32_gradients_to_fp32_parameters():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((64, 512)), jnp.bfloat16)
@@ -326,8 +385,8 @@ def test_prompts_and_their_images_never_leave_their_data_shard(sharded_group):
     parameters = tiny.parameters_of(model)
     batch, tokens = to_devices((collate(prompts, config, BatchShape(110, 12, 6), 8), tokens), mesh)
     compiled = jax.jit(partial(group_logprobs, model)).lower(parameters, batch, tokens).compile()
-    for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
-        assert collectives(compiled, kind) == 0, kind
+    crossing = [(1,)]  # whether an image of any shard crosses from the one row of slots to the other
+    assert moved(compiled, "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter") == crossing
 
 
 def moved(compiled, kinds: str) -> list[tuple[int, ...]]:

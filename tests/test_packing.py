@@ -144,6 +144,14 @@ def test_balancing_keeps_every_prompt_and_is_no_worse(of_prompts, shards):
     assert slots_needed(order, CONFIG.vision, shards) <= -(-total // shards) + largest
 
 
+@pytest.mark.parametrize(("spare", "starts"), [(0, [0, 3, 6]), (1, [0, 4, 7]), (2, [0, 4, 8])])
+def test_images_begin_at_rows_where_slots_are_left(spare, starts):
+    """Three images of three slots, in rows of four: all begin at rows, or as many as there is room for."""
+    prompts = [prompt_of((24, 8))] * 3
+    pictures = collate(prompts, CONFIG, BatchShape(60, 9 + spare, 4)).pictures
+    assert [int(np.argmax((pictures.image[0] == image).any(axis=1))) for image in range(3)] == starts
+
+
 def test_waste_is_reported():
     batch = collate([prompt_of((8, 8)), prompt_of(text=11)], CONFIG, BatchShape(22, 2, 2))
     assert padding_waste(batch) == {"prompt_waste": 1 - (22 + 11) / 44, "patch_waste": 0.5}

@@ -14,9 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from currreft_jax.models.config import ModelConfig, VisionConfig
-from currreft_jax.structs import Picture, Pictures, Prompt, PromptBatch
-
-PADDING = -1
+from currreft_jax.structs import PADDING, Picture, Pictures, Prompt, PromptBatch
 
 
 class BudgetError(ValueError):
@@ -30,7 +28,8 @@ class BatchShape:
     Attributes:
         length: L, slots of a prompt.
         slots: S, attention windows that fit each data shard; 0 for a batch without images.
-        reach: slots that one image may fill; full attention costs three times this length for each patch.
+        reach: slots that one image may fill, and of a row of full attention: an image that crosses from one row to the
+            next makes both look at three rows.
     """
 
     length: int
@@ -195,10 +194,12 @@ def _pack(
     placed = []
     for shard, prompts in enumerate(shards):
         start = number = 0
+        left = sum(prompt_slots(prompt, config) for prompt in prompts)
         for prompt in prompts:
             places = [np.empty(0, np.int32)]
             for picture in prompt.pictures:
                 size, place, window_number = _place_units(picture.grid, config)
+                start = _start(start, size, left, shape)
                 _refuse_overflow(prompt, picture, size, start + size, shape)
                 units = start * slot_units + place
                 patches[shard, units] = picture.patches.reshape(len(units), config.unit, -1)
@@ -207,6 +208,7 @@ def _pack(
                 image[shard, units] = number
                 places.append(units.astype(np.int32))
                 start += size
+                left -= size
                 number += 1
             placed.append(np.concatenate(places))
     full = len(shards), shape.slots, config.slot_patches
@@ -218,6 +220,13 @@ def _pack(
         shape.reach,
     )
     return pictures, placed
+
+
+def _start(free: int, size: int, left: int, shape: BatchShape) -> int:
+    """Where an image begins: where it lies in one row of `reach` slots, if what is left to place then fits as well."""
+    next_row = -(-free // shape.reach) * shape.reach
+    crosses = free // shape.reach != (free + size - 1) // shape.reach
+    return next_row if crosses and next_row + left <= shape.slots else free
 
 
 def _refuse_overflow(prompt: Prompt, picture: Picture, size: int, end: int, shape: BatchShape) -> None:

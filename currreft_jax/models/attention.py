@@ -35,6 +35,8 @@ class Source(NamedTuple):
 def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
     """Softmax in fp32 over all sources together.
 
+    Scores have the axes that queries and keys share in front, as products make them: no score is ever moved.
+
     A query that may attend to nothing gets finite, meaningless values; only padding is such.
 
     Args:
@@ -45,7 +47,8 @@ def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
     Returns:
         An array like the query, in its dtype.
     """
-    scores_axes = axes.replace("d", "s")
+    shared = "".join(source.axes for source in sources)
+    scores_axes = "".join(sorted(axes.replace("d", ""), key=shared.count, reverse=True)) + "s"
     scale = query.shape[-1] ** -0.5
 
     def score(source: Source) -> jax.Array:

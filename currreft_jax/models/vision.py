@@ -7,6 +7,8 @@ since no image is longer than a row; both are masked by equality of ids.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from currreft_jax.models.layers import RESIDUAL, GatedMLP, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
 from currreft_jax.models.rope import rotate, vision_angles
 from currreft_jax.sharding import BATCH, constrain
-from currreft_jax.structs import Pictures
+from currreft_jax.structs import PADDING, Pictures
 
 NORM_EPS = 1e-6  # fixed in the published model's code
 
@@ -58,7 +60,9 @@ class VisionAttention(nnx.Module):
         self.qkv = Linear((size,), (3, heads, head), bias=True, rngs=rngs)
         self.proj = Linear((heads, head), (size,), bias=True, gain=RESIDUAL, rngs=rngs)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, full: jax.Array, pictures: Pictures) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, angles: jax.Array, full: jax.Array, pictures: Pictures, shared: jax.Array
+    ) -> jax.Array:
         """`[N, S, C, E] -> [N, S, C, E]`.
 
         Args:
@@ -66,12 +70,13 @@ class VisionAttention(nnx.Module):
             angles: `[N, S, C, head / 2]`.
             full: bool scalar: attend within the image instead of the window.
             pictures: tells patches of one window, and of one image, apart.
+            shared: of `rows_that_share`.
         """
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
         query, key = rotate(query, angles, jnp.float32), rotate(key, angles, jnp.float32)
 
         def in_image(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            return attend_in_images(query, key, value, jnp.asarray(pictures.image), pictures.reach)
+            return attend_in_images(query, key, value, jnp.asarray(pictures.image), pictures.reach, shared)
 
         def in_window(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             window = jnp.asarray(pictures.window)
@@ -81,13 +86,33 @@ class VisionAttention(nnx.Module):
         return self.proj(jax.lax.cond(full, in_image, in_window, query, key, value))
 
 
-def attend_in_images(query: jax.Array, key: jax.Array, value: jax.Array, image: jax.Array, reach: int) -> jax.Array:
+def rows_that_share(image: jax.Array, reach: int) -> jax.Array:
+    """Which rows of `reach` slots hold a part of an image whose rest lies in a neighbouring row, on any shard.
+
+    Args:
+        image: int `[N, S, C]`, the image of each patch; a slot holds patches of one.
+        reach: slots of a row.
+
+    Returns:
+        bool `[rows]`.
+    """
+    of_slot = jnp.max(image, axis=2)
+    before, after = of_slot[:, reach - 1 : -1 : reach], of_slot[:, reach::reach]
+    crossed = jnp.any((before == after) & (after != PADDING), axis=0)
+    return jnp.pad(crossed, (1, 0)) | jnp.pad(crossed, (0, 1))
+
+
+def attend_in_images(
+    query: jax.Array, key: jax.Array, value: jax.Array, image: jax.Array, reach: int, shared: jax.Array
+) -> jax.Array:
     """Attention among the patches of each image, row by row of `reach` slots.
 
-    An image reaches into one neighbouring row at most, so a row's queries see three rows of keys:
+    An image reaches into one neighbouring row at most. A row that shares an image with a neighbour looks at three rows
+    of keys, any other one at its own:
 
-        slots   | a a a b | b b c c | c . . . |
+        slots   | a a a b | b b c c | d . . . |
         row 1             | . . . . |           looks at rows 0, 1 and 2
+        row 2                       | . . . . | looks at row 2
 
     One row's scores exist at a time, forward and backward.
 
@@ -97,6 +122,7 @@ def attend_in_images(query: jax.Array, key: jax.Array, value: jax.Array, image: 
         value: likewise.
         image: int `[N, S, C]`, the image of each patch; -1 for padding.
         reach: slots of a row.
+        shared: of `rows_that_share`.
 
     Returns:
         An array like `query`.
@@ -109,21 +135,29 @@ def attend_in_images(query: jax.Array, key: jax.Array, value: jax.Array, image: 
         padded = jnp.pad(x, ((0, 0), (0, count * reach - slots)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
         return jnp.moveaxis(padded.reshape(shards, count, reach * patches, *x.shape[3:]), 1, 0)
 
-    def seen(x: jax.Array, fill: int = 0) -> jax.Array:
-        own = rows(x, fill)
-        if count == 1:
-            return own
-        around = jnp.pad(own, ((1, 1),) + ((0, 0),) * (own.ndim - 1), constant_values=fill)
-        return jnp.concatenate([around[:-2], own, around[2:]], axis=2)
-
-    @jax.checkpoint
-    def row(inputs: tuple[jax.Array, ...]) -> jax.Array:
-        query, ids, key, value, key_ids = inputs
+    def attended(query: jax.Array, ids: jax.Array, key: jax.Array, value: jax.Array, key_ids: jax.Array) -> jax.Array:
         same = ids[:, :, None] == key_ids[:, None, :]
         return attend("nqhd", query, Source("nshd", key, value, "nqs", same))
 
-    attended = jax.lax.map(row, (rows(query), rows(image, -1), seen(key), seen(value), seen(image, -1)))
-    return jnp.moveaxis(attended, 0, 1).reshape(shards, count * reach, *query.shape[2:])[:, :slots]
+    def neighbours(x: jax.Array, fill: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
+        around = jnp.pad(x, ((1, 1),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
+        return around[:-2], x, around[2:]
+
+    @jax.checkpoint
+    def row(inputs: tuple[Any, ...]) -> jax.Array:
+        shared, query, *seen = inputs
+
+        def three() -> jax.Array:
+            return attended(query, seen[-1][1], *(jnp.concatenate(it, axis=1) for it in seen))
+
+        def one() -> jax.Array:
+            return attended(query, seen[-1][1], *(own for _, own, _ in seen))
+
+        return jax.lax.cond(shared, three, one) if count > 1 else one()
+
+    seen = neighbours(rows(key)), neighbours(rows(value)), neighbours(rows(image, PADDING), PADDING)
+    mapped = jax.lax.map(row, (shared, rows(query), *seen))
+    return jnp.moveaxis(mapped, 0, 1).reshape(shards, count * reach, *query.shape[2:])[:, :slots]
 
 
 class VisionBlock(nnx.Module):
@@ -135,9 +169,11 @@ class VisionBlock(nnx.Module):
         self.norm2 = RMSNorm(config.hidden_size, NORM_EPS, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True, rngs=rngs)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, full: jax.Array, pictures: Pictures) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, angles: jax.Array, full: jax.Array, pictures: Pictures, shared: jax.Array
+    ) -> jax.Array:
         """`[N, S, C, E] -> [N, S, C, E]`."""
-        x += self.attn(self.norm1(x), angles, full, pictures)
+        x += self.attn(self.norm1(x), angles, full, pictures, shared)
         return x + self.mlp(self.norm2(x))
 
 
@@ -181,11 +217,12 @@ class VisionTower(nnx.Module):
         pictures = jax.tree.map(at_home, pictures)
         angles = vision_angles(pictures.coordinates, self.config.head_dim)
         one, blocks = unstacked(self.blocks)
+        shared = rows_that_share(jnp.asarray(pictures.image), pictures.reach)
         full = jnp.isin(jnp.arange(self.config.depth), jnp.array(self.config.fullatt_block_indexes))
 
         def block(x: jax.Array, layer: tuple[nnx.State, jax.Array]) -> tuple[jax.Array, None]:
             parameters, is_full = layer
-            return at_home(one(parameters)(x, angles, is_full, pictures)), None
+            return at_home(one(parameters)(x, angles, is_full, pictures, shared)), None
 
         x = at_home(self.patch_embed(pictures.patches, dtype))
         x, _ = jax.lax.scan(rematerialised(block, self.remat), x, (blocks, full))
