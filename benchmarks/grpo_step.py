@@ -32,7 +32,7 @@ import numpy as np
 
 import currreft_jax as cr
 from benchmarks.rollout import SIZES, Peer, add_shape, image_of, prompt_of, write_checkpoint, write_job
-from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Sampling, Task
+from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Remat, Sampling, Task
 from currreft_jax.data.packing import BatchShape, collate, slots_needed, slots_of
 from currreft_jax.experience import completions
 from currreft_jax.losses import group_advantages, loss_counts, loss_weights
@@ -98,7 +98,8 @@ class Ours:
     """Our step, and what it needs; `seconds` and `unshared` hold what its parts took."""
 
     def __init__(self, folder: Path, options: argparse.Namespace):
-        self.model, params = cr.load_model(folder / "model", dtype="bfloat16", param_dtype="float32")
+        model, params = cr.load_model(folder / "model", dtype="bfloat16", param_dtype="float32")
+        self.model = replace(model, remat=Remat(options.remat))
         self.reader = cr.load_processor(folder / "model")
         self.reader.eos_token_ids = (-1,)  # nothing ends early
         images = [image_of(folder / f"{i}.png", i, *options.image) for i in range(options.prompts)]
@@ -185,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
     parser.add_argument("--trl-python", metavar="PYTHON", help="of an environment with torch and TRL 1")
+    remat = [policy.value for policy in Remat]
+    parser.add_argument("--remat", choices=remat, default="block", help="what ours recomputes (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which medians are shown (default %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the results there, as JSON")
     return parser

@@ -35,7 +35,8 @@ class Source(NamedTuple):
 def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
     """Softmax in fp32 over all sources together.
 
-    Scores have the axes that queries and keys share in front, as products make them: no score is ever moved.
+    Queries, keys and values are brought into the order in which products make scores, forward and backward, so that
+    scores, which are the largest arrays, are never moved.
 
     A query that may attend to nothing gets finite, meaningless values; only padding is such.
 
@@ -48,25 +49,33 @@ def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
         An array like the query, in its dtype.
     """
     shared = "".join(source.axes for source in sources)
-    scores_axes = "".join(sorted(axes.replace("d", ""), key=shared.count, reverse=True)) + "s"
+    order = "".join(sorted(axes.replace("d", ""), key=shared.count, reverse=True))
+    query = _moved(query, axes, f"{order}d")
     scale = query.shape[-1] ** -0.5
-
-    def score(source: Source) -> jax.Array:
-        scores = einsum(f"{axes},{source.axes}->{scores_axes}", query, source.keys) * scale
-        if source.key_scale is not None:
-            scores *= _expanded(source.key_scale, source.axes.replace("d", ""), scores_axes)
-        return jnp.where(_expanded(source.mask, source.mask_axes, scores_axes), scores, NEVER)
-
-    weights = jax.nn.softmax(jnp.concatenate([score(source) for source in sources], axis=-1), axis=-1)
-    out, start = jnp.zeros((), jnp.float32), 0
+    scores, values = [], []
     for source in sources:
-        end = start + source.keys.shape[source.axes.index("s")]
+        batch = "".join(axis for axis in order if axis in source.axes)
+        keys, value = (_moved(x, source.axes, f"{batch}sd") for x in (source.keys, source.values))
+        score = einsum(f"{order}d,{batch}sd->{order}s", query, keys) * scale
+        if source.key_scale is not None:
+            score *= _expanded(source.key_scale, source.axes.replace("d", ""), f"{order}s")
+        scores.append(jnp.where(_expanded(source.mask, source.mask_axes, f"{order}s"), score, NEVER))
+        values.append((f"{order}s,{batch}sd->{order}d", value))
+
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    out, start = jnp.zeros((), jnp.float32), 0
+    for source, (equation, value) in zip(sources, values, strict=True):
+        end = start + value.shape[-2]
         part = weights[..., start:end]
         if source.value_scale is not None:
-            part *= _expanded(source.value_scale, source.axes.replace("d", ""), scores_axes)
-        out += einsum(f"{scores_axes},{source.axes}->{axes}", part.astype(query.dtype), source.values)
+            part *= _expanded(source.value_scale, source.axes.replace("d", ""), f"{order}s")
+        out += einsum(equation, part.astype(query.dtype), value)
         start = end
-    return out.astype(query.dtype)
+    return _moved(out.astype(query.dtype), f"{order}d", axes)
+
+
+def _moved(x: jax.Array, axes: str, wanted: str) -> jax.Array:
+    return jnp.transpose(x, [axes.index(axis) for axis in wanted])
 
 
 def _expanded(x: jax.Array, axes: str, scores_axes: str) -> jax.Array:
