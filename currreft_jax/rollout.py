@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Sampling, validate_sampling
@@ -360,13 +360,18 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
 
     return _Programs(
         start=jax.jit(start, out_shardings=(fixed_layout, state_layout)),
-        decode=jax.jit(decode, out_shardings=state_layout, donate_argnums=2),
+        decode=jax.jit(decode, out_shardings=state_layout, donate_argnums=2, compiler_options=_apart(mesh)),
         active=jax.jit(active, out_shardings=everywhere),
         shrink=jax.jit(shrink, out_shardings=(fixed_layout, state_layout), static_argnames="rows"),
         lengthen=jax.jit(lengthen, out_shardings=state_layout),
         spread=jax.jit(spread, out_shardings=(rows, rows, rows), static_argnames="per_shard"),
         rollout=jax.jit(rollout, out_shardings=NamedSharding(model.mesh, P(BATCH))),
     )
+
+
+def _apart(mesh: Mesh) -> dict[str, int]:
+    """Keeps XLA for GPUs from joining products of the same tokens, for which it copies the weights of every layer."""
+    return {"xla_gpu_dot_merger_threshold_mb": 0} if mesh.devices.flat[0].platform == "gpu" else {}
 
 
 def _is_end(tokens: jax.Array, ends: tuple[int, ...]) -> jax.Array:

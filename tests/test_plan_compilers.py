@@ -1,9 +1,11 @@
 """Plans by the compilers of GPUs and TPUs; without them these tests are skipped, and say so."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from math import prod
 
 import jax
 import pytest
@@ -19,6 +21,19 @@ LACKING = {
 }
 
 
+def thin(name: str):
+    """The 3B's widths with two layers: its programs for a slice, and the slice."""
+    jax.config.update("jax_default_matmul_precision", None)  # which the suite raises
+    config = stage3.get_config("3b")
+    config.stages[0].held_out = []
+    reader = parts.reader_of(config)
+    vision = replace(reader.config.vision, depth=2, fullatt_block_indexes=(1,))
+    reader = reader._replace(config=replace(reader.config, num_hidden_layers=2, vision=vision))
+    place = topology(name)
+    config.data.batch_size = len(place.devices)
+    return parts.programs_of(config, 0, reader, place.devices), place
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -30,15 +45,7 @@ LACKING = {
 )
 def test_the_published_widths_compile(monkeypatch, name):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
-    jax.config.update("jax_default_matmul_precision", None)  # which the suite raises
-    config = stage3.get_config("3b")
-    config.stages[0].held_out = []
-    reader = parts.reader_of(config)
-    vision = replace(reader.config.vision, depth=2, fullatt_block_indexes=(1,))
-    reader = reader._replace(config=replace(reader.config, num_hidden_layers=2, vision=vision))
-    place = topology(name)
-    config.data.batch_size = len(place.devices)
-    programs = parts.programs_of(config, 0, reader, place.devices)
+    programs, place = thin(name)
     wanted = parts.parts(programs, parts.buckets(programs)[-1])
     seen = {it.part.name: it for it in fit.plan(wanted, programs, place)}
     gradient = seen["gradient"]
@@ -52,6 +59,22 @@ def test_the_published_widths_compile(monkeypatch, name):
     weights = parts.device_bytes(seen["decode"].part.arguments[0])
     assert 0.9 * weights < seen["decode"].moved.memory / seen["decode"].part.trips < 2 * weights
     assert fit.fits(list(seen.values()), place)
+
+
+@pytest.mark.parametrize("options", [fit.CUBLAS, None], ids=["cublas", "triton"])
+@pytest.mark.skipif(LACKING["a800"][0], reason=LACKING["a800"][1])
+def test_no_weight_is_copied_for_a_token(monkeypatch, options):
+    """The loop that draws makes nothing as large as the queries' kernel: neither joined nor moved nor cast weights."""
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    programs, _ = thin("a800:1x8")
+    wanted = parts.parts(programs, parts.buckets(programs)[-1])
+    (decode,) = [part for part in wanted if part.name == "decode"]
+    text = decode.program.trace(*decode.arguments).lower().compile(options).as_text()
+    loop = re.search(r"while\(.*body=%([\w.-]+)", text)[1]
+    body = re.search(rf"^%{re.escape(loop)} .*?^}}", text, re.DOTALL | re.MULTILINE)[0]
+    made = re.findall(r" = \w+\[([\d,]+)\]\S* (?!get-tuple-element|parameter|bitcast)[\w-]+\(", body)
+    assert len(made) > 20
+    assert max(prod(map(int, shape.split(","))) for shape in made) < 2048 * 2048
 
 
 @pytest.mark.skipif(*LACKING["v5e"][:1], reason=LACKING["v5e"][1])

@@ -17,7 +17,7 @@ from currreft_jax.planning.parts import Part, Programs, buckets, device_bytes, p
 
 # Products are tuned on the device; without one, XLA has no tiles for some of Triton's, and cuBLAS computes all of that
 # program's, with somewhat more memory.
-_UNTILED, _CUBLAS = "find output tile sizes", {"xla_gpu_enable_triton_gemm": False}
+_UNTILED, CUBLAS = "find output tile sizes", {"xla_gpu_enable_triton_gemm": False}
 # What a TPU's compiler says when it refuses: of the whole program, or of its temporaries alone.
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?)i?B? of")
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)i?B?\)")
@@ -88,7 +88,8 @@ class Measured:
 def measured(part: Part, programs: Programs, place: Slice) -> Measured:
     """Compiles a part for the devices that its arguments lie on."""
     vision = programs.reader.config.vision
-    full = len(vision.fullatt_block_indexes) / vision.depth  # the one condition that programs have
+    # The condition that programs have; whether an image crosses rows, another one inside it, is weighed alike.
+    full = len(vision.fullatt_block_indexes) / vision.depth
     began = time.perf_counter()
     traced = part.program.trace(*part.arguments)
     arguments = device_bytes(part.arguments)
@@ -127,7 +128,7 @@ def _compiled(traced: Any) -> Any:
     except jax.errors.JaxRuntimeError as error:
         if _UNTILED not in str(error):
             raise
-    return traced.lower().compile(_CUBLAS)
+    return traced.lower().compile(CUBLAS)
 
 
 def plan(wanted: Iterable[Part], programs: Programs, place: Slice) -> Iterator[Measured]:
