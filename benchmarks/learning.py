@@ -53,12 +53,14 @@ def rise(matrix: Matrix) -> dict[str, dict[str, float]]:
     for base in (it for it in seen if not it.stage):
         of_stage = [it for it in seen if it.held_out == base.held_out and it.stage == base.held_out][-1]
         last = [it for it in seen if it.held_out == base.held_out][-1]
+        reward, form = of_stage.reward - base.reward, of_stage.format - base.format
         found[base.held_out] = {
             "base": base.reward,
-            "after its stage": of_stage.reward - base.reward,
+            "after its stage": reward,
             "after all": last.reward - base.reward,
             "greedy after its stage": _figure(of_stage.greedy) - _figure(base.greedy),
-            "format after its stage": of_stage.format - base.format,
+            "format after its stage": form,
+            "accuracy after its stage": reward - form,
         }
     return found
 
