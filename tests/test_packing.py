@@ -99,6 +99,8 @@ def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
         collate([prompt_of((8, 8), name="a.jsonl:3")], CONFIG, BatchShape(20, 4, 4))
     with pytest.raises(BudgetError, match=r"p: an image of 280 x 280 pixels fills 7 slots, but one image may fill 4"):
         collate([prompt_of((20, 20), name="p")], CONFIG, BatchShape(200, 9, 4))
+    with pytest.raises(BudgetError, match=r"fills 1 slots, but one image may fill 0"):
+        collate([prompt_of((8, 8))], CONFIG, BatchShape(200, 0, 0))
     with pytest.raises(BudgetError, match="fill 2 slots and more, but the batch has 1"):
         collate([prompt_of((8, 8), (8, 8))], CONFIG, BatchShape(200, 1, 1))
     with pytest.raises(BudgetError, match="0 prompts do not divide into 1"):

@@ -137,6 +137,8 @@ def test_loops_and_conditions_count_as_often_as_they_run():
     assert count(until, trips=7) == 7
     either = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)  # noqa: E731
     assert count(either, taken=0.25) == 1.25
+    inside = lambda x: jax.lax.cond(x[0, 0] > 0, either, lambda x: x @ x, x)  # noqa: E731
+    assert count(inside, taken=0.25) == 0.75 + 0.25 * 2
     assert count(jax.grad(lambda x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(x @ x))(x)))) == 4  # one of them again
 
 

@@ -28,8 +28,8 @@ class BatchShape:
     Attributes:
         length: L, slots of a prompt.
         slots: S, attention windows that fit each data shard; 0 for a batch without images.
-        reach: slots that one image may fill, and of a row of full attention: an image that crosses from one row to the
-            next makes both look at three rows.
+        reach: slots that one image may fill, and of a row of full attention: an image of any shard that crosses from
+            one row to the next makes both look at three rows.
     """
 
     length: int
@@ -199,8 +199,8 @@ def _pack(
             places = [np.empty(0, np.int32)]
             for picture in prompt.pictures:
                 size, place, window_number = _place_units(picture.grid, config)
-                start = _start(start, size, left, shape)
                 _refuse_overflow(prompt, picture, size, start + size, shape)
+                start = _start(start, size, left, shape)
                 units = start * slot_units + place
                 patches[shard, units] = picture.patches.reshape(len(units), config.unit, -1)
                 coordinates[shard, units] = _coordinates(picture.grid, config.spatial_merge_size)

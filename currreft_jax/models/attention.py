@@ -17,7 +17,7 @@ class Source(NamedTuple):
         axes: letters of the keys' axes; `s` runs over the keys, `d` over a head.
         keys: in those axes.
         values: likewise.
-        mask_axes: letters of the mask's axes, in the order of the query's and ending with `s`.
+        mask_axes: letters of the mask's axes.
         mask: bool, true where a query may attend.
         key_scale: what the keys are multiplied by, in their axes without `d`; None for keys that are what they say.
         value_scale: likewise.
@@ -79,5 +79,6 @@ def _moved(x: jax.Array, axes: str, wanted: str) -> jax.Array:
 
 
 def _expanded(x: jax.Array, axes: str, scores_axes: str) -> jax.Array:
-    """Axes of size 1 where x lacks one of the scores'."""
+    """In the scores' order, with axes of size 1 where x lacks one of theirs."""
+    x = _moved(x, axes, "".join(axis for axis in scores_axes if axis in axes))
     return x[tuple(slice(None) if axis in axes else None for axis in scores_axes)]

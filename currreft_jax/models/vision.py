@@ -1,8 +1,8 @@
 """The vision tower on packed slots: no gather, no loop over windows, one compiled block.
 
 The host packs whole attention windows into slots, and an image into consecutive ones (`data.packing`). A window block
-is dense attention inside each slot. A full block is dense attention between rows of `reach` slots and their neighbours,
-since no image is longer than a row; both are masked by equality of ids.
+is dense attention inside each slot. A full block is dense attention inside rows of `reach` slots, and with both
+neighbours where an image crosses, since none is longer than a row; both are masked by equality of ids.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def attend_in_images(
 ) -> jax.Array:
     """Attention among the patches of each image, row by row of `reach` slots.
 
-    An image reaches into one neighbouring row at most. A row that shares an image with a neighbour looks at three rows
-    of keys, any other one at its own:
+    An image reaches into one neighbouring row at most. A row that shares an image with a neighbour, on any shard, looks
+    at three rows of keys, any other one at its own:
 
         slots   | a a a b | b b c c | d . . . |
         row 1             | . . . . |           looks at rows 0, 1 and 2

@@ -88,7 +88,7 @@ class Measured:
 def measured(part: Part, programs: Programs, place: Slice) -> Measured:
     """Compiles a part for the devices that its arguments lie on."""
     vision = programs.reader.config.vision
-    # The condition that programs have; whether an image crosses rows, another one inside it, is weighed alike.
+    # Of the condition that programs have; inside it is another one, whether an image crosses rows, taken to hold.
     full = len(vision.fullatt_block_indexes) / vision.depth
     began = time.perf_counter()
     traced = part.program.trace(*part.arguments)

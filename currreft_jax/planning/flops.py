@@ -21,7 +21,7 @@ def products(jaxpr: Jaxpr, trips: float = 1.0, taken: float = 1.0) -> float:
     Args:
         jaxpr: of the program.
         trips: how often a loop runs that does not say it.
-        taken: share of the times that a condition holds.
+        taken: share of the times that a condition holds; one inside another is taken to hold.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -29,7 +29,7 @@ def products(jaxpr: Jaxpr, trips: float = 1.0, taken: float = 1.0) -> float:
             case "dot_general":
                 total += _dot(equation)
             case "cond":
-                otherwise, holds = (products(branch.jaxpr, trips, taken) for branch in equation.params["branches"])
+                otherwise, holds = (products(branch.jaxpr, trips) for branch in equation.params["branches"])
                 total += (1 - taken) * otherwise + taken * holds
             case "scan":
                 total += equation.params["length"] * products(equation.params["jaxpr"].jaxpr, trips, taken)

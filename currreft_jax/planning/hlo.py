@@ -92,7 +92,7 @@ def traffic(text: str, of_host: int, trips: int = 1, taken: float = 1.0) -> Traf
         text: of it.
         of_host: consecutive devices that share a host.
         trips: how often a loop runs that does not say it.
-        taken: share of the times that a condition holds.
+        taken: share of the times that a condition holds; one inside another is taken to hold.
     """
     computations, entry = _parsed(text)
     runs: dict[tuple[str, bool], float] = defaultdict(float)
@@ -163,8 +163,9 @@ def _count(
     """Adds how often each computation runs."""
     runs[name, fused] += times
     for it in computations[name]:
+        inside = (how[0], 1.0) if it.kind == "conditional" else how
         for called, share in _called(it, how, computations):
-            _count(computations, called, times * share, fused or it.kind == "fusion", how, runs)
+            _count(computations, called, times * share, fused or it.kind == "fusion", inside, runs)
 
 
 def _called(
