@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -10,6 +11,7 @@ from currreft_jax.data.packing import PADDING, BatchShape, collate, slots_needed
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.models.rope import vision_angles
+from currreft_jax.models.vision import rows_that_share
 from currreft_jax.structs import Prompt, PromptBatch
 
 
@@ -36,7 +38,8 @@ def vision_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarr
     config = model.config.vision
     graphdef, blocks = nnx.split(module.blocks)
     angles = vision_angles(batch.pictures.coordinates, config.head_dim)
-    run = jax.jit(lambda block, x, full: nnx.merge(graphdef, block)(x, angles, full, batch.pictures))
+    shared = rows_that_share(jnp.asarray(batch.pictures.image), batch.pictures.reach)
+    run = jax.jit(lambda block, x, full: nnx.merge(graphdef, block)(x, angles, full, batch.pictures, shared))
     x = module.patch_embed(batch.pictures.patches, model.dtype)
     states = []
     for index in range(config.depth):
