@@ -93,7 +93,8 @@ def test_gradients(both):
     oracle.zero_grad()
     logits = oracle(**reference.inputs(oracle, whole, pixel_values(prompt))).logits[0]
     start = len(prompt.tokens)
-    logprobs = torch.log_softmax(logits[start - 1 : -1], -1).gather(1, torch.tensor(tokens[0, 0][:, None]))[:, 0]
+    scores = logits[start - 1 : -1].index_fill(-1, torch.tensor(model.config.forbidden_tokens), -torch.inf)
+    logprobs = torch.log_softmax(scores, -1).gather(1, torch.tensor(tokens[0, 0][:, None]))[:, 0]
     (logprobs * torch.tensor(weights)).sum().backward()
     theirs = {hf.published_name(name): p.grad.numpy() for name, p in oracle.named_parameters()}
     ours = dict(hf.tensors(grads))
