@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from currreft_jax.config import Remat
 from currreft_jax.data.packing import BatchShape, collate
 from currreft_jax.data.processor import load
+from currreft_jax.models import attention
 from currreft_jax.models import logprobs as blocks
 from currreft_jax.models.attention import Source, attend
 from currreft_jax.models.config import PUBLISHED
@@ -217,7 +218,8 @@ def program_size(config, prompts) -> int:
 
 def test_the_program_grows_neither_with_layers_nor_with_windows(checkpoint):
     processor = load(checkpoint)
-    few = [processor.prompt(tiny.user("x", 1), [tiny.picture(224, 224)])]
+    # Both are longer than what attention takes at once.
+    few = [processor.prompt(tiny.user("x", 1), [tiny.picture(448, 336)])]
     many = [processor.prompt(tiny.user("x", 1), [tiny.picture(560, 420)])]
     config = tiny.CONFIG
     deeper = replace(config, num_hidden_layers=9, vision=replace(config.vision, depth=15))
@@ -297,6 +299,39 @@ def test_scores_are_never_moved(axes, sources):
     lowered = jax.jit(gradient).lower(*arrays).as_text()
     moved = [it.split("x") for it in re.findall(r"stablehlo.transpose .* -> tensor<([\dx]+)xf32>", lowered)]
     assert not [it for it in moved if {"11", "22"} & {*it} and "8" not in it]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("completions", "length"), [(1, 11), (3, 7), (40, 2)])
+def test_blocks_of_queries_attend_as_all_of_them_at_once(monkeypatch, completions, length, dtype):
+    rng = np.random.default_rng(0)
+    shapes = (2, completions, length, 2, 3, 8), (2, 9, 2, 8), (2, completions, length, 2, 8)
+    query, prompt, own = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+    real = jnp.asarray([[True] * 9, [True] * 5 + [False] * 4])
+    causal = jnp.tril(jnp.ones((length, length), bool))
+
+    def told(queries):
+        def loss(query, prompt, own):
+            sources = Source("pskd", prompt, prompt, "ps", real), Source("pcskd", own, own, "qs", causal)
+            out = attend("pcqkgd", query, *sources)
+            return jnp.sum(out.astype(jnp.float32) ** 2), out
+
+        monkeypatch.setattr(attention, "QUERIES", queries)
+        gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(query, prompt, own)
+        return [np.asarray(x, np.float32) for x in (out, *gradients)]
+
+    for one, other in zip(told(4), told(1000), strict=True):
+        np.testing.assert_allclose(one, other, atol=np.abs(other).max() * (1e-6 if dtype == jnp.float32 else 2**-8))
+
+
+def test_scores_of_many_queries_never_exist():
+    x = jnp.ones((2, 300, 1, 8))
+
+    def loss(query, keys):
+        return jnp.sum(attend("pqkd", query, Source("pskd", keys, keys, "qs", jnp.ones((300, 300), bool))))
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, x).as_text()
+    assert re.search(r"100x300xf32", program) and not re.search(r"300x(\d+x)?300xf32", program)
 
 
 def test_masks_and_scales_are_brought_into_the_scores_order():

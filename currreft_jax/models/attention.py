@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from currreft_jax.models.layers import NEVER, einsum
 
+QUERIES = 128  # of which scores exist at a time: on CPUs those of more leave the cache
+
 
 class Source(NamedTuple):
     """Keys and values to attend to.
@@ -35,18 +37,49 @@ class Source(NamedTuple):
 def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
     """Softmax in fp32 over all sources together.
 
-    Queries, keys and values are brought into the order in which products make scores, forward and backward, so that
-    scores, which are the largest arrays, are never moved.
-
-    A query that may attend to nothing gets finite, meaningless values; only padding is such.
+    Queries along `q` are taken in blocks, forward and backward: scores exist of about `QUERIES` of a prompt or an image
+    at a time. A query that may attend to nothing gets finite, meaningless values; only padding is such.
 
     Args:
-        axes: letters of the query's axes, the last one `d`.
+        axes: letters of the query's axes, the last one `d`; `c` runs over a prompt's completions, `q` over a sequence.
         query: in those axes.
         sources: what it attends to.
 
     Returns:
         An array like the query, in its dtype.
+    """
+    sizes = dict(zip(axes, query.shape, strict=True))
+    length = sizes.get("q", 1)
+    blocks = min(length, -(-sizes.get("c", 1) * length // QUERIES))
+    if blocks == 1:
+        return _attended(axes, query, *sources)
+    at, size = axes.index("q"), -(-length // blocks)
+
+    def cut(x: jax.Array, axes: str) -> jax.Array:
+        """`[..., q, ...] -> [blocks, ..., size, ...]`, strided: where a mesh splits `q`, it splits each block."""
+        at = axes.index("q")
+        padded = jnp.pad(x, [(0, blocks * size - length if axis == "q" else 0) for axis in axes])
+        return jnp.moveaxis(padded.reshape(*x.shape[:at], size, blocks, *x.shape[at + 1 :]), at + 1, 0)
+
+    # In fp32, since blocks add up their gradients in the dtype of what they share.
+    shared = [it._replace(keys=it.keys.astype(jnp.float32), values=it.values.astype(jnp.float32)) for it in sources]
+
+    @jax.checkpoint
+    def block(inputs: tuple[jax.Array, list[jax.Array | None]]) -> jax.Array:
+        query, masks = inputs
+        own = [it if mask is None else it._replace(mask=mask) for it, mask in zip(shared, masks, strict=True)]
+        return _attended(axes, query, *own)
+
+    masks = [cut(it.mask, it.mask_axes) if "q" in it.mask_axes else None for it in sources]
+    out = jnp.moveaxis(jax.lax.map(block, (cut(query, axes), masks)), 0, at + 1)
+    return jax.lax.slice_in_dim(out.reshape(*query.shape[:at], -1, *query.shape[at + 1 :]), 0, length, axis=at)
+
+
+def _attended(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
+    """`attend` to all queries at once.
+
+    Queries, keys and values are brought into the order in which products make scores, forward and backward, so that
+    scores, which are the largest arrays, are never moved.
     """
     shared = "".join(source.axes for source in sources)
     order = "".join(sorted(axes.replace("d", ""), key=shared.count, reverse=True))
