@@ -93,7 +93,8 @@ def stage(kind: Kind, variant: str, steps: int, tiny_steps: int) -> Stage:
     name = {Kind.JUDGE: "stage1", Kind.CHOICE: "stage2", Kind.OPEN: "stage3"}[kind]
     if variant != "tiny":
         sources = [Source(f"{ROWS}/train/{kind.value}-{task}.jsonl") for task in TASKS]
-        held_out = [Source(f"{ROWS}/test/in-{task}.jsonl") for task in TASKS] if kind is Kind.OPEN else []
+        of_kind = "" if kind is Kind.OPEN else f"{kind.value}-"
+        held_out = [Source(f"{ROWS}/test/in-{of_kind}{task}.jsonl") for task in TASKS]
         return Stage(name, sources, steps, kinds=(kind,), held_out=held_out)
     return Stage(
         name,

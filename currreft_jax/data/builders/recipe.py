@@ -221,6 +221,9 @@ def _draw(recipe: Recipe, material: Mapping[Part, Material], seed: int, pool: Ma
             found = take(rows, count or part.rows, material[part].dropped, pool)
             sets.note(f"{part.folder} tests", len(found), count or part.rows)
             sets.tests[f"{where}-{part.task.value}.jsonl"] = found
+            for kind in (Kind.JUDGE, Kind.CHOICE) if where == "in" else ():
+                name = f"in-{kind.value}-{part.task.value}.jsonl"
+                sets.tests[name] = _of_kind(found, kind, material[part], seed, pool)
     seen = {name for rows in sets.tests.values() for row in rows for name in identities(row)}
     for part, rows in free.items():
         sets.train.extend(_stages(part, _unseen(rows, seen), material[part], seed, pool, sets))
@@ -303,16 +306,23 @@ def _is_held_out(row: Row) -> bool:
 def _stages(part: Part, rows: Sequence[Row], material: Material, seed: int, pool: MathsPool, sets: Sets) -> list[Row]:
     """Rows of all three kinds."""
     rows = take(rows, 2 * part.rows, material.dropped, pool)
-    known = with_scenes(material)
     made = rows[: part.rows]
     sets.note(f"{part.folder} open rows", len(made), part.rows)
     for kind in (Kind.JUDGE, Kind.CHOICE):
-        its = generate(rows, kind, known, seed, pool, part.rows)
-        sets.note(f"{part.folder} {kind.value} rows", len(its.rows), part.rows)
-        made = [*made, *its.rows]
-        for reason, ids in its.dropped.items():
-            material.dropped.setdefault(f"{kind.value}: {reason}", []).extend(ids)
+        its = _of_kind(rows, kind, material, seed, pool, part.rows)
+        sets.note(f"{part.folder} {kind.value} rows", len(its), part.rows)
+        made = [*made, *its]
     return made
+
+
+def _of_kind(
+    rows: Sequence[Row], kind: Kind, material: Material, seed: int, pool: MathsPool, limit: int | None = None
+) -> list[Row]:
+    """Yes/no rows, or rows with options, of open ones; those that make none are dropped and counted."""
+    its = generate(rows, kind, with_scenes(material), seed, pool, limit)
+    for reason, ids in its.dropped.items():
+        material.dropped.setdefault(f"{kind.value}: {reason}", []).extend(ids)
+    return its.rows
 
 
 def _unseen(rows: Sequence[Row], seen: set[str]) -> list[Row]:

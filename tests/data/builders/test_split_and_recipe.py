@@ -131,7 +131,12 @@ def test_a_recipe_writes_every_set_and_shares_no_image(root, tmp_path):
     for task in ("detection", "classify", "math"):
         for kind in ("judge", "choice", "open"):
             assert len(read(out / "train" / f"{kind}-{task}.jsonl")) == 12, report
-        assert len(read(out / "test" / f"in-{task}.jsonl")) == 6
+        open_rows = read(out / "test" / f"in-{task}.jsonl")
+        assert len(open_rows) == 6
+        for kind in ("judge", "choice"):
+            held_out = read(out / "test" / f"in-{kind}-{task}.jsonl")
+            assert held_out and {row.kind.value for row in held_out} == {kind}
+            assert {image for row in held_out for image in row.images} <= {it for row in open_rows for it in row.images}
     outside = {"detection": 4, "classify": 4, "math": 2}
     for task, count in outside.items():
         assert len(read(out / "test" / f"out-{task}.jsonl")) == count
@@ -150,7 +155,7 @@ def test_a_recipe_is_the_same_twice(root, tmp_path):
     for name in ("one", "two"):
         recipe.assemble(root, tmp_path / name, SMALL, recipe.Policy())
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.jsonl"))
-    assert len(files) == 16
+    assert len(files) == 22
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
