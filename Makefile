@@ -82,7 +82,7 @@ base: install  ## Trains the base that ships with the world, or another: make ba
 	touch $@
 
 # XLA compiles with the settings of the launch files. The 7B has 16 data shards there, and a prompt for each.
-plan: .venv-plan/.installed  ## Compiles the paper's settings for GPUs and TPUs that are not here (half an hour, 8 GB of disk).
+plan: .venv-plan/.installed  ## Compiles the paper's settings for GPUs and TPUs that are not here (an hour or two, 8 GB of disk).
 	mkdir -p runs/plan
 	. launch/env_gpu.sh; unset JAX_COMPILATION_CACHE_DIR; \
 	for it in 3b:a800:1x8 7b:a800:2x8 3b:v5e:2x4 3b:v5p:2x2x2 3b:v6e:2x4; do \

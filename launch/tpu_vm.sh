@@ -2,8 +2,8 @@
 # All workers of a TPU pod slice as one run; JAX finds the others by the machine's metadata:
 #   TPU=my-slice ZONE=us-east5-a launch/tpu_vm.sh --config=configs/sft.py:7b --workdir=/mnt/shared/runs/sft
 # Before it, once, the repository and its environment on every worker:
-#   TPU=my-slice ZONE=us-east5-a SETUP=1 launch/tpu_vm.sh
-# REPOSITORY (https://... to clone, for SETUP), FOLDER ($HOME/currreft_jax there), PROJECT, PROGRAM as in run.sh.
+#   TPU=my-slice ZONE=us-east5-a SETUP=1 REPOSITORY=https://... launch/tpu_vm.sh
+# FOLDER ($HOME/currreft_jax there), PROJECT, PROGRAM as in run.sh.
 # The workdir must be on storage that all workers share. A slice that was taken back is asked for again by you.
 set -euo pipefail
 : "${TPU:?the name of the slice}" "${ZONE:?its zone}"

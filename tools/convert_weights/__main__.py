@@ -18,7 +18,7 @@ from currreft_jax.models.folder import copy_companions, resolve
 EPILOG = """\
 examples:
   python -m tools.convert_weights Qwen/Qwen2.5-VL-3B-Instruct checkpoints/3b    for a fast start on many hosts
-  python -m tools.convert_weights --to-hf runs/stage3/final exports/3b          for transformers, vLLM, SGLang
+  python -m tools.convert_weights --to-hf checkpoints/3b exports/3b             for transformers, vLLM, SGLang
 
 The destination appears only when it is complete; an interrupted conversion leaves DST.partial, which the next one
 replaces. Host memory: the whole model in its own dtype (16.6 GB for the 7B in bf16), and with --to-hf 5 GB more.
