@@ -3,7 +3,7 @@
 Every name below is loaded when it is first used, so that a host-side part never loads JAX.
 """
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from currreft_jax.sharding import to_devices as to_devices
 
 _HOME = {
-    "collate": ("data.packing", "collate"),
-    "decode_params": ("rollout", "decode_params"),
-    "load_model": ("models.hf", "load"),
-    "load_processor": ("data.processor", "load"),
-    "make_mesh": ("sharding", "make_mesh"),
-    "replay": ("rollout", "replay"),
-    "sample": ("rollout", "sample"),
-    "score_completions": ("rewards", "score_completions"),
-    "save_hf": ("models.hf", "export"),
-    "to_devices": ("sharding", "to_devices"),
-    "token_logprobs": ("models.qwen2_5_vl", "token_logprobs"),
+    "collate": "data.packing:collate",
+    "decode_params": "rollout:decode_params",
+    "load_model": "models.hf:load",
+    "load_processor": "data.processor:load",
+    "make_mesh": "sharding:make_mesh",
+    "replay": "rollout:replay",
+    "sample": "rollout:sample",
+    "save_hf": "models.hf:export",
+    "score_completions": "rewards:score_completions",
+    "to_devices": "sharding:to_devices",
+    "token_logprobs": "models.qwen2_5_vl:token_logprobs",
 }
 __all__ = [
     "collate",
@@ -50,5 +50,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _HOME[name]
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
+    return resolve_name(f"{__name__}.{_HOME[name]}")

@@ -194,36 +194,43 @@ def validate_sampling(sampling: Sampling) -> None:
     """
     parts, ladder, lengths = sampling.mesh, sampling.ladder, sampling.prompt_lengths
     demands = [
-        (sampling.group_size >= 1, "group_size", "1 or more"),
-        (sampling.max_new_tokens >= 1, "max_new_tokens", "1 or more"),
-        (0 <= sampling.temperature < math.inf, "temperature", "0, for the likeliest token, or a positive number"),
-        (sampling.top_k >= 0, "top_k", "0, for all tokens, or a number of tokens"),
-        (0 < sampling.top_p <= 1, "top_p", "a probability in (0, 1]; 1 keeps all tokens"),
+        (sampling.group_size >= 1, "group_size", sampling.group_size, "1 or more"),
+        (sampling.max_new_tokens >= 1, "max_new_tokens", sampling.max_new_tokens, "1 or more"),
+        (
+            0 <= sampling.temperature < math.inf,
+            "temperature",
+            sampling.temperature,
+            "0, for the likeliest token, or a positive number",
+        ),
+        (sampling.top_k >= 0, "top_k", sampling.top_k, "0, for all tokens, or a number of tokens"),
+        (0 < sampling.top_p <= 1, "top_p", sampling.top_p, "a probability in (0, 1]; 1 keeps all tokens"),
         (
             sampling.temperature > 0 or (sampling.top_k == 0 and sampling.top_p == 1),
             "temperature",
+            sampling.temperature,
             "a positive number beside top_k or top_p: at 0 they choose nothing",
         ),
         (
             len(parts) == 2 and all(part >= 1 or part == -1 for part in parts) and parts != (-1, -1),
             "mesh",
+            sampling.mesh,
             "(data, tensor), of which one may be -1",
         ),
-        (sampling.segment >= 1, "segment", "1 or more"),
+        (sampling.segment >= 1, "segment", sampling.segment, "1 or more"),
         (
             all(0 < share < 1 for share in ladder) and list(ladder) == sorted(set(ladder), reverse=True),
             "ladder",
+            sampling.ladder,
             "falling shares in (0, 1); () never shrinks the batch",
         ),
         (
             bool(lengths) and lengths[0] >= 1 and list(lengths) == sorted(set(lengths)),
             "prompt_lengths",
+            sampling.prompt_lengths,
             "rising lengths, at least one",
         ),
     ]
-    for met, name, wanted in demands:
-        if not met:
-            raise ValueError(f"sampling.{name} is {getattr(sampling, name)}; it takes {wanted}")
+    _refuse("sampling", demands)
 
 
 def validate_training_sampling(sampling: Sampling) -> None:
@@ -233,17 +240,14 @@ def validate_training_sampling(sampling: Sampling) -> None:
         ValueError: naming the setting and the value it takes.
     """
     validate_sampling(sampling)
+    why = "in training: what is trained on must be the distribution that was drawn from"
+    positive = "a positive number in training: greedy completions of a group are all the same"
     demands = [
-        (sampling.temperature > 0, "temperature", "a positive number: greedy completions of a group are all the same"),
-        (sampling.top_k == 0, "top_k", "0"),
-        (sampling.top_p == 1, "top_p", "1"),
+        (sampling.temperature > 0, "temperature", sampling.temperature, positive),
+        (sampling.top_k == 0, "top_k", sampling.top_k, f"0 {why}"),
+        (sampling.top_p == 1, "top_p", sampling.top_p, f"1 {why}"),
     ]
-    for met, name, wanted in demands:
-        if not met:
-            raise ValueError(
-                f"sampling.{name} is {getattr(sampling, name)}; in training it takes {wanted}: the log-probs that are"
-                " trained on must be those of the distribution that was drawn from"
-            )
+    _refuse("sampling", demands)
 
 
 def validate_rewards(rewards: Rewards) -> None:
@@ -346,7 +350,7 @@ class Schedule(Enum):
 class LossAverage(Enum):
     """What a mean over a batch counts.
 
-    `SEQUENCE`: all sequences alike, as in GRPO and equation 9. `TOKEN`: all learnt tokens alike, as in DAPO.
+    `SEQUENCE`: all sequences alike, as in GRPO. `TOKEN`: all learnt tokens alike, as in DAPO and fine-tuning.
     `CONSTANT`: a token of a sequence as 1 / `max_new_tokens`, however many the sequence has, as in Dr. GRPO.
     """
 
@@ -572,7 +576,7 @@ class Logging:
     Attributes:
         log_every: steps from one asking of the device for its metrics to the next; each step has a line of its own.
         save_every: steps from one checkpoint to the next; the last step is always saved.
-        keep_last: newest checkpoints that are kept, besides the one of the greatest reward or the least loss.
+        keep_last: newest checkpoints that are kept, besides the one whose step had most reward or least loss.
         tensorboard: also write TensorBoard events.
         wandb: also send metrics to Weights & Biases.
         rollouts_every: steps from one file of completions to the next, from step 1 on, and of the last; 0 writes none.

@@ -23,9 +23,9 @@ class Measurement:
         rows: their number.
         reward: mean, at the sampling temperature.
         error: its standard error.
-        accuracy: mean of that part, likewise `format`.
+        accuracy: mean of that part, likewise `format`; None where it has no weight and so is not computed.
+        passed: rows with full accuracy; None likewise.
         greedy: mean reward of the likeliest answers; None where they were not drawn.
-        passed: rows with full accuracy.
     """
 
     stage: str
@@ -34,9 +34,9 @@ class Measurement:
     rows: int
     reward: float
     error: float
-    accuracy: float
-    format: float
-    passed: int
+    accuracy: float | None
+    format: float | None
+    passed: int | None
     greedy: float | None = None
 
     @property
@@ -54,8 +54,8 @@ def pass_interval(passed: int, rows: int) -> tuple[float, float]:
 
 
 def promoted(seen: Measurement, above: float) -> bool:
-    """Whether the pass rate is above a threshold with 97.5% confidence."""
-    return pass_interval(seen.passed, seen.rows)[0] > above
+    """Whether the pass rate is above a threshold with 97.5% confidence; an unknown one is not."""
+    return seen.passed is not None and pass_interval(seen.passed, seen.rows)[0] > above
 
 
 def fallen(earlier: Sequence[Measurement], now: Measurement) -> Measurement | None:
@@ -126,4 +126,5 @@ def _cell(it: Measurement | None) -> str:
     if it is None:
         return "-"
     greedy = "" if it.greedy is None else f" ({it.greedy:.3f})"
-    return f"{it.reward:.3f} ± {Z * it.error:.3f}{greedy}, {it.format:.2f}"
+    form = "-" if it.format is None else f"{it.format:.2f}"
+    return f"{it.reward:.3f} ± {Z * it.error:.3f}{greedy}, {form}"

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def generate(options: argparse.Namespace) -> None:
     content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
     prompt = processor.prompt([{"role": "user", "content": content}], images, name="the prompt")
     model, parameters = load_model(folder)
+    model = replace(model, tokenizer_size=processor.tokenizer_size)
     rollouts = stream(model, parameters, processor, [prompt], settings, seed=options.seed)
     texts = show(rollouts, processor.decode, settings.max_new_tokens)
     if options.boxes:

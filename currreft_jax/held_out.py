@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from currreft_jax.config import Config, Stage
+from currreft_jax.config import Config, OnBadRow, Stage
 from currreft_jax.curriculum import Measurement
 from currreft_jax.data.examples import Example, example
 from currreft_jax.data.mixture import mixture
@@ -51,7 +51,7 @@ def held_out_rows(config: Config, reader: Processor, pool: MathsPool | None) -> 
         RowError: a row cannot be scored.
     """
     wording, hosts, host = template(config.data.template), jax.process_count(), jax.process_index()
-    data = dataclasses.replace(config.data, pass_rates="")
+    data = dataclasses.replace(config.data, pass_rates="", on_bad_row=OnBadRow.ERROR)
     sets = []
     for number, stage in enumerate(config.stages):
         if not stage.held_out:
@@ -99,13 +99,17 @@ def measure(
                 rows=it.rows,
                 reward=float(drawn["reward"].mean()),
                 error=float(drawn["reward"].std(ddof=1) / np.sqrt(it.rows)) if it.rows > 1 else 0.0,
-                accuracy=float(drawn["accuracy"].mean()),
-                format=float(drawn["format"].mean()),
-                passed=int((drawn["accuracy"] == 1).sum()),
-                greedy=None if likeliest is None else float(likeliest["reward"].mean()),
+                accuracy=_mean(drawn.get("accuracy")),
+                format=_mean(drawn.get("format")),
+                passed=int((drawn["accuracy"] == 1).sum()) if "accuracy" in drawn else None,
+                greedy=_mean(likeliest["reward"]) if likeliest else None,
             )
         )
     return seen
+
+
+def _mean(values: np.ndarray | None) -> float | None:
+    return None if values is None else float(values.mean())
 
 
 def _answers(
@@ -131,14 +135,7 @@ def _answers(
         )
         texts, _, _ = completions(context.reader, rollout)
         scores = score(context, examples, texts[: len(examples)])
-        nothing = np.zeros_like(scores.total)
-        parts.append(
-            {
-                "reward": scores.total[:, 0],
-                "accuracy": scores.parts.get("accuracy", nothing)[:, 0],
-                "format": scores.parts.get("format", nothing)[:, 0],
-            }
-        )
+        parts.append({name: values[:, 0] for name, values in {**scores.parts, "reward": scores.total}.items()})
     joined = everyone({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     hosts = jax.process_count()
     # Hosts took turns; rows that only filled up the last turn are dropped.

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from currreft_jax.config import Logging
 
+METRICS = "metrics.jsonl"
 _SHOWN = {
     "loss": "loss",
     "reward": "reward",
@@ -48,7 +49,7 @@ class Metrics:
         self._file = self._events = self._wandb = None
         if not writes:
             return
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         kept = _up_to(path, step)
         whole = path.with_name(f"{path.name}.partial")
         whole.write_text("".join(kept), "utf-8")

@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +19,7 @@ from currreft_jax.models import hf
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.rollout import replay
 from currreft_jax.sharding import make_mesh
+from currreft_jax.step import caster, trained_model
 from currreft_jax.workdir import CHECKPOINTS, EXPORT, read_config
 
 
@@ -63,6 +63,8 @@ def redraw(place: str) -> Redrawn:
 
     config = read_config(stage_folder)
     names = [stage.name for stage in config.stages]
+    if len(names) > 1 and stage_folder.name not in names:
+        raise ValueError(f"{stage_folder} is not the folder of one of its run's stages, {', '.join(names)}")
     number = names.index(stage_folder.name) if len(names) > 1 else 0
     step = int(path.stem.partition("-")[0])
     reader = processor.load(
@@ -96,10 +98,8 @@ def _policy_before(
             f"step {step} was drawn by the policy after step {step - 1}, and {checkpoints} has {kept}: completions of"
             " step 1 and of the steps behind these can be drawn again; logging.save_every and keep_last decide which"
         )
-    lora, dtype = config.model.lora, jnp.dtype(config.model.dtype)
-    model = Model(reader.config, mesh, dtype, config.model.remat, reader.tokenizer_size, lora.rank, lora.alpha)
-    params = restore_item(checkpoints / str(step - 1), "params", model.abstract(jnp.float32))
-    return model, jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree), donate_argnums=0)(params)
+    model = trained_model(config.model, reader.config, mesh, reader.tokenizer_size)
+    return model, caster(model)(restore_item(checkpoints / str(step - 1), "params", model.abstract(jnp.float32)))
 
 
 def _parsed(place: str) -> tuple[Path, int, int]:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Sampling, validate_sampling
-from currreft_jax.data.packing import BatchShape, collate, fitting, prompt_slots, slots_of
+from currreft_jax.data.packing import BatchShape, collate, fitting, slots_needed, slots_of
 from currreft_jax.data.processor import Processor
 from currreft_jax.models.cache import Cache, longer
 from currreft_jax.models.decoder import bind, decoding_model, decoding_weights, prompt_caches
@@ -553,10 +553,9 @@ def _batch(model: Model, decoding: Model, prompts: Sequence[Prompt], settings: S
             f"{len(prompts)} prompts on each of {hosts} hosts do not divide into its {shards} data shards: pad them or"
             " change the mesh"
         )
-    vision, size = model.config.vision, len(filled) // shards
-    slots = [sum(prompt_slots(prompt, vision) for prompt in filled[i * size : (i + 1) * size]) for i in range(shards)]
+    vision = model.config.vision
     reach = max((slots_of(picture, vision) for prompt in filled for picture in prompt.pictures), default=1)
-    needed = np.array([max(len(prompt.tokens) for prompt in filled), max(slots), reach])
+    needed = np.array([max(len(prompt.tokens) for prompt in filled), slots_needed(filled, vision, shards), reach])
     if hosts > 1:
         needed = np.max(np.asarray(multihost_utils.process_allgather(needed)), axis=0)
     length = fitting(int(needed[0]), settings.prompt_lengths, "sampling.prompt_lengths")

@@ -36,17 +36,15 @@ class TrainState:
     """What a step changes.
 
     Attributes:
-        step: int32, steps done.
         params: fp32 masters.
         optimizer: the moments of what is not frozen.
     """
 
-    step: Array
     params: Parameters
     optimizer: Any
 
 
-jax.tree_util.register_dataclass(TrainState, ["step", "params", "optimizer"], [])
+jax.tree_util.register_dataclass(TrainState, ["params", "optimizer"], [])
 
 
 class Learning(NamedTuple):
@@ -251,14 +249,14 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
 
     moments = jax.tree_util.tree_map_with_path(laid_out, jax.eval_shape(optimizer.init, params))
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), params, moments)
+    return TrainState(params, moments)
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, params: Parameters) -> TrainState:
     """The state before the first step."""
     layouts = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer))
     moments = jax.jit(optimizer.init, out_shardings=layouts.optimizer)(params)
-    return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, moments)
+    return TrainState(params, moments)
 
 
 def moments_for_a_new_stage(moments: Any) -> Any:
@@ -347,7 +345,7 @@ def apply_gradient(
     moving, frozen = split(state.params, gradient)
     updates, moments = optimizer.update(gradient, state.optimizer, moving)
     params = merge(optax.apply_updates(moving, updates), frozen)  # pyright: ignore[reportArgumentType]
-    return TrainState(state.step + 1, params, moments), optax.tree.norm(gradient)
+    return TrainState(params, moments), optax.tree.norm(gradient)
 
 
 def _absent(x: Any) -> bool:

@@ -1,18 +1,20 @@
 """Train a model on the stages of a config.
 
   python -m currreft_jax.train --config=configs/curriculum.py
-  python -m currreft_jax.train --config=configs/stage1.py:3b --workdir=runs/stage1 --config.data.batch_size=16
+  python -m currreft_jax.train --config=configs/stage1.py:3b --config.data.batch_size=16
   python -m currreft_jax.train --config=configs/sft.py:tiny --config.stages[0].sources[0].file=rows.jsonl
 
 Every setting of the config can be given on the command line; a misspelt one is refused. Metrics, completions,
 checkpoints and the settings lie in the workdir. A run that was interrupted goes on there when the same command is given
-again, and a finished stage is skipped. SIGTERM and SIGUSR1 save, and end with exit code 75: to be started again.
+again, and a finished stage is skipped. SIGTERM, SIGUSR1 and, on one machine, Ctrl-C save after the step, and end with
+exit code 75: to be started again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -45,7 +47,8 @@ from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.planning.parts import Programs
-from currreft_jax.rewards import MathsPool, check_rows
+from currreft_jax.rewards import MathsPool, RewardError, check_rows
+from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.sharding import data_shards, make_mesh
 from currreft_jax.step import (
     TrainState,
@@ -83,8 +86,15 @@ class Paused(Exception):
     """A guard rail was met; the run was saved."""
 
 
+# What the package refuses with; the messages are made to be read alone, and --verbosity=1 shows where they come from.
+_REFUSALS = (
+    *(ValueError, OSError, ModuleNotFoundError, NonFiniteError, Paused),
+    *(RewardError, MathsPoolError, distributed.MissingProcess),
+)
+
+
 class Interrupt:
-    """Whether SIGTERM or SIGUSR1 has asked the run to save and end.
+    """Whether SIGTERM, SIGUSR1 or, on one host, a first Ctrl-C has asked the run to save and end.
 
     With several hosts JAX's own runtime watches for SIGTERM, and tells all of them; SIGUSR1 is passed on as that.
     """
@@ -93,7 +103,8 @@ class Interrupt:
         self.asked = False
         self._steps = 0
         one = jax.process_count() == 1
-        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._ask)} if one else {}
+        asking = (signal.SIGTERM, signal.SIGINT) if one else ()
+        self._before: dict[int, Any] = {number: signal.signal(number, self._ask) for number in asking}
         self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def __enter__(self) -> Interrupt:
@@ -111,6 +122,9 @@ class Interrupt:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+            os.write(sys.stderr.fileno(), b"\ntrain: saves after this step, and ends; Ctrl-C again ends at once\n")
 
 
 def run(config: Config, workdir: Path) -> Path | None:
@@ -198,6 +212,7 @@ def train_stage(
         lead = distributed.is_main()
         if lead:
             write_config(config, where)
+            forget_rollouts(where / ROLLOUTS, start)
         looking.begin(cast(state.params), start)
         metrics = opened.enter_context(
             Metrics(where, written, name=config.name, step=start, steps=stage.steps, writes=lead)
@@ -237,7 +252,7 @@ def train_stage(
                 return False
             if ended:
                 break
-            window.start_clock()
+            window.start_clock()  # looking and saving were no step
     plain = caster(dataclasses.replace(model, lora_rank=0))
     hf.export(model, plain(merged(model, state.params)), reader, where / EXPORT)
     return True
@@ -309,7 +324,9 @@ class Looking:
         own = False
         numbers = {it.name: it.number for it in self._sets}
         for it in now:
-            told |= {f"held_out/{it.held_out}/reward": it.reward, f"held_out/{it.held_out}/pass": it.passed / it.rows}
+            told[f"held_out/{it.held_out}/reward"] = it.reward
+            if it.passed is not None:
+                told[f"held_out/{it.held_out}/pass"] = it.passed / it.rows
             best = curriculum.fallen(self._matrix.seen, it)
             if best and numbers[it.held_out] < self._context.number:
                 told[f"held_out/{it.held_out}/fallen"] = best.reward - it.reward
@@ -331,15 +348,15 @@ def guard(config: Config, lines: Sequence[dict[str, float]]) -> str:
         return ""
     settings = config.grpo
 
-    def mean(name: str) -> float:
+    def mean(name: str, lines: Sequence[dict[str, float]]) -> float:
         return float(np.mean([line.get(name, 0.0) for line in lines]))
 
-    if settings.max_kl and mean("kl") > settings.max_kl:
-        return f"KL {mean('kl'):.4g} is above grpo.max_kl = {settings.max_kl}"
-    if mean("entropy") < settings.min_entropy:
-        return f"entropy {mean('entropy'):.4g} is below grpo.min_entropy = {settings.min_entropy}"
-    if mean("completions/clipped_ratio") > settings.max_truncated:
-        share = mean("completions/clipped_ratio")
+    learnt = [line for line in lines if line["learnt_tokens"]]  # with `mask_truncated` a step may learn nothing
+    if settings.max_kl and learnt and (kl := mean("kl", learnt)) > settings.max_kl:
+        return f"KL {kl:.4g} is above grpo.max_kl = {settings.max_kl}"
+    if learnt and (entropy := mean("entropy", learnt)) < settings.min_entropy:
+        return f"entropy {entropy:.4g} is below grpo.min_entropy = {settings.min_entropy}"
+    if (share := mean("completions/clipped_ratio", lines)) > settings.max_truncated:
         return f"{share:.1%} of the completions were cut off, more than grpo.max_truncated = {settings.max_truncated}"
     return ""
 
@@ -351,6 +368,13 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return path
+
+
+def forget_rollouts(folder: Path, step: int) -> None:
+    """Removes what was written of steps behind the one that is gone on from."""
+    for path in folder.glob("*.jsonl"):
+        if int(path.stem.partition("-")[0]) > step:
+            path.unlink()
 
 
 def read_rows(
@@ -431,8 +455,7 @@ def start_state(
                 " or take another workdir"
             )
         _say(f"going on from step {step}")
-        state = TrainState(jax.device_put(jnp.int32(step), abstract.step.sharding), items["params"], items["optimizer"])
-        return state, step, bool(saved["ended"])
+        return TrainState(items["params"], items["optimizer"]), step, bool(saved["ended"])
     state = init_state(model, optimizer, start_params(config, number, model, before))
     if before and config.stages[number].moments is Handover.KEEP:
         kept = _last_of(config, number - 1, before, {"optimizer": abstract.optimizer})["optimizer"]
@@ -460,7 +483,18 @@ def reference_params(config: Config, number: int, model: Model, before: Path | N
 
 
 def _loaded(path: str, model: Model, seed: int) -> Parameters:
-    plain = hf.load(path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)[1]
+    """A model's parameters, fp32, for the policy's computation.
+
+    Raises:
+        ValueError: the model is of another architecture than the policy.
+    """
+    found, plain = hf.load(path, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)
+    theirs, ours = (dataclasses.asdict(it.config) | {"dtype": ""} for it in (found, model))
+    if differing := [name for name in ours if theirs[name] != ours[name]]:
+        raise ValueError(
+            f"{path} has another {', '.join(differing)} than model.path: the reference must be a model of the same"
+            " architecture"
+        )
     return adapted(model, plain, seed) if model.adapters else plain
 
 
@@ -485,10 +519,12 @@ def main(argv: Sequence[str]) -> None:
         sys.exit("train: --config is missing; configs/ has some, such as --config=configs/sft.py")
     distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     config = _CONFIG.value
-    logging.set_verbosity(logging.WARNING)  # Orbax tells at length what it does
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells at length what it does
     try:
         done = run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
-    except (ValueError, OSError, ModuleNotFoundError, NonFiniteError, Paused) as error:  # what the package refuses with
+    except _REFUSALS as error:
+        logging.debug("where it was raised", exc_info=True)
         sys.exit(f"train: {error}")
     if done is None:
         sys.exit(distributed.REQUEUE)

@@ -14,11 +14,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from currreft_jax.config import Config
 
-CONFIG, METRICS, CHECKPOINTS, EXPORT, ROLLOUTS = "config.json", "metrics.jsonl", "checkpoints", "model", "rollouts"
+CONFIG, CHECKPOINTS, EXPORT, ROLLOUTS = "config.json", "checkpoints", "model", "rollouts"
 MATRIX = "curriculum.json"  # beside the folders of the stages
 # Settings that may change while a run is interrupted: where and how it is computed and told, and the room for rows.
 _FREE = (
-    *("name", "mesh.", "microbatches", "model.remat", "plan_first"),
+    *("name", "mesh.", "sampling.mesh", "microbatches", "model.remat", "plan_first", "rewards.maths.workers"),
     *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
     *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
     *("logging.tensorboard", "logging.wandb"),
@@ -29,7 +29,9 @@ _FREE = (
 def write_config(config: Config, where: Path) -> None:
     """Writes the settings beside what they lead to."""
     where.mkdir(parents=True, exist_ok=True)
-    (where / CONFIG).write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
+    whole = where / f"{CONFIG}.partial"
+    whole.write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
+    whole.replace(where / CONFIG)
 
 
 def read_config(where: Path) -> Config:
@@ -50,12 +52,12 @@ def refuse_other_settings(config: Config, number: int, where: Path) -> None:
     """Refuses to go on where a stage was trained with settings that lead elsewhere.
 
     Raises:
-        ValueError: naming the settings that differ.
+        ValueError: naming the settings that differ; or the settings there are damaged, or of another version.
     """
     path = where / CONFIG
     if not path.exists():
         return
-    there, now = json.loads(path.read_text("utf-8")), _plain(config)
+    there, now = _plain(read_config(where)), _plain(config)
     for settings in (there, now):
         settings["stages"] = settings["stages"][: number + 1]
     there, now = _flat(there), _flat(now)

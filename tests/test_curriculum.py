@@ -20,6 +20,7 @@ def test_promotion_wants_confidence():
     assert promoted(SEEN, 0.7)
     assert not promoted(SEEN, 0.75)
     assert not promoted(SEEN, 1.0)
+    assert not promoted(dataclasses.replace(SEEN, passed=None), 0.0)
 
 
 def test_a_stage_falls_only_beyond_chance_and_against_its_own_best():

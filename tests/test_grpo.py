@@ -21,6 +21,7 @@ from currreft_jax.config import (
     LossAverage,
     MeshShape,
     Method,
+    OnBadRow,
     Optimizer,
     Precision,
     Pretrained,
@@ -40,6 +41,7 @@ from currreft_jax.data.prompts import template
 from currreft_jax.experience import Context
 from currreft_jax.metrics import read_metrics
 from currreft_jax.redraw import redraw
+from currreft_jax.workdir import refuse_other_settings, write_config
 from currreft_jax.world.settings import Sizes
 from tests import tiny
 from tests.test_train import interrupt, same_weights
@@ -151,6 +153,65 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, t
     assert told(tmp_path) == told(whole)
 
 
+def test_completions_of_steps_that_are_taken_again_are_forgotten(tmp_path):
+    for name in ("1.jsonl", "11.jsonl", "11-0.jsonl", "9-1.jsonl"):
+        (tmp_path / name).touch()
+    train.forget_rollouts(tmp_path, 9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.jsonl", "9-1.jsonl"]
+
+
+def test_the_layout_may_change_while_a_run_is_interrupted(checkpoint, rows, tmp_path):
+    config = config_of(checkpoint, rows)
+    write_config(config, tmp_path)
+    config.mesh, config.sampling.mesh, config.rewards.maths.workers = MeshShape(2, 2, 2), (2, 4), 7
+    refuse_other_settings(config, 0, tmp_path)
+    config.sampling.temperature = 0.5
+    with pytest.raises(ValueError, match=r"sampling\.temperature was 1\.0, and is 0\.5: put it back"):
+        refuse_other_settings(config, 0, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_layout_and_forgets_the_completions_behind(checkpoint, rows, tmp_path, monkeypatch):
+    config = config_of(checkpoint, rows, steps=4, mesh=MeshShape(4, 1, 2), grpo=Grpo(mask_truncated=True))
+    config.sampling.mesh, config.data.slots = (4, 2), (1, 2)
+    config.logging.rollouts_every = 1
+    interrupt(monkeypatch, 2)
+    assert train.run(config, tmp_path) is None
+    (tmp_path / "rollouts" / "3-1.jsonl").write_text("of a step that two hosts took before they were killed\n")
+    config.mesh, config.sampling.mesh, config.logging.rollouts_every = MeshShape(2, 2, 2), (2, 4), 0
+    assert train.run(config, tmp_path) == tmp_path / "model"
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["1.jsonl", "2.jsonl"]
+    lines = told(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    learnt = [line["learnt_tokens"] for line in lines]  # of completions that came to their end: none at first
+    assert min(learnt) == 0 < max(learnt) < 8 * 4 * 8
+    assert all(line["loss"] == line["grad_norm"] == 0 for line in lines if not line["learnt_tokens"])
+
+
+def test_a_step_that_learns_nothing_meets_no_guard_rail_of_what_is_learnt():
+    config = Config(method=Method.GRPO, grpo=Grpo(min_entropy=0.1, max_truncated=0.9))
+    nothing = {"learnt_tokens": 0.0, "entropy": 0.0, "completions/clipped_ratio": 0.5}
+    assert not train.guard(config, [nothing])
+    assert "entropy" in train.guard(config, [nothing, {**nothing, "learnt_tokens": 9.0}])
+    assert "cut off" in train.guard(config, [{**nothing, "completions/clipped_ratio": 1.0}])
+
+
+def test_a_reference_of_another_architecture_is_refused(checkpoint, rows, tmp_path):
+    tiny.write_checkpoint(tmp_path / "other", dataclasses.replace(tiny.CONFIG, rope_theta=9e4))
+    config = config_of(checkpoint, rows, grpo=Grpo(reference_path=str(tmp_path / "other")))
+    with pytest.raises(ValueError, match=r"other has another rope_theta than model\.path"):
+        train.run(config, tmp_path / "run")
+
+
+def test_damaged_held_out_rows_are_an_error_whatever_training_skips(checkpoint, rows, tmp_path):
+    (tmp_path / "held.jsonl").write_text(rows.read_text().splitlines(keepends=True)[0] + "{\n")
+    config = config_of(checkpoint, rows)
+    config.data.on_bad_row, config.data.max_bad_rows = OnBadRow.SKIP, 5
+    config.stages[0].held_out = [Source(str(tmp_path / "held.jsonl"))]
+    with pytest.raises(ValueError, match=r"held\.jsonl:2"):
+        train.run(config, tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=4, microbatches=2, mesh=MeshShape(2, 2, 2))
@@ -225,6 +286,8 @@ def test_stages_are_measured_on_what_they_hold_out(checkpoint, rows, tmp_path, c
     times = [("", 0), ("one", 1), ("one", 2), ("two", 1)]
     assert when == [(*time, name) for time in times for name in ("one", "two")]
     assert all(it.rows == 10 for it in matrix.seen)
+    assert all(it.accuracy is it.format is it.passed is None for it in matrix.seen)  # neither has a weight here
+    assert "held_out/one/pass" not in told(tmp_path / "one")[-1]
     assert [it.greedy is None for it in matrix.seen[::2]] == [False, True, False, False]
     # Nothing was learnt before the first look, and both stages hold out the same rows under other draws.
     last = told(tmp_path / "one")[-1]
@@ -299,8 +362,11 @@ def vars_of(config: Config, **values) -> None:
     ("change", "message"),
     [
         (lambda c: setattr(c.sampling, "group_size", 1), "sampling.group_size is 1; it takes 2 or more"),
-        (lambda c: setattr(c.sampling, "top_p", 0.9), "sampling.top_p is 0.9; in training it takes 1"),
-        (lambda c: setattr(c.sampling, "temperature", 0.0), "sampling.temperature is 0.0; in training"),
+        (lambda c: setattr(c.sampling, "top_p", 0.9), "sampling.top_p is 0.9; it takes 1 in training"),
+        (
+            lambda c: setattr(c.sampling, "temperature", 0.0),
+            "sampling.temperature is 0.0; it takes a positive number in training",
+        ),
         (lambda c: setattr(c.grpo, "minibatches", 3), "grpo.minibatches is 3; it takes a number that"),
         (lambda c: setattr(c.grpo, "kl_coef", -1.0), r"grpo.kl_coef is -1\.0; it takes 0 or more"),
         (lambda c: setattr(c.stages[0], "promote_above", 0.5), "promote_above is 0.5; it takes 1, or a share beside"),

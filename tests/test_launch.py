@@ -170,13 +170,23 @@ def test_a_killed_process_is_named_and_ends_the_others(settings, environment, tm
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_both_signals_ask_to_save(number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_ask_to_save(number):
+    before = signal.getsignal(number)
     with train.Interrupt() as interrupt:
         assert not interrupt.asked
         os.kill(os.getpid(), number)
         assert interrupt.asked
-    assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_ends_at_once(capfd):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite's workers may ignore it
+    with train.Interrupt(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C again ends at once" in capfd.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 MEETING = """

@@ -101,7 +101,7 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkp
         with jtu.count_jit_compilation_cache_miss() as compiled:
             state, told = update(state, [[batch, batch]])
     assert compiled() == 0
-    assert int(state.step) == 3 and told.keys() == {"loss", "grad_norm"}
+    assert told.keys() == {"loss", "grad_norm"}
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
 
 
@@ -171,7 +171,7 @@ def test_smaller_moments_still_lead_downhill(checkpoint, settings, share):
 
 
 def test_a_state_is_one_pytree():
-    state = TrainState(jnp.int32(1), {"a": jnp.ones(2)}, ())
+    state = TrainState({"a": jnp.ones(2)}, {"m": jnp.ones(2)})
     assert len(jax.tree.leaves(state)) == 2
 
 

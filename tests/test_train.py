@@ -180,6 +180,12 @@ def test_other_settings_are_no_continuation(checkpoint, rows, whole, tmp_path, f
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
 
 
+def test_damaged_settings_are_named(checkpoint, rows, tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "cut off')
+    with pytest.raises(ValueError, match=r"config\.json holds no settings of this version"):
+        train.run(config_of(checkpoint, rows), tmp_path)
+
+
 def test_a_second_run_is_kept_out(checkpoint, rows, tmp_path):
     with train.only_run(tmp_path), pytest.raises(ValueError, match="another run is writing"):
         train.run(config_of(checkpoint, rows), tmp_path)
@@ -283,6 +289,9 @@ def test_the_curriculum_reads_what_the_recipe_writes(monkeypatch):
     assert "`train/{judge,choice,open}-{detection,classify,math}.jsonl`" in told and "`test/in-{detection," in told
     files = [[source.file for source in stage.sources] for stage in config.stages]
     assert files[0] == [f"rows/paper/train/judge-{task}.jsonl" for task in ("detection", "classify", "math")]
+    assert "`test/in-{judge,choice}-{detection," in told
+    held_out = [stage.held_out[0].file for stage in config.stages]
+    assert held_out == [f"rows/paper/test/in-{kind}detection.jsonl" for kind in ("judge-", "choice-", "")]
     assert [stage.steps for stage in config.stages] == [600, 500, 2500]
     assert (config.data.batch_size, config.sampling.group_size, config.optimizer.learning_rate) == (8, 4, 2e-5)
     assert config.model.max_pixels == 401_408

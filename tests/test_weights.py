@@ -15,7 +15,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from currreft_jax import checkpoint as native
-from currreft_jax import models
 from currreft_jax.models import hf
 from currreft_jax.models.config import UnsupportedModel
 from currreft_jax.sharding import make_mesh
@@ -65,7 +64,7 @@ def test_there_and_back_is_bit_identical(tmp_path, config, dtype, capsys):
 
 
 def test_large_models_are_written_in_several_files(folder, tmp_path, monkeypatch):
-    model, parameters = models.load(folder)
+    model, parameters = hf.load(folder)
     monkeypatch.setattr(hf, "SHARD_BYTES", 300_000)
     (tmp_path / "out").mkdir()
     hf.save(model, parameters, tmp_path / "out")
@@ -75,7 +74,7 @@ def test_large_models_are_written_in_several_files(folder, tmp_path, monkeypatch
     assert all(path.stat().st_size < 300_000 + 8192 for path in files)
     index = json.loads((tmp_path / "out" / hf.INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(parameters))
-    assert_same(models.load(tmp_path / "out")[1], parameters)
+    assert_same(hf.load(tmp_path / "out")[1], parameters)
 
 
 def in_memory_name(name: str) -> str:
@@ -96,22 +95,22 @@ def nested(flat: dict) -> dict:
 
 
 def test_the_names_and_the_layout_of_later_transformers_load_alike(folder, tmp_path):
-    expected = models.load(folder)
+    expected = hf.load(folder)
     rewrite(folder, lambda tensors: {in_memory_name(name): tensor for name, tensor in tensors.items()})
     path = folder / "config.json"
     path.write_text(json.dumps(nested(json.loads(path.read_text()))))
-    model, parameters = models.load(folder)
+    model, parameters = hf.load(folder)
     assert model.config == expected[0].config
     assert_same(parameters, expected[1])
 
 
 def test_a_tied_checkpoint_may_repeat_its_head_but_not_contradict_it(folder):
-    expected = models.load(folder)[1]
+    expected = hf.load(folder)[1]
     rewrite(folder, lambda tensors: {**tensors, hf.HEAD: tensors[hf.EMBEDDING]})
-    assert_same(models.load(folder)[1], expected)
+    assert_same(hf.load(folder)[1], expected)
     rewrite(folder, lambda tensors: {**tensors, hf.HEAD: tensors[hf.EMBEDDING] + 1})
     with pytest.raises(hf.WeightError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
-        models.load(folder)
+        hf.load(folder)
 
 
 def without(name):
@@ -134,17 +133,17 @@ def without(name):
 def test_a_wrong_weight_is_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(hf.WeightError, match=message):
-        models.load(folder)
+        hf.load(folder)
 
 
 def test_a_damaged_folder_is_refused_with_the_file(folder, tmp_path):
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(hf.WeightError, match="not a whole safetensors file"):
-        models.load(folder)
+        hf.load(folder)
     (folder / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=WEIGHTS):
-        models.load(folder)
+        hf.load(folder)
     for weight_map, message in (
         ({"a": "../secret.safetensors"}, "which is no safetensors file of its folder"),
         ({"a": "model-00001-of-00002.safetensors"}, "is missing, though"),
@@ -155,21 +154,21 @@ def test_a_damaged_folder_is_refused_with_the_file(folder, tmp_path):
     ):
         (folder / hf.INDEX).write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(hf.WeightError, match=message):
-            models.load(folder)
+            hf.load(folder)
     with pytest.raises(FileNotFoundError, match="neither a folder nor the id"):
-        models.load(tmp_path / "nowhere")
+        hf.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="hf download owner/name --local-dir name"):
-        models.load("owner/name")
+        hf.load("owner/name")
     with pytest.raises(UnsupportedModel, match="is not a checkpoint folder"):
-        models.load(tmp_path)
+        hf.load(tmp_path)
 
 
 def test_weights_of_two_dtypes_need_a_decision(folder):
     rewrite(folder, lambda t: {**t, "model.norm.weight": t["model.norm.weight"].astype(ml_dtypes.bfloat16)})
     with pytest.raises(hf.WeightError, match="say which dtype"):
-        models.load(folder)
-    assert models.load(folder, param_dtype=jnp.float32)[0].dtype == jnp.float32
-    model, parameters = models.load(folder, dtype=jnp.bfloat16, param_dtype=jnp.float32)
+        hf.load(folder)
+    assert hf.load(folder, param_dtype=jnp.float32)[0].dtype == jnp.float32
+    model, parameters = hf.load(folder, dtype=jnp.bfloat16, param_dtype=jnp.float32)
     assert model.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(parameters)} == {np.dtype(np.float32)}
 
@@ -179,9 +178,9 @@ def test_the_host_holds_one_tensor_at_a_time(tmp_path):
     tiny.write_checkpoint(tmp_path / "source", config)
     largest = 4 * config.vocab_size * config.hidden_size
     assert (tmp_path / "source" / WEIGHTS).stat().st_size > 2.4 * largest
-    models.load(tmp_path / "source")  # compiles
+    hf.load(tmp_path / "source")  # compiles
     tracemalloc.start()
-    models.load(tmp_path / "source")
+    hf.load(tmp_path / "source")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert largest <= peak < 1.3 * largest
@@ -189,11 +188,11 @@ def test_the_host_holds_one_tensor_at_a_time(tmp_path):
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
 def test_loading_onto_a_mesh(folder, tmp_path, sizes):
-    _, expected = models.load(folder)
+    _, expected = hf.load(folder)
     mesh = make_mesh(*sizes)
     assert main([str(folder), str(tmp_path / "native")]) == 0
     for source in (folder, tmp_path / "native"):
-        model, parameters = models.load(source, mesh=mesh)
+        model, parameters = hf.load(source, mesh=mesh)
         assert_same(parameters, expected)
         for leaf, abstract in zip(
             jax.tree.leaves(parameters), jax.tree.leaves(model.abstract(jnp.float32)), strict=True
@@ -204,11 +203,11 @@ def test_loading_onto_a_mesh(folder, tmp_path, sizes):
 
 def test_dtypes_are_converted_on_the_way(folder, tmp_path):
     assert main([str(folder), str(tmp_path / "half"), "--dtype", "bfloat16", "--verify"]) == 0
-    model, parameters = models.load(tmp_path / "half")
+    model, parameters = hf.load(tmp_path / "half")
     assert model.dtype == jnp.bfloat16 and model.config.dtype == "bfloat16"
-    exact = models.load(folder)[1]
+    exact = hf.load(folder)[1]
     assert_same(parameters, jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact))
-    assert models.load(tmp_path / "half", param_dtype=jnp.float32)[1]["norm"]["scale"].dtype == jnp.float32
+    assert hf.load(tmp_path / "half", param_dtype=jnp.float32)[1]["norm"]["scale"].dtype == jnp.float32
 
 
 def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(folder, tmp_path, monkeypatch):
@@ -276,7 +275,7 @@ def test_a_flipped_bit_of_a_native_checkpoint_is_refused(converted):
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     with pytest.raises(native.DamagedCheckpoint, match=r"checksum of .* does not match"):
-        models.load(converted)
+        hf.load(converted)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +294,7 @@ def test_a_native_checkpoint_that_does_not_fit_its_manifest_is_refused(converted
     change(manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(native.DamagedCheckpoint, match=message):
-        models.load(converted)
+        hf.load(converted)
 
 
 def test_checksums_see_flips_and_swaps_and_not_the_mesh():

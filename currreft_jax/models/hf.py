@@ -26,7 +26,6 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from currreft_jax.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
-from currreft_jax.config import Remat
 from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, tokenizer_size, write_json
 from currreft_jax.models.lora import merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
@@ -344,7 +343,6 @@ def load(
     mesh: Mesh | None = None,
     dtype: Any = None,
     param_dtype: Any = None,
-    remat: Remat = Remat.NONE,
 ) -> tuple[Model, Parameters]:
     """Loads a model straight onto the devices.
 
@@ -353,7 +351,6 @@ def load(
         mesh: where; this process's first device by default.
         dtype: of activations and products; by default `param_dtype`, or else the checkpoint's.
         param_dtype: of the parameters; `dtype` by default. Training wants fp32.
-        remat: what a backward pass recomputes.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -366,7 +363,7 @@ def load(
     dtype = jnp.dtype(dtype or param_dtype or stored_dtype(folder))
     param_dtype = jnp.dtype(param_dtype or dtype)
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
-    model = Model(config, mesh, dtype, remat, tokenizer_size(folder))
+    model = Model(config, mesh, dtype, tokenizer_size=tokenizer_size(folder))
     if not (folder / MANIFEST).exists():
         return model, _read_hf(folder, model.abstract(param_dtype), config.tie_word_embeddings)
     stored = stored_dtype(folder)

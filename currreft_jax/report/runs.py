@@ -12,9 +12,9 @@ from statistics import fmean
 from typing import Any
 
 from currreft_jax.curriculum import Matrix, Measurement, Z, fallen
-from currreft_jax.metrics import read_metrics
+from currreft_jax.metrics import METRICS, read_metrics
 from currreft_jax.models.folder import read_json
-from currreft_jax.workdir import CHECKPOINTS, CONFIG, EXPORT, MATRIX, METRICS
+from currreft_jax.workdir import CHECKPOINTS, CONFIG, EXPORT, MATRIX
 
 POINTS = 2000  # of a curve in a stage: more than a screen shows
 
@@ -145,7 +145,7 @@ def matrix(measured: Sequence[Measurement]) -> dict[str, Any]:
             "half": Z * it.error,
             "accuracy": it.accuracy,
             "format": it.format,
-            "passed": it.passed / it.rows,
+            "passed": None if it.passed is None else it.passed / it.rows,
             "rows": it.rows,
             "greedy": it.greedy,
             "fallen": best and best.reward,

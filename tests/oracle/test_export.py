@@ -7,7 +7,6 @@ import pytest
 import torch
 from packaging.version import Version
 
-from currreft_jax import models
 from currreft_jax.data.processor import load
 from currreft_jax.models import hf
 from tests import tiny
@@ -28,7 +27,7 @@ def logits_of_both(model, parameters, folder):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_an_exported_folder_loads_whole(config, tmp_path):
     tiny.write_checkpoint(tmp_path / "source", CONFIGS[config])
-    model, parameters = models.load(tmp_path / "source")
+    model, parameters = hf.load(tmp_path / "source")
     hf.export(model, parameters, load(tmp_path / "source"), tmp_path / "out")
     _, report = reference.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -44,7 +43,7 @@ def test_a_folder_that_transformers_writes_loads_and_exports_bit_for_bit(config,
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="300KB")
     written = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert ("text_config" in written) == (Version("4.52") <= TRANSFORMERS)
-    model, parameters = models.load(tmp_path / "theirs")
+    model, parameters = hf.load(tmp_path / "theirs")
     (tmp_path / "ours").mkdir()
     hf.save(model, parameters, tmp_path / "ours")
     assert hf.digests(hf.stored_tensors(tmp_path / "ours")) == hf.digests(hf.stored_tensors(tmp_path / "theirs"))
