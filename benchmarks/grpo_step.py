@@ -147,7 +147,7 @@ class Ours:
             learnt, sampled = jax.tree.map(lambda x: x.reshape(flat if x.ndim == 3 else flat[:2]), (learnt, sampled))
         held = timed("reference", lambda: token_logprobs(self.model, self.reference, batch, tokens, temperature=1.0))
         timed("score", lambda: score_completions(self.rows, completions(self.reader, rollout)[0]).total)
-        part = (GroupBatch(batch, tokens, mask), learnt, replace(sampled, reference=held))
+        part = (GroupBatch(batch, tokens), learnt, replace(sampled, reference=held))
         self.state, _ = timed("update", lambda: self.update(self.state, [[part]]))
 
 

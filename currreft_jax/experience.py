@@ -95,11 +95,12 @@ def gold_batch(context: Context, examples: Sequence[Example]) -> Batch:
     tokens = sum(len(it.prompt.tokens) + len(it.tokens) for it in examples)
     needed = agreed_needs([pipeline.needs(part, model.config, shards) for part in parts])
     counts, tokens = _added((loss_counts([it.mask for it in examples]), np.array(tokens)))
-    groups = [
+    batches = [
         pipeline.gold_batch(part, model.config, *ladders.shape(most), shards)
         for part, most in zip(parts, needed, strict=True)
     ]
-    weights = [loss_weights(part.mask, config.loss_average, counts) for part in groups]
+    groups = [group for group, _ in batches]
+    weights = [loss_weights(mask, config.loss_average, counts) for _, mask in batches]
     used = sum(len(it.tokens) for it in examples) / sum(part.tokens.size for part in groups)
     about = {
         "num_tokens": float(tokens),
@@ -159,15 +160,15 @@ def drawn_batch(context: Context, examples: Sequence[Example], params: Parameter
     advantages = group_advantages(scores.total, config.grpo.advantage_scale, gathered["reward"])
 
     updates: list[list[tuple[Any, ...]]] = [[] for _ in range(config.grpo.minibatches)]
-    drawn = zip(parts, tokens, split(rollout.mask), split(rollout.logprobs), references, strict=True)
-    for k, ((part, rows), own_tokens, own_mask, logprobs, reference) in enumerate(drawn):
+    drawn = zip(parts, tokens, split(rollout.logprobs), references, strict=True)
+    for k, ((part, rows), own_tokens, logprobs, reference) in enumerate(drawn):
         move = k // config.microbatches
         together = gathered["learnt"][gathered["part"] // config.microbatches == move]
         counts = np.array([together.sum(), np.count_nonzero(together)])
         mask = np.arange(rollout.tokens.shape[2]) < learnt[rows][..., None]
         weights = loss_weights(mask, config.loss_average, counts, config.sampling.max_new_tokens)
         weights, own = to_devices((weights, advantages[rows].astype(np.float32)), model.mesh)
-        updates[move].append((GroupBatch(part, own_tokens, own_mask), weights, Sampled(own, logprobs, reference)))
+        updates[move].append((GroupBatch(part, own_tokens), weights, Sampled(own, logprobs, reference)))
 
     about = {
         **rewards_told(gathered),

@@ -130,12 +130,10 @@ class GroupBatch:
     Attributes:
         prompts: P of them.
         tokens: int32 `[P, G, T]`.
-        mask: bool `[P, G, T]`, which tokens are learnt.
     """
 
     prompts: PromptBatch
     tokens: Array
-    mask: Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def batch_for(checkpoint, count: int = 8, shards: int = 1) -> tuple[GroupBatch, 
     tokens = np.random.default_rng(0).integers(0, 256, (count, 1, 5)).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
     weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
-    return GroupBatch(batch_of(prompts, reader.config, shards=shards), tokens, mask), weights
+    return GroupBatch(batch_of(prompts, reader.config, shards=shards), tokens), weights
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkp
     prompts = [processor.load(checkpoint).prompt(tiny.user("?")) for _ in range(8)]
     tokens, mask = np.zeros((8, 1, 3), np.int32), np.ones((8, 1, 3), bool)
     weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
-    batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens, mask), weights), model.mesh)
+    batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens), weights), model.mesh)
     old = state
     for _ in range(3):
         with jtu.count_jit_compilation_cache_miss() as compiled:
@@ -105,7 +105,7 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkp
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
 
 
-def groups(checkpoint, count: int = 4) -> GroupBatch:
+def groups(checkpoint, count: int = 4) -> tuple[GroupBatch, np.ndarray]:
     reader = processor.load(checkpoint)
     prompts = [
         reader.prompt(tiny.user(f"what is {n}?", n % 2), [tiny.picture(60 + 28 * n, 60, n)] * (n % 2))
@@ -114,30 +114,29 @@ def groups(checkpoint, count: int = 4) -> GroupBatch:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 256, (count, 1, 7)).astype(np.int32)
     mask = np.arange(7) < rng.integers(2, 8, (count, 1, 1))
-    return GroupBatch(batch_of(prompts, reader.config), tokens, mask)
+    return GroupBatch(batch_of(prompts, reader.config), tokens), mask
 
 
-def part(batch: GroupBatch, checkpoint, start: int, size: int) -> GroupBatch:
+def part(batch: GroupBatch, rows: slice) -> GroupBatch:
     whole = batch.prompts
-    rows = slice(start, start + size)
     fields = ("tokens", "lengths", "positions", "next_position", "key", "embed_index")
     prompts = replace(whole, **{name: getattr(whole, name)[rows] for name in fields})
-    return GroupBatch(prompts, batch.tokens[rows], batch.mask[rows])
+    return GroupBatch(prompts, batch.tokens[rows])
 
 
 @pytest.mark.parametrize("average", [LossAverage.TOKEN, LossAverage.SEQUENCE])
 def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average):
     model = tiny.model_of()
     params = tiny.parameters_of(model)
-    batch = groups(checkpoint)
-    counts = loss_counts([batch.mask])
+    batch, mask = groups(checkpoint)
+    weights = loss_weights(mask, average, loss_counts([mask]))
     gradient = jax.jit(partial(sft_gradient, model))
     zeros = jax.tree.map(jnp.zeros_like, params)
-    whole, told = gradient(params, zeros, batch, loss_weights(batch.mask, average, counts))
+    whole, told = gradient(params, zeros, batch, weights)
     total, sum_of_parts = zeros, 0.0
     for start in (0, 2):
-        piece = part(batch, checkpoint, start, 2)
-        total, share = gradient(params, total, piece, loss_weights(piece.mask, average, counts))
+        rows = slice(start, start + 2)
+        total, share = gradient(params, total, part(batch, rows), weights[rows])
         sum_of_parts += float(share["loss"])
     assert sum_of_parts == pytest.approx(float(told["loss"]), rel=1e-6)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
@@ -162,7 +161,7 @@ def test_smaller_moments_still_lead_downhill(checkpoint, settings, share):
     prompts = [processor.load(checkpoint).prompt(tiny.user("?")) for _ in range(8)]
     tokens, mask = np.full((8, 1, 3), 7, np.int32), np.ones((8, 1, 3), bool)
     weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
-    batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens, mask), weights), model.mesh)
+    batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens), weights), model.mesh)
     losses = []
     for _ in range(4):
         state, told = update(state, [[batch]])
@@ -185,7 +184,7 @@ def test_a_batch_on_a_mesh_has_the_gradient_of_one_device(checkpoint):
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=4, data=2)):
         model = tiny.model_of(mesh=mesh)
         shards = mesh.size
-        batch = GroupBatch(batch_of(prompts, reader.config, shards=shards), tokens, mask)
+        batch = GroupBatch(batch_of(prompts, reader.config, shards=shards), tokens)
         params = model.init(0)
         zeros = jax.tree.map(jnp.zeros_like, params)
         total, told = jax.jit(partial(sft_gradient, model))(params, zeros, *to_devices((batch, weights), mesh))

@@ -282,11 +282,11 @@ def needs(examples: Sequence[Example], config: ModelConfig, shards: int) -> Need
 
 def gold_batch(
     examples: Sequence[Example], config: ModelConfig, shape: BatchShape, completion: int, shards: int
-) -> GroupBatch:
-    """One microbatch with its gold completions, G = 1."""
+) -> tuple[GroupBatch, np.ndarray]:
+    """One microbatch with its gold completions, G = 1, and which of their tokens are learnt, bool `[P, 1, T]`."""
     tokens = np.full((len(examples), 1, completion), config.bos_token_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
     for row, it in enumerate(examples):
         tokens[row, 0, : len(it.tokens)] = it.tokens
         mask[row, 0, : len(it.tokens)] = it.mask
-    return GroupBatch(collate([it.prompt for it in examples], config, shape, shards), tokens, mask)
+    return GroupBatch(collate([it.prompt for it in examples], config, shape, shards), tokens), mask

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from currreft_jax.models.layers import NEVER, einsum
 
-QUERIES = 128  # of which scores exist at a time: on CPUs those of more leave the cache
+SCORES = 1 << 18  # of a head that exist at a time: on CPUs more of them leave the cache
 
 
 class Source(NamedTuple):
@@ -37,8 +37,9 @@ class Source(NamedTuple):
 def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
     """Softmax in fp32 over all sources together.
 
-    Queries along `q` are taken in blocks, forward and backward: scores exist of about `QUERIES` of a prompt or an image
-    at a time. A query that may attend to nothing gets finite, meaningless values; only padding is such.
+    Where there are many scores, queries along `q` are taken in blocks, forward and backward: of each head of a prompt or
+    an image about `SCORES` exist at a time. A query that may attend to nothing gets finite, meaningless values; only
+    padding is such.
 
     Args:
         axes: letters of the query's axes, the last one `d`; `c` runs over a prompt's completions, `q` over a sequence.
@@ -49,9 +50,9 @@ def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
         An array like the query, in its dtype.
     """
     sizes = dict(zip(axes, query.shape, strict=True))
-    length = sizes.get("q", 1)
-    blocks = min(length, -(-sizes.get("c", 1) * length // QUERIES))
-    if blocks == 1:
+    length, keys = sizes.get("q", 1), sum(it.keys.shape[it.axes.index("s")] for it in sources)
+    blocks = min(length, sizes.get("c", 1) * length * keys // SCORES)
+    if blocks <= 1:
         return _attended(axes, query, *sources)
     at, size = axes.index("q"), -(-length // blocks)
 

@@ -351,8 +351,8 @@ def _groups(programs: Programs, bucket: Bucket) -> GroupBatch:
     config, mesh = programs.config, programs.model.mesh
     count = shard_prompts(config, mesh) * data_shards(mesh)
     shape = count, config.sampling.group_size if programs.grpo else 1, bucket.completion
-    tokens, mask = (jax.ShapeDtypeStruct(shape, it, sharding=NamedSharding(mesh, P(BATCH))) for it in (jnp.int32, bool))
-    return GroupBatch(_prompts(programs.model, bucket.shape, count), tokens, mask)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, P(BATCH)))
+    return GroupBatch(_prompts(programs.model, bucket.shape, count), tokens)
 
 
 def _segment(settings: Sampling) -> int:

@@ -151,10 +151,10 @@ def test_gold_completions_are_padded_on_the_right_and_masked(mixed, reader):
     examples = next(source(mixed, reader, Data(batch_size=4), with_answer=True).batches(0))
     needs = pipeline.needs(examples, reader.config, 2)
     ladders = pipeline.ladders(Data(completion_lengths=(64,)), reader, 2)
-    batch = pipeline.gold_batch(examples, reader.config, *ladders.shape(needs), 2)
-    assert batch.tokens.shape == batch.mask.shape == (4, 1, 64)
+    batch, mask = pipeline.gold_batch(examples, reader.config, *ladders.shape(needs), 2)
+    assert batch.tokens.shape == mask.shape == (4, 1, 64)
     for row, it in enumerate(examples):
-        text = reader.tokenizer.decode(batch.tokens[row, 0][batch.mask[row, 0]])
+        text = reader.tokenizer.decode(batch.tokens[row, 0][mask[row, 0]])
         assert text == f"<answer>{it.row.solution}</answer><|im_end|>"
-        assert batch.mask[row, 0, : len(it.tokens)].all() and not batch.mask[row, 0, len(it.tokens) :].any()
+        assert mask[row, 0, : len(it.tokens)].all() and not mask[row, 0, len(it.tokens) :].any()
     np.testing.assert_array_equal(batch.prompts.key[:, 1], [it.prompt.key & 0xFFFFFFFF for it in examples])

@@ -58,8 +58,8 @@ def test_loss_and_gradients_are_transformers(tmp_path, average):
     ]
 
     shape = BatchShape(512, slots_needed([it.prompt for it in examples], model.config.vision), 6)
-    batch = pipeline.gold_batch(examples, model.config, shape, 128, 1)
-    weights = loss_weights(batch.mask, average, loss_counts([batch.mask]))
+    batch, mask = pipeline.gold_batch(examples, model.config, shape, 128, 1)
+    weights = loss_weights(mask, average, loss_counts([mask]))
     zeros = jax.tree.map(jnp.zeros_like, parameters)
     gradient, told = jax.jit(partial(sft_gradient, model))(parameters, zeros, batch, weights)
 
