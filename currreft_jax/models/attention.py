@@ -37,8 +37,8 @@ class Source(NamedTuple):
 def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
     """Softmax in fp32 over all sources together.
 
-    Where there are many scores, queries along `q` are taken in blocks, forward and backward: of each head of a prompt or
-    an image about `SCORES` exist at a time. A query that may attend to nothing gets finite, meaningless values; only
+    Where there are many scores, queries along `q` are taken in blocks, forward and backward: of each head of a prompt
+    or an image about `SCORES` exist at a time. A query that may attend to nothing gets finite, meaningless values; only
     padding is such.
 
     Args:
