@@ -143,7 +143,7 @@ def test_a_completion_that_cannot_be_drawn_again_is_refused(whole, place, messag
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
+@pytest.mark.parametrize("stop_at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
     interrupt(monkeypatch, stop_at)
     assert train.run(config_of(checkpoint, rows), tmp_path) is None
@@ -318,20 +318,12 @@ def test_a_stage_that_knows_enough_ends_early_and_stays_ended(checkpoint, rows, 
     assert jax.tree.leaves(train.start_params(config, 1, model, tmp_path))  # the stage is taken for a finished one
 
 
-@pytest.mark.parametrize(
-    ("grpo", "reason"),
-    [
-        (Grpo(max_kl=1e-9), "is above grpo.max_kl"),
-        (Grpo(min_entropy=100.0), "is below grpo.min_entropy"),
-        (Grpo(max_truncated=0.01), "more than grpo.max_truncated"),
-    ],
-)
-def test_a_guard_rail_pauses_and_saves(checkpoint, rows, tmp_path, grpo, reason):
-    config = config_of(checkpoint, rows, grpo=grpo)
-    with pytest.raises(train.Paused, match=reason):
+def test_a_guard_rail_pauses_and_saves(checkpoint, rows, tmp_path):
+    config = config_of(checkpoint, rows, grpo=Grpo(max_kl=1e-9))
+    with pytest.raises(train.Paused, match=r"is above grpo\.max_kl"):
         train.run(config, tmp_path)
     assert (tmp_path / "checkpoints" / "2").exists()
-    config.grpo = dataclasses.replace(grpo, max_kl=0.0, min_entropy=0.0, max_truncated=1.0)
+    config.grpo = Grpo(max_kl=0.0)
     assert train.run(config, tmp_path) == tmp_path / "model"
 
 
