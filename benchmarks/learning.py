@@ -53,7 +53,7 @@ def rise(matrix: Matrix) -> dict[str, dict[str, float]]:
     for base in (it for it in seen if not it.stage):
         of_stage = [it for it in seen if it.held_out == base.held_out and it.stage == base.held_out][-1]
         last = [it for it in seen if it.held_out == base.held_out][-1]
-        reward, form = of_stage.reward - base.reward, of_stage.format - base.format
+        reward, form = of_stage.reward - base.reward, _figure(of_stage.format) - _figure(base.format)
         found[base.held_out] = {
             "base": base.reward,
             "after its stage": reward,

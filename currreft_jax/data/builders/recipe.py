@@ -215,6 +215,7 @@ def _draw(recipe: Recipe, material: Mapping[Part, Material], seed: int, pool: Ma
     """The tests first; then whatever shows none of their images."""
     sets = Sets({}, [], [], [])
     free, held = _in_domain(recipe, material, seed)
+    known = {part: with_scenes(material[part]) for part in held}
     outside = {part: ranked(material[part].rows, seed, "outside") for part in recipe.outside if part in material}
     for where, count, its in (("in", recipe.tests, held), ("out", 0, outside)):
         for part, rows in its.items():
@@ -223,10 +224,10 @@ def _draw(recipe: Recipe, material: Mapping[Part, Material], seed: int, pool: Ma
             sets.tests[f"{where}-{part.task.value}.jsonl"] = found
             for kind in (Kind.JUDGE, Kind.CHOICE) if where == "in" else ():
                 name = f"in-{kind.value}-{part.task.value}.jsonl"
-                sets.tests[name] = _of_kind(found, kind, material[part], seed, pool)
+                sets.tests[name] = _of_kind(found, kind, known[part], seed, pool)
     seen = {name for rows in sets.tests.values() for row in rows for name in identities(row)}
     for part, rows in free.items():
-        sets.train.extend(_stages(part, _unseen(rows, seen), material[part], seed, pool, sets))
+        sets.train.extend(_stages(part, _unseen(rows, seen), known[part], seed, pool, sets))
     for part in recipe.improve:
         if part in material:
             rows = _unseen(ranked(material[part].rows, seed, "improve"), seen)[: part.rows]
@@ -316,10 +317,10 @@ def _stages(part: Part, rows: Sequence[Row], material: Material, seed: int, pool
 
 
 def _of_kind(
-    rows: Sequence[Row], kind: Kind, material: Material, seed: int, pool: MathsPool, limit: int | None = None
+    rows: Sequence[Row], kind: Kind, material: Material, seed: int, pool: MathsPool, count: int | None = None
 ) -> list[Row]:
     """Yes/no rows, or rows with options, of open ones; those that make none are dropped and counted."""
-    its = generate(rows, kind, with_scenes(material), seed, pool, limit)
+    its = generate(rows, kind, material, seed, pool, count)
     for reason, ids in its.dropped.items():
         material.dropped.setdefault(f"{kind.value}: {reason}", []).extend(ids)
     return its.rows
