@@ -18,8 +18,8 @@ from scipy import stats
 
 from configs import curriculum as recipe
 from currreft_jax import experience, train
-from currreft_jax.curriculum import Matrix
-from currreft_jax.losses import group_advantages
+from currreft_jax.training.curriculum import Matrix
+from currreft_jax.training.losses import group_advantages
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ from currreft_jax.models.config import PUBLISHED, ModelConfig, VisionConfig
 from currreft_jax.models.folder import write_json
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.models.vision import normalise
-from currreft_jax.rollout import decode_params, sample, warm_up
+from currreft_jax.sampling.sampler import decode_params, sample, warm_up
 from currreft_jax.structs import Prompt
 
 SPECIAL = [

@@ -21,7 +21,7 @@ from currreft_jax.data.examples import example
 from currreft_jax.data.prompts import template
 from currreft_jax.data.rows import RowFile
 from currreft_jax.rewards import MathsPool
-from currreft_jax.rollout import decode_params
+from currreft_jax.sampling.sampler import decode_params
 from currreft_jax.structs import Completion
 from currreft_jax.world.scenes import AXES
 

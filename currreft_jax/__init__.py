@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from currreft_jax.models.hf import load as load_model
     from currreft_jax.models.qwen2_5_vl import token_logprobs as token_logprobs
     from currreft_jax.rewards import score_completions as score_completions
-    from currreft_jax.rollout import decode_params as decode_params
-    from currreft_jax.rollout import replay as replay
-    from currreft_jax.rollout import sample as sample
-    from currreft_jax.sharding import make_mesh as make_mesh
-    from currreft_jax.sharding import to_devices as to_devices
+    from currreft_jax.sampling.sampler import decode_params as decode_params
+    from currreft_jax.sampling.sampler import replay as replay
+    from currreft_jax.sampling.sampler import sample as sample
+    from currreft_jax.runtime.sharding import make_mesh as make_mesh
+    from currreft_jax.runtime.sharding import to_devices as to_devices
 
 _HOME = {
     "collate": "data.packing:collate",
-    "decode_params": "rollout:decode_params",
+    "decode_params": "sampling.sampler:decode_params",
     "load_model": "models.hf:load",
     "load_processor": "data.processor:load",
-    "make_mesh": "sharding:make_mesh",
-    "replay": "rollout:replay",
-    "sample": "rollout:sample",
+    "make_mesh": "runtime.sharding:make_mesh",
+    "replay": "sampling.sampler:replay",
+    "sample": "sampling.sampler:sample",
     "save_hf": "models.hf:export",
     "score_completions": "rewards:score_completions",
-    "to_devices": "sharding:to_devices",
+    "to_devices": "runtime.sharding:to_devices",
     "token_logprobs": "models.qwen2_5_vl:token_logprobs",
 }
 __all__ = [

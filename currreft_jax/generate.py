@@ -83,7 +83,7 @@ def generate(options: argparse.Namespace) -> None:
     from currreft_jax.data.images import open_image
     from currreft_jax.data.processor import load as load_processor
     from currreft_jax.models.hf import load as load_model
-    from currreft_jax.rollout import stream
+    from currreft_jax.sampling.sampler import stream
 
     processor = load_processor(folder, max_pixels=options.max_pixels)
     content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
@@ -104,7 +104,7 @@ def replay(place: str) -> int:
         ValueError: there is no such completion, or the policy that drew it was not kept.
         OSError: a file that cannot be read.
     """
-    from currreft_jax.redraw import redraw
+    from currreft_jax.training.replay import redraw
 
     found = redraw(place)
     print(found.text)

@@ -32,16 +32,16 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from currreft_jax import curriculum, distributed
-from currreft_jax.checkpoint import Checkpoints
+from currreft_jax.runtime.checkpoint import Checkpoints
 from currreft_jax.config import Config, Handover, Init, Method, Reference, validate
 from currreft_jax.data import pipeline, processor, world_rows
 from currreft_jax.data.examples import Example
 from currreft_jax.data.mixture import Mixture, mixture
 from currreft_jax.data.prompts import template
-from currreft_jax.experience import Context, drawn_batch, gold_batch, shard_prompts
-from currreft_jax.held_out import HeldOut, held_out_rows, measure
-from currreft_jax.losses import PER_TOKEN
-from currreft_jax.metrics import Metrics
+from currreft_jax.training.rollouts import Context, drawn_batch, gold_batch, shard_prompts
+from currreft_jax.evaluation.held_out import HeldOut, held_out_rows, measure
+from currreft_jax.training.losses import PER_TOKEN
+from currreft_jax.runtime.metrics import Metrics
 from currreft_jax.models import hf
 from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
@@ -49,8 +49,8 @@ from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.planning.parts import Programs
 from currreft_jax.rewards import MathsPool, RewardError, check_rows
 from currreft_jax.rewards.maths_pool import MathsPoolError
-from currreft_jax.sharding import data_shards, make_mesh
-from currreft_jax.step import (
+from currreft_jax.runtime.sharding import data_shards, make_mesh
+from currreft_jax.training.update import (
     TrainState,
     abstract_state,
     caster,
@@ -61,7 +61,7 @@ from currreft_jax.step import (
     update_programs,
     updating,
 )
-from currreft_jax.workdir import (
+from currreft_jax.runtime.workdir import (
     CHECKPOINTS,
     EXPORT,
     MATRIX,

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.checkpoint import Checkpoints, DamagedCheckpoint
-from currreft_jax.sharding import make_mesh
+from currreft_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
+from currreft_jax.runtime.sharding import make_mesh
 
 
 def tree(value: float = 0.0) -> dict:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from currreft_jax.curriculum import Matrix, Measurement, fallen, pass_interval, promoted
+from currreft_jax.training.curriculum import Matrix, Measurement, fallen, pass_interval, promoted
 
 SEEN = Measurement("stage1", 10, "stage1", 100, 1.5, 0.05, 0.8, 0.9, 80)
 

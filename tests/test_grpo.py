@@ -33,15 +33,15 @@ from currreft_jax.config import (
     Source,
     Stage,
 )
-from currreft_jax.curriculum import Matrix
+from currreft_jax.training.curriculum import Matrix
 from currreft_jax.data import pipeline, processor, world_rows
 from currreft_jax.data.examples import example
 from currreft_jax.data.mixture import mixture
 from currreft_jax.data.prompts import template
-from currreft_jax.experience import Context
-from currreft_jax.metrics import read_metrics
-from currreft_jax.redraw import redraw
-from currreft_jax.workdir import refuse_other_settings, write_config
+from currreft_jax.training.rollouts import Context
+from currreft_jax.runtime.metrics import read_metrics
+from currreft_jax.training.replay import redraw
+from currreft_jax.runtime.workdir import refuse_other_settings, write_config
 from currreft_jax.world.settings import Sizes
 from tests import tiny
 from tests.test_train import interrupt, same_weights

@@ -6,7 +6,7 @@ import numpy as np
 
 from currreft_jax import train
 from currreft_jax.config import Config, Source
-from currreft_jax.curriculum import Matrix
+from currreft_jax.training.curriculum import Matrix
 from tests.test_grpo import config_of, rows, told
 from tests.test_processes import START, together
 

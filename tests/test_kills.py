@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from currreft_jax.config import Config, Logging, MeshShape
-from currreft_jax.distributed import REQUEUE
+from currreft_jax.runtime.distributed import REQUEUE
 from tests.test_grpo import config_of, rows, told
 from tests.test_launch import LAUNCH, children, environment, settings_file, variable
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import yaml
 
-from currreft_jax import distributed, train
+from currreft_jax import train
+from currreft_jax.runtime import distributed
 from currreft_jax.config import Config, MeshShape
-from currreft_jax.metrics import read_metrics
+from currreft_jax.runtime.metrics import read_metrics
 from tests.test_train import config_of
 
 ROOT = Path(__file__).parent.parent
@@ -192,7 +193,8 @@ def test_a_second_ctrl_c_ends_at_once(capfd):
 MEETING = """
 import os, sys, time
 import jax
-from currreft_jax import distributed, train
+from currreft_jax import train
+from currreft_jax.runtime import distributed
 distributed.SILENCE = distributed.PARTING = 5
 distributed.initialize()
 assert jax.process_count() == 2 and len(jax.local_devices()) == 1

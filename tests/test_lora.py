@@ -24,12 +24,12 @@ from currreft_jax.config import (
     validate,
 )
 from currreft_jax.data import processor
-from currreft_jax.losses import loss_counts, loss_weights
+from currreft_jax.training.losses import loss_counts, loss_weights
 from currreft_jax.models import hf
 from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import token_logprobs
-from currreft_jax.sharding import make_mesh, path_of, to_devices
-from currreft_jax.step import init_state, make_optimizer, make_update, moving_part, sft_gradient, zero_gradient
+from currreft_jax.runtime.sharding import make_mesh, path_of, to_devices
+from currreft_jax.training.update import init_state, make_optimizer, make_update, moving_part, sft_gradient, zero_gradient
 from currreft_jax.structs import GroupBatch
 from tests import tiny
 from tests.groups import batch_of

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from currreft_jax.config import AdvantageScale, Grpo, LossAverage
-from currreft_jax.losses import group_advantages, grpo_loss, loss_counts, loss_weights, sft_loss
+from currreft_jax.training.losses import group_advantages, grpo_loss, loss_counts, loss_weights, sft_loss
 
 MASK = np.array([[[1, 1, 1, 0]], [[0, 1, 0, 0]], [[0, 0, 0, 0]]], bool)
 LOGPROBS = -np.array([[[1.0, 2, 3, 9]], [[9, 8, 9, 9]], [[9, 9, 9, 9]]], np.float32)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 import currreft_jax as cr
-from currreft_jax import rollout as module
+from currreft_jax.sampling import sampler as module
 from currreft_jax.config import (
     CacheType,
     Precision,

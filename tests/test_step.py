@@ -12,9 +12,9 @@ import pytest
 
 from currreft_jax.config import LossAverage, Optimizer, Rule, Schedule
 from currreft_jax.data import processor
-from currreft_jax.losses import loss_counts, loss_weights
-from currreft_jax.sharding import make_mesh, path_of, to_devices
-from currreft_jax.step import (
+from currreft_jax.training.losses import loss_counts, loss_weights
+from currreft_jax.runtime.sharding import make_mesh, path_of, to_devices
+from currreft_jax.training.update import (
     TrainState,
     abstract_state,
     apply_gradient,

@@ -28,9 +28,9 @@ from currreft_jax.config import (
     Stage,
     validate,
 )
-from currreft_jax.metrics import Metrics, read_metrics
+from currreft_jax.runtime.metrics import Metrics, read_metrics
 from currreft_jax.models import hf
-from currreft_jax.sharding import make_mesh
+from currreft_jax.runtime.sharding import make_mesh
 from tests import tiny
 from tests.test_checkpoints import flip_a_bit
 

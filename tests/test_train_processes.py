@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from currreft_jax import train
-from currreft_jax.metrics import Metrics
+from currreft_jax.runtime.metrics import Metrics
 from tests.test_processes import START, together
 from tests.test_train import config_of, rows, told, whole
 
@@ -17,7 +17,7 @@ PROGRAM = (
     START
     + """
 from currreft_jax import train
-from currreft_jax.checkpoint import Checkpoints
+from currreft_jax.runtime.checkpoint import Checkpoints
 from tests.test_train import config_of
 
 Checkpoints.preempted = lambda self, call: call == 2  # after step 4, as when the scheduler takes the machines back

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from currreft_jax.models import hf
 from currreft_jax.models.config import ModelConfig, VisionConfig
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
-from currreft_jax.sharding import make_mesh
+from currreft_jax.runtime.sharding import make_mesh
 
 SPECIAL = (
     "<|endoftext|>",

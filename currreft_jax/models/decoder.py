@@ -19,7 +19,7 @@ from currreft_jax.models.cache import Cache, bits, numbers, stored
 from currreft_jax.models.lora import merged_layer
 from currreft_jax.models.qwen2_5_vl import Language, Model, Parameters
 from currreft_jax.models.text import DecoderLayer, cached_heads, splits_heads
-from currreft_jax.sharding import BATCH, constrain, make_mesh, parameter_sharding, path_of
+from currreft_jax.runtime.sharding import BATCH, constrain, make_mesh, parameter_sharding, path_of
 from currreft_jax.structs import Array, Prefix
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from currreft_jax.models.layers import NEVER, product
-from currreft_jax.sharding import BATCH, constrain, data_shards
+from currreft_jax.runtime.sharding import BATCH, constrain, data_shards
 from currreft_jax.structs import Array
 
 BLOCK_LOGITS = 2**26  # of a data shard, at one time: 256 MB in fp32

@@ -19,7 +19,7 @@ from currreft_jax.models.logprobs import Choices, Head, blockwise_logprobs
 from currreft_jax.models.rope import text_angles
 from currreft_jax.models.text import DecoderLayer, KeysValues
 from currreft_jax.models.vision import VisionTower
-from currreft_jax.sharding import BATCH, constrain, gathered, parameter_shardings
+from currreft_jax.runtime.sharding import BATCH, constrain, gathered, parameter_shardings
 from currreft_jax.structs import Array, Prefix, PromptBatch
 
 Parameters = dict[str, Any]

@@ -15,7 +15,7 @@ from currreft_jax.models.cache import Cache, numbers, written
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.layers import RESIDUAL, Adapters, GatedMLP, Linear, RMSNorm
 from currreft_jax.models.rope import rotate
-from currreft_jax.sharding import BATCH, constrain
+from currreft_jax.runtime.sharding import BATCH, constrain
 
 KeysValues = tuple[jax.Array, jax.Array]
 

@@ -20,7 +20,7 @@ from currreft_jax.models.attention import Source, attend
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from currreft_jax.models.layers import RESIDUAL, GatedMLP, Linear, RMSNorm, einsum, rematerialised, stacked, unstacked
 from currreft_jax.models.rope import rotate, vision_angles
-from currreft_jax.sharding import BATCH, constrain
+from currreft_jax.runtime.sharding import BATCH, constrain
 from currreft_jax.structs import PADDING, Pictures
 
 NORM_EPS = 1e-6  # fixed in the published model's code

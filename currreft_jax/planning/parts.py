@@ -21,14 +21,14 @@ from currreft_jax.config import Config, Method, Sampling
 from currreft_jax.data import pipeline
 from currreft_jax.data.packing import BatchShape, collate, fitting, largest_slots
 from currreft_jax.data.processor import MAX_PIXELS
-from currreft_jax.experience import scorer, shard_prompts, whole_ladders
+from currreft_jax.training.rollouts import scorer, shard_prompts, whole_ladders
 from currreft_jax.models.config import PUBLISHED, ModelConfig
 from currreft_jax.models.decoder import reshard
 from currreft_jax.models.folder import eos_token_ids, read_config, tokenizer_size
 from currreft_jax.models.qwen2_5_vl import Model
-from currreft_jax.rollout import power_of_two, refuse_uneven, rungs, sampler
-from currreft_jax.sharding import BATCH, data_shards, make_mesh
-from currreft_jax.step import (
+from currreft_jax.sampling.sampler import power_of_two, refuse_uneven, rungs, sampler
+from currreft_jax.runtime.sharding import BATCH, data_shards, make_mesh
+from currreft_jax.training.update import (
     TrainState,
     UpdatePrograms,
     abstract_state,

@@ -25,7 +25,7 @@ from currreft_jax.report.runs import Run, StageRun
 from currreft_jax.rewards import RowError, boxes, choice
 from currreft_jax.rewards.answer import extract
 from currreft_jax.structs import Completion, Frame, Reason, Row
-from currreft_jax.workdir import ROLLOUTS
+from currreft_jax.runtime.workdir import ROLLOUTS
 
 LOSSLESS_SIDE, SIDE, QUALITY = 256, 512, 85  # pixels; of JPEG
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from currreft_jax.curriculum import Matrix, Measurement, Z, fallen
-from currreft_jax.metrics import METRICS, read_metrics
+from currreft_jax.training.curriculum import Matrix, Measurement, Z, fallen
+from currreft_jax.runtime.metrics import METRICS, read_metrics
 from currreft_jax.models.folder import read_json
-from currreft_jax.workdir import CHECKPOINTS, CONFIG, EXPORT, MATRIX
+from currreft_jax.runtime.workdir import CHECKPOINTS, CONFIG, EXPORT, MATRIX
 
 POINTS = 2000  # of a curve in a stage: more than a screen shows
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from currreft_jax.curriculum import Matrix, Measurement
+from currreft_jax.training.curriculum import Matrix, Measurement
 from currreft_jax.report.page import page as report
 from currreft_jax.report.runs import read_run
 from tests.report.test_report import HOSTILE

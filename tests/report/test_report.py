@@ -8,13 +8,13 @@ import re
 import pytest
 
 from currreft_jax.config import Config, Kind, Method, Source, Stage, Task
-from currreft_jax.curriculum import Matrix, Measurement
+from currreft_jax.training.curriculum import Matrix, Measurement
 from currreft_jax.report import __main__ as program
 from currreft_jax.report.book import book, halved
 from currreft_jax.report.embed import embedded
 from currreft_jax.report.page import LIMIT, page
 from currreft_jax.report.runs import curves, matrix, read_run, told
-from currreft_jax.workdir import read_config, write_config
+from currreft_jax.runtime.workdir import read_config, write_config
 from tests.report.written import boxed, completion, lines, picture, row, write_lines, write_run
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\u2028 &amp; {{data}}"

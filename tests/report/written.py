@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from currreft_jax.config import Config, Kind, Method, Source, Stage
-from currreft_jax.workdir import write_config
+from currreft_jax.runtime.workdir import write_config
 
 GREY = (128, 128, 128)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.checkpoint import restore_item
+from currreft_jax.runtime.checkpoint import restore_item
 from currreft_jax.config import Config, Init
 from currreft_jax.data import processor
 from currreft_jax.data.examples import example
@@ -17,10 +17,10 @@ from currreft_jax.data.prompts import template
 from currreft_jax.data.rows import Fields, parse
 from currreft_jax.models import hf
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
-from currreft_jax.rollout import replay
-from currreft_jax.sharding import make_mesh
-from currreft_jax.step import caster, trained_model
-from currreft_jax.workdir import CHECKPOINTS, EXPORT, read_config
+from currreft_jax.sampling.sampler import replay
+from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.training.update import caster, trained_model
+from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT, read_config
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Config, Grpo, Method, Optimizer, Pretrained, Rule, Schedule
-from currreft_jax.losses import grpo_loss, sft_loss
+from currreft_jax.training.losses import grpo_loss, sft_loss
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.logprobs import Choices
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
-from currreft_jax.sharding import parameter_sharding, path_of
+from currreft_jax.runtime.sharding import parameter_sharding, path_of
 from currreft_jax.structs import Array, GroupBatch, Sampled
 
 Told = dict[str, jax.Array]

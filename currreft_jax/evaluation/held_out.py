@@ -10,15 +10,15 @@ import jax
 import numpy as np
 
 from currreft_jax.config import Config, OnBadRow, Stage
-from currreft_jax.curriculum import Measurement
+from currreft_jax.training.curriculum import Measurement
 from currreft_jax.data.examples import Example, example
 from currreft_jax.data.mixture import mixture
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import template
-from currreft_jax.experience import Context, completions, everyone, score
+from currreft_jax.training.rollouts import Context, completions, everyone, score
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.rewards import MathsPool, check_rows
-from currreft_jax.rollout import decode_params, sample
+from currreft_jax.sampling.sampler import decode_params, sample
 
 # Draws for held-out rows are keyed as those of stages that no run has, the same at every look: what differs between
 # two looks is the policy.

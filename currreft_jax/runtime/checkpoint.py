@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from currreft_jax import distributed
-from currreft_jax.sharding import path_of
+from currreft_jax.runtime import distributed
+from currreft_jax.runtime.sharding import path_of
 
 MANIFEST = "manifest.json"
 ARRAYS = "params"

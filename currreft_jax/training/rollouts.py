@@ -22,11 +22,11 @@ from currreft_jax.data.packing import collate, padding_waste
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import template
 from currreft_jax.data.rows import to_keys
-from currreft_jax.losses import group_advantages, loss_counts, loss_weights
+from currreft_jax.training.losses import group_advantages, loss_counts, loss_weights
 from currreft_jax.models.qwen2_5_vl import Model, Parameters, token_logprobs
 from currreft_jax.rewards import MathsPool, score_completions
-from currreft_jax.rollout import sample
-from currreft_jax.sharding import BATCH, data_shards, to_devices
+from currreft_jax.sampling.sampler import sample
+from currreft_jax.runtime.sharding import BATCH, data_shards, to_devices
 from currreft_jax.structs import Array, Completion, GroupBatch, PromptBatch, Reason, Rollout, Sampled, Scores
 
 _TASKS, _REASONS = tuple(Task), tuple(Reason)

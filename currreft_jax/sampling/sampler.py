@@ -30,7 +30,7 @@ from currreft_jax.models.decoder import bind, decoding_model, decoding_weights, 
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.models.sampling import draw
 from currreft_jax.models.text import splits_heads
-from currreft_jax.sharding import BATCH, constrain, data_shards, to_devices
+from currreft_jax.runtime.sharding import BATCH, constrain, data_shards, to_devices
 from currreft_jax.structs import Array, Prompt, PromptBatch, Rollout
 
 _Drawn = tuple[Array, Array, Array]  # tokens of a segment, their log-probs and entropies

@@ -1,0 +1,1 @@
+"""Measurements of a model on rows that it is not trained on."""

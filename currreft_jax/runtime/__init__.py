@@ -1,0 +1,1 @@
+"""Devices, hosts, checkpoints, metrics and the run's folder; knows no model."""

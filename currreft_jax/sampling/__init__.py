@@ -1,0 +1,1 @@
+"""The sampler: completions of prompts, for training, evaluation and programs."""

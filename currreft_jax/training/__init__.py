@@ -1,0 +1,1 @@
+"""GRPO and supervised fine-tuning through the stages of a curriculum."""
