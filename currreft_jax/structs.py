@@ -177,18 +177,18 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """What a policy learns from about the completions of a `GroupBatch`.
+class GrpoTargets:
+    """Constants of the GRPO loss for the completions of a `GroupBatch`.
 
     Attributes:
         advantages: fp32 `[P, G]`.
-        logprobs: fp32 `[P, G, T]`, as the sampler reported them.
-        reference: fp32 `[P, G, T]`, of the frozen reference; None without a KL penalty.
+        old_logprobs: fp32 `[P, G, T]`, as the sampler reported them.
+        ref_logprobs: fp32 `[P, G, T]`, of the frozen reference; None without a KL penalty.
     """
 
     advantages: Array
-    logprobs: Array
-    reference: Array | None
+    old_logprobs: Array
+    ref_logprobs: Array | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How well the policy answers rows that it is not trained on."""
+"""Held-out rows: read once, answered by the current policy as often as needed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from currreft_jax.config import Config, OnBadRow, Stage
-from currreft_jax.training.curriculum import Measurement
+from currreft_jax.config import OnBadRow, Stage
 from currreft_jax.data.examples import Example, example
 from currreft_jax.data.mixture import mixture
-from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import template
-from currreft_jax.training.rollouts import Context, completions, everyone, score
+from currreft_jax.evaluation.measurement import Measurement
+from currreft_jax.evaluation.scoring import score_rollout
 from currreft_jax.models.qwen2_5_vl import Parameters
-from currreft_jax.rewards import MathsPool, check_rows
+from currreft_jax.rewards import check_rows
+from currreft_jax.runtime.multihost import allgather
 from currreft_jax.sampling.sampler import decode_params, sample
+from currreft_jax.session.session import Session
 
-# Draws for held-out rows are keyed as those of stages that no run has, the same at every look: what differs between
-# two looks is the policy.
-_STAGE = 1 << 20
+# Held-out rows are sampled under stage numbers that no run has, and with the same keys at every evaluation, so that two
+# evaluations differ by the policy alone.
+_FIRST_STAGE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,41 +31,44 @@ class HeldOut:
     """The held-out rows of a stage.
 
     Attributes:
-        name: of the stage.
-        number: of the stage.
-        examples: this host's.
-        rows: over all hosts; the last examples of a host may be there only to make hosts equal.
+        stage: its name.
+        stage_index: its place in the curriculum.
+        examples: this host's; the last one may be repeated, so that all hosts have as many.
+        rows: number over all hosts.
     """
 
-    name: str
-    number: int
+    stage: str
+    stage_index: int
     examples: tuple[Example, ...]
     rows: int
 
 
-def held_out_rows(config: Config, reader: Processor, pool: MathsPool | None) -> list[HeldOut]:
-    """Reads the held-out rows of all stages, as many of each file and spread over the whole of it.
+def held_out_rows(session: Session) -> list[HeldOut]:
+    """Reads the held-out rows of all stages: equally many of each file, spread evenly over it.
 
     Raises:
         MixtureError: a row cannot be read.
         ImageError: an image cannot be shown.
         RowError: a row cannot be scored.
     """
-    wording, hosts, host = template(config.data.template), jax.process_count(), jax.process_index()
+    config, num_hosts, host = session.config, jax.process_count(), jax.process_index()
     data = dataclasses.replace(config.data, pass_rates="", on_bad_row=OnBadRow.ERROR)
+    prompt_template = template(config.data.template)
     sets = []
-    for number, stage in enumerate(config.stages):
+    for stage_index, stage in enumerate(config.stages):
         if not stage.held_out:
             continue
-        judged = Stage(stage.name, stage.held_out, kinds=stage.kinds, tasks=stage.tasks)
-        mixed = mixture([judged], 0, data, config.seed)
-        share = -(-config.logging.evaluate_rows // len(mixed.parts))
-        places = [(part.file, int(index)) for part in mixed.parts for index in _spread(part.indices, share)]
-        if errors := check_rows([file[index] for file, index in places], config.rewards, pool=pool):
+        evaluated = Stage(stage.name, stage.held_out, kinds=stage.kinds, tasks=stage.tasks)
+        mixed = mixture([evaluated], 0, data, config.seed)
+        rows_per_file = -(-config.logging.evaluate_rows // len(mixed.parts))
+        rows = [(part.file, int(i)) for part in mixed.parts for i in _spread(part.indices, rows_per_file)]
+        errors = check_rows([file[i] for file, i in rows], config.rewards, pool=session.reward_pool)
+        if errors:
             raise errors[0]
-        own = [places[min(place, len(places) - 1)] for place in range(host, -(-len(places) // hosts) * hosts, hosts)]
-        examples = tuple(example(file[i], reader, wording, where=file.where(i)) for file, i in own)
-        sets.append(HeldOut(stage.name, number, examples, len(places)))
+        rounds = -(-len(rows) // num_hosts)  # hosts take turns
+        own = [rows[min(turn * num_hosts + host, len(rows) - 1)] for turn in range(rounds)]
+        examples = tuple(example(file[i], session.processor, prompt_template, where=file.where(i)) for file, i in own)
+        sets.append(HeldOut(stage.name, stage_index, examples, len(rows)))
         mixed.close()
     return sets
 
@@ -74,69 +78,68 @@ def _spread(indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def measure(
-    context: Context, params: Parameters, sets: Sequence[HeldOut], stage: str, step: int, *, greedy: bool
+    session: Session, params: Parameters, sets: Sequence[HeldOut], stage: str, step: int, *, greedy: bool
 ) -> list[Measurement]:
-    """One answer to every held-out row at the sampling temperature and, if wanted, the likeliest one.
+    """Answers every held-out row once at the sampling temperature and, if wanted, once greedily.
 
     Args:
-        context: of the stage.
+        session: with a reward pool.
         params: of the policy, in the model's precision.
         sets: from `held_out_rows`.
-        stage: that is trained.
-        step: of it.
-        greedy: whether the likeliest answers are wanted, too.
+        stage: the stage in training.
+        step: of the stage.
+        greedy: whether greedy answers are wanted, too.
     """
-    weights = decode_params(context.model, params, context.config.sampling)
-    seen = []
-    for it in sets:
-        drawn = _answers(context, params, weights, it, context.config.sampling.temperature)
-        likeliest = _answers(context, params, weights, it, 0.0) if greedy else None
-        seen.append(
+    decoding_params = decode_params(session.model, params, session.config.sampling)
+    measurements = []
+    for held_out in sets:
+        sampled = _rewards(session, params, decoding_params, held_out, session.config.sampling.temperature)
+        greedily = _rewards(session, params, decoding_params, held_out, 0.0) if greedy else None
+        reward, accuracy = sampled["reward"], sampled.get("accuracy")
+        measurements.append(
             Measurement(
                 stage=stage,
                 step=step,
-                held_out=it.name,
-                rows=it.rows,
-                reward=float(drawn["reward"].mean()),
-                error=float(drawn["reward"].std(ddof=1) / np.sqrt(it.rows)) if it.rows > 1 else 0.0,
-                accuracy=_mean(drawn.get("accuracy")),
-                format=_mean(drawn.get("format")),
-                passed=int((drawn["accuracy"] == 1).sum()) if "accuracy" in drawn else None,
-                greedy=_mean(likeliest["reward"]) if likeliest else None,
+                held_out=held_out.stage,
+                rows=held_out.rows,
+                reward=float(reward.mean()),
+                error=float(reward.std(ddof=1) / np.sqrt(held_out.rows)) if held_out.rows > 1 else 0.0,
+                accuracy=_mean(accuracy),
+                format=_mean(sampled.get("format")),
+                passed=None if accuracy is None else int((accuracy == 1).sum()),
+                greedy=_mean(greedily["reward"]) if greedily else None,
             )
         )
-    return seen
+    return measurements
 
 
 def _mean(values: np.ndarray | None) -> float | None:
     return None if values is None else float(values.mean())
 
 
-def _answers(
-    context: Context, params: Parameters, weights: Parameters, held_out: HeldOut, temperature: float
+def _rewards(
+    session: Session, params: Parameters, decoding_params: Parameters, held_out: HeldOut, temperature: float
 ) -> dict[str, np.ndarray]:
-    config = context.config
+    """The rewards of one answer to each row, and their parts by name: `[rows]` each, over all hosts."""
+    config, num_hosts = session.config, jax.process_count()
     settings = dataclasses.replace(config.sampling, group_size=1, temperature=temperature)
-    size = config.data.batch_size * config.sampling.group_size // jax.process_count()
-    parts: list[dict[str, np.ndarray]] = []
-    for start in range(0, len(held_out.examples), size):
-        examples = held_out.examples[start : start + size]
-        filled = [*examples, *examples[-1:] * (size - len(examples))]  # one shape for all
-        prompts = [it.prompt for it in filled]
+    batch_size = config.data.batch_size * config.sampling.group_size // num_hosts
+    batches: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(held_out.examples), batch_size):
+        examples = held_out.examples[start : start + batch_size]
+        padded = [*examples, *examples[-1:] * (batch_size - len(examples))]  # one shape for all batches
         rollout = sample(
-            context.model,
+            session.model,
             params,
-            context.reader,
-            prompts,
+            session.processor,
+            [one.prompt for one in padded],
             settings,
-            weights=weights,
+            weights=decoding_params,
             seed=config.seed,
-            stage=_STAGE + held_out.number,
+            stage=_FIRST_STAGE + held_out.stage_index,
         )
-        texts, _, _ = completions(context.reader, rollout)
-        scores = score(context, examples, texts[: len(examples)])
-        parts.append({name: values[:, 0] for name, values in {**scores.parts, "reward": scores.total}.items()})
-    joined = everyone({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-    hosts = jax.process_count()
-    # Hosts took turns; rows that only filled up the last turn are dropped.
-    return {name: x.reshape(hosts, -1).T.reshape(-1)[: held_out.rows] for name, x in joined.items()}
+        scores = score_rollout(session, examples, rollout).scores
+        batches.append({name: values[:, 0] for name, values in {**scores.parts, "reward": scores.total}.items()})
+    gathered = allgather({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
+    # Back in the order of the rows, without the repeated ones.
+    return {name: x.reshape(num_hosts, -1).T.reshape(-1)[: held_out.rows] for name, x in gathered.items()}

@@ -25,7 +25,7 @@ for _struct, _static in (
     (structs.GroupBatch, []),
     (structs.Prefix, []),
     (structs.Rollout, []),
-    (structs.Sampled, []),
+    (structs.GrpoTargets, []),
 ):
     _arrays = [field.name for field in dataclasses.fields(_struct) if field.name not in _static]
     jax.tree_util.register_dataclass(_struct, _arrays, _static)
@@ -129,23 +129,3 @@ def gathered(layer: Any, mesh: Mesh, path: str) -> Any:
         return constrain(x, mesh, *(None if axis == "fsdp" else axis for axis in spec))
 
     return jax.tree_util.tree_map_with_path(whole, layer)
-
-
-def to_devices(batch: Any, mesh: Mesh) -> Any:
-    """Makes each host's own rows into global arrays, split over data x fsdp along their first axis.
-
-    Raises:
-        ValueError: the rows do not divide into the shards; the message names both.
-    """
-    shards = data_shards(mesh)
-
-    def put(path: tuple[Any, ...], x: np.ndarray) -> jax.Array:
-        rows = x.shape[0] * jax.process_count()
-        if rows % shards:
-            raise ValueError(
-                f"{path_of(path)}: {rows} rows do not divide into {shards} data shards (data x fsdp);"
-                " pad the batch or change the mesh"
-            )
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, P(BATCH)), x)
-
-    return jax.tree_util.tree_map_with_path(put, batch)

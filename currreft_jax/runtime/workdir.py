@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, its settings, and the one run that may write there. Loads no JAX."""
+"""The folder of a run: its layout, its settings, and the lock that keeps a second run out. Loads no JAX."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from currreft_jax.config import Config
 
 CONFIG, CHECKPOINTS, EXPORT, ROLLOUTS = "config.json", "checkpoints", "model", "rollouts"
-MATRIX = "curriculum.json"  # beside the folders of the stages
-# Settings that may change while a run is interrupted: where and how it is computed and told, and the room for rows.
-_FREE = (
+MATRIX = "curriculum.json"  # in the workdir; the others are in the folder of each stage
+# Settings that may change between the parts of an interrupted run: layout, logging, limits, and room for rows.
+_MAY_CHANGE = (
     *("name", "mesh.", "sampling.mesh", "microbatches", "model.remat", "plan_first", "rewards.maths.workers"),
     *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
     *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
@@ -26,56 +26,66 @@ _FREE = (
 )
 
 
-def write_config(config: Config, where: Path) -> None:
-    """Writes the settings beside what they lead to."""
-    where.mkdir(parents=True, exist_ok=True)
-    whole = where / f"{CONFIG}.partial"
-    whole.write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
-    whole.replace(where / CONFIG)
+def is_stage_dir(path: Path) -> bool:
+    """True for the folder of a stage, or of a run with a single stage."""
+    return (path / CONFIG).is_file() and (path / CHECKPOINTS).is_dir()
 
 
-def read_config(where: Path) -> Config:
-    """The settings that a run has written.
+def saved_steps(stage_dir: Path) -> list[int]:
+    """Lists the steps that have a checkpoint, in rising order."""
+    return sorted(int(path.name) for path in (stage_dir / CHECKPOINTS).glob("[0-9]*") if path.name.isdecimal())
+
+
+def write_config(config: Config, stage_dir: Path) -> None:
+    """Writes the settings into a stage's folder, whole or not at all."""
+    stage_dir.mkdir(parents=True, exist_ok=True)
+    partial = stage_dir / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(_to_json(config), indent=2) + "\n", "utf-8")
+    partial.replace(stage_dir / CONFIG)
+
+
+def read_config(stage_dir: Path) -> Config:
+    """Reads the settings of a run.
 
     Raises:
-        FileNotFoundError: it has not.
+        FileNotFoundError: there are none.
         ValueError: the file is damaged, or of another version.
     """
-    path = where / CONFIG
+    path = stage_dir / CONFIG
     try:
-        return _built(Config, json.loads(path.read_text("utf-8")))
+        return _from_json(Config, json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} holds no settings of this version ({error})") from error
 
 
-def refuse_other_settings(config: Config, number: int, where: Path) -> None:
-    """Refuses to go on where a stage was trained with settings that lead elsewhere.
+def refuse_changed_settings(config: Config, stage_index: int, stage_dir: Path) -> None:
+    """Refuses to continue a stage whose earlier steps were trained with other settings.
 
     Raises:
-        ValueError: naming the settings that differ; or the settings there are damaged, or of another version.
+        ValueError: naming the settings that differ; or the file there is damaged, or of another version.
     """
-    path = where / CONFIG
+    path = stage_dir / CONFIG
     if not path.exists():
         return
-    there, now = _plain(read_config(where)), _plain(config)
-    for settings in (there, now):
-        settings["stages"] = settings["stages"][: number + 1]
-    there, now = _flat(there), _flat(now)
-    differing = [
-        f"{name} was {there.get(name)}, and is {now.get(name)}"
-        for name in sorted(there.keys() | now.keys())
-        if there.get(name) != now.get(name) and not name.startswith(_FREE)
+    before, now = _to_json(read_config(stage_dir)), _to_json(config)
+    for settings in (before, now):
+        settings["stages"] = settings["stages"][: stage_index + 1]
+    before, now = _flatten(before), _flatten(now)
+    changed = [
+        f"{name} was {before.get(name)}, and is {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(_MAY_CHANGE)
     ]
-    if differing:
-        raise ValueError(f"{path}: {'; '.join(differing)}: put it back as it was, or take another workdir")
+    if changed:
+        raise ValueError(f"{path}: {'; '.join(changed)}: put it back as it was, or take another workdir")
 
 
 @contextmanager
 def only_run(workdir: Path) -> Iterator[None]:
-    """Keeps a second run out of the workdir; entered by one host.
+    """Locks the workdir against a second run; entered by one host.
 
     Raises:
-        ValueError: one is there.
+        ValueError: another run holds the lock.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as lock:
@@ -86,32 +96,31 @@ def only_run(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    """As JSON has it."""
+def _to_json(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=lambda member: member.value))
 
 
-def _built(kind: Any, value: Any) -> Any:
-    """What `_plain` was made of; `kind` is its type."""
+def _from_json(kind: Any, value: Any) -> Any:
+    """Builds a value of type `kind`: a dataclass, enum, tuple, list, optional or plain type."""
     if dataclasses.is_dataclass(kind):
         kinds = get_type_hints(kind)
-        return kind(**{name: _built(kinds[name], inner) for name, inner in value.items()})  # pyright: ignore[reportCallIssue]
+        return kind(**{name: _from_json(kinds[name], item) for name, item in value.items()})  # pyright: ignore[reportCallIssue]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     container: Any = get_origin(kind)
     if container in (tuple, list):
-        return container(_built(get_args(kind)[0], inner) for inner in value)
-    if isinstance(kind, UnionType):  # of something and None
-        return None if value is None else _built(get_args(kind)[0], value)
+        return container(_from_json(get_args(kind)[0], item) for item in value)
+    if isinstance(kind, UnionType):  # X | None
+        return None if value is None else _from_json(get_args(kind)[0], value)
     return value
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
     """`{"a": [{"b": 1}]}` -> `{"a[0].b": 1}`."""
     if isinstance(value, dict):
-        parts = {f"{name}.{key}" if name else key: inner for key, inner in value.items()}
+        items = {f"{name}.{key}" if name else key: item for key, item in value.items()}
     elif isinstance(value, list):
-        parts = {f"{name}[{index}]": inner for index, inner in enumerate(value)}
+        items = {f"{name}[{index}]": item for index, item in enumerate(value)}
     else:
         return {name: value}
-    return {path: leaf for key, inner in parts.items() for path, leaf in _flat(inner, key).items()}
+    return {path: leaf for key, item in items.items() for path, leaf in _flatten(item, key).items()}

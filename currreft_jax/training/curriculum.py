@@ -1,130 +1,87 @@
-"""Decisions of the curriculum: when a stage has learnt enough, and when what was learnt before is lost again."""
+"""The curriculum's memory and gate: the forgetting matrix, and when a stage is promoted. Loads no JAX."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 
-Z = 1.96  # of a 95% interval
+from currreft_jax.evaluation.measurement import Measurement, Z, pass_interval
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """How one stage's held-out rows were answered.
-
-    Attributes:
-        stage: that was trained; empty before the first one.
-        step: of that stage.
-        held_out: name of the stage whose rows they are.
-        rows: their number.
-        reward: mean, at the sampling temperature.
-        error: its standard error.
-        accuracy: mean of that part, likewise `format`; None where it has no weight and so is not computed.
-        passed: rows with full accuracy; None likewise.
-        greedy: mean reward of the likeliest answers; None where they were not drawn.
-    """
-
-    stage: str
-    step: int
-    held_out: str
-    rows: int
-    reward: float
-    error: float
-    accuracy: float | None
-    format: float | None
-    passed: int | None
-    greedy: float | None = None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of 95%, around the mean reward."""
-        return self.reward - Z * self.error, self.reward + Z * self.error
+def is_promoted(measurement: Measurement, promote_above: float) -> bool:
+    """True if the pass rate is above the gate with 97.5% confidence; without accuracy there is no pass rate."""
+    if measurement.passed is None:
+        return False
+    return pass_interval(measurement.passed, measurement.rows)[0] > promote_above
 
 
-def pass_interval(passed: int, rows: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a pass rate."""
-    rate, spread = passed / rows, Z * Z / rows
-    middle = (rate + spread / 2) / (1 + spread)
-    half = Z * sqrt(rate * (1 - rate) / rows + spread / rows / 4) / (1 + spread)
-    return middle - half, middle + half
-
-
-def promoted(seen: Measurement, above: float) -> bool:
-    """Whether the pass rate is above a threshold with 97.5% confidence; an unknown one is not."""
-    return seen.passed is not None and pass_interval(seen.passed, seen.rows)[0] > above
-
-
-def fallen(earlier: Sequence[Measurement], now: Measurement) -> Measurement | None:
-    """The best earlier measurement of the same rows, if `now` has fallen below it beyond chance ("brick wall")."""
-    same = [it for it in earlier if it.held_out == now.held_out]
-    best = max(same, key=lambda it: it.reward, default=None)
-    if best is None or best.reward - now.reward <= Z * sqrt(best.error**2 + now.error**2):
-        return None
-    return best
-
-
-class Matrix:
-    """The forgetting matrix of a run, kept in a JSON file: every measurement, in the order in which they were made."""
+class ForgettingMatrix:
+    """All measurements of a run in the order in which they were made, kept in a JSON file."""
 
     def __init__(self, path: Path, *, writes: bool):
-        """Reads what is there.
+        """Reads the file if it exists.
+
+        Args:
+            path: of the file.
+            writes: whether this host writes it.
 
         Raises:
             ValueError: the file is damaged.
         """
         self._path, self._writes = path, writes
-        self._seen: list[Measurement] = []
+        self._measurements: list[Measurement] = []
         if path.exists():
             try:
-                self._seen = [Measurement(**it) for it in json.loads(path.read_text("utf-8"))["measured"]]
+                keys = json.loads(path.read_text("utf-8"))["measured"]
+                self._measurements = [Measurement(**measurement) for measurement in keys]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged ({error}): mend or remove it") from error
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._measurements)
 
     @property
-    def seen(self) -> tuple[Measurement, ...]:
+    def history(self) -> tuple[Measurement, ...]:
         """All measurements."""
-        return tuple(self._seen)
+        return tuple(self._measurements)
 
     def has(self, stage: str, step: int) -> bool:
-        """Whether the held-out rows were looked at then."""
-        return any((it.stage, it.step) == (stage, step) for it in self._seen)
+        """True if there are measurements of this step."""
+        return any((measurement.stage, measurement.step) == (stage, step) for measurement in self._measurements)
 
-    def go_on_from(self, stage: str, step: int) -> None:
-        """Forgets what was measured behind a step of a stage, which is trained again from there."""
-        self._seen = [it for it in self._seen if it.stage != stage or it.step <= step]
+    def resume_from(self, stage: str, step: int) -> None:
+        """Drops measurements of later steps of a stage, which is trained again from `step`."""
+        self._measurements = [
+            measurement for measurement in self._measurements if measurement.stage != stage or measurement.step <= step
+        ]
 
-    def add(self, seen: Sequence[Measurement]) -> None:
-        """Adds measurements and writes the file."""
-        self._seen += seen
+    def add(self, measurements: Sequence[Measurement]) -> None:
+        """Appends measurements and writes the file."""
+        self._measurements += measurements
         if self._writes:
-            whole = self._path.with_name(f"{self._path.name}.partial")
-            described = {"measured": [dataclasses.asdict(it) for it in self._seen]}
-            whole.write_text(json.dumps(described, indent=1) + "\n", "utf-8")
-            whole.replace(self._path)
+            partial = self._path.with_name(f"{self._path.name}.partial")
+            keys = {"measured": [dataclasses.asdict(measurement) for measurement in self._measurements]}
+            partial.write_text(json.dumps(keys, indent=1) + "\n", "utf-8")
+            partial.replace(self._path)
 
     def table(self) -> str:
-        """One line for each time, one column for each stage's held-out rows."""
-        times = list(dict.fromkeys((it.stage, it.step) for it in self._seen))
-        names = list(dict.fromkeys(it.held_out for it in self._seen))
-        cells = {(it.stage, it.step, it.held_out): it for it in self._seen}
-        lines = [f"{'after':<20}" + "".join(f"{name:>40}" for name in names)]
-        for stage, step in times:
-            found = [cells.get((stage, step, name)) for name in names]
+        """Formats a line for each evaluated step, with a column for each stage's held-out rows."""
+        steps = list(dict.fromkeys((measurement.stage, measurement.step) for measurement in self._measurements))
+        columns = list(dict.fromkeys(measurement.held_out for measurement in self._measurements))
+        cells = {(cell.stage, cell.step, cell.held_out): cell for cell in self._measurements}
+        lines = [f"{'after':<20}" + "".join(f"{name:>40}" for name in columns)]
+        for stage, step in steps:
+            row = [cells.get((stage, step, name)) for name in columns]
             label = f"{stage} {step}" if stage else "base"
-            lines.append(f"{label:<20}" + "".join(f"{_cell(it):>40}" for it in found))
+            lines.append(f"{label:<20}" + "".join(f"{_format_cell(cell):>40}" for cell in row))
         return "\n".join([*lines, "reward ± half its interval (greedy), format at the sampling temperature"])
 
 
-def _cell(it: Measurement | None) -> str:
-    if it is None:
+def _format_cell(cell: Measurement | None) -> str:
+    if cell is None:
         return "-"
-    greedy = "" if it.greedy is None else f" ({it.greedy:.3f})"
-    form = "-" if it.format is None else f"{it.format:.2f}"
-    return f"{it.reward:.3f} ± {Z * it.error:.3f}{greedy}, {form}"
+    greedy = "" if cell.greedy is None else f" ({cell.greedy:.3f})"
+    form = "-" if cell.format is None else f"{cell.format:.2f}"
+    return f"{cell.reward:.3f} ± {Z * cell.error:.3f}{greedy}, {form}"

@@ -1,4 +1,4 @@
-"""What training minimises: pure functions of rewards and log-probabilities."""
+"""Objectives of training: pure functions of rewards and log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,56 +11,63 @@ import numpy as np
 from currreft_jax.config import AdvantageScale, Grpo, LossAverage
 from currreft_jax.structs import Array
 
-EPSILON = 1e-4  # beside a standard deviation
-# What `grpo_loss` and the step tell as sums over learnt tokens.
+STD_EPSILON = 1e-4  # added to a standard deviation, as TRL does
+# Metrics of `grpo_loss` and of a step that are sums over the tokens of the loss.
 PER_TOKEN = ("kl", "entropy", "clip_ratio/low", "clip_ratio/high", "sampling/logp_difference/mean")
 
 
 def group_advantages(
-    rewards: np.ndarray, scale: AdvantageScale = AdvantageScale.GROUP, batch: np.ndarray | None = None
+    rewards: np.ndarray, scale: AdvantageScale = AdvantageScale.GROUP, batch_rewards: np.ndarray | None = None
 ) -> np.ndarray:
-    """How much better each completion is than its group (equation 1): A = (r - mean) / (std + 1e-4), ddof 1.
+    """Computes group-relative advantages (equation 1): A = (r - mean) / (std + 1e-4), std with ddof 1.
 
-    Where all rewards of a group are equal the advantages are exactly 0.
+    Groups of equal rewards get exactly 0.
+
+    >>> group_advantages(np.array([[0.0, 1.0], [2.0, 2.0]])).round(3)
+    array([[-0.707,  0.707],
+           [ 0.   ,  0.   ]])
 
     Args:
         rewards: `[P, G]`.
-        scale: whose standard deviation is taken.
-        batch: all rewards of the step, of other hosts too; `rewards` where None.
+        scale: the standard deviation of the group, of the batch, or none.
+        batch_rewards: rewards of all hosts, for `BATCH`; `rewards` where None.
 
     Returns:
         float64 `[P, G]`.
     """
     rewards = np.asarray(rewards, np.float64)
-    equal = np.ptp(rewards, axis=1, keepdims=True) == 0
-    centred = np.where(equal, 0.0, rewards - rewards.mean(axis=1, keepdims=True))
-    if scale is AdvantageScale.NONE or equal.all():
+    constant = np.ptp(rewards, axis=1, keepdims=True) == 0
+    centred = np.where(constant, 0.0, rewards - rewards.mean(axis=1, keepdims=True))
+    if scale is AdvantageScale.NONE or constant.all():
         return centred
     if scale is AdvantageScale.BATCH:
-        return centred / (np.std(rewards if batch is None else batch, ddof=1) + EPSILON)
-    return centred / (rewards.std(axis=1, ddof=1, keepdims=True) + EPSILON)
+        return centred / (np.std(rewards if batch_rewards is None else batch_rewards, ddof=1) + STD_EPSILON)
+    return centred / (rewards.std(axis=1, ddof=1, keepdims=True) + STD_EPSILON)
 
 
 def loss_counts(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """What a mean over a batch divides by: int64 `[2]`, its learnt tokens, and its sequences that have any.
+    """Counts the tokens of the loss, and the sequences that have any: int64 `[2]`, the divisors of `loss_weights`.
 
-    Counts of a batch's parts, on whatever host, add up.
+    Counts of microbatches and of hosts add up to those of the batch.
+
+    Args:
+        masks: bool `[P, G, T]` each.
     """
     tokens = sum(int(mask.sum()) for mask in masks)
     return np.array([tokens, sum(int(mask.any(axis=-1).sum()) for mask in masks)], np.int64)
 
 
-def loss_weights(mask: np.ndarray, average: LossAverage, counts: np.ndarray, longest: int = 0) -> np.ndarray:
-    """What each token counts in a mean over a batch.
+def loss_weights(mask: np.ndarray, average: LossAverage, counts: np.ndarray, max_length: int = 0) -> np.ndarray:
+    """Weights the tokens of a microbatch so that the batch's loss is a plain sum.
 
-    `SEQUENCE`: 1 / (N Lᵢ) for a token of sequence i, of N sequences. `TOKEN`: 1 / Σ L. `CONSTANT`: 1 / (N L_max). Over
-    the whole batch the first two add up to 1.
+    `SEQUENCE`: 1 / (N Lᵢ) for a token of sequence i, of N sequences. `TOKEN`: 1 / Σ L. `CONSTANT`: 1 / (N L_max). The
+    weights of a batch add up to 1 in the first two.
 
     Args:
-        mask: bool `[P, G, T]`, which tokens of a part of the batch are learnt.
-        average: what counts alike.
-        counts: of the whole batch; see `loss_counts`.
-        longest: L_max, tokens that a completion may have.
+        mask: bool `[P, G, T]`, the microbatch's tokens of the loss.
+        average: how the loss is averaged.
+        counts: of the whole batch, from `loss_counts`.
+        max_length: L_max, the token limit of a completion.
 
     Returns:
         float32 `[P, G, T]`.
@@ -70,72 +77,78 @@ def loss_weights(mask: np.ndarray, average: LossAverage, counts: np.ndarray, lon
     divisor = {
         LossAverage.SEQUENCE: sequences * lengths,
         LossAverage.TOKEN: tokens,
-        LossAverage.CONSTANT: sequences * longest,
+        LossAverage.CONSTANT: sequences * max_length,
     }[average]
     return (mask / np.maximum(divisor, 1)).astype(np.float32)
 
 
 def sft_loss(logprobs: Array, weights: Array) -> jax.Array:
-    """Cross-entropy of the gold tokens (equation 9): L = -Σ w log p(y).
+    """Computes the cross-entropy of gold tokens (equation 9): L = -Σ w log p(y).
 
     Args:
-        logprobs: `[P, G, T]`, of each gold token.
-        weights: `[P, G, T]`, see `loss_weights`.
+        logprobs: `[P, G, T]`, of the gold tokens.
+        weights: `[P, G, T]`, from `loss_weights`.
     """
     return -jnp.sum(weights * logprobs)
 
 
-def kl_estimate(logprobs: Array, reference: Array) -> jax.Array:
-    """k3 of Schulman: an unbiased estimate of KL(policy ‖ reference) per sampled token that is never negative.
+def kl_estimate(logprobs: Array, ref_logprobs: Array) -> jax.Array:
+    """Estimates KL(π ‖ π_ref) per sampled token by Schulman's k3: exp(d) - d - 1 with d = log π_ref - log π.
 
-    exp(d) - d - 1 with d = log π_ref - log π.
+    The estimate is unbiased and never negative.
     """
-    difference = reference - logprobs
+    difference = ref_logprobs - logprobs
     return jnp.exp(difference) - difference - 1
 
 
 def grpo_loss(
     logprobs: Array,
-    sampled: Array,
-    reference: Array | None,
+    old_logprobs: Array,
+    ref_logprobs: Array | None,
     advantages: Array,
     weights: Array,
     settings: Grpo,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-Σ w (min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL), with ρ = π / π_old per token.
+    """Computes -Σ w (min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL), with ρ = π / π_old per token (equation 1).
 
-    With one update for each rollout π_old is π itself, held constant; with more it is what the sampler drew from.
+    With one update per rollout, π_old is π under stop_gradient; with several, it is the sampler's distribution.
+
+    >>> loss, metrics = grpo_loss(
+    ...     logprobs=jnp.zeros((1, 2, 1)), old_logprobs=jnp.zeros((1, 2, 1)), ref_logprobs=None,
+    ...     advantages=jnp.array([[1.0, -1.0]]), weights=jnp.array([[[0.75], [0.25]]]), settings=Grpo(kl_coef=0.0))
+    >>> float(loss)
+    -0.5
 
     Args:
-        logprobs: `[P, G, T]`, of the policy at the sampling temperature, likewise the others.
-        sampled: as the sampler reported them.
-        reference: of the frozen reference; None without a KL penalty.
+        logprobs: `[P, G, T]`, of the policy, at the sampling temperature as all log-probs here.
+        old_logprobs: `[P, G, T]`, as the sampler reported them.
+        ref_logprobs: `[P, G, T]`, of the frozen reference; None without a KL penalty.
         advantages: `[P, G]`.
-        weights: `[P, G, T]`, see `loss_weights`; tokens of weight 0 count for nothing, whatever their log-probs.
-        settings: of the algorithm.
+        weights: `[P, G, T]`, from `loss_weights`; tokens of weight 0 are left out, whatever their log-probs.
+        settings: of GRPO.
 
     Returns:
-        The loss, and sums over the learnt tokens: `kl`, `clip_ratio/low`, `clip_ratio/high` (tokens whose gradient the
-        clipping stopped), `sampling/logp_difference/mean` (absolute, sampler against trainer); and the largest such
+        The loss, and its metrics: sums over tokens of `kl`, `clip_ratio/low`, `clip_ratio/high` (tokens whose gradient
+        is clipped) and `sampling/logp_difference/mean` (absolute, sampler against trainer), and the largest such
         difference, `sampling/logp_difference/max`.
     """
-    learnt = jnp.asarray(weights) > 0
-    logprobs, sampled = jnp.where(learnt, logprobs, 0.0), jnp.where(learnt, sampled, 0.0)
-    kept = jax.lax.stop_gradient(logprobs)
-    old = sampled if settings.num_updates * settings.minibatches > 1 else kept
-    ratio = jnp.exp(logprobs - old)
+    loss_mask = jnp.asarray(weights) > 0
+    logprobs, old_logprobs = jnp.where(loss_mask, logprobs, 0.0), jnp.where(loss_mask, old_logprobs, 0.0)
+    current = jax.lax.stop_gradient(logprobs)
+    several_updates = settings.num_updates * settings.minibatches > 1
+    ratio = jnp.exp(logprobs - (old_logprobs if several_updates else current))
     advantage = jnp.asarray(advantages)[..., None]
     clipped = jnp.clip(ratio, 1 - settings.clip_epsilon_low, 1 + settings.clip_epsilon_high)
-    gain = jnp.minimum(ratio * advantage, clipped * advantage)
-    difference = jnp.abs(kept - sampled)
-    told = {
-        "clip_ratio/low": jnp.sum(learnt & (ratio < 1 - settings.clip_epsilon_low) & (advantage < 0)),
-        "clip_ratio/high": jnp.sum(learnt & (ratio > 1 + settings.clip_epsilon_high) & (advantage > 0)),
+    objective = jnp.minimum(ratio * advantage, clipped * advantage)
+    difference = jnp.abs(current - old_logprobs)
+    metrics = {
+        "clip_ratio/low": jnp.sum(loss_mask & (ratio < 1 - settings.clip_epsilon_low) & (advantage < 0)),
+        "clip_ratio/high": jnp.sum(loss_mask & (ratio > 1 + settings.clip_epsilon_high) & (advantage > 0)),
         "sampling/logp_difference/mean": jnp.sum(difference),
     }
-    if reference is not None:
-        kl = kl_estimate(logprobs, jnp.where(learnt, reference, 0.0))
-        gain -= settings.kl_coef * kl
-        told["kl"] = jnp.sum(kl)
-    told = {name: value.astype(jnp.float32) for name, value in told.items()}
-    return -jnp.sum(weights * gain), {**told, "sampling/logp_difference/max": jnp.max(difference)}
+    if ref_logprobs is not None:
+        kl = kl_estimate(logprobs, jnp.where(loss_mask, ref_logprobs, 0.0))
+        objective -= settings.kl_coef * kl
+        metrics["kl"] = jnp.sum(kl)
+    metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+    return -jnp.sum(weights * objective), {**metrics, "sampling/logp_difference/max": jnp.max(difference)}

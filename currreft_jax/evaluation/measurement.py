@@ -1,0 +1,60 @@
+"""Measurements of held-out rows, and what the difference of two is worth. Loads no JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+Z = 1.96  # of a 95% interval
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The answers to one stage's held-out rows at one step.
+
+    Attributes:
+        stage: the stage in training; empty before the first one.
+        step: of that stage.
+        held_out: the stage whose held-out rows were answered.
+        rows: their number.
+        reward: mean, at the sampling temperature.
+        error: standard error of `reward`.
+        accuracy: mean of the reward part; None where the part has no weight.
+        format: mean of the reward part; None where the part has no weight.
+        passed: rows with full accuracy; None where accuracy has no weight.
+        greedy: mean reward of greedy answers; None where there are none.
+    """
+
+    stage: str
+    step: int
+    held_out: str
+    rows: int
+    reward: float
+    error: float
+    accuracy: float | None
+    format: float | None
+    passed: int | None
+    greedy: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the mean reward."""
+        return self.reward - Z * self.error, self.reward + Z * self.error
+
+
+def pass_interval(passed: int, rows: int) -> tuple[float, float]:
+    """Computes Wilson's 95% interval of a pass rate."""
+    rate, spread = passed / rows, Z * Z / rows
+    middle = (rate + spread / 2) / (1 + spread)
+    half = Z * sqrt(rate * (1 - rate) / rows + spread / rows / 4) / (1 + spread)
+    return middle - half, middle + half
+
+
+def regressed_from(history: Sequence[Measurement], now: Measurement) -> Measurement | None:
+    """Returns the best earlier measurement of the same rows if `now` is significantly below it (the "brick wall")."""
+    same_rows = [earlier for earlier in history if earlier.held_out == now.held_out]
+    best = max(same_rows, key=lambda measurement: measurement.reward, default=None)
+    if best is None or best.reward - now.reward <= Z * sqrt(best.error**2 + now.error**2):
+        return None
+    return best

@@ -1,0 +1,53 @@
+"""The shape of a model whose checkpoint need not be at hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from currreft_jax.config import Config
+from currreft_jax.data.processor import MAX_PIXELS
+from currreft_jax.models.config import PUBLISHED, ModelConfig
+from currreft_jax.models.folder import eos_token_ids, read_config, tokenizer_size
+
+_PUBLISHED = re.compile(r"Qwen/Qwen2\.5-VL-(\d+)B-Instruct")
+_TOKENIZER_SIZE = 151_665  # of the published tokenizer
+
+
+class ModelSpec(NamedTuple):
+    """The part of a processor that a plan needs.
+
+    Attributes:
+        config: the architecture.
+        max_pixels: area that larger images are shrunk to.
+        tokenizer_size: ids that the tokenizer knows; None where that is unknown.
+        eos_token_ids: each of them ends a completion.
+    """
+
+    config: ModelConfig
+    max_pixels: int
+    tokenizer_size: int | None
+    eos_token_ids: tuple[int, ...]
+
+
+def model_spec(config: Config) -> ModelSpec:
+    """Describes the model that a config trains: that of its folder, or the published one of its name.
+
+    Raises:
+        FileNotFoundError: there is no folder and no published name.
+    """
+    pixels = config.model.max_pixels or MAX_PIXELS
+    sources = [path for path in (config.model.path, config.grpo.reference_path) if path]
+    for source in sources:
+        if Path(source).is_dir():
+            folder = Path(source)
+            return ModelSpec(read_config(folder), pixels, tokenizer_size(folder), eos_token_ids(folder))
+    for source in sources:
+        if (found := _PUBLISHED.fullmatch(source)) and (name := f"{found[1]}b") in PUBLISHED:
+            published = PUBLISHED[name]
+            return ModelSpec(published, pixels, _TOKENIZER_SIZE, (published.eos_token_id, published.bos_token_id))
+    raise FileNotFoundError(
+        f"{' and '.join(sources)}: not here, and no published model's name: a plan needs the config.json of the model;"
+        " give its folder as --config.model.path"
+    )

@@ -1,0 +1,88 @@
+"""The sampler's programs with abstract arguments, for completions of the greatest length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from currreft_jax.config import Sampling
+from currreft_jax.models.decoder import reshard
+from currreft_jax.runtime.programs import StepProgram, abstract_rows
+from currreft_jax.sampling.programs import sampler_programs
+from currreft_jax.sampling.sampler import refuse_uneven
+from currreft_jax.sampling.state import SamplerSpec
+from currreft_jax.structs import PromptBatch
+
+
+def reshard_program(spec: SamplerSpec, resident: dict[str, Any]) -> StepProgram:
+    """The program that makes the decoding copy of the parameters."""
+    params = spec.model.abstract(spec.model.dtype)
+    return StepProgram("reshard", "", reshard(spec.model, spec.decoding), (params,), resident)
+
+
+def abstract_sampler_programs(
+    spec: SamplerSpec,
+    settings: Sampling,
+    batch: PromptBatch,
+    resident: dict[str, Any],
+    *,
+    branch_share: float,
+    prefix: str = "",
+    times: float = 1,
+) -> Iterator[StepProgram]:
+    """Yields `prefix`, `grow` and `decode` with their arguments, in the order in which a step runs them.
+
+    Args:
+        spec: of the sampler.
+        settings: that the specification was made of.
+        batch: the prompts, abstract.
+        resident: other arrays on the devices all the while, by name.
+        branch_share: of the model's conditions, for `StepProgram`.
+        prefix: of the programs' names.
+        times: rollouts in a step.
+
+    Raises:
+        ValueError: the prompts do not divide over the decoding mesh.
+    """
+    programs, group_size = sampler_programs(spec), settings.group_size
+    params = spec.model.abstract(spec.model.dtype)
+    decoding_params = jax.eval_shape(reshard(spec.model, spec.decoding), params)
+    count, length = batch.tokens.shape
+    refuse_uneven(count, spec.decoding, settings)
+    done = abstract_rows((count,), jnp.bool_, spec.model.mesh)
+    seeds, sample_ids = jax.ShapeDtypeStruct((3,), jnp.uint32), jax.ShapeDtypeStruct((group_size,), jnp.int32)
+    prefill = (params, decoding_params, batch, done, seeds, sample_ids)
+    slots = f", {batch.pictures.patches.shape[1]} slots" if batch.pictures is not None else ""
+    yield StepProgram(
+        f"{prefix}prefix",
+        f"{count} x {length} tokens{slots}",
+        programs.prefill,
+        prefill,
+        resident,
+        times,
+        branch_share=branch_share,
+    )
+
+    prompts, state = jax.eval_shape(programs.prefill, *prefill)
+    resident = {**resident, "copy": params, "prompts": batch}
+    before = state
+    for _ in range(spec.num_segments - 1):
+        before, state = state, jax.eval_shape(programs.grow, state)
+    shape = f"{count} x {group_size} x {spec.num_segments * spec.segment} tokens behind {length}"
+    if spec.num_segments > 1:
+        unread = {**resident, "decode copy": decoding_params, "prompt caches": prompts}
+        yield StepProgram(f"{prefix}grow", shape, programs.grow, (before,), unread, times * (spec.num_segments - 1))
+    stop = jax.ShapeDtypeStruct((), jnp.int32)
+    yield StepProgram(
+        f"{prefix}decode",
+        shape,
+        programs.decode,
+        (decoding_params, prompts, state, stop),
+        resident,
+        times * spec.num_segments,
+        spec.segment,
+        branch_share,
+    )

@@ -1,0 +1,243 @@
+"""The seven jitted programs of the sampler.
+
+`prefill` reads the prompts and samples the first token. `decode` samples tokens until all completions end, or to a given
+slot. Between two segments `count_active`, `compact` and `grow` shrink the batch and lengthen the caches; `scatter` and
+`join` put a segment's tokens back into the order of the prompts and all segments into one rollout.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from currreft_jax.models.cache import longer
+from currreft_jax.models.decoder import bind, prompt_caches
+from currreft_jax.models.qwen2_5_vl import Parameters
+from currreft_jax.models.sampling import draw
+from currreft_jax.models.text import splits_heads
+from currreft_jax.runtime.sharding import BATCH, constrain
+from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec, Segment
+from currreft_jax.structs import Array, PromptBatch, Rollout
+
+
+class SamplerPrograms(NamedTuple):
+    """The programs, jitted for one specification."""
+
+    prefill: Any
+    decode: Any
+    count_active: Any
+    compact: Any
+    grow: Any
+    scatter: Any
+    join: Any
+
+
+@lru_cache(maxsize=32)
+def sampler_programs(spec: SamplerSpec) -> SamplerPrograms:
+    """Makes the programs of a specification once."""
+    mesh = spec.decoding.mesh
+    replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
+    caches = NamedSharding(mesh, P(BATCH, "tensor" if splits_heads(spec.model.config, mesh) else None))
+    prompts: Any = PromptState(caches, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    state: Any = DecodeState(replicated, rows, rows, caches, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    return SamplerPrograms(
+        prefill=jax.jit(partial(prefill, spec), out_shardings=(prompts, state)),
+        decode=jax.jit(
+            partial(decode, spec), out_shardings=state, donate_argnums=2, compiler_options=_decode_options(mesh)
+        ),
+        count_active=jax.jit(partial(count_active, spec), out_shardings=replicated),
+        compact=jax.jit(partial(compact, spec), out_shardings=(prompts, state), static_argnames="rows"),
+        grow=jax.jit(partial(grow, spec), out_shardings=state),
+        scatter=jax.jit(partial(scatter, spec), out_shardings=rows, static_argnames="rows_per_shard"),
+        join=jax.jit(partial(join, spec), out_shardings=NamedSharding(spec.model.mesh, P(BATCH))),
+    )
+
+
+def _decode_options(mesh: Mesh) -> dict[str, int]:
+    """Keeps XLA on GPUs from merging the products of a layer: merging copies the layer's weights for every token."""
+    return {"xla_gpu_dot_merger_threshold_mb": 0} if mesh.devices.flat[0].platform == "gpu" else {}
+
+
+def prefill(
+    spec: SamplerSpec,
+    params: Parameters,
+    decoding_params: Parameters,
+    batch: PromptBatch,
+    done: Array,
+    seeds: Array,
+    sample_ids: Array,
+) -> tuple[PromptState, DecodeState]:
+    """Reads each prompt once, and samples the first token of its G completions.
+
+    Args:
+        spec: of the sampler.
+        params: of the model.
+        decoding_params: the copy that decoding reads.
+        batch: P prompts.
+        done: bool `[P]`, prompts that only fill the batch.
+        seeds: uint32 `[3]`: seed, stage, step.
+        sample_ids: int32 `[G]`, numbers of the completions within their group.
+    """
+    prefix = spec.model.bind(params).prefix(batch)
+    decoder = bind(spec.decoding, decoding_params)
+    num_prompts, group_size = done.shape[0], sample_ids.shape[0]
+    prompts = PromptState(
+        caches=prompt_caches(spec.model, prefix, spec.decoding, jnp.dtype(spec.cache_dtype)),
+        lengths=jnp.asarray(batch.lengths),
+        next_position=jnp.asarray(batch.next_position),
+        keys=completion_keys(seeds, jnp.asarray(batch.key), sample_ids),
+        rows=jnp.tile(jnp.arange(num_prompts // spec.num_shards, dtype=jnp.int32), spec.num_shards),
+    )
+    state = DecodeState(
+        slot=jnp.int32(0),
+        token=jnp.zeros((num_prompts, group_size), jnp.int32),
+        done=jnp.broadcast_to(done[:, None], (num_prompts, group_size)),
+        caches=decoder.empty(num_prompts, group_size, spec.segment, jnp.dtype(spec.cache_dtype)),
+        **_empty_segment(spec, num_prompts, group_size)._asdict(),
+    )
+    hidden = constrain(prefix.last_hidden.astype(spec.decoding.dtype), spec.decoding.mesh, BATCH)
+    logits = jnp.repeat(decoder.scores(hidden[:, None], spec.temperature or 1.0), group_size, axis=1)
+    return prompts, _append(spec, state, logits, prompts.keys, 0)
+
+
+def decode(
+    spec: SamplerSpec, decoding_params: Parameters, prompts: PromptState, state: DecodeState, stop: Array
+) -> DecodeState:
+    """Samples tokens until slot `stop`, or until all completions have ended."""
+    decoder = bind(spec.decoding, decoding_params)
+    first_slot = state.caches[0].values.shape[3] - spec.segment
+
+    def step(state: DecodeState) -> DecodeState:
+        hidden, caches = decoder(
+            state.token, state.slot - 1, prompts.next_position, prompts.lengths, prompts.caches, state.caches
+        )
+        logits = decoder.scores(hidden, spec.temperature or 1.0)
+        return _append(spec, state._replace(caches=caches), logits, prompts.keys, first_slot)
+
+    return jax.lax.while_loop(lambda state: (state.slot < stop) & ~jnp.all(state.done), step, state)
+
+
+def count_active(spec: SamplerSpec, state: DecodeState) -> jax.Array:
+    """Counts the prompts with unfinished completions on the data shard that has most of them."""
+    return jnp.max(jnp.sum(_is_active(spec, state), axis=1))
+
+
+def compact(
+    spec: SamplerSpec, prompts: PromptState, state: DecodeState, rows: int
+) -> tuple[PromptState, DecodeState]:
+    """Keeps `rows` prompts of each data shard, the unfinished ones first."""
+    order = jnp.argsort(~_is_active(spec, state), axis=1, stable=True)[:, :rows]
+
+    def take(x: jax.Array) -> jax.Array:
+        by_shard = x.reshape(spec.num_shards, -1, *x.shape[1:])
+        taken = jnp.take_along_axis(by_shard, order.reshape(*order.shape, *(1,) * (by_shard.ndim - 2)), axis=1)
+        return taken.reshape(-1, *x.shape[1:])
+
+    kept = jax.tree.map(take, state._replace(slot=None))
+    return jax.tree.map(take, prompts), kept._replace(slot=state.slot)
+
+
+def grow(spec: SamplerSpec, state: DecodeState) -> DecodeState:
+    """Lengthens the caches by a segment, and starts an empty one."""
+    caches = tuple(longer(cache, spec.segment) for cache in state.caches)
+    return state._replace(caches=caches, **_empty_segment(spec, *state.token.shape)._asdict())
+
+
+def scatter(spec: SamplerSpec, rows: Array, segment: Segment, rows_per_shard: int) -> Segment:
+    """Puts a segment `[R, G, S]` back into the rows of the full batch, `[P, G, S]`; other rows are padding."""
+    full = _empty_segment(spec, spec.num_shards * rows_per_shard, segment.tokens.shape[1])
+
+    def put(target: jax.Array, x: jax.Array) -> jax.Array:
+        targets, values = (a.reshape(spec.num_shards, -1, *a.shape[1:]) for a in (target, x))
+        indices = rows.reshape(spec.num_shards, -1)
+        return jax.vmap(lambda a, index, b: a.at[index].set(b))(targets, indices, values).reshape(target.shape)
+
+    return jax.tree.map(put, full, segment)
+
+
+def join(spec: SamplerSpec, segments: tuple[Segment, ...], num_sampled: Array) -> Rollout:
+    """Joins segments `[P, G, S]` into a rollout, and masks what follows the end of each completion.
+
+    Args:
+        spec: of the sampler.
+        segments: in order; the last one may be partly filled.
+        num_sampled: int32, slots that were sampled.
+    """
+    tokens, logprobs, entropies = (
+        jnp.concatenate(parts, axis=2)[:, :, : spec.max_new_tokens] for parts in zip(*segments, strict=True)
+    )
+    is_stop = _is_stop(tokens, spec.stop_token_ids)
+    stops_before = jnp.cumsum(is_stop, axis=2) - is_stop
+    mask = (stops_before == 0) & (jnp.arange(tokens.shape[2]) < num_sampled)
+    return Rollout(
+        tokens=jnp.where(mask, tokens, spec.pad_token_id),
+        mask=mask,
+        logprobs=jnp.where(mask, logprobs, 0),
+        entropies=jnp.where(mask, entropies, 0),
+        lengths=jnp.sum(mask, axis=2, dtype=jnp.int32),
+        finished=jnp.any(is_stop & mask, axis=2),
+    )
+
+
+def completion_keys(seeds: Array, prompt_keys: jax.Array, sample_ids: Array) -> jax.Array:
+    """Derives the random key of each completion from (seed, stage, step), its prompt's key, and its number.
+
+    Args:
+        seeds: uint32 `[3]`.
+        prompt_keys: uint32 `[P, 2]`.
+        sample_ids: int32 `[G]`.
+
+    Returns:
+        Key data, uint32 `[P, G, 2]`.
+    """
+    root = jax.random.key(seeds[0])
+    for number in (seeds[1], seeds[2]):
+        root = jax.random.fold_in(root, number)
+
+    def key_of(prompt_key: jax.Array, sample_id: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(root, prompt_key[0]), prompt_key[1])
+        return jax.random.key_data(jax.random.fold_in(key, sample_id))
+
+    return jax.vmap(lambda prompt_key: jax.vmap(lambda sample_id: key_of(prompt_key, sample_id))(sample_ids))(
+        prompt_keys
+    )
+
+
+def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Array, first_slot: int) -> DecodeState:
+    """Samples a token of each completion from its logits, and records it in the segment that began at `first_slot`."""
+    sampled = draw(logits, keys, state.slot, spec.temperature, spec.top_k, spec.top_p)
+    token, logprob, entropy = (
+        jnp.where(state.done, padding, x) for padding, x in zip((spec.pad_token_id, 0, 0), sampled, strict=True)
+    )
+    index = state.slot - first_slot
+    return state._replace(
+        slot=state.slot + 1,
+        token=token,
+        done=state.done | _is_stop(token, spec.stop_token_ids),
+        tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, index, 2),
+        logprobs=jax.lax.dynamic_update_index_in_dim(state.logprobs, logprob, index, 2),
+        entropies=jax.lax.dynamic_update_index_in_dim(state.entropies, entropy, index, 2),
+    )
+
+
+def _empty_segment(spec: SamplerSpec, num_prompts: int, group_size: int) -> Segment:
+    shape = num_prompts, group_size, spec.segment
+    zeros = jnp.zeros(shape, jnp.float32)
+    return Segment(jnp.full(shape, spec.pad_token_id, jnp.int32), zeros, zeros)
+
+
+def _is_active(spec: SamplerSpec, state: DecodeState) -> jax.Array:
+    """Which prompts have unfinished completions: bool `[N, R / N]`."""
+    return jnp.any(~state.done, axis=1).reshape(spec.num_shards, -1)
+
+
+def _is_stop(tokens: jax.Array, stop_token_ids: tuple[int, ...]) -> jax.Array:
+    found = jnp.zeros(tokens.shape, bool)
+    for stop_token_id in stop_token_ids:
+        found |= tokens == stop_token_id
+    return found

@@ -1,0 +1,123 @@
+"""Settings and arrays of a running sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from currreft_jax.config import Sampling
+from currreft_jax.models.cache import Cache
+from currreft_jax.models.decoder import decoding_model
+from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.runtime.sharding import data_shards
+from currreft_jax.structs import Array
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSpec:
+    """Everything, besides shapes, that the sampler's programs are compiled for.
+
+    Attributes:
+        model: as it is trained.
+        decoding: the model in the precision and on the mesh of decoding.
+        max_new_tokens: tokens after which a completion is cut off.
+        temperature: of sampling; 0 is greedy.
+        top_k: of sampling.
+        top_p: of sampling.
+        segment: tokens by which completions grow.
+        cache_dtype: of keys and values.
+        stop_token_ids: each of them ends a completion.
+        pad_token_id: fills completions after their end.
+    """
+
+    model: Model
+    decoding: Model
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    segment: int
+    cache_dtype: str
+    stop_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    @property
+    def num_shards(self) -> int:
+        """Data shards of the decoding mesh."""
+        return data_shards(self.decoding.mesh)
+
+    @property
+    def num_segments(self) -> int:
+        """Segments of the longest completion."""
+        return -(-self.max_new_tokens // self.segment)
+
+
+def sampler_spec(model: Model, settings: Sampling, stop_token_ids: tuple[int, ...]) -> SamplerSpec:
+    """Makes the specification of a model's sampler."""
+    return SamplerSpec(
+        model=model,
+        decoding=decoding_model(model, settings.mesh, jnp.dtype(settings.precision.value)),
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        segment=min(settings.segment, settings.max_new_tokens),
+        cache_dtype=settings.cache.value,
+        stop_token_ids=stop_token_ids,
+        pad_token_id=model.config.bos_token_id,
+    )
+
+
+class PromptState(NamedTuple):
+    """The R prompts that are still in the batch; constant while their completions grow.
+
+    Attributes:
+        caches: each layer's keys and values of the prompts.
+        lengths: int32 `[R]`.
+        next_position: int32 `[R]`.
+        keys: uint32 `[R, G, 2]`, random key data of each completion.
+        rows: int32 `[R]`, each prompt's row in the full batch, counted within its data shard.
+    """
+
+    caches: tuple[Cache, ...]
+    lengths: Array
+    next_position: Array
+    keys: Array
+    rows: Array
+
+
+class DecodeState(NamedTuple):
+    """Completions as they grow.
+
+    Attributes:
+        slot: int32, number of tokens sampled so far.
+        token: int32 `[R, G]`, the latest.
+        done: bool `[R, G]`.
+        caches: each layer's keys and values of the completions, without the latest token.
+        tokens: int32 `[R, G, S]`, of this segment.
+        logprobs: fp32 `[R, G, S]`, of this segment.
+        entropies: fp32 `[R, G, S]`, of this segment.
+    """
+
+    slot: Array
+    token: Array
+    done: Array
+    caches: tuple[Cache, ...]
+    tokens: Array
+    logprobs: Array
+    entropies: Array
+
+    @property
+    def sampled(self) -> Segment:
+        """The tokens of this segment."""
+        return Segment(self.tokens, self.logprobs, self.entropies)
+
+
+class Segment(NamedTuple):
+    """Sampled tokens with their log-probs and entropies, `[R, G, S]` or `[P, G, S]` each."""
+
+    tokens: Array
+    logprobs: Array
+    entropies: Array

@@ -1,0 +1,72 @@
+"""A config opened: processor, model on its mesh, and reward pool, for any program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from currreft_jax.config import Config, Method, Pretrained
+from currreft_jax.data import processor as processors
+from currreft_jax.data.processor import Processor
+from currreft_jax.models.config import ModelConfig
+from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.rewards import MathsPool
+from currreft_jax.runtime.sharding import make_mesh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """The parts that programs share; parameters are loaded apart, by `session.sources`.
+
+    Attributes:
+        config: all settings.
+        processor: texts and images to prompts, tokens to text.
+        model: how to compute, on which mesh.
+        reward_pool: worker processes for maths answers; None where nothing is scored.
+    """
+
+    config: Config
+    processor: Processor
+    model: Model
+    reward_pool: MathsPool | None = None
+
+
+@contextmanager
+def open_session(config: Config) -> Iterator[Session]:
+    """Loads the processor, lays the model out on its mesh, and starts reward workers where answers are scored.
+
+    Raises:
+        FileNotFoundError: the model's folder is not there.
+        ValueError: the mesh does not fill the devices, or a file of the folder is wrong.
+    """
+    processor = load_processor(config.model)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    session = Session(
+        config=config,
+        processor=processor,
+        model=make_model(config.model, processor.config, mesh, processor.tokenizer_size),
+    )
+    if config.method is not Method.GRPO and not any(stage.held_out for stage in config.stages):
+        yield session
+        return
+    with MathsPool(config.rewards.maths) as pool:
+        yield Session(config=config, processor=processor, model=session.model, reward_pool=pool)
+
+
+def load_processor(settings: Pretrained) -> Processor:
+    """Loads the processor of a config's model."""
+    return processors.load(
+        settings.path, min_pixels=settings.min_pixels or None, max_pixels=settings.max_pixels or None
+    )
+
+
+def make_model(settings: Pretrained, architecture: ModelConfig, mesh: Mesh, tokenizer_size: int | None) -> Model:
+    """Describes the model as it is trained: with its adapters, precision and rematerialisation."""
+    lora = settings.lora
+    return Model(
+        architecture, mesh, jnp.dtype(settings.dtype), settings.remat, tokenizer_size, lora.rank, lora.alpha
+    )

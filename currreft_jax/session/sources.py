@@ -1,0 +1,117 @@
+"""Parameters from a model of any kind: hub id, Hugging Face folder, converted folder, or a checkpoint of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from currreft_jax.config import Config
+from currreft_jax.data import processor as processors
+from currreft_jax.data.processor import Processor
+from currreft_jax.models import hf
+from currreft_jax.models.lora import adapted
+from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.runtime.checkpoint import restore_item
+from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT, is_stage_dir, read_config, saved_steps
+from currreft_jax.session.session import load_processor, make_model
+
+
+class LoadedModel(NamedTuple):
+    """A model ready to run.
+
+    Attributes:
+        processor: of the model.
+        model: how to compute, on which mesh.
+        params: in the model's precision.
+    """
+
+    processor: Processor
+    model: Model
+    params: Parameters
+
+
+def load_model(
+    source: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> LoadedModel:
+    """Loads a model to run it.
+
+    Args:
+        source: a hub id, a Hugging Face folder, a folder of `tools.convert_weights`, a stage's folder of a run (its
+            exported model, or else its latest checkpoint), or `STAGE/checkpoints/STEP`.
+        mesh: the devices; this process's first one by default.
+        dtype: of parameters, activations and products; the source's by default.
+        min_pixels: area that smaller images are enlarged to; the source's by default.
+        max_pixels: area that larger images are shrunk to; the source's by default.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: the source is damaged, or no model.
+    """
+    path = Path(source)
+    if is_stage_dir(path):
+        steps = saved_steps(path)
+        if not (path / EXPORT).exists() and not steps:
+            raise FileNotFoundError(f"{path} holds no checkpoint yet: {CHECKPOINTS}/ is empty")
+        path = path / EXPORT if (path / EXPORT).exists() else path / CHECKPOINTS / str(steps[-1])
+        source = path
+    if path.parent.name == CHECKPOINTS and path.name.isdecimal():
+        config = read_config(path.parent.parent)
+        pixels = {"min_pixels": min_pixels or config.model.min_pixels, "max_pixels": max_pixels or config.model.max_pixels}
+        settings = dataclasses.replace(config.model, dtype=dtype or config.model.dtype, **pixels)
+        processor = load_processor(settings)
+        return LoadedModel(processor, *load_checkpoint(dataclasses.replace(config, model=settings), path, processor, mesh))
+    processor = processors.load(source, min_pixels=min_pixels, max_pixels=max_pixels)
+    model, params = hf.load(source, mesh=mesh, dtype=dtype)
+    return LoadedModel(processor, dataclasses.replace(model, tokenizer_size=processor.tokenizer_size), params)
+
+
+def load_checkpoint(config: Config, step_dir: Path, processor: Processor, mesh: Mesh | None = None) -> tuple[Model, Parameters]:
+    """Loads the policy that a run saved after a step, in the model's precision, with its adapters.
+
+    Raises:
+        DamagedCheckpoint: the files are not what was written.
+        ValueError: the checkpoint is of another model.
+    """
+    mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
+    model = make_model(config.model, processor.config, mesh, processor.tokenizer_size)
+    return model, to_compute_dtype(model)(restore_item(step_dir, "params", model.abstract(jnp.float32)))
+
+
+def load_masters(source: str, model: Model, seed: int) -> Parameters:
+    """Loads fp32 parameters to train, with fresh adapters where the model has some.
+
+    Args:
+        source: a hub id, a Hugging Face folder or a converted one.
+        model: the model to train.
+        seed: of the adapters.
+
+    Raises:
+        ValueError: the source is of another architecture than the model.
+    """
+    found, params = hf.load(source, mesh=model.mesh, dtype=model.dtype, param_dtype=jnp.float32)
+    theirs, ours = (dataclasses.asdict(one.config) | {"dtype": ""} for one in (found, model))
+    if differing := [name for name in ours if theirs[name] != ours[name]]:
+        raise ValueError(
+            f"{source} has another {', '.join(differing)} than model.path: the reference must be a model of the same"
+            " architecture"
+        )
+    return adapted(model, params, seed) if model.adapters else params
+
+
+@lru_cache
+def to_compute_dtype(model: Model) -> Any:
+    """Jitted cast of fp32 masters to the precision of the model's products."""
+    shardings = jax.tree.map(lambda x: x.sharding, model.abstract(model.dtype))
+    return jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=shardings)

@@ -1,0 +1,13 @@
+"""What a run tells the person who started it."""
+
+from __future__ import annotations
+
+import sys
+
+from currreft_jax.runtime.distributed import is_main
+
+
+def say(text: str) -> None:
+    """Prints a line to standard error, once for all hosts."""
+    if is_main():
+        print(f"train: {text}", file=sys.stderr)

@@ -1,0 +1,49 @@
+"""Signals that ask a run to save and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import jax
+
+from currreft_jax.runtime.checkpoint import Checkpoints
+
+
+class Interrupt:
+    """Listens for SIGTERM, SIGUSR1 and, on one host, a first Ctrl-C.
+
+    With several hosts JAX's runtime watches for SIGTERM and tells all of them; SIGUSR1 is passed on as SIGTERM.
+
+    Attributes:
+        requested: whether a signal has come.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._steps = 0
+        handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._previous: dict[int, Any] = {number: signal.signal(number, self._request) for number in handled}
+        self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+    def __enter__(self) -> Interrupt:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def after_step(self, checkpoints: Checkpoints) -> bool:
+        """True if the run should save and stop. Every host calls it once per step and gets the same answer."""
+        self._steps += 1
+        self.requested = self.requested or checkpoints.preempted(self._steps)
+        return self.requested
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous[number])
+            os.write(sys.stderr.fileno(), b"\ntrain: saves after this step, and ends; Ctrl-C again ends at once\n")

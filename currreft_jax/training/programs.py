@@ -1,0 +1,272 @@
+"""All programs of a stage's step with abstract arguments, in the order in which the step runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from currreft_jax.config import Config, Method
+from currreft_jax.data import pipeline
+from currreft_jax.data.packing import BatchShape, collate, fitting, largest_slots
+from currreft_jax.models.config import ModelConfig
+from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.runtime.programs import StepProgram, abstract_rows
+from currreft_jax.runtime.sharding import data_shards, make_mesh
+from currreft_jax.sampling.abstract import abstract_sampler_programs, reshard_program
+from currreft_jax.sampling.sampler import next_power_of_two, smaller_sizes
+from currreft_jax.sampling.state import SamplerSpec, sampler_spec
+from currreft_jax.session.session import Session, make_model
+from currreft_jax.session.sources import to_compute_dtype
+from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch
+from currreft_jax.training.batches import num_microbatches, prompts_per_shard, step_buckets
+from currreft_jax.training.grpo import reference_program
+from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
+from currreft_jax.training.update import (
+    TrainState,
+    UpdatePrograms,
+    abstract_state,
+    gradient_function,
+    update_programs,
+)
+
+
+class ModelSpec(Protocol):
+    """A processor, or the part of one that a plan needs where the checkpoint is not at hand."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture."""
+        ...
+
+    @property
+    def max_pixels(self) -> int:
+        """Area that larger images are shrunk to."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Each of them ends a completion."""
+        ...
+
+
+class Bucket(NamedTuple):
+    """A static shape of a microbatch: of its prompts, and the length T of its completions."""
+
+    shape: BatchShape
+    completion: int
+
+    def __str__(self) -> str:
+        images = f", {self.shape.slots} slots, {self.shape.reach} an image" if self.shape.slots else ""
+        return f"{self.shape.length} + {self.completion} tokens{images}"
+
+
+@dataclass(frozen=True, slots=True)
+class StagePrograms:
+    """The programs of a stage, and their abstract arguments.
+
+    Attributes:
+        config: all settings.
+        spec: the processor, or what stands for it.
+        model: as it is trained.
+        state: abstract.
+        update: programs of the update.
+    """
+
+    config: Config
+    spec: ModelSpec
+    model: Model
+    state: TrainState
+    update: UpdatePrograms
+
+    @property
+    def is_grpo(self) -> bool:
+        """True if training samples completions."""
+        return self.config.method is Method.GRPO
+
+    @property
+    def compute_params(self) -> Any:
+        """The parameters in the precision of the model's products."""
+        return self.model.abstract(self.model.dtype)
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """The frozen reference, if there is one."""
+        return {"reference": self.compute_params} if self.is_grpo and self.config.grpo.kl_coef else {}
+
+    @property
+    def resident(self) -> dict[str, Any]:
+        """The arrays that stay on the devices from the first step to the last."""
+        return {"masters": self.state.params, "moments": self.state.optimizer, **self.reference}
+
+    @property
+    def sampler(self) -> SamplerSpec:
+        """The sampler of training."""
+        return sampler_spec(self.model, self.config.sampling, self.spec.eos_token_ids)
+
+    @property
+    def branch_share(self) -> float:
+        """Share of vision blocks with full attention; inside them images are taken to cross rows of slots."""
+        vision = self.spec.config.vision
+        return len(vision.fullatt_block_indexes) / vision.depth
+
+    def buckets(self) -> list[Bucket]:
+        """Lists the static shapes that microbatches may take, the largest last, those without images first."""
+        sampling = self.config.sampling
+        buckets = pipeline.ladders(self.config.data, self.spec, prompts_per_shard(self.config, self.model.mesh))
+        segment = min(sampling.segment, sampling.max_new_tokens)
+        sampled = range(segment, sampling.max_new_tokens + segment, segment)
+        completions = (
+            tuple(min(length, sampling.max_new_tokens) for length in sampled) if self.is_grpo else buckets.completions
+        )
+        images = [(0, 0), *((s, r) for s, r in product(buckets.slots, buckets.reaches) if s >= r > 0)]
+        return [
+            Bucket(BatchShape(length, *image), completion)
+            for image, length, completion in product(images, buckets.lengths, completions)
+        ]
+
+    def step(self, bucket: Bucket) -> Iterator[StepProgram]:
+        """Yields the programs of a step whose microbatches take one shape, in the order in which they run."""
+        held_out = any(stage.held_out for stage in self.config.stages)
+        if self.is_grpo or held_out:
+            yield from self._copies()
+        if self.is_grpo:
+            yield from self._rollout(bucket)
+        if self.reference:
+            yield self._reference(bucket)
+        yield from self._update(bucket)
+        if held_out:
+            yield from self._held_out()
+
+    def count(self) -> int:
+        """Counts the programs that a run may compile at most, over all shapes and sizes of a shrinking batch."""
+        config, shapes = self.config, self.buckets()
+        total = len(shapes) + 4  # gradients; zeros, apply, combine and the cast
+        if self.is_grpo:
+            segments = self.sampler.num_segments
+            rows = prompts_per_shard(config, self.model.mesh) * num_microbatches(config)
+            sizes = 1 + len(smaller_sizes(rows, config.sampling))
+            prompts, lengths = len({bucket.shape for bucket in shapes}), len(config.data.prompt_lengths)
+            total += prompts + (len(shapes) if self.reference else 0) + 1
+            total += lengths * segments * sizes * 2 + segments * (sizes + 2)
+        return total
+
+    def _copies(self) -> Iterator[StepProgram]:
+        masters, cast = self.state.params, to_compute_dtype(self.model)
+        moments = {"moments": self.state.optimizer, **self.reference}
+        if self.reference:  # loaded as masters, and cast
+            loaded = {"masters": masters, "moments": self.state.optimizer}
+            yield StepProgram("load reference", "", cast, (masters,), loaded, 0.0)
+        yield StepProgram("cast", "", cast, (masters,), moments)
+        yield reshard_program(self.sampler, self.resident)
+
+    def _rollout(self, bucket: Bucket) -> Iterator[StepProgram]:
+        microbatches = num_microbatches(self.config)
+        cut = {"microbatches": [self._group_batch(bucket).prompts] * microbatches} if microbatches > 1 else {}
+        return abstract_sampler_programs(
+            self.sampler,
+            self.config.sampling,
+            self._whole_batch(bucket),
+            {**self.resident, **cut},
+            branch_share=self.branch_share,
+        )
+
+    def _reference(self, bucket: Bucket) -> StepProgram:
+        batch, microbatches = self._group_batch(bucket), num_microbatches(self.config)
+        resident = {"masters": self.state.params, "moments": self.state.optimizer, "copy": self.compute_params}
+        if microbatches > 1:
+            others = [batch.prompts] * (microbatches - 1)
+            resident |= {"prompts": self._whole_batch(bucket), "microbatches": others}
+        program = reference_program(self.model, self.config.sampling.temperature)
+        arguments = (self.compute_params, batch.prompts, batch.tokens)
+        return StepProgram(
+            "reference", str(bucket), program, arguments, resident, microbatches, branch_share=self.branch_share
+        )
+
+    def _update(self, bucket: Bucket) -> Iterator[StepProgram]:
+        config, state, mesh = self.config, self.state, self.model.mesh
+        batch, microbatches = self._group_batch(bucket), num_microbatches(config)
+        updates = (config.grpo.num_updates if self.is_grpo else 1) * microbatches // config.microbatches
+        weights = abstract_rows(batch.tokens.shape, jnp.float32, mesh)
+        advantages = abstract_rows(batch.tokens.shape[:2], jnp.float32, mesh)
+        targets = GrpoTargets(advantages, weights, weights if self.reference else None)
+        arguments = (batch, weights, targets) if self.is_grpo else (batch, weights)
+        total = jax.eval_shape(self.update.zero_gradient)
+        yield StepProgram(
+            "gradient",
+            str(bucket),
+            self.update.add_gradient,
+            (state.params, total, *arguments),
+            {"moments": state.optimizer, **self.reference, "microbatches": [batch.prompts] * (microbatches - 1)},
+            updates * config.microbatches,
+            branch_share=self.branch_share,
+        )
+        resident = {**self.reference, "microbatches": [batch] * microbatches}
+        yield StepProgram("move", "", self.update.apply_gradients, (state, total), resident, updates)
+
+    def _held_out(self) -> Iterator[StepProgram]:
+        """One completion of as many held-out prompts as a step samples completions, none longer than in training."""
+        config, vision = self.config, self.spec.config.vision
+        settings = dataclasses.replace(config.sampling, group_size=1)
+        spec = sampler_spec(self.model, settings, self.spec.eos_token_ids)
+        multiple = int(np.lcm(data_shards(self.model.mesh), spec.num_shards))
+        count = -(-config.data.batch_size * config.sampling.group_size // multiple) * multiple
+        largest = largest_slots(self.spec.max_pixels, vision)
+        length = fitting(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
+        slots = next_power_of_two(largest * (count // data_shards(self.model.mesh)))
+        batch = self._prompt_batch(BatchShape(length, slots, next_power_of_two(largest)), count)
+        return abstract_sampler_programs(
+            spec, settings, batch, self.resident, branch_share=self.branch_share, prefix="held-out ", times=0.0
+        )
+
+    def _whole_batch(self, bucket: Bucket) -> PromptBatch:
+        """All prompts of a step whose microbatches take a bucket."""
+        prompts, microbatches = prompts_per_shard(self.config, self.model.mesh), num_microbatches(self.config)
+        shape = bucket.shape
+        if microbatches > 1 and shape.slots:
+            sizes = step_buckets(self.config, self.spec, prompts * microbatches).slots
+            slots = fitting(min(shape.slots * microbatches, sizes[-1]), sizes, "data.slots")
+            shape = dataclasses.replace(shape, slots=slots)
+        return self._prompt_batch(shape, prompts * microbatches * data_shards(self.model.mesh))
+
+    def _group_batch(self, bucket: Bucket) -> GroupBatch:
+        """A microbatch."""
+        count = prompts_per_shard(self.config, self.model.mesh) * data_shards(self.model.mesh)
+        group_size = self.config.sampling.group_size if self.is_grpo else 1
+        tokens = abstract_rows((count, group_size, bucket.completion), jnp.int32, self.model.mesh)
+        return GroupBatch(self._prompt_batch(bucket.shape, count), tokens)
+
+    def _prompt_batch(self, shape: BatchShape, count: int) -> PromptBatch:
+        empty = Prompt(np.zeros(1, np.int32), np.zeros((3, 1), np.int32), 1, (), "a prompt")
+        batch = collate([empty] * count, self.model.config, shape, data_shards(self.model.mesh))
+        return jax.tree.map(lambda x: abstract_rows(x.shape, x.dtype, self.model.mesh), batch)
+
+
+def stage_programs(
+    config: Config, stage_index: int, spec: ModelSpec, tokenizer_size: int | None, devices: Sequence[Any]
+) -> StagePrograms:
+    """The programs of a stage on these devices, which need not be here.
+
+    Raises:
+        ValueError: the mesh does not fill them.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    model = make_model(config.model, spec.config, mesh, tokenizer_size)
+    optimizer = stage_optimizer(config, stage_index)
+    update = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
+    return StagePrograms(config, spec, model, abstract_state(model, optimizer.transform), update)
+
+
+def largest_step_programs(
+    session: Session, optimizer: StageOptimizer, programs: UpdatePrograms
+) -> Iterator[StepProgram]:
+    """Yields the programs of a step in the largest shape that the settings allow: the very ones that will run."""
+    state = abstract_state(session.model, optimizer.transform)
+    stage = StagePrograms(session.config, session.processor, session.model, state, programs)
+    return stage.step(stage.buckets()[-1])

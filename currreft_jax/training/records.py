@@ -1,0 +1,144 @@
+"""Metrics of rollouts, and the JSON objects that describe them in `rollouts/STEP.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from currreft_jax.config import Config, Task
+from currreft_jax.data.budget import prompt_text
+from currreft_jax.data.examples import Example
+from currreft_jax.data.processor import Processor
+from currreft_jax.data.prompts import template
+from currreft_jax.data.rows import to_keys
+from currreft_jax.evaluation.scoring import ScoredRollout
+from currreft_jax.runtime.multihost import local_rows
+from currreft_jax.structs import Array, Completion, Reason, Rollout, Scores
+
+_TASKS, _REASONS = tuple(Task), tuple(Reason)
+
+
+def rollout_values(examples: Sequence[Example], scored: ScoredRollout) -> dict[str, np.ndarray]:
+    """This host's values for `rollout_metrics`: arrays of P rows."""
+    scores = scored.scores
+    return {
+        "reward": scores.total,
+        **{f"rewards/{name}": values for name, values in scores.parts.items()},
+        "length": scored.completions.lengths,
+        "finished": scored.completions.finished,
+        "reason": _first_reasons(scores),
+        "task": np.array([_TASKS.index(example.row.task) for example in examples]),
+    }
+
+
+def rollout_metrics(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Metrics of a step's rewards and completions.
+
+    Args:
+        values: from `rollout_values`, gathered over hosts.
+    """
+    reward, length, task = values["reward"], values["length"], values["task"]
+    reasons, counts = np.unique(values["reason"][values["reason"] >= 0], return_counts=True)
+    return {
+        "reward": float(reward.mean()),
+        "reward_std": float(reward.std(axis=1, ddof=1).mean()),
+        "frac_reward_zero_std": float((np.ptp(reward, axis=1) == 0).mean()),
+        **{f"{name}/mean": float(part.mean()) for name, part in values.items() if name.startswith("rewards/")},
+        **{f"reward/{_TASKS[index].value}": float(reward[task == index].mean()) for index in np.unique(task)},
+        "completions/mean_length": float(length.mean()),
+        "completions/min_length": float(length.min()),
+        "completions/max_length": float(length.max()),
+        "completions/clipped_ratio": float(1 - values["finished"].mean()),
+        **{
+            f"parse/{_REASONS[int(reason)]}": count / reward.size
+            for reason, count in zip(reasons, counts.tolist(), strict=True)
+        },
+    }
+
+
+def row_record(config: Config, example: Example) -> dict[str, Any]:
+    """Describes a row: its keys, the resized frame, the key that seeds its completions, and its prompt."""
+    resized = {"resized": [example.frame.width, example.frame.height]} if example.frame else {}
+    frames = [(picture.original, picture.resized) for picture in example.prompt.pictures]
+    prompt = prompt_text(example.row, template(config.data.template), frames)
+    return to_keys(example.row) | resized | {"key": example.prompt.key, "prompt": prompt}
+
+
+def rollout_records(
+    processor: Processor,
+    row_records: Sequence[dict[str, Any]],
+    rollout: Rollout,
+    scored: ScoredRollout,
+    advantages: np.ndarray,
+    ref_logprobs: Sequence[tuple[np.ndarray, Array]],
+) -> list[dict[str, Any]]:
+    """Describes this host's rows and their completions.
+
+    Args:
+        processor: of texts.
+        row_records: from `row_record`.
+        rollout: of the rows.
+        scored: their completions and rewards.
+        advantages: `[P, G]`.
+        ref_logprobs: of each microbatch its rows and the reference's log-probs; empty without a reference.
+    """
+    tokens, logprobs, entropies = (local_rows(x) for x in (rollout.tokens, rollout.logprobs, rollout.entropies))
+    reference = np.zeros_like(logprobs)
+    for rows, of_microbatch in ref_logprobs:
+        reference[rows] = local_rows(of_microbatch)
+    scores = scored.scores
+
+    def record(p: int, g: int, completion: Completion) -> dict[str, Any]:
+        own = p, g, slice(completion.num_tokens)
+        return {
+            "text": completion.text,
+            "finished": completion.finished,
+            "reward": float(scores.total[p, g]),
+            "parts": {name: float(values[p, g]) for name, values in scores.parts.items()},
+            "reasons": {name: str(reasons[p, g]) for name, reasons in scores.reasons.items() if reasons[p, g]},
+            "advantage": float(advantages[p, g]),
+            "tokens": [processor.decode([token]) for token in tokens[own]],
+            "logprobs": _rounded(logprobs[own]),
+            "entropies": _rounded(entropies[own]),
+            **({"reference": _rounded(reference[own])} if ref_logprobs else {}),
+        }
+
+    return [
+        {**row, "completions": [record(p, g, one) for g, one in enumerate(scored.completions.texts[p])]}
+        for p, row in enumerate(row_records)
+    ]
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    """Writes JSON lines; of several hosts each writes its own rows, to `NAME-HOST.jsonl`."""
+    if jax.process_count() > 1:
+        path = path.with_name(f"{path.stem}-{jax.process_index()}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    return path
+
+
+def drop_records(folder: Path, after: int) -> None:
+    """Removes the files of steps after `after`, which are taken again."""
+    for path in folder.glob("*.jsonl"):
+        if int(path.stem.partition("-")[0]) > after:
+            path.unlink()
+
+
+def _first_reasons(scores: Scores) -> np.ndarray:
+    """The index of each completion's first reason among `Reason`, or -1: `[P, G]`."""
+    first = np.full(scores.total.shape, -1)
+    for reasons in reversed(scores.reasons.values()):
+        indices = np.array([[_REASONS.index(one) if one else -1 for one in row] for row in reasons])
+        indices = indices.reshape(first.shape)
+        first = np.where(indices >= 0, indices, first)
+    return first
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(x), 4) for x in values]

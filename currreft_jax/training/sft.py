@@ -1,0 +1,59 @@
+"""Supervised fine-tuning on gold answers (equation 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from currreft_jax.data import pipeline
+from currreft_jax.data.examples import Example
+from currreft_jax.runtime.multihost import shards_per_host, sum_over_hosts, to_devices
+from currreft_jax.training.batches import StageContext, agree_on_dims, prompt_padding
+from currreft_jax.training.grpo import StepResult
+from currreft_jax.training.losses import loss_counts, loss_weights
+from currreft_jax.training.records import row_record
+from currreft_jax.training.update import Minibatch, TrainState, UpdatePrograms, loss_and_gradient
+
+
+def sft_step(
+    context: StageContext, programs: UpdatePrograms, state: TrainState, examples: Sequence[Example]
+) -> StepResult:
+    """Takes a step of supervised fine-tuning.
+
+    Args:
+        context: of the stage.
+        programs: of the update.
+        state: donated.
+        examples: this host's, with gold completions.
+    """
+    minibatch, metrics = sft_batch(context, examples)
+    gradient, loss_metrics = loss_and_gradient(programs, state.params, minibatch)
+    state, grad_norm = programs.apply_gradients(state, gradient)
+    rows = [row_record(context.config, example) for example in examples]
+    return StepResult(state, {**programs.combine_metrics(loss_metrics, [grad_norm]), **metrics}, lambda: rows)
+
+
+def sft_batch(context: StageContext, examples: Sequence[Example]) -> tuple[Minibatch, dict[str, float]]:
+    """Collates gold completions into microbatches, the arguments of `sft_gradient`; and their metrics."""
+    config, model = context.config, context.model
+    shards = shards_per_host(model.mesh)
+    parts = pipeline.arranged(examples, model.config, shards, config.microbatches)
+    dims = agree_on_dims([pipeline.needs(part, model.config, shards) for part in parts])
+    num_tokens = sum(len(example.prompt.tokens) + len(example.tokens) for example in examples)
+    counts, num_tokens = sum_over_hosts((loss_counts([example.mask for example in examples]), np.array(num_tokens)))
+    collated = [
+        pipeline.gold_batch(part, model.config, *context.buckets.shape(of_part), shards)
+        for part, of_part in zip(parts, dims, strict=True)
+    ]
+    groups = [group for group, _ in collated]
+    weights = [loss_weights(mask, config.loss_average, counts) for _, mask in collated]
+    used = sum(len(example.tokens) for example in examples) / sum(group.tokens.size for group in groups)
+    metrics = {
+        "num_tokens": float(num_tokens),
+        "learnt_tokens": float(counts[0]),
+        "passes": 1.0,
+        "padding/completion_waste": 1 - used,
+        **prompt_padding(examples, [group.prompts for group in groups]),
+    }
+    return list(zip(to_devices(groups, model.mesh), to_devices(weights, model.mesh), strict=True)), metrics

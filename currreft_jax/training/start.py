@@ -1,0 +1,168 @@
+"""The start of a stage: its rows, the state it begins or resumes with, and the frozen reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from currreft_jax.config import Config, Handover, Init, Method, Reference
+from currreft_jax.data import pipeline
+from currreft_jax.data.examples import Example
+from currreft_jax.data.mixture import Mixture, mixture
+from currreft_jax.data.prompts import template
+from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.rewards import check_rows
+from currreft_jax.runtime.checkpoint import Checkpoints
+from currreft_jax.training.console import say
+from currreft_jax.runtime.multihost import same_on_all_hosts, shards_per_host
+from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT
+from currreft_jax.session.session import Session
+from currreft_jax.session.sources import load_masters
+from currreft_jax.training.batches import prompts_per_shard
+from currreft_jax.training.optimizer import StageOptimizer, restart_schedule
+from currreft_jax.training.update import TrainState, abstract_state, init_state
+
+
+def read_rows(session: Session, stage_index: int) -> tuple[Mixture, pipeline.Ladders]:
+    """Reads the rows of a stage, and fixes the static shapes of its microbatches.
+
+    Raises:
+        ValueError: the batch does not divide over the mesh, hosts have different rows, or no reward can score a row;
+            the message names files and lines.
+    """
+    config, processor = session.config, session.processor
+    shards_per_host(session.model.mesh)
+    buckets = pipeline.ladders(config.data, processor, prompts_per_shard(config, session.model.mesh))
+    rows = mixture(config.stages, stage_index, config.data, config.seed)
+    rows = pipeline.usable(
+        rows,
+        processor,
+        template(config.data.template),
+        config.data,
+        buckets,
+        with_answer=config.method is Method.SFT,
+    )
+    if not same_on_all_hosts(bytes.fromhex(rows.fingerprint())):
+        raise ValueError("the hosts have different rows: give all of them the same files, and see what each left out")
+    say(f"stage {config.stages[stage_index].name}: {rows.size} rows of {len(rows.parts)} files")
+    for reason, count in rows.left_out.items():
+        say(f"  {count} rows left out: {reason}")
+    for error in rows.errors:
+        say(f"  {error}")
+    if config.method is Method.GRPO:
+        _refuse_unscorable(rows, session)
+    return rows, buckets
+
+
+def _refuse_unscorable(rows: Mixture, session: Session) -> None:
+    """Raises ValueError for rows whose gold no reward can read, naming files and lines."""
+    located = [(part.file, int(index)) for part in rows.parts for index in part.indices]
+    all_rows = [file[index] for file, index in located]
+    locations = {id(row): file.where(index) for row, (file, index) in zip(all_rows, located, strict=True)}
+    if errors := check_rows(all_rows, session.config.rewards, pool=session.reward_pool):
+        shown = "\n  ".join(f"{locations[id(error.row)]}: {error}" for error in errors[:20])
+        raise ValueError(f"{len(errors)} rows cannot be scored:\n  {shown}")
+
+
+def example_batches(session: Session, rows: Mixture, buckets: pipeline.Ladders, start: int) -> Iterator[list[Example]]:
+    """Yields this host's examples of each step after `start`."""
+    config = session.config
+    source = pipeline.Pipeline(
+        rows,
+        session.processor,
+        template(config.data.template),
+        config.data,
+        buckets,
+        seed=config.seed,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        with_answer=config.method is Method.SFT,
+    )
+    return source.batches(start)
+
+
+def start_state(
+    session: Session,
+    stage_index: int,
+    optimizer: StageOptimizer,
+    previous_dir: Path | None,
+    checkpoints: Checkpoints,
+    data_state: dict[str, Any],
+) -> tuple[TrainState, int, bool]:
+    """Restores the stage's latest checkpoint, or builds its initial state.
+
+    Args:
+        session: of the run.
+        stage_index: of the stage.
+        optimizer: of the stage.
+        previous_dir: folder of the stage before it.
+        checkpoints: of the stage.
+        data_state: identifies the rows and their order.
+
+    Returns:
+        The state, its step, and whether the stage has ended there.
+
+    Raises:
+        ValueError: the checkpoint was made with other rows, another batch size or seed.
+    """
+    config, model = session.config, session.model
+    abstract = abstract_state(model, optimizer.transform)
+    restored = checkpoints.restore(checkpoint_items(abstract))
+    if restored:
+        step, items, saved = restored
+        if changed := [name for name in data_state if data_state[name] != saved[name]]:
+            raise ValueError(
+                f"{checkpoints.folder} was made with another {', '.join(changed)} of the data: put it back as it was,"
+                " or take another workdir"
+            )
+        say(f"going on from step {step}")
+        return TrainState(items["params"], items["optimizer"]), step, bool(saved["ended"])
+    state = init_state(model, optimizer.transform, start_params(config, stage_index, model, previous_dir))
+    if previous_dir and config.stages[stage_index].moments is Handover.KEEP:
+        last = _last_checkpoint(config, stage_index - 1, previous_dir, {"optimizer": abstract.optimizer})
+        shardings = jax.tree.map(lambda x: x.sharding, abstract.optimizer)
+        kept = jax.device_put(restart_schedule(last["optimizer"]), shardings)
+        state = dataclasses.replace(state, optimizer=kept)
+    return state, 0, False
+
+
+def start_params(config: Config, stage_index: int, model: Model, previous_dir: Path | None) -> Parameters:
+    """Loads the fp32 parameters that a stage starts with: those of the previous stage, or of the base model."""
+    if previous_dir:
+        params = {"params": model.abstract(jnp.float32)}
+        return _last_checkpoint(config, stage_index - 1, previous_dir, params)["params"]
+    if config.model.init is Init.RANDOM:
+        return model.init(config.seed)
+    return load_masters(config.model.path, model, config.seed)
+
+
+def reference_params(config: Config, stage_index: int, model: Model, previous_dir: Path | None) -> Parameters:
+    """Loads the fp32 parameters of the frozen reference."""
+    if config.grpo.reference is Reference.STAGE:
+        return start_params(config, stage_index, model, previous_dir)
+    if config.grpo.reference_path:
+        return load_masters(config.grpo.reference_path, model, config.seed)
+    return start_params(config, 0, model, None)
+
+
+def checkpoint_items(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint."""
+    return {"params": state.params, "optimizer": state.optimizer}
+
+
+def _last_checkpoint(config: Config, stage_index: int, stage_dir: Path, items: dict[str, Any]) -> dict[str, Any]:
+    """Restores items of a finished stage's last checkpoint."""
+    last = config.stages[stage_index].steps
+    with Checkpoints(stage_dir / CHECKPOINTS, 1) as checkpoints:
+        restored = checkpoints.restore(items)
+    if not restored or not (restored[0] == last or restored[2]["ended"]):
+        raise ValueError(
+            f"{stage_dir / CHECKPOINTS} does not hold step {last}, which stage {config.stages[stage_index + 1].name}"
+            f" goes on from: remove {stage_dir / EXPORT}, and the same command trains the rest of that stage again"
+        )
+    return restored[1]

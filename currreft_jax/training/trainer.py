@@ -1,0 +1,282 @@
+"""The training loop: stages in order, and the steps of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from currreft_jax.config import Config, Method, validate
+from currreft_jax.data import world_rows
+from currreft_jax.data.examples import Example
+from currreft_jax.evaluation.held_out import held_out_rows
+from currreft_jax.models import hf
+from currreft_jax.models.lora import merged
+from currreft_jax.planning.fit import refuse_too_large
+from currreft_jax.runtime import distributed
+from currreft_jax.runtime.checkpoint import Checkpoints
+from currreft_jax.runtime.metrics import Metrics
+from currreft_jax.runtime.workdir import (
+    CHECKPOINTS,
+    EXPORT,
+    MATRIX,
+    ROLLOUTS,
+    only_run,
+    refuse_changed_settings,
+    write_config,
+)
+from currreft_jax.session.session import open_session
+from currreft_jax.session.sources import to_compute_dtype
+from currreft_jax.training.batches import StageContext
+from currreft_jax.training.console import say
+from currreft_jax.training.curriculum import ForgettingMatrix
+from currreft_jax.training.evaluator import Evaluator
+from currreft_jax.training.grpo import StepResult, grpo_step
+from currreft_jax.training.interrupt import Interrupt
+from currreft_jax.training.limits import LimitReached, reached_limit
+from currreft_jax.training.metrics_buffer import MetricsBuffer
+from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
+from currreft_jax.training.programs import largest_step_programs
+from currreft_jax.training.records import drop_records, write_records
+from currreft_jax.training.sft import sft_step
+from currreft_jax.training.start import checkpoint_items, example_batches, read_rows, reference_params, start_state
+from currreft_jax.training.update import TrainState, UpdatePrograms, gradient_function, update_programs
+
+
+def run(config: Config, workdir: str | Path) -> Path | None:
+    """Trains every unfinished stage, each from the end of the one before it.
+
+    Args:
+        config: all settings.
+        workdir: where everything is written; with several stages, each has a folder of its own in it.
+
+    Returns:
+        The last stage's model, a Hugging Face folder; None if a signal stopped the run, which was saved.
+
+    Raises:
+        ValueError: a setting, a row or a file is wrong; the message names it.
+        NonFiniteError: the loss or the gradient is not finite.
+        LimitReached: a limit of `config.grpo` was reached.
+    """
+    validate(config)
+    workdir = Path(workdir)
+    previous_dir = None
+    is_main = distributed.is_main()
+    with only_run(workdir) if is_main else nullcontext(), Interrupt() as interrupt:
+        if config.data.world:
+            if is_main:
+                world_rows.make(Path(config.data.world), say)
+            distributed.barrier("the world is drawn", 0, 1800)
+        matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
+        for stage_index, stage in enumerate(config.stages):
+            stage_dir = workdir / stage.name if len(config.stages) > 1 else workdir
+            refuse_changed_settings(config, stage_index, stage_dir)
+            if (stage_dir / EXPORT).exists():
+                say(f"stage {stage.name} is finished: {stage_dir / EXPORT}")
+            else:
+                finished = train_stage(config, stage_index, previous_dir, stage_dir, interrupt, matrix)
+                if not finished or (interrupt.requested and stage is not config.stages[-1]):
+                    say(f"stopped and saved in {stage_dir}; the same command goes on there")
+                    return None
+            previous_dir = stage_dir
+    assert previous_dir is not None
+    if len(matrix):
+        say(f"held-out reward at temperature {config.sampling.temperature:g}, with 95% intervals\n{matrix.table()}")
+    return previous_dir / EXPORT
+
+
+def train_stage(
+    config: Config,
+    stage_index: int,
+    previous_dir: Path | None,
+    stage_dir: Path,
+    interrupt: Interrupt,
+    matrix: ForgettingMatrix,
+) -> bool:
+    """Trains a stage from its latest checkpoint or its start, and exports its model.
+
+    Args:
+        config: all settings.
+        stage_index: of the stage.
+        previous_dir: folder of the stage before it, whose parameters it starts with.
+        stage_dir: folder of the stage.
+        interrupt: asked after every step.
+        matrix: receives the measurements of held-out rows.
+
+    Returns:
+        False if the run was asked to stop before the last step.
+    """
+    with open_stage(config, stage_index, previous_dir, stage_dir, matrix) as stage:
+        state = train_steps(stage, interrupt)
+        if state is None:
+            return False
+    model = replace(stage.context.model, lora_rank=0)
+    params = to_compute_dtype(model)(merged(stage.context.model, state.params))
+    hf.export(model, params, stage.context.processor, stage_dir / EXPORT)
+    return True
+
+
+@dataclass(slots=True)
+class OpenStage:
+    """A stage ready to train.
+
+    Attributes:
+        context: processor, model, reward pool, reference.
+        folder: of the stage.
+        optimizer: of the stage.
+        programs: of the update.
+        state: to start from; taken by `train_steps`.
+        step: of the state.
+        ended: whether the stage had ended at this step.
+        data_state: identifies the rows and their order, for checkpoints.
+        batches: this host's examples of each further step.
+        checkpoints: of the stage.
+        evaluator: of held-out rows.
+        metrics: where metrics go.
+        host: one thread, which scores completions.
+    """
+
+    context: StageContext
+    folder: Path
+    optimizer: StageOptimizer
+    programs: UpdatePrograms
+    state: TrainState | None
+    step: int
+    ended: bool
+    data_state: dict[str, Any]
+    batches: Iterator[list[Example]]
+    checkpoints: Checkpoints
+    evaluator: Evaluator
+    metrics: Metrics
+    host: ThreadPoolExecutor
+
+
+@contextmanager
+def open_stage(
+    config: Config, stage_index: int, previous_dir: Path | None, stage_dir: Path, matrix: ForgettingMatrix
+) -> Iterator[OpenStage]:
+    """Opens everything that a stage's steps need, in the order in which mistakes are cheapest to find."""
+    stage, is_main = config.stages[stage_index], distributed.is_main()
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(config))
+        model = session.model
+        optimizer = stage_optimizer(config, stage_index)
+        programs = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
+        if config.plan_first:
+            refuse_too_large(largest_step_programs(session, optimizer, programs), list(model.mesh.devices.flat))
+        rows, buckets = read_rows(session, stage_index)
+        stack.enter_context(closing(rows))
+        held_out = held_out_rows(session)
+        data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
+        checkpoints = stack.enter_context(Checkpoints(stage_dir / CHECKPOINTS, config.logging.keep_last))
+        state, step, ended = start_state(session, stage_index, optimizer, previous_dir, checkpoints, data_state)
+        cast = to_compute_dtype(model)
+        context = StageContext(
+            config=config,
+            processor=session.processor,
+            model=model,
+            reward_pool=session.reward_pool,
+            stage_index=stage_index,
+            buckets=buckets,
+            ref_params=cast(reference_params(config, stage_index, model, previous_dir))
+            if config.method is Method.GRPO and config.grpo.kl_coef
+            else None,
+        )
+        if is_main:
+            write_config(config, stage_dir)
+            drop_records(stage_dir / ROLLOUTS, after=step)
+        evaluator = Evaluator(context, held_out, matrix)
+        evaluator.begin(cast(state.params), step)
+        metrics = stack.enter_context(
+            Metrics(stage_dir, config.logging, name=config.name, step=step, steps=stage.steps, writes=is_main)
+        )
+        batches = example_batches(session, rows, buckets, step)
+        host = stack.enter_context(ThreadPoolExecutor(1, "rewards"))
+        yield OpenStage(
+            context, stage_dir, optimizer, programs, state, step, ended, data_state, batches, checkpoints, evaluator,
+            metrics, host,
+        )
+
+
+def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
+    """Takes the remaining steps of a stage: trains, logs, evaluates and saves.
+
+    Returns:
+        The state after the last step; None if the run was asked to stop before it.
+    """
+    context, logging = stage.context, stage.context.config.logging
+    last_step = context.config.stages[context.stage_index].steps
+    state, stage.state = stage.state, None  # the first step donates its arrays
+    assert state is not None
+    buffer = MetricsBuffer(stage.folder)
+    for step in range(stage.step + 1, 1 if stage.ended else last_step + 1):
+        state = take_step(stage, state, next(stage.batches), step, buffer)
+        stage.metrics.advance()
+        distributed.reached(step)
+
+        stop = interrupt.after_step(stage.checkpoints)
+        evaluates = step == last_step or _is_due(logging.evaluate_every, step)
+        saves = stop or evaluates or _is_due(logging.save_every, step)
+        if not saves and not _is_due(logging.log_every, step):
+            continue
+        lines, error = buffer.flush()
+        ended = False
+        if evaluates and not error:
+            held_out_metrics, ended = stage.evaluator.evaluate(to_compute_dtype(context.model)(state.params), step)
+            lines[-1].update(held_out_metrics)
+        write_metrics(stage, lines)
+        if error:
+            raise error
+        limit = reached_limit(context.config, lines)
+        if saves or limit:
+            score = lines[-1]["reward"] if context.config.method is Method.GRPO else -lines[-1]["loss"]
+            about = {**stage.data_state, "ended": ended}
+            stage.checkpoints.save(step, checkpoint_items(state), about, score=score)
+        if limit:
+            name = context.config.stages[context.stage_index].name
+            raise LimitReached(f"stage {name}, step {step}: {limit}; it is saved in {stage.folder}")
+        if stop and step < last_step:
+            return None
+        if ended:
+            break
+        buffer.restart_clock()
+    return state
+
+
+def take_step(
+    stage: OpenStage, state: TrainState, examples: Sequence[Example], step: int, buffer: MetricsBuffer
+) -> TrainState:
+    """Takes one step of the config's method; `state` is donated."""
+    context, logging = stage.context, stage.context.config.logging
+    if context.config.method is Method.SFT:
+        result = sft_step(context, stage.programs, state, examples)
+        buffer.add(step, result.metrics, result.records)
+        return result.state
+    result = grpo_step(context, stage.programs, stage.host, state, examples, step)
+    buffer.add(step, result.metrics, result.records)
+    if _writes_rollouts(step, context.config.stages[context.stage_index].steps, logging.rollouts_every):
+        write_records(stage.folder / ROLLOUTS / f"{step}.jsonl", result.records())
+    return result.state
+
+
+def write_metrics(stage: OpenStage, lines: Sequence[dict[str, float]]) -> None:
+    """Writes lines of metrics, each with the stage and the learning rate of its step's first update."""
+    context = stage.context
+    name, optimizer = context.config.stages[context.stage_index].name, stage.optimizer
+    for line in lines:
+        rate = float(np.asarray(optimizer.schedule(optimizer.updates_per_step * (line["step"] - 1))))
+        stage.metrics.write({"stage": name, **line, "learning_rate": rate})
+
+
+def _writes_rollouts(step: int, last_step: int, every: int) -> bool:
+    """True for the first step, the last step and the step after each checkpoint, whose rollouts can be replayed."""
+    return bool(every) and (step == last_step or _is_due(every, step - 1))
+
+
+def _is_due(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0
