@@ -29,18 +29,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from currreft_jax.training.rollouts import completions
 
 import currreft_jax as cr
 from benchmarks.rollout import SIZES, Peer, add_shape, image_of, prompt_of, write_checkpoint, write_job
 from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Remat, Sampling, Task
 from currreft_jax.data.packing import BatchShape, collate, slots_needed, slots_of
-from currreft_jax.training.rollouts import completions
-from currreft_jax.training.losses import group_advantages, loss_counts, loss_weights
 from currreft_jax.models.qwen2_5_vl import token_logprobs
 from currreft_jax.rewards import score_completions
 from currreft_jax.sampling.sampler import decode_params, sample, warm_up
-from currreft_jax.training.update import grpo_gradient, init_state, make_optimizer, make_update
 from currreft_jax.structs import GroupBatch, Prompt, PromptBatch, Row, Sampled
+from currreft_jax.training.losses import group_advantages, loss_counts, loss_weights
+from currreft_jax.training.update import grpo_gradient, init_state, make_optimizer, make_update
 
 
 def main() -> None:

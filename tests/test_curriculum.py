@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from currreft_jax.training.curriculum import Matrix, Measurement, fallen, pass_interval, promoted
+from currreft_jax.evaluation.measurement import Measurement, pass_interval, regressed_from
+from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 
 SEEN = Measurement("stage1", 10, "stage1", 100, 1.5, 0.05, 0.8, 0.9, 80)
 
@@ -17,34 +18,34 @@ def test_wilsons_interval():
 
 
 def test_promotion_wants_confidence():
-    assert promoted(SEEN, 0.7)
-    assert not promoted(SEEN, 0.75)
-    assert not promoted(SEEN, 1.0)
-    assert not promoted(dataclasses.replace(SEEN, passed=None), 0.0)
+    assert is_promoted(SEEN, 0.7)
+    assert not is_promoted(SEEN, 0.75)
+    assert not is_promoted(SEEN, 1.0)
+    assert not is_promoted(dataclasses.replace(SEEN, passed=None), 0.0)
 
 
 def test_a_stage_falls_only_beyond_chance_and_against_its_own_best():
     worse = dataclasses.replace(SEEN, stage="stage2", reward=1.3)
-    assert fallen([SEEN, dataclasses.replace(SEEN, reward=1.4)], worse) == SEEN
-    assert fallen([SEEN], dataclasses.replace(worse, reward=1.37)) is None
-    assert fallen([dataclasses.replace(SEEN, held_out="other")], worse) is None
-    assert fallen([], worse) is None
+    assert regressed_from([SEEN, dataclasses.replace(SEEN, reward=1.4)], worse) == SEEN
+    assert regressed_from([SEEN], dataclasses.replace(worse, reward=1.37)) is None
+    assert regressed_from([dataclasses.replace(SEEN, held_out="other")], worse) is None
+    assert regressed_from([], worse) is None
 
 
 def test_the_matrix_is_kept_in_a_file_and_goes_back(tmp_path):
     path = tmp_path / "curriculum.json"
-    matrix = Matrix(path, writes=True)
+    matrix = ForgettingMatrix(path, writes=True)
     base = dataclasses.replace(SEEN, stage="", step=0, reward=1.0, greedy=1.2)
     matrix.add([base])
     matrix.add([SEEN])
     matrix.add([dataclasses.replace(SEEN, step=20)])
-    again = Matrix(path, writes=True)
-    assert again.seen == matrix.seen and again.has("stage1", 20) and len(again) == 3
-    again.go_on_from("stage1", 10)
+    again = ForgettingMatrix(path, writes=True)
+    assert again.history == matrix.history and again.has("stage1", 20) and len(again) == 3
+    again.resume_from("stage1", 10)
     assert again.has("", 0) and again.has("stage1", 10) and not again.has("stage1", 20)
     lines = again.table().splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["base", "stage1"]
     assert "1.000 ± 0.098 (1.200), 0.90" in lines[1]
     path.write_text('{"measured": [{"stage": "x"}]}')
     with pytest.raises(ValueError, match=r"curriculum\.json is damaged"):
-        Matrix(path, writes=True)
+        ForgettingMatrix(path, writes=True)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from currreft_jax import experience, generate, train
+from currreft_jax import generate
 from currreft_jax.config import (
     CacheType,
     Config,
@@ -33,15 +33,17 @@ from currreft_jax.config import (
     Source,
     Stage,
 )
-from currreft_jax.training.curriculum import Matrix
 from currreft_jax.data import pipeline, processor, world_rows
 from currreft_jax.data.examples import example
 from currreft_jax.data.mixture import mixture
 from currreft_jax.data.prompts import template
-from currreft_jax.training.rollouts import Context
 from currreft_jax.runtime.metrics import read_metrics
-from currreft_jax.training.replay import redraw
-from currreft_jax.runtime.workdir import refuse_other_settings, write_config
+from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.workdir import refuse_changed_settings, write_config
+from currreft_jax.training import batches, evaluator, records, start, trainer
+from currreft_jax.training.curriculum import ForgettingMatrix
+from currreft_jax.training.limits import LimitReached, NonFiniteError, reached_limit
+from currreft_jax.training.replay import replay_completion
 from currreft_jax.world.settings import Sizes
 from tests import tiny
 from tests.test_train import interrupt, same_weights
@@ -93,7 +95,7 @@ def told(workdir: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole(checkpoint, rows, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("whole")
-    assert train.run(config_of(checkpoint, rows), workdir) == workdir / "model"
+    assert trainer.run(config_of(checkpoint, rows), workdir) == workdir / "model"
     return workdir
 
 
@@ -123,8 +125,8 @@ def test_a_run_leaves_metrics_completions_and_a_model(whole, checkpoint, rows):
 
 @pytest.mark.parametrize("place", ["1.jsonl:2:3", "3.jsonl:8:1"])
 def test_a_completion_is_drawn_again_by_the_policy_that_drew_it(whole, place):
-    found = redraw(f"{whole}/rollouts/{place}")
-    assert found.drawn == found.written
+    found = replay_completion(f"{whole}/rollouts/{place}")
+    assert found.replayed == found.recorded
     assert found.logp_difference < 1e-4  # the file has four decimals
 
 
@@ -146,9 +148,9 @@ def test_a_completion_that_cannot_be_drawn_again_is_refused(whole, place, messag
 @pytest.mark.parametrize("stop_at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
     interrupt(monkeypatch, stop_at)
-    assert train.run(config_of(checkpoint, rows), tmp_path) is None
+    assert trainer.run(config_of(checkpoint, rows), tmp_path) is None
     assert (tmp_path / "checkpoints" / str(stop_at)).exists()
-    assert train.run(config_of(checkpoint, rows), tmp_path) == tmp_path / "model"
+    assert trainer.run(config_of(checkpoint, rows), tmp_path) == tmp_path / "model"
     same_weights(tmp_path / "model", whole / "model")
     assert told(tmp_path) == told(whole)
 
@@ -156,7 +158,7 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, t
 def test_completions_of_steps_that_are_taken_again_are_forgotten(tmp_path):
     for name in ("1.jsonl", "11.jsonl", "11-0.jsonl", "9-1.jsonl"):
         (tmp_path / name).touch()
-    train.forget_rollouts(tmp_path, 9)
+    records.drop_records(tmp_path, after=9)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.jsonl", "9-1.jsonl"]
 
 
@@ -164,10 +166,10 @@ def test_the_layout_may_change_while_a_run_is_interrupted(checkpoint, rows, tmp_
     config = config_of(checkpoint, rows)
     write_config(config, tmp_path)
     config.mesh, config.sampling.mesh, config.rewards.maths.workers = MeshShape(2, 2, 2), (2, 4), 7
-    refuse_other_settings(config, 0, tmp_path)
+    refuse_changed_settings(config, 0, tmp_path)
     config.sampling.temperature = 0.5
     with pytest.raises(ValueError, match=r"sampling\.temperature was 1\.0, and is 0\.5: put it back"):
-        refuse_other_settings(config, 0, tmp_path)
+        refuse_changed_settings(config, 0, tmp_path)
 
 
 @pytest.mark.slow
@@ -176,10 +178,10 @@ def test_a_run_goes_on_with_another_layout_and_forgets_the_completions_behind(ch
     config.sampling.mesh, config.data.slots = (4, 2), (1, 2)
     config.logging.rollouts_every = 1
     interrupt(monkeypatch, 2)
-    assert train.run(config, tmp_path) is None
+    assert trainer.run(config, tmp_path) is None
     (tmp_path / "rollouts" / "3-1.jsonl").write_text("of a step that two hosts took before they were killed\n")
     config.mesh, config.sampling.mesh, config.logging.rollouts_every = MeshShape(2, 2, 2), (2, 4), 0
-    assert train.run(config, tmp_path) == tmp_path / "model"
+    assert trainer.run(config, tmp_path) == tmp_path / "model"
     assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["1.jsonl", "2.jsonl"]
     lines = told(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -191,16 +193,16 @@ def test_a_run_goes_on_with_another_layout_and_forgets_the_completions_behind(ch
 def test_a_step_that_learns_nothing_meets_no_guard_rail_of_what_is_learnt():
     config = Config(method=Method.GRPO, grpo=Grpo(min_entropy=0.1, max_truncated=0.9))
     nothing = {"learnt_tokens": 0.0, "entropy": 0.0, "completions/clipped_ratio": 0.5}
-    assert not train.guard(config, [nothing])
-    assert "entropy" in train.guard(config, [nothing, {**nothing, "learnt_tokens": 9.0}])
-    assert "cut off" in train.guard(config, [{**nothing, "completions/clipped_ratio": 1.0}])
+    assert not reached_limit(config, [nothing])
+    assert "entropy" in reached_limit(config, [nothing, {**nothing, "learnt_tokens": 9.0}])
+    assert "cut off" in reached_limit(config, [{**nothing, "completions/clipped_ratio": 1.0}])
 
 
 def test_a_reference_of_another_architecture_is_refused(checkpoint, rows, tmp_path):
     tiny.write_checkpoint(tmp_path / "other", dataclasses.replace(tiny.CONFIG, rope_theta=9e4))
     config = config_of(checkpoint, rows, grpo=Grpo(reference_path=str(tmp_path / "other")))
     with pytest.raises(ValueError, match=r"other has another rope_theta than model\.path"):
-        train.run(config, tmp_path / "run")
+        trainer.run(config, tmp_path / "run")
 
 
 def test_damaged_held_out_rows_are_an_error_whatever_training_skips(checkpoint, rows, tmp_path):
@@ -209,21 +211,21 @@ def test_damaged_held_out_rows_are_an_error_whatever_training_skips(checkpoint, 
     config.data.on_bad_row, config.data.max_bad_rows = OnBadRow.SKIP, 5
     config.stages[0].held_out = [Source(str(tmp_path / "held.jsonl"))]
     with pytest.raises(ValueError, match=r"held\.jsonl:2"):
-        train.run(config, tmp_path / "run")
+        trainer.run(config, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=4, microbatches=2, mesh=MeshShape(2, 2, 2))
     config.sampling.mesh = (2, 4)
-    train.run(config, tmp_path)
+    trainer.run(config, tmp_path)
     names = ("loss", "grad_norm", "reward", "kl", "entropy")
     one, other = ([[line[name] for name in names] for line in told(folder)] for folder in (tmp_path, whole))
     np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-7)
 
 
 def test_completions_stay_with_their_prompts_when_a_batch_is_cut_up(checkpoint, rows):
-    mesh = train.make_mesh(2, 1, 4)
+    mesh = make_mesh(2, 1, 4)
     reader = processor.load(checkpoint)
     config = config_of(checkpoint, rows, microbatches=2, grpo=Grpo(minibatches=2))
     config.data.batch_size, config.data.slots = 16, ()
@@ -232,13 +234,15 @@ def test_completions_stay_with_their_prompts_when_a_batch_is_cut_up(checkpoint, 
     asked = [mixed.parts[0].file[i] for i in range(16)]
     examples = [example(row, reader, wording, where=row.id) for row in asked]
     model = tiny.model_of(mesh=mesh)
-    context = Context(config, 0, reader, model, pipeline.ladders(config.data, reader, 2))
-    whole, parts, ordered, _ = experience._collated(context, examples)
+    buckets = pipeline.ladders(config.data, reader, 2)
+    context = batches.StageContext(config=config, processor=reader, model=model, stage_index=0, buckets=buckets)
+    prompts, whole = batches.collate_prompts(context, examples)
+    ordered, parts = prompts.examples, list(zip(prompts.microbatches, prompts.rows, strict=True))
     mixed.close()
     assert [it.row.id for it in ordered] != [it.row.id for it in examples]
     keys = np.asarray(whole.key)
     np.testing.assert_array_equal(keys[:, 1], [it.prompt.key & 0xFFFFFFFF for it in ordered])
-    cut = experience._splitter(mesh, len(parts))(whole.tokens)
+    cut = batches.microbatch_splitter(mesh, len(parts))(whole.tokens)
     for (part, places), tokens in zip(parts, cut, strict=True):
         np.testing.assert_array_equal(part.key, keys[places])
         np.testing.assert_array_equal(part.tokens, tokens)
@@ -252,7 +256,7 @@ def test_several_updates_and_minibatches_of_a_rollout(checkpoint, rows, tmp_path
     config = config_of(checkpoint, rows, steps=2, grpo=grpo)
     config.data.batch_size = 16
     config.optimizer = Optimizer(learning_rate=1e-2, schedule=Schedule.LINEAR)
-    train.run(config, tmp_path)
+    trainer.run(config, tmp_path)
     lines = told(tmp_path)
     assert "kl" not in lines[0]
     assert lines[0]["clip_ratio/high"] + lines[0]["clip_ratio/low"] > 0  # the policy has left the sampler's
@@ -266,7 +270,7 @@ def test_what_is_rewarded_becomes_frequent(checkpoint, rows, tmp_path):
     config.grpo.kl_coef = 0.0
     config.optimizer.learning_rate = 3e-3
     config.logging = Logging(log_every=40, save_every=40, rollouts_every=0, tensorboard=False)
-    train.run(config, tmp_path)
+    trainer.run(config, tmp_path)
     rewards = [line["reward"] for line in told(tmp_path)]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
     assert not (tmp_path / "rollouts").exists()
@@ -280,22 +284,22 @@ def test_stages_are_measured_on_what_they_hold_out(checkpoint, rows, tmp_path, c
     config.logging.evaluate_every = 1
     config.logging.evaluate_rows = 10
     config.grpo.reference = Reference.STAGE
-    train.run(config, tmp_path)
-    matrix = Matrix(tmp_path / "curriculum.json", writes=False)
-    when = [(it.stage, it.step, it.held_out) for it in matrix.seen]
+    trainer.run(config, tmp_path)
+    matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=False)
+    when = [(it.stage, it.step, it.held_out) for it in matrix.history]
     times = [("", 0), ("one", 1), ("one", 2), ("two", 1)]
     assert when == [(*time, name) for time in times for name in ("one", "two")]
-    assert all(it.rows == 10 for it in matrix.seen)
-    assert all(it.accuracy is it.format is it.passed is None for it in matrix.seen)  # neither has a weight here
+    assert all(it.rows == 10 for it in matrix.history)
+    assert all(it.accuracy is it.format is it.passed is None for it in matrix.history)  # neither has a weight here
     assert "held_out/one/pass" not in told(tmp_path / "one")[-1]
-    assert [it.greedy is None for it in matrix.seen[::2]] == [False, True, False, False]
+    assert [it.greedy is None for it in matrix.history[::2]] == [False, True, False, False]
     # Nothing was learnt before the first look, and both stages hold out the same rows under other draws.
     last = told(tmp_path / "one")[-1]
-    assert last["held_out/one/reward"] == matrix.seen[4].reward
+    assert last["held_out/one/reward"] == matrix.history[4].reward
     assert told(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start
     assert "95% intervals" in capsys.readouterr().err
     state = (tmp_path / "curriculum.json").read_text()
-    train.run(config, tmp_path)
+    trainer.run(config, tmp_path)
     assert (tmp_path / "curriculum.json").read_text() == state
 
 
@@ -306,32 +310,32 @@ def test_a_stage_that_knows_enough_ends_early_and_stays_ended(checkpoint, rows, 
     config.stages[0].held_out = [Source(str(rows))]
     config.stages[0].promote_above = 0.5
     config.rewards.weights["accuracy"] = 0.1
-    monkeypatch.setattr(train.curriculum, "promoted", lambda seen, above: seen.step == 2)
+    monkeypatch.setattr(evaluator, "is_promoted", lambda measurement, above: measurement.step == 2)
     with monkeypatch.context() as patch:
-        patch.setattr(train.hf, "export", lambda *_: None)
-        train.run(config, tmp_path)
+        patch.setattr(trainer.hf, "export", lambda *_: None)
+        trainer.run(config, tmp_path)
     assert [line["step"] for line in told(tmp_path)] == [1, 2]
-    assert train.run(config, tmp_path) == tmp_path / "model"
+    assert trainer.run(config, tmp_path) == tmp_path / "model"
     assert [line["step"] for line in told(tmp_path)] == [1, 2]
     config.stages.append(replace(config.stages[0], name="two"))
-    model = tiny.model_of(mesh=train.make_mesh(8, 1, 1))
-    assert jax.tree.leaves(train.start_params(config, 1, model, tmp_path))  # the stage is taken for a finished one
+    model = tiny.model_of(mesh=make_mesh(8, 1, 1))
+    assert jax.tree.leaves(start.start_params(config, 1, model, tmp_path))  # the stage is taken for a finished one
 
 
 def test_a_guard_rail_pauses_and_saves(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, grpo=Grpo(max_kl=1e-9))
-    with pytest.raises(train.Paused, match=r"is above grpo\.max_kl"):
-        train.run(config, tmp_path)
+    with pytest.raises(LimitReached, match=r"is above grpo\.max_kl"):
+        trainer.run(config, tmp_path)
     assert (tmp_path / "checkpoints" / "2").exists()
     config.grpo = Grpo(max_kl=0.0)
-    assert train.run(config, tmp_path) == tmp_path / "model"
+    assert trainer.run(config, tmp_path) == tmp_path / "model"
 
 
 def test_what_led_to_no_number_is_kept(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows)
     config.optimizer.learning_rate = 1e30
-    with pytest.raises(train.NonFiniteError, match=r"step \d: loss"):
-        train.run(config, tmp_path)
+    with pytest.raises(NonFiniteError, match=r"step \d: loss"):
+        trainer.run(config, tmp_path)
     (dump,) = (tmp_path / "nonfinite").iterdir()
     assert len(dump.read_text().splitlines()) == 8
 
@@ -342,7 +346,7 @@ def test_rows_that_no_reward_can_score_are_named_at_once(checkpoint, tmp_path):
     config = config_of(checkpoint, tmp_path / "rows.jsonl")
     config.rewards.weights["accuracy"] = 1.0
     with pytest.raises(ValueError, match=r"rows\.jsonl:1.*perhaps"):
-        train.run(config, tmp_path / "run")
+        trainer.run(config, tmp_path / "run")
 
 
 def vars_of(config: Config, **values) -> None:
@@ -373,14 +377,14 @@ def test_settings_that_cannot_be_meant_are_refused(checkpoint, rows, tmp_path, c
     config = config_of(checkpoint, rows)
     change(config)
     with pytest.raises(ValueError, match=message):
-        train.run(config, tmp_path)
+        trainer.run(config, tmp_path)
 
 
 def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkpoint, rows, tmp_path, monkeypatch):
     config = config_of(checkpoint, rows, steps=1)
     config.stages.append(replace(config.stages[0], name="two"))
     interrupt(monkeypatch, 1)
-    assert train.run(config, tmp_path) is None
+    assert trainer.run(config, tmp_path) is None
     assert (tmp_path / "one" / "model").exists() and not (tmp_path / "two").exists()
 
 

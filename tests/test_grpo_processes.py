@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from currreft_jax import train
 from currreft_jax.config import Config, Source
-from currreft_jax.training.curriculum import Matrix
+from currreft_jax.training import trainer
+from currreft_jax.training.curriculum import ForgettingMatrix
 from tests.test_grpo import config_of, rows, told
 from tests.test_processes import START, together
 
@@ -15,10 +15,10 @@ __all__ = ["rows"]
 PROGRAM = (
     START
     + """
-from currreft_jax import train
+from currreft_jax.training import trainer
 from tests.test_grpo_processes import looking
 
-print(json.dumps([train.run(looking(Path(source), Path("ROWS")), Path(out)) is not None]))
+print(json.dumps([trainer.run(looking(Path(source), Path("ROWS")), Path(out)) is not None]))
 """
 )
 
@@ -30,7 +30,7 @@ def looking(checkpoint, rows) -> Config:
 
 
 def test_two_processes_learn_what_one_does(checkpoint, rows, tmp_path):
-    assert train.run(looking(checkpoint, rows), tmp_path / "one")
+    assert trainer.run(looking(checkpoint, rows), tmp_path / "one")
     assert together(checkpoint, tmp_path / "two", PROGRAM.replace("ROWS", str(rows))).all()
     for ours, theirs in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
         assert ours.keys() == theirs.keys()
@@ -38,7 +38,7 @@ def test_two_processes_learn_what_one_does(checkpoint, rows, tmp_path):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-12, err_msg=name)
         for name in ("loss", "kl", "entropy", "grad_norm"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-7, err_msg=name)
-    seen = [Matrix(tmp_path / name / train.MATRIX, writes=False).seen for name in ("two", "one")]
+    seen = [ForgettingMatrix(tmp_path / name / trainer.MATRIX, writes=False).history for name in ("two", "one")]
     assert [(it.rows, it.reward, it.greedy) for it in seen[0]] == [(it.rows, it.reward, it.greedy) for it in seen[1]]
 
     def drawn(folder, names):

@@ -31,12 +31,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", sys.argv[4])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-from currreft_jax import train
+from currreft_jax.training import trainer
 from tests.test_kills import often_saved
 
 checkpoint, rows, out = map(Path, sys.argv[1:4])
 print("ready", flush=True)
-sys.exit(75 if train.run(often_saved(checkpoint, rows), out) is None else 0)
+sys.exit(75 if trainer.run(often_saved(checkpoint, rows), out) is None else 0)
 """
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import yaml
 
-from currreft_jax import train
-from currreft_jax.runtime import distributed
 from currreft_jax.config import Config, MeshShape
+from currreft_jax.runtime import distributed
 from currreft_jax.runtime.metrics import read_metrics
+from currreft_jax.training.interrupt import Interrupt
 from tests.test_train import config_of
 
 ROOT = Path(__file__).parent.parent
@@ -174,16 +174,16 @@ def test_a_killed_process_is_named_and_ends_the_others(settings, environment, tm
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_ask_to_save(number):
     before = signal.getsignal(number)
-    with train.Interrupt() as interrupt:
-        assert not interrupt.asked
+    with Interrupt() as interrupt:
+        assert not interrupt.requested
         os.kill(os.getpid(), number)
-        assert interrupt.asked
+        assert interrupt.requested
     assert signal.getsignal(number) == before
 
 
 def test_a_second_ctrl_c_ends_at_once(capfd):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite's workers may ignore it
-    with train.Interrupt(), pytest.raises(KeyboardInterrupt):
+    with Interrupt(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
         assert "Ctrl-C again ends at once" in capfd.readouterr().err
         signal.raise_signal(signal.SIGINT)
@@ -193,8 +193,8 @@ def test_a_second_ctrl_c_ends_at_once(capfd):
 MEETING = """
 import os, sys, time
 import jax
-from currreft_jax import train
 from currreft_jax.runtime import distributed
+from currreft_jax.training.interrupt import Interrupt
 distributed.SILENCE = distributed.PARTING = 5
 distributed.initialize()
 assert jax.process_count() == 2 and len(jax.local_devices()) == 1

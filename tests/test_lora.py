@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import currreft_jax as cr
-from currreft_jax import train
 from currreft_jax.config import (
     CacheType,
     Config,
@@ -24,16 +23,21 @@ from currreft_jax.config import (
     validate,
 )
 from currreft_jax.data import processor
-from currreft_jax.training.losses import loss_counts, loss_weights
 from currreft_jax.models import hf
 from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import token_logprobs
-from currreft_jax.runtime.sharding import make_mesh, path_of, to_devices
-from currreft_jax.training.update import init_state, make_optimizer, make_update, moving_part, sft_gradient, zero_gradient
+from currreft_jax.runtime.multihost import to_devices
+from currreft_jax.runtime.sharding import make_mesh, path_of
 from currreft_jax.structs import GroupBatch
+from currreft_jax.training import start, trainer
+from currreft_jax.training.gradients import sft_gradient
+from currreft_jax.training.losses import loss_counts, loss_weights
+from currreft_jax.training.optimizer import make_optimizer, trainable_params
+from currreft_jax.training.update import init_state, zero_gradient
 from tests import tiny
 from tests.groups import batch_of
 from tests.test_train import config_of, rows, told  # noqa: F401 rows is a fixture
+from tests.updates import make_update
 
 RANK, ALPHA = 4, 10.0
 SCALE = ALPHA / RANK
@@ -226,7 +230,7 @@ def test_what_is_frozen_costs_no_products(checkpoint, plain, frozen):
         return compiled.cost_analysis()["flops"]
 
     every = jax.tree.map(jnp.zeros_like, parameters)
-    part = moving_part(Optimizer(freeze_vision=True), every)
+    part = trainable_params(Optimizer(freeze_vision=True), every)
     assert cost(part) < 0.75 * cost(every)
 
 
@@ -308,7 +312,7 @@ def test_a_run_with_adapters_exports_a_plain_model_and_the_next_stage_goes_on_wi
     config = config_of(checkpoint, rows, steps=3)
     config.model.lora = Lora(RANK, ALPHA)
     config.optimizer.learning_rate = 1e-2
-    assert train.run(config, tmp_path) == tmp_path / "model"
+    assert trainer.run(config, tmp_path) == tmp_path / "model"
     lines = told(tmp_path)
     assert lines[-1]["loss"] < lines[0]["loss"]
     exported, before = (named(hf.load(folder)[1]) for folder in (tmp_path / "model", checkpoint))
@@ -316,7 +320,7 @@ def test_a_run_with_adapters_exports_a_plain_model_and_the_next_stage_goes_on_wi
     assert changed == {f"layers/{linear}/kernel" for linear in LINEAR}
     config.stages.append(replace(config.stages[0], name="two"))
     model = lora_of(mesh=make_mesh(data=4, fsdp=2))
-    masters = train.start_params(config, 1, model, tmp_path)
+    masters = start.start_params(config, 1, model, tmp_path)
     assert all(np.asarray(x).any() for name, x in named(masters).items() if is_adapter(name))
     for name, x in named(merged(model, masters)).items():
         np.testing.assert_array_equal(x, exported[name], err_msg=name)

@@ -21,7 +21,8 @@ from currreft_jax.models.config import PUBLISHED
 from currreft_jax.models.layers import einsum
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.models.vision import attend_in_images, rows_that_share
-from currreft_jax.runtime.sharding import data_shards, make_mesh, path_of, to_devices
+from currreft_jax.runtime.multihost import to_devices
+from currreft_jax.runtime.sharding import data_shards, make_mesh, path_of
 from currreft_jax.structs import Prompt
 from tests import tiny
 from tests.groups import batch_of, fused_logprobs, group_logprobs

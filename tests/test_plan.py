@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from currreft_jax.planning.parts import Part
 
 from currreft_jax import experience, plan, rollout, train
 from currreft_jax.config import Config, LossAverage, MeshShape, Method, Remat
@@ -20,7 +21,6 @@ from currreft_jax.planning import search as searching
 from currreft_jax.planning.devices import DEVICES, GIB, MissingCompiler, Platform, Slice, topology
 from currreft_jax.planning.fit import Measured, Shares, TooLarge
 from currreft_jax.planning.hlo import Traffic, traffic
-from currreft_jax.planning.parts import Part
 from tests import tiny
 from tests.test_grpo import config_of, rows  # noqa: F401 (a fixture)
 

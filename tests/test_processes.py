@@ -34,7 +34,8 @@ from jax.experimental import multihost_utils
 from currreft_jax.data.packing import BatchShape, collate
 from currreft_jax.data.processor import load
 from currreft_jax.models import hf
-from currreft_jax.runtime.sharding import make_mesh, to_devices
+from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.multihost import to_devices
 from tests import tiny
 from tests.groups import group_logprobs
 

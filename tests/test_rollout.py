@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 import currreft_jax as cr
-from currreft_jax.sampling import sampler as module
 from currreft_jax.config import (
     CacheType,
     Precision,
@@ -24,6 +23,7 @@ from currreft_jax.config import (
 from currreft_jax.data.packing import BatchShape, collate, slots_needed
 from currreft_jax.models.logprobs import Choices
 from currreft_jax.models.sampling import draw
+from currreft_jax.sampling import sampler as module
 from tests import tiny
 
 G, T = 3, 24
@@ -341,8 +341,8 @@ def test_nothing_is_compiled_after_the_warm_up(world):
 def decode_program(world, **changes):
     model, parameters, processor, prompts = world
     chosen = replace(EXACT, **changes)
-    run = module._start(model, parameters, processor, prompts, chosen, None, (0, 0, 0), np.arange(G))
-    return run, run.programs.decode.lower(run.weights, run.fixed, run.state, np.int32(8))
+    run = module.start(model, parameters, processor, prompts, chosen, None, (0, 0, 0), np.arange(G))
+    return run, run.programs.decode.lower(run.decoding_params, run.prompts, run.state, np.int32(8))
 
 
 def test_filters_that_are_off_sort_nothing(world):
@@ -359,7 +359,7 @@ def test_the_decoding_program_copies_no_weight_and_no_cache(world):
         tuple(sorted(int(side) for side in shape.split(",")))
         for shape in re.findall(r"= \w+\[([\d,]+)\][^ ]* (?:copy|slice|dynamic-slice|transpose)\(", program)
     }
-    held = jax.tree.leaves((run.weights, run.fixed.prompts, run.state.suffixes))
+    held = jax.tree.leaves((run.decoding_params, run.prompts.caches, run.state.caches))
     assert copied and not copied & {tuple(sorted(leaf.shape)) for leaf in held if leaf.ndim > 1 and leaf.size > 1000}
 
 
@@ -374,7 +374,7 @@ def test_the_decoding_copy_is_in_its_own_layout_and_precision(checkpoint):
 
 def test_compaction_leaves_out_what_has_finished(world, monkeypatch):
     sizes = []
-    real = module._programs
+    real = module.sampler_programs
 
     def watched(*arguments):
         programs = real(*arguments)
@@ -385,7 +385,7 @@ def test_compaction_leaves_out_what_has_finished(world, monkeypatch):
 
         return programs._replace(decode=decode)
 
-    monkeypatch.setattr(module, "_programs", watched)
+    monkeypatch.setattr(module, "sampler_programs", watched)
     model, parameters, processor, prompts = world
     many = {"max_new_tokens": 64, "group_size": 1}
     cr.sample(model, parameters, processor, prompts, EXACT, **many)

@@ -13,7 +13,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import common, curriculum, rl, sft, stage1, stage2, stage3, world_base
-from currreft_jax import train
 from currreft_jax.config import (
     Config,
     Data,
@@ -28,9 +27,11 @@ from currreft_jax.config import (
     Stage,
     validate,
 )
-from currreft_jax.runtime.metrics import Metrics, read_metrics
 from currreft_jax.models import hf
+from currreft_jax.runtime.metrics import Metrics, read_metrics
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.training import start, trainer
+from currreft_jax.training.limits import NonFiniteError
 from tests import tiny
 from tests.test_checkpoints import flip_a_bit
 
@@ -89,7 +90,7 @@ def same_weights(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(checkpoint, rows, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("whole")
-    assert train.run(config_of(checkpoint, rows), workdir) == workdir / "model"
+    assert trainer.run(config_of(checkpoint, rows), workdir) == workdir / "model"
     return workdir
 
 
@@ -126,9 +127,9 @@ def interrupt(monkeypatch, step: int) -> None:
 def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
     interrupt(monkeypatch, stop_at)
     config = config_of(checkpoint, rows)
-    assert train.run(config, tmp_path) is None
+    assert trainer.run(config, tmp_path) is None
     assert (tmp_path / "checkpoints" / str(stop_at)).exists()
-    assert train.run(config, tmp_path) == tmp_path / "model"
+    assert trainer.run(config, tmp_path) == tmp_path / "model"
     same_weights(tmp_path / "model", whole / "model")
     assert told(tmp_path) == told(whole)
 
@@ -144,27 +145,27 @@ def test_a_crash_loses_what_was_not_saved_and_nothing_else(whole, checkpoint, ro
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a crash"):
         patch.setattr(Metrics, "advance", crashing)
-        train.run(config_of(checkpoint, rows), tmp_path)
-    train.run(config_of(checkpoint, rows), tmp_path)
+        trainer.run(config_of(checkpoint, rows), tmp_path)
+    trainer.run(config_of(checkpoint, rows), tmp_path)
     same_weights(tmp_path / "model", whole / "model")
     assert told(tmp_path) == told(whole)
 
 
 def test_a_finished_run_is_left_alone(whole, checkpoint, rows, capsys):
     before = (whole / "metrics.jsonl").read_bytes()
-    train.run(config_of(checkpoint, rows), whole)
+    trainer.run(config_of(checkpoint, rows), whole)
     assert "is finished" in capsys.readouterr().err
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
 def test_other_rows_are_no_continuation(checkpoint, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.hf, "export", lambda *_: None)  # as if it had been stopped before the end
+    monkeypatch.setattr(trainer.hf, "export", lambda *_: None)  # as if it had been stopped before the end
     own = tmp_path / "rows.jsonl"
     own.write_text("".join(line for line in rows.read_text().splitlines(keepends=True) if "image" not in line))
-    train.run(config_of(checkpoint, own, steps=1), tmp_path / "run")
+    trainer.run(config_of(checkpoint, own, steps=1), tmp_path / "run")
     own.write_text(own.read_text().replace('"r2"', '"another"'))
     with pytest.raises(ValueError, match="another fingerprint of the data"):
-        train.run(config_of(checkpoint, own, steps=1), tmp_path / "run")
+        trainer.run(config_of(checkpoint, own, steps=1), tmp_path / "run")
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -176,19 +177,19 @@ def test_other_settings_are_no_continuation(checkpoint, rows, whole, tmp_path, f
     config.logging.log_every = 9  # changes nothing of what is learnt
     wanted = r"learning_rate was 0\.001, and is 0\.1; stages\[0\]\.steps was 6, and is 7: put it back"
     with pytest.raises(ValueError, match=wanted):
-        train.run(config, tmp_path)
+        trainer.run(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
 
 
 def test_damaged_settings_are_named(checkpoint, rows, tmp_path):
     (tmp_path / "config.json").write_text('{"name": "cut off')
     with pytest.raises(ValueError, match=r"config\.json holds no settings of this version"):
-        train.run(config_of(checkpoint, rows), tmp_path)
+        trainer.run(config_of(checkpoint, rows), tmp_path)
 
 
 def test_a_second_run_is_kept_out(checkpoint, rows, tmp_path):
-    with train.only_run(tmp_path), pytest.raises(ValueError, match="another run is writing"):
-        train.run(config_of(checkpoint, rows), tmp_path)
+    with trainer.only_run(tmp_path), pytest.raises(ValueError, match="another run is writing"):
+        trainer.run(config_of(checkpoint, rows), tmp_path)
 
 
 def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
@@ -197,11 +198,11 @@ def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
     config.logging.save_every = 1
     one = config.stages[0]
     config.stages = [replace(one, steps=2), replace(one, name="two", steps=1, replay=0.5)]
-    assert train.run(config, tmp_path) == tmp_path / "two" / "model"
+    assert trainer.run(config, tmp_path) == tmp_path / "two" / "model"
     assert [line["stage"] for name in ("one", "two") for line in told(tmp_path / name)] == ["one", "one", "two"]
 
     model = tiny.model_of(mesh=make_mesh(data=4, fsdp=2))
-    masters = train.start_params(config, 1, model, tmp_path / "one")
+    masters = start.start_params(config, 1, model, tmp_path / "one")
     exported = load_file(tmp_path / "one" / "model" / "model.safetensors")
     rounded = 0
     for name, tensor in hf.tensors(masters):
@@ -211,13 +212,13 @@ def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
 
     flip_a_bit(tmp_path / "one" / "checkpoints" / "2" / "params")
     with pytest.raises(ValueError, match=r"does not hold step 2, which stage two goes on from: remove .*one/model"):
-        train.start_params(config, 1, model, tmp_path / "one")
+        start.start_params(config, 1, model, tmp_path / "one")
 
 
 def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=6, microbatches=2, mesh=MeshShape(data=1, fsdp=4, tensor=2))
     config.data.slots = (2,)
-    train.run(config, tmp_path)
+    trainer.run(config, tmp_path)
     losses = [[line["loss"] for line in told(folder)] for folder in (tmp_path, whole)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
@@ -229,20 +230,20 @@ def test_a_few_rows_are_learnt_by_heart(checkpoint, rows, tmp_path):
     config.data.batch_size = 32
     config.data.slots = (2,)
     config.mesh = MeshShape(data=8, fsdp=1)
-    train.run(config, tmp_path)
+    trainer.run(config, tmp_path)
     assert told(tmp_path)[-1]["loss"] < 0.01
 
 
 def test_a_loss_that_is_no_number_ends_the_run(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, optimizer=Optimizer(learning_rate=1e30, schedule=Schedule.CONSTANT))
-    with pytest.raises(train.NonFiniteError, match=r"step \d: loss"):
-        train.run(config, tmp_path)
+    with pytest.raises(NonFiniteError, match=r"step \d: loss"):
+        trainer.run(config, tmp_path)
     assert not (tmp_path / "model").exists()
 
 
 def test_a_batch_that_does_not_divide_is_refused(checkpoint, rows, tmp_path):
     with pytest.raises(ValueError, match="microbatches is 3; it takes a divisor"):
-        train.run(config_of(checkpoint, rows, microbatches=3), tmp_path)
+        trainer.run(config_of(checkpoint, rows, microbatches=3), tmp_path)
 
 
 def test_random_weights_need_only_a_shape_and_a_tokenizer(checkpoint, rows, tmp_path):
@@ -250,7 +251,7 @@ def test_random_weights_need_only_a_shape_and_a_tokenizer(checkpoint, rows, tmp_
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
     config = config_of(tmp_path, rows, steps=1)
     config.model.init = Init.RANDOM
-    assert train.run(config, tmp_path / "run") == tmp_path / "run" / "model"
+    assert trainer.run(config, tmp_path / "run") == tmp_path / "run" / "model"
 
 
 # ------------------------------------------------------------------------------------------------------- the settings

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from currreft_jax.runtime import checkpoint as native
 from currreft_jax.models import hf
 from currreft_jax.models.config import UnsupportedModel
+from currreft_jax.runtime import checkpoint as native
 from currreft_jax.runtime.sharding import make_mesh
 from tests import tiny
 from tools.convert_weights.__main__ import main

@@ -25,10 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
 from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, tokenizer_size, write_json
 from currreft_jax.models.lora import merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
 from currreft_jax.runtime.sharding import make_mesh
 
 SHARD_BYTES = 5 * 10**9

@@ -13,7 +13,7 @@ import jax
 from currreft_jax.planning.devices import GB, GIB, Slice, present
 from currreft_jax.planning.flops import products
 from currreft_jax.planning.hlo import Traffic, traffic
-from currreft_jax.planning.parts import Part, Programs, buckets, device_bytes, parts
+from currreft_jax.runtime.programs import StepProgram, device_bytes
 
 # Products are tuned on the device; without one, XLA has no tiles for some of Triton's, and cuBLAS computes all of that
 # program's, with somewhat more memory.
@@ -57,7 +57,7 @@ class Measured:
         refused: bytes that it would take, where the compiler refuses to go beyond the memory; else 0.
     """
 
-    part: Part
+    part: StepProgram
     compile_seconds: float
     arguments: int
     results: int
@@ -85,16 +85,14 @@ class Measured:
         }
 
 
-def measured(part: Part, programs: Programs, place: Slice) -> Measured:
+def measured(part: StepProgram, place: Slice) -> Measured:
     """Compiles a part for the devices that its arguments lie on."""
-    vision = programs.reader.config.vision
-    # Of the condition that programs have; inside it is another one, whether an image crosses rows, taken to hold.
-    full = len(vision.fullatt_block_indexes) / vision.depth
+    full = part.branch_share
     began = time.perf_counter()
     traced = part.program.trace(*part.arguments)
     arguments = device_bytes(part.arguments)
-    operations = products(traced.jaxpr.jaxpr, part.trips, full) / len(place.devices)
-    beside = {name: device_bytes(arrays) for name, arrays in part.beside.items()}
+    operations = products(traced.jaxpr.jaxpr, part.iterations, full) / len(place.devices)
+    beside = {name: device_bytes(arrays) for name, arrays in part.resident.items()}
     try:
         compiled = _compiled(traced)
     except jax.errors.JaxRuntimeError as error:
@@ -113,7 +111,7 @@ def measured(part: Part, programs: Programs, place: Slice) -> Measured:
         temporaries=stats.temp_size_in_bytes + stats.generated_code_size_in_bytes,
         beside=beside,
         operations=operations,
-        moved=traffic(compiled.as_text(), place.of_host, part.trips, full),
+        moved=traffic(compiled.as_text(), place.of_host, part.iterations, full),
     )
 
 
@@ -131,13 +129,13 @@ def _compiled(traced: Any) -> Any:
     return traced.lower().compile(CUBLAS)
 
 
-def plan(wanted: Iterable[Part], programs: Programs, place: Slice) -> Iterator[Measured]:
+def plan(wanted: Iterable[StepProgram], place: Slice) -> Iterator[Measured]:
     """Compiles one part after the other, those that a bucket before them had left out."""
     seen = set()
     for part in wanted:
-        if (part.name, part.bucket) not in seen:
-            seen.add((part.name, part.bucket))
-            yield measured(part, programs, place)
+        if (part.name, part.shape) not in seen:
+            seen.add((part.name, part.shape))
+            yield measured(part, place)
 
 
 def fits(seen: Sequence[Measured], place: Slice) -> bool:
@@ -149,7 +147,7 @@ class TooLarge(ValueError):
     """The devices cannot hold what is to be trained; the message says by how much, and what to do."""
 
 
-def refuse_too_large(programs: Programs) -> None:
+def refuse_too_large(programs: Iterable[StepProgram], devices: Sequence[Any]) -> None:
     """Compiles the largest programs for the devices that they will run on.
 
     The programs are those that will run, and are not compiled again. Where nobody knows the memory, nothing happens.
@@ -157,10 +155,10 @@ def refuse_too_large(programs: Programs) -> None:
     Raises:
         TooLarge: they do not fit.
     """
-    place = present(list(programs.model.mesh.devices.flat))
+    place = present(devices)
     if place.usable is None:
         return
-    seen = list(plan(parts(programs, buckets(programs)[-1]), programs, place))
+    seen = list(plan(programs, place))
     if not fits(seen, place):
         raise TooLarge(
             f"the largest batch does not fit {place.usable / GIB:.2f} GiB a device:\n"
@@ -187,7 +185,7 @@ def table(seen: Sequence[Measured], step: Sequence[Measured], place: Slice, shar
         cells = [f"{size / GIB:.2f}" for size in sizes] if not it.refused else ["", "", "", "", f"{it.peak / GIB:.2f}"]
         widths = (11, 9, 11, 8, 8)
         told = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{it.part.name:18}{told}{room:>10}{it.compile_seconds:>8.1f} s  {it.part.bucket}")
+        lines.append(f"{it.part.name:18}{told}{room:>10}{it.compile_seconds:>8.1f} s  {it.part.shape}")
     if place.device:
         lines += ["", *_speed(step, place, shares)]
     return "\n".join(lines)

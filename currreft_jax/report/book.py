@@ -24,8 +24,8 @@ from currreft_jax.report.embed import embedded
 from currreft_jax.report.runs import Run, StageRun
 from currreft_jax.rewards import RowError, boxes, choice
 from currreft_jax.rewards.answer import extract
-from currreft_jax.structs import Completion, Frame, Reason, Row
 from currreft_jax.runtime.workdir import ROLLOUTS
+from currreft_jax.structs import Completion, Frame, Reason, Row
 
 LOSSLESS_SIDE, SIDE, QUALITY = 256, 512, 85  # pixels; of JPEG
 

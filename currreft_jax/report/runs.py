@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from currreft_jax.training.curriculum import Matrix, Measurement, Z, fallen
-from currreft_jax.runtime.metrics import METRICS, read_metrics
+from currreft_jax.evaluation.measurement import Measurement, Z, regressed_from
 from currreft_jax.models.folder import read_json
+from currreft_jax.runtime.metrics import METRICS, read_metrics
 from currreft_jax.runtime.workdir import CHECKPOINTS, CONFIG, EXPORT, MATRIX
+from currreft_jax.training.curriculum import ForgettingMatrix
 
 POINTS = 2000  # of a curve in a stage: more than a screen shows
 
@@ -66,7 +67,9 @@ def read_run(workdir: Path) -> Run:
             f"{workdir} holds no run: {METRICS}, there or in a folder of a stage, is written as one begins"
         )
     found = sorted((_stage(folder, alone) for folder in folders), key=lambda it: it[0])
-    return Run(workdir, found[-1][1], tuple(it[2] for it in found), Matrix(workdir / MATRIX, writes=False).seen)
+    return Run(
+        workdir, found[-1][1], tuple(it[2] for it in found), ForgettingMatrix(workdir / MATRIX, writes=False).history
+    )
 
 
 def _stage(folder: Path, alone: bool) -> tuple[int, dict[str, Any], StageRun]:
@@ -139,7 +142,7 @@ def matrix(measured: Sequence[Measurement]) -> dict[str, Any]:
     names = list(dict.fromkeys(it.held_out for it in measured))
     cells: dict[tuple[str, int, str], dict[str, Any]] = {}
     for place, it in enumerate(measured):
-        best = fallen(measured[:place], it)
+        best = regressed_from(measured[:place], it)
         cells[it.stage, it.step, it.held_out] = {
             "reward": it.reward,
             "half": Z * it.error,

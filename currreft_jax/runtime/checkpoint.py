@@ -1,6 +1,6 @@
-"""Parameters on disk, written whole or not at all, and verified bit by bit when they are read.
+"""Arrays on disk, written whole or not at all, and verified bit by bit when they are read.
 
-Orbax restores a flipped bit without complaint, so a manifest keeps a checksum of every array beside it.
+Orbax restores a flipped bit without complaint; a manifest next to the arrays keeps a checksum of each.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ ARRAYS = "params"
 FORMAT = "currreft_jax/params/1"
 STATE_FORMAT = "currreft_jax/state/1"
 _LOCK = ".lock"
-_PATIENCE = 3600  # seconds that hosts wait for one that writes files; a dead one ends them sooner
-# What Orbax raises on files that are missing, cut off or damaged.
+_PATIENCE = 3600  # seconds to wait for a host that writes files; a dead one ends the others sooner
+# Raised by Orbax on files that are missing, truncated or damaged.
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError)
 
 
 class DamagedCheckpoint(ValueError):
-    """What was read is not what was written."""
+    """A checkpoint does not hold the arrays that were written."""
 
 
 @contextmanager
 def atomic_folder(destination: Path) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes `destination` only when the block ends well; entered by every host.
+    """Yields a folder to fill, and renames it to `destination` when the block succeeds; every host enters it.
 
     Raises:
-        FileExistsError: there is something at `destination` already, or another process is filling it.
+        FileExistsError: `destination` exists, or another process is filling it.
     """
     partial = destination.with_name(destination.name + ".partial")
     if jax.process_index():
-        _meet(f"{destination} can be filled")
+        _barrier(f"{destination} can be filled")
         yield partial
-        _meet(f"{destination} is filled")
+        _barrier(f"{destination} is filled")
         return
     if os.path.lexists(destination):
         raise FileExistsError(f"{destination} exists already; remove it or choose another name")
@@ -59,36 +59,36 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileExistsError(f"another process is writing {partial}; wait for it or choose another name") from None
-        for leftover in partial.iterdir():  # of an interrupted run
+        for leftover in partial.iterdir():  # from an interrupted run
             if leftover.name != _LOCK:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        _meet(f"{destination} can be filled")
+        _barrier(f"{destination} can be filled")
         yield partial
-        _meet(f"{destination} is filled")
+        _barrier(f"{destination} is filled")
         (partial / _LOCK).unlink()
         partial.rename(destination)
 
 
-def _meet(what: str) -> None:
-    distributed.barrier(what, distributed.last_step(), _PATIENCE)
+def _barrier(name: str) -> None:
+    distributed.barrier(name, distributed.last_step(), _PATIENCE)
 
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
     words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
     words = words.astype(jnp.uint32)
-    # Every word is mixed with its place before the sum, so that no pattern of flips or moves cancels in it.
-    place = jnp.zeros(x.shape, jnp.uint32)
+    # Each word is hashed with its index before the sum, so that flips and moves cannot cancel.
+    index = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
-        place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    mixed = words ^ (place * jnp.uint32(0x9E3779B1))
+        index = index * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    mixed = words ^ (index * jnp.uint32(0x9E3779B1))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
     return jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def checksums(tree: Any) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and checksum of every array by its path; the same on every mesh and host count."""
+    """Computes shape, dtype and checksum of each array by its path; the same on any mesh and number of hosts."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         path_of(path): {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": int(_checksum(x))}
@@ -97,7 +97,7 @@ def checksums(tree: Any) -> dict[str, dict[str, Any]]:
 
 
 def save_params(folder: Path, params: Any) -> None:
-    """Writes a tree of arrays, each host its own shards, and then the manifest."""
+    """Writes a tree of arrays, each host its own shards, then the manifest."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / ARRAYS, params)
     manifest = {"format": FORMAT, "arrays": checksums(params)}
@@ -106,7 +106,7 @@ def save_params(folder: Path, params: Any) -> None:
 
 
 def read_manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Shape, dtype and checksum of every array, by its path.
+    """Reads shape, dtype and checksum of each array by its path.
 
     Raises:
         DamagedCheckpoint: the manifest is missing, unreadable or of another format.
@@ -122,14 +122,14 @@ def read_manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
 
 
 def restore_params(folder: Path, abstract: Any) -> Any:
-    """Reads a tree of arrays onto the devices and verifies every one of them.
+    """Reads a tree of arrays onto the devices and verifies each.
 
     Args:
         folder: written by `save_params`, on any mesh.
-        abstract: the tree of `jax.ShapeDtypeStruct` with the layout to read into, of the dtypes that were saved.
+        abstract: tree of `jax.ShapeDtypeStruct` with the shardings to read into and the dtypes that were saved.
 
     Raises:
-        DamagedCheckpoint: an array is missing, superfluous, of another shape or dtype, or not the one written.
+        DamagedCheckpoint: an array is missing, unknown, of another shape or dtype, or damaged.
     """
     manifest = read_manifest(folder)
     expected = {path_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
@@ -150,25 +150,25 @@ def restore_params(folder: Path, abstract: Any) -> Any:
 
 
 def restore_item(folder: Path, name: str, abstract: Any) -> Any:
-    """One item of a step that `Checkpoints` has written, verified; the run may go on writing beside it.
+    """Reads one item of a step that `Checkpoints` has written, and verifies it; the run may keep writing.
 
     Args:
         folder: of the step.
         name: of the item.
-        abstract: its tree of `jax.ShapeDtypeStruct` with the layout to read into.
+        abstract: its tree of `jax.ShapeDtypeStruct` with the shardings to read into.
 
     Raises:
-        DamagedCheckpoint: it is not what was written.
-        ValueError: it is of another model.
+        DamagedCheckpoint: the item is damaged.
+        ValueError: the item is of another model.
     """
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return _restored(partial(reader.restore, folder.absolute()), folder, {name: abstract})[0][name]
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return _restore(partial(checkpointer.restore, folder.absolute()), folder, {name: abstract})[0][name]
 
 
 class Checkpoints:
-    """The checkpoints of a run: the newest ones and the best one are kept, and each is verified when it is read.
+    """The checkpoints of a stage: the latest and the best are kept, and each is verified when it is read.
 
-    A step is written under another name and renamed when it is complete; a manifest of checksums lies in it.
+    A step is written under another name, and renamed when it is complete, with a manifest of checksums.
 
     Attributes:
         folder: of the checkpoints.
@@ -178,14 +178,14 @@ class Checkpoints:
         """Opens the folder.
 
         Args:
-            folder: of the run's checkpoints, `STEP/` each.
-            keep_last: how many stay, besides the one of the greatest score.
+            folder: of the checkpoints, `STEP/` each.
+            keep_last: number of latest checkpoints to keep, besides the one with the highest score.
         """
-        kinds, scored = ocp.checkpoint_managers, lambda it: it["score"]
-        best = kinds.BestN(get_metric_fn=scored, n=1, keep_checkpoints_without_metrics=False)
-        policy = kinds.AnyPreservationPolicy([kinds.LatestN(keep_last), best])
-        # Without `best_fn` Orbax does not write the score, and a continued run would not know the best step.
-        options = ocp.CheckpointManagerOptions(best_fn=scored, preservation_policy=policy, cleanup_tmp_directories=True)
+        policies, score = ocp.checkpoint_managers, lambda metrics: metrics["score"]
+        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep_last), best])
+        # Without `best_fn` Orbax does not write the score, and a resumed run would not know the best step.
+        options = ocp.CheckpointManagerOptions(best_fn=score, preservation_policy=policy, cleanup_tmp_directories=True)
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -201,13 +201,13 @@ class Checkpoints:
         """Writes a step in the background; a failure is raised by the next call, or by closing.
 
         Args:
-            step: later than any that is there.
+            step: later than any saved one.
             items: name -> tree of arrays.
-            about: what JSON can say, such as the place in the data.
-            score: how good the step is; the best one stays.
+            about: JSON values saved with the step.
+            score: the step with the highest one is kept; None where there is no score.
 
         Raises:
-            ValueError: the step is there already.
+            ValueError: this step or a later one is saved already.
         """
         sums = {name: checksums(tree) for name, tree in items.items()}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
@@ -217,52 +217,52 @@ class Checkpoints:
             raise ValueError(f"{self.folder} holds step {step} or a later one already; remove it or continue from it")
 
     def preempted(self, step: int) -> bool:
-        """Whether SIGTERM has reached a host of several; all of them learn it at the same step."""
+        """True if SIGTERM has reached one of several hosts; all of them get the answer at the same step."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def restore(self, abstract: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-        """The newest step that is whole.
+        """Reads the latest intact step.
 
-        A damaged one is named, and the one before it is taken; only then are the damaged ones set aside.
+        A damaged step is reported and skipped, and set aside once an earlier one is read.
 
         Args:
-            abstract: name -> tree of `jax.ShapeDtypeStruct` with the layout to read into.
+            abstract: name -> tree of `jax.ShapeDtypeStruct` with the shardings to read into.
 
         Returns:
-            Step, items and what was said of it; None where there is no checkpoint.
+            Step, items, and the `about` of `save`; None where there is no checkpoint.
 
         Raises:
-            DamagedCheckpoint: there are checkpoints, and all are damaged.
+            DamagedCheckpoint: all checkpoints are damaged.
         """
         damaged: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = step, *_restored(partial(self._manager.restore, step), self.folder / str(step), abstract)
+                restored = step, *_restore(partial(self._manager.restore, step), self.folder / str(step), abstract)
             except DamagedCheckpoint as error:
                 damaged.append(step)
-                print(f"checkpoint: {error}; it is left out", file=sys.stderr)
+                print(f"checkpoint: {error}; step {step} is skipped", file=sys.stderr)
                 continue
             for other in damaged:
                 self._set_aside(other)
-            return found
+            return restored
         if damaged:
             raise DamagedCheckpoint(
-                f"no checkpoint in {self.folder} is whole: start anew in another workdir, or remove the folder"
+                f"no checkpoint in {self.folder} is intact: start again in another workdir, or remove the folder"
             )
         return None
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
-            where = self.folder / str(step)
-            where.rename(where.with_name(f"{step}.damaged-{time.time_ns()}"))
-        _meet(f"step {step} is set aside")
+            step_dir = self.folder / str(step)
+            step_dir.rename(step_dir.with_name(f"{step}.damaged-{time.time_ns()}"))
+        _barrier(f"step {step} is set aside")
         self._manager.reload()
 
 
-def _restored(
-    restore: Callable[..., Any], where: Path, abstract: Mapping[str, Any]
+def _restore(
+    restore: Callable[..., Any], step_dir: Path, abstract: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Items of a step, verified, and what was said of it."""
+    """Reads and verifies items of a step; returns them and the step's `about`."""
     trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     try:
         manifest = restore(args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
@@ -271,30 +271,32 @@ def _restored(
         differing = _differing(abstract, saved)
         found = restore(args=ocp.args.Composite(**trees)) if not differing else {}
     except _UNREADABLE as error:
-        raise DamagedCheckpoint(f"{where} is not readable ({type(error).__name__}: {str(error)[:200]})") from error
+        raise DamagedCheckpoint(f"{step_dir} is not readable ({type(error).__name__}: {str(error)[:200]})") from error
     if manifest["format"] != STATE_FORMAT or differing:
-        what = ", ".join(differing[:5]) or f"format {manifest['format']!r}"
-        raise ValueError(f"{where} is of another model or optimizer ({what}): take another workdir")
+        difference = ", ".join(differing[:5]) or f"format {manifest['format']!r}"
+        raise ValueError(f"{step_dir} is of another model or optimizer ({difference}): take another workdir")
     items = {name: found[name] for name in abstract}
     damaged = [
         f"{name}/{path}"
         for name, tree in items.items()
-        for path, it in checksums(tree).items()
-        if it["checksum"] != saved[name][path]["checksum"]
+        for path, array in checksums(tree).items()
+        if array["checksum"] != saved[name][path]["checksum"]
     ]
     if damaged:
-        raise DamagedCheckpoint(f"{where}: the checksum of {', '.join(damaged[:5])} does not match")
+        raise DamagedCheckpoint(f"{step_dir}: the checksum of {', '.join(damaged[:5])} does not match")
     return items, about
 
 
 def _differing(abstract: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """Paths that are missing, superfluous, or of another shape or dtype."""
+    """Lists paths that are missing, unknown, or of another shape or dtype."""
     wanted = {
         f"{name}/{path_of(path)}": (list(x.shape), str(x.dtype))
         for name, tree in abstract.items()
         for path, x in jax.tree_util.tree_leaves_with_path(tree)
     }
-    there = {
-        f"{name}/{path}": (it["shape"], it["dtype"]) for name in abstract for path, it in saved.get(name, {}).items()
+    found = {
+        f"{name}/{path}": (array["shape"], array["dtype"])
+        for name in abstract
+        for path, array in saved.get(name, {}).items()
     }
-    return sorted(path for path in wanted.keys() | there.keys() if wanted.get(path) != there.get(path))
+    return sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))

@@ -1,4 +1,4 @@
-"""What a run writes about itself: JSON lines, a progress bar and, if wanted, TensorBoard events."""
+"""Metrics of a run: JSON lines, a progress bar and, if wanted, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tqdm import tqdm
 from currreft_jax.config import Logging
 
 METRICS = "metrics.jsonl"
-_SHOWN = {
+# Metrics on the progress bar, and their short names there.
+_ON_THE_BAR = {
     "loss": "loss",
     "reward": "reward",
     "kl": "kl",
@@ -25,20 +26,20 @@ _SHOWN = {
 
 
 class Metrics:
-    """The writer of one run; only the first host writes.
+    """Writes the metrics of a stage, on one host.
 
-    A step is never written twice: lines behind `step` are dropped when a run goes on there.
+    No step is written twice: a resumed stage drops the lines after its step.
     """
 
     def __init__(self, folder: Path, settings: Logging, *, name: str, step: int, steps: int, writes: bool):
         """Opens `metrics.jsonl`.
 
         Args:
-            folder: the workdir.
-            settings: what is written.
+            folder: of the stage.
+            settings: of logging.
             name: of the run.
-            step: steps done already.
-            steps: of the whole stage.
+            step: number of steps taken already.
+            steps: number of steps of the stage.
             writes: whether this host writes.
 
         Raises:
@@ -50,10 +51,10 @@ class Metrics:
         if not writes:
             return
         path = folder / METRICS
-        kept = _up_to(path, step)
-        whole = path.with_name(f"{path.name}.partial")
-        whole.write_text("".join(kept), "utf-8")
-        whole.replace(path)
+        kept = [line for line, values in _lines(path) if values["step"] <= step]
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text("".join(kept), "utf-8")
+        partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
         if settings.tensorboard:
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -82,10 +83,10 @@ class Metrics:
         self._bar.update()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """One line: a step, its stage, and its metrics."""
+        """Writes a line: a step, its stage, and its metrics."""
         step = line["step"]
         values = {name: value for name, value in line.items() if name not in ("step", "stage")}
-        shown = {short: f"{values[name]:.4g}" for name, short in _SHOWN.items() if name in values}
+        shown = {short: f"{values[name]:.4g}" for name, short in _ON_THE_BAR.items() if name in values}
         self._bar.set_postfix(shown, refresh=False)
         if self._file:
             self._file.write(json.dumps(line) + "\n")
@@ -98,7 +99,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`: of each a step, its stage, and numbers.
+    """Reads a `metrics.jsonl`: each line has a step, its stage, and numbers.
 
     Raises:
         ValueError: a line is damaged.
@@ -106,21 +107,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [values for _, values in _lines(path)]
 
 
-def _up_to(path: Path, step: int) -> list[str]:
-    return [line for line, values in _lines(path) if values["step"] <= step]
-
-
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.exists():
         return
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):  # of a run that writes it, or was killed while it did
+        if not line.endswith(b"\n"):  # being written, or left by a killed run
             return
         try:
             values = json.loads(line)
             if type(values["step"]) is not int:
                 raise TypeError('"step" is no whole number')
-            if wrong := [name for name, it in values.items() if type(it) not in (int, float) and name != "stage"]:
+            if wrong := [name for name, value in values.items() if type(value) not in (int, float) and name != "stage"]:
                 raise TypeError(f'"{wrong[0]}" is no number')
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: no line of metrics ({error}); mend or remove it") from error

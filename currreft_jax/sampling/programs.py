@@ -1,7 +1,7 @@
 """The seven jitted programs of the sampler.
 
-`prefill` reads the prompts and samples the first token. `decode` samples tokens until all completions end, or to a given
-slot. Between two segments `count_active`, `compact` and `grow` shrink the batch and lengthen the caches; `scatter` and
+`prefill` reads the prompts and samples the first token. `decode` samples tokens up to a slot, or until all completions
+end. Between two segments `count_active`, `compact` and `grow` shrink the batch and lengthen the caches; `scatter` and
 `join` put a segment's tokens back into the order of the prompts and all segments into one rollout.
 """
 
@@ -127,9 +127,7 @@ def count_active(spec: SamplerSpec, state: DecodeState) -> jax.Array:
     return jnp.max(jnp.sum(_is_active(spec, state), axis=1))
 
 
-def compact(
-    spec: SamplerSpec, prompts: PromptState, state: DecodeState, rows: int
-) -> tuple[PromptState, DecodeState]:
+def compact(spec: SamplerSpec, prompts: PromptState, state: DecodeState, rows: int) -> tuple[PromptState, DecodeState]:
     """Keeps `rows` prompts of each data shard, the unfinished ones first."""
     order = jnp.argsort(~_is_active(spec, state), axis=1, stable=True)[:, :rows]
 

@@ -67,6 +67,4 @@ def load_processor(settings: Pretrained) -> Processor:
 def make_model(settings: Pretrained, architecture: ModelConfig, mesh: Mesh, tokenizer_size: int | None) -> Model:
     """Describes the model as it is trained: with its adapters, precision and rematerialisation."""
     lora = settings.lora
-    return Model(
-        architecture, mesh, jnp.dtype(settings.dtype), settings.remat, tokenizer_size, lora.rank, lora.alpha
-    )
+    return Model(architecture, mesh, jnp.dtype(settings.dtype), settings.remat, tokenizer_size, lora.rank, lora.alpha)

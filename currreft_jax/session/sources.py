@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from currreft_jax.config import Config
+from currreft_jax.config import Pretrained
 from currreft_jax.data import processor as processors
 from currreft_jax.data.processor import Processor
 from currreft_jax.models import hf
@@ -68,24 +68,36 @@ def load_model(
         source = path
     if path.parent.name == CHECKPOINTS and path.name.isdecimal():
         config = read_config(path.parent.parent)
-        pixels = {"min_pixels": min_pixels or config.model.min_pixels, "max_pixels": max_pixels or config.model.max_pixels}
-        settings = dataclasses.replace(config.model, dtype=dtype or config.model.dtype, **pixels)
+        settings = dataclasses.replace(
+            config.model,
+            dtype=dtype or config.model.dtype,
+            min_pixels=min_pixels or config.model.min_pixels,
+            max_pixels=max_pixels or config.model.max_pixels,
+        )
         processor = load_processor(settings)
-        return LoadedModel(processor, *load_checkpoint(dataclasses.replace(config, model=settings), path, processor, mesh))
+        return LoadedModel(processor, *load_checkpoint(settings, path, processor, mesh))
     processor = processors.load(source, min_pixels=min_pixels, max_pixels=max_pixels)
     model, params = hf.load(source, mesh=mesh, dtype=dtype)
     return LoadedModel(processor, dataclasses.replace(model, tokenizer_size=processor.tokenizer_size), params)
 
 
-def load_checkpoint(config: Config, step_dir: Path, processor: Processor, mesh: Mesh | None = None) -> tuple[Model, Parameters]:
+def load_checkpoint(
+    settings: Pretrained, step_dir: Path, processor: Processor, mesh: Mesh | None = None
+) -> tuple[Model, Parameters]:
     """Loads the policy that a run saved after a step, in the model's precision, with its adapters.
+
+    Args:
+        settings: of the run's model.
+        step_dir: folder of the step.
+        processor: of the model.
+        mesh: the devices; this process's first one by default.
 
     Raises:
         DamagedCheckpoint: the files are not what was written.
         ValueError: the checkpoint is of another model.
     """
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
-    model = make_model(config.model, processor.config, mesh, processor.tokenizer_size)
+    model = make_model(settings, processor.config, mesh, processor.tokenizer_size)
     return model, to_compute_dtype(model)(restore_item(step_dir, "params", model.abstract(jnp.float32)))
 
 

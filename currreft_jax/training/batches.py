@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.config import Config, Method
+from currreft_jax.config import Config, Method, Stage
 from currreft_jax.data import pipeline
 from currreft_jax.data.examples import Example
 from currreft_jax.data.packing import collate, padding_waste
@@ -37,6 +37,11 @@ class StageContext(Session):
     stage_index: int
     buckets: pipeline.Ladders
     ref_params: Parameters | None = None
+
+    @property
+    def stage(self) -> Stage:
+        """Settings of the stage."""
+        return self.config.stages[self.stage_index]
 
 
 class StepPrompts(NamedTuple):

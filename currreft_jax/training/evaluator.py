@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from currreft_jax.evaluation.held_out import HeldOut, measure
 from currreft_jax.evaluation.measurement import regressed_from
 from currreft_jax.models.qwen2_5_vl import Parameters
-from currreft_jax.training.console import say
 from currreft_jax.training.batches import StageContext
+from currreft_jax.training.console import say
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 
 
@@ -17,11 +17,10 @@ class Evaluator:
 
     def __init__(self, context: StageContext, sets: Sequence[HeldOut], matrix: ForgettingMatrix) -> None:
         self._context, self._sets, self._matrix = context, sets, matrix
-        self._stage = context.config.stages[context.stage_index]
 
     def begin(self, policy: Parameters, start: int) -> None:
         """Drops evaluations after the resumed step. A new run first evaluates the base model."""
-        self._matrix.resume_from(self._stage.name, start)
+        self._matrix.resume_from(self._context.stage.name, start)
         if self._sets and self._context.stage_index == 0 and start == 0 and not self._matrix.has("", 0):
             self._matrix.add(measure(self._context, policy, self._sets, "", 0, greedy=True))
 
@@ -33,7 +32,7 @@ class Evaluator:
         """
         if not self._sets:
             return {}, False
-        stage = self._stage
+        stage = self._context.stage
         greedy = step == stage.steps or stage.promote_above < 1
         measurements = measure(self._context, policy, self._sets, stage.name, step, greedy=greedy)
         metrics: dict[str, float] = {}
@@ -46,8 +45,8 @@ class Evaluator:
             if best and held_out.stage_index < self._context.stage_index:
                 metrics[f"held_out/{held_out.stage}/fallen"] = best.reward - now.reward
                 say(
-                    f"brick wall: {held_out.stage} fell from {best.reward:.3f} to {now.reward:.3f} while {stage.name} is"
-                    " trained; replay of earlier stages, a larger kl_coef or a lower learning rate may help"
+                    f"brick wall: {held_out.stage} fell from {best.reward:.3f} to {now.reward:.3f} while {stage.name}"
+                    " is trained; replay of earlier stages, a larger kl_coef or a lower learning rate may help"
                 )
             if held_out.stage == stage.name:
                 promoted = stage.promote_above < 1 and is_promoted(now, stage.promote_above)

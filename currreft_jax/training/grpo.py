@@ -88,9 +88,7 @@ def grpo_step(
     return StepResult(
         state,
         {**programs.combine_metrics(loss_metrics, grad_norms), **metrics},
-        partial(
-            rollout_records, context.processor, rows, rollout, rewards.result(), advantages.result(), references
-        ),
+        partial(rollout_records, context.processor, rows, rollout, rewards.result(), advantages.result(), references),
     )
 
 

@@ -45,8 +45,9 @@ class MetricsBuffer:
             if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
                 path = write_records(self._stage_dir / "nonfinite" / f"{step}.jsonl", records())
                 return lines, NonFiniteError(
-                    f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. Its rows and completions"
-                    f" are in {path}; lower the learning rate, or look at those rows. Checkpoints are of earlier steps"
+                    f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. Its rows and"
+                    f" completions are in {path}; lower the learning rate, or look at those rows. Checkpoints are of"
+                    " earlier steps"
                 )
             tokens = max(1.0, metrics["learnt_tokens"] * metrics.pop("passes"))
             means = {name: metrics[name] / tokens for name in PER_TOKEN if name in metrics}

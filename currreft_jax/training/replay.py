@@ -100,7 +100,7 @@ def _policy_before(
             " completions of step 1 and of the steps behind these can be drawn again; logging.save_every and keep_last"
             " decide which"
         )
-    return load_checkpoint(config, stage_dir / CHECKPOINTS / str(step - 1), processor, mesh)
+    return load_checkpoint(config.model, stage_dir / CHECKPOINTS / str(step - 1), processor, mesh)
 
 
 def _parse_location(location: str) -> tuple[Path, int, int]:

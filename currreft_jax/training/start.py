@@ -18,12 +18,12 @@ from currreft_jax.data.prompts import template
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.rewards import check_rows
 from currreft_jax.runtime.checkpoint import Checkpoints
-from currreft_jax.training.console import say
 from currreft_jax.runtime.multihost import same_on_all_hosts, shards_per_host
 from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT
 from currreft_jax.session.session import Session
 from currreft_jax.session.sources import load_masters
 from currreft_jax.training.batches import prompts_per_shard
+from currreft_jax.training.console import say
 from currreft_jax.training.optimizer import StageOptimizer, restart_schedule
 from currreft_jax.training.update import TrainState, abstract_state, init_state
 

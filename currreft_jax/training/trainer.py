@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ from currreft_jax.training.batches import StageContext
 from currreft_jax.training.console import say
 from currreft_jax.training.curriculum import ForgettingMatrix
 from currreft_jax.training.evaluator import Evaluator
-from currreft_jax.training.grpo import StepResult, grpo_step
+from currreft_jax.training.grpo import grpo_step
 from currreft_jax.training.interrupt import Interrupt
 from currreft_jax.training.limits import LimitReached, reached_limit
 from currreft_jax.training.metrics_buffer import MetricsBuffer
@@ -198,8 +198,19 @@ def open_stage(
         batches = example_batches(session, rows, buckets, step)
         host = stack.enter_context(ThreadPoolExecutor(1, "rewards"))
         yield OpenStage(
-            context, stage_dir, optimizer, programs, state, step, ended, data_state, batches, checkpoints, evaluator,
-            metrics, host,
+            context,
+            stage_dir,
+            optimizer,
+            programs,
+            state,
+            step,
+            ended,
+            data_state,
+            batches,
+            checkpoints,
+            evaluator,
+            metrics,
+            host,
         )
 
 
@@ -210,7 +221,7 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         The state after the last step; None if the run was asked to stop before it.
     """
     context, logging = stage.context, stage.context.config.logging
-    last_step = context.config.stages[context.stage_index].steps
+    stage_name, last_step = context.stage.name, context.stage.steps
     state, stage.state = stage.state, None  # the first step donates its arrays
     assert state is not None
     buffer = MetricsBuffer(stage.folder)
@@ -234,12 +245,11 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
             raise error
         limit = reached_limit(context.config, lines)
         if saves or limit:
-            score = lines[-1]["reward"] if context.config.method is Method.GRPO else -lines[-1]["loss"]
             about = {**stage.data_state, "ended": ended}
+            score = lines[-1].get(f"held_out/{stage_name}/reward")
             stage.checkpoints.save(step, checkpoint_items(state), about, score=score)
         if limit:
-            name = context.config.stages[context.stage_index].name
-            raise LimitReached(f"stage {name}, step {step}: {limit}; it is saved in {stage.folder}")
+            raise LimitReached(f"stage {stage_name}, step {step}: {limit}; it is saved in {stage.folder}")
         if stop and step < last_step:
             return None
         if ended:
@@ -259,22 +269,21 @@ def take_step(
         return result.state
     result = grpo_step(context, stage.programs, stage.host, state, examples, step)
     buffer.add(step, result.metrics, result.records)
-    if _writes_rollouts(step, context.config.stages[context.stage_index].steps, logging.rollouts_every):
+    if _writes_rollouts(step, context.stage.steps, logging.rollouts_every):
         write_records(stage.folder / ROLLOUTS / f"{step}.jsonl", result.records())
     return result.state
 
 
 def write_metrics(stage: OpenStage, lines: Sequence[dict[str, float]]) -> None:
     """Writes lines of metrics, each with the stage and the learning rate of its step's first update."""
-    context = stage.context
-    name, optimizer = context.config.stages[context.stage_index].name, stage.optimizer
+    optimizer = stage.optimizer
     for line in lines:
         rate = float(np.asarray(optimizer.schedule(optimizer.updates_per_step * (line["step"] - 1))))
-        stage.metrics.write({"stage": name, **line, "learning_rate": rate})
+        stage.metrics.write({"stage": stage.context.stage.name, **line, "learning_rate": rate})
 
 
 def _writes_rollouts(step: int, last_step: int, every: int) -> bool:
-    """True for the first step, the last step and the step after each checkpoint, whose rollouts can be replayed."""
+    """True for the last step, and for each step whose policy is that of a multiple of `every`, so that it is saved."""
     return bool(every) and (step == last_step or _is_due(every, step - 1))
 
 

@@ -14,10 +14,10 @@ from currreft_jax.data.examples import example
 from currreft_jax.data.packing import BatchShape, slots_needed
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
-from currreft_jax.training.losses import loss_counts, loss_weights
 from currreft_jax.models import hf
-from currreft_jax.training.update import sft_gradient
 from currreft_jax.structs import Row, Turn
+from currreft_jax.training.gradients import sft_gradient
+from currreft_jax.training.losses import loss_counts, loss_weights
 from tests import tiny
 from tests.groups import sequence
 from tests.oracle import reference

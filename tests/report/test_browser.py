@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from currreft_jax.training.curriculum import Matrix, Measurement
+from currreft_jax.evaluation.measurement import Measurement
 from currreft_jax.report.page import page as report
 from currreft_jax.report.runs import read_run
+from currreft_jax.training.curriculum import ForgettingMatrix
 from tests.report.test_report import HOSTILE
 from tests.report.written import boxed, completion, lines, picture, row, write_lines, write_run
 
@@ -70,7 +71,7 @@ def workdir(tmp_path_factory) -> Path:
             row(30 + k, image, completions=[completion("<answer> maybe </answer>", 0.25 * number)]) for k in range(3)
         ]
         write_lines(folder / stage / "rollouts" / "20.jsonl", late)
-    matrix = Matrix(folder / "curriculum.json", writes=True)
+    matrix = ForgettingMatrix(folder / "curriculum.json", writes=True)
     for stage, step, reward in (("", 0, 1.0), ("one", 20, 1.5), ("two", 20, 1.2)):
         matrix.add([Measurement(stage, step, "one", 100, reward, 0.01, 0.5, 0.9, 40, reward)])
     return folder
@@ -240,7 +241,9 @@ def test_what_models_and_files_wrote_stays_text(opened, tmp_path):
     hostile = [row(1, image, id=HOSTILE, prompt=HOSTILE, solution=HOSTILE, completions=[said, said])]
     hostile += [row(2, tmp_path / f"{HOSTILE[:20].replace('/', '_')}.png", id=HOSTILE)]
     write_lines(folder / "rollouts" / "1.jsonl", hostile)
-    Matrix(folder / "curriculum.json", writes=True).add([Measurement(HOSTILE, 1, HOSTILE, 9, 1, 0.1, 0.5, 0.5, 4)])
+    ForgettingMatrix(folder / "curriculum.json", writes=True).add(
+        [Measurement(HOSTILE, 1, HOSTILE, 9, 1, 0.1, 0.5, 0.5, 4)]
+    )
     page = opened(folder)
     page.locator(".said .text span").first.hover()
     page.locator(".said button").first.click()

@@ -8,13 +8,14 @@ import re
 import pytest
 
 from currreft_jax.config import Config, Kind, Method, Source, Stage, Task
-from currreft_jax.training.curriculum import Matrix, Measurement
+from currreft_jax.evaluation.measurement import Measurement
 from currreft_jax.report import __main__ as program
 from currreft_jax.report.book import book, halved
 from currreft_jax.report.embed import embedded
 from currreft_jax.report.page import LIMIT, page
 from currreft_jax.report.runs import curves, matrix, read_run, told
 from currreft_jax.runtime.workdir import read_config, write_config
+from currreft_jax.training.curriculum import ForgettingMatrix
 from tests.report.written import boxed, completion, lines, picture, row, write_lines, write_run
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\u2028 &amp; {{data}}"
@@ -244,7 +245,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_the_program_writes_a_page_and_prints_its_path(tmp_path, capsys):
     workdir = write_run(tmp_path / "a", stages=("one", "two"))
     other = write_run(tmp_path / "b", steps=5)
-    matrix_ = Matrix(workdir / "curriculum.json", writes=True)
+    matrix_ = ForgettingMatrix(workdir / "curriculum.json", writes=True)
     matrix_.add([Measurement("", 0, "one", 10, 1.0, 0.1, 0.5, 0.5, 5)])
     write_lines(workdir / "one" / "rollouts" / "1.jsonl", [row(1)])
     program.main([str(workdir), "--compare", str(other), "--out", str(tmp_path / "both.html")])

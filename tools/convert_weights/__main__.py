@@ -11,9 +11,9 @@ from pathlib import Path
 # The weights pass through the host only; a conversion must not take an accelerator from a run beside it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder
 from currreft_jax.models import hf
 from currreft_jax.models.folder import copy_companions, resolve
+from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder
 
 EPILOG = """\
 examples:
