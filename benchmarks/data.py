@@ -2,7 +2,7 @@
 
   python -m benchmarks.data [--model FOLDER] [--images FOLDER] [--threads 1,2,4] [--out data.json]
 
-Photographs are decoded, resized to the paper's maximum of pixels and cut into patches: by one thread, and by the Grain
+Photographs are decoded, resized to the default `max_pixels` and cut into patches: by one thread, and by the Grain
 pipeline with its threads, prompts included. Without --images they are generated: JPEGs of 640 x 480, COCO's usual size,
 with the detail of photographs.
 """
@@ -20,15 +20,15 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 import currreft_jax as cr
-from currreft_jax.config import Data, Kind, Source, Stage
+from currreft_jax.config import Data, Kind, Pretrained, Source, Stage
 from currreft_jax.data import pipeline
-from currreft_jax.data.budget import PAPER_PIXELS
 from currreft_jax.data.examples import Example
 from currreft_jax.data.mixture import mixture
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import template
 from currreft_jax.world import base
 
+MAX_PIXELS = Pretrained().max_pixels
 RATES = (1, 4, 16)  # images/s of an accelerator: GRPO at 3B takes less than the first, SFT between the last two
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
@@ -36,7 +36,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 def main() -> None:
     """Prints the table, and writes it to --out."""
     options = _parser().parse_args()
-    processor = cr.load_processor(options.model or str(base.folder()), max_pixels=PAPER_PIXELS)
+    processor = cr.load_processor(options.model or str(base.folder()), max_pixels=MAX_PIXELS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.images or write_photographs(Path(scratch)))
         paths = sorted(str(path.resolve()) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
@@ -45,13 +45,13 @@ def main() -> None:
         one_thread = measure_rate(lambda: sum(1 for path in paths if processor.picture(path, path)), options.seconds)
         results = {
             "images": len(paths),
-            "pixels": PAPER_PIXELS,
+            "pixels": MAX_PIXELS,
             "cores": os.cpu_count(),
             "images_per_core_second": one_thread,
         }
-        print(f"{len(paths)} images, at most {PAPER_PIXELS:,} pixels, {os.cpu_count()} cores")
+        print(f"{len(paths)} images, at most {MAX_PIXELS:,} pixels, {os.cpu_count()} cores")
         print(f"one thread, no pipeline   {one_thread:7.1f} images/s")
-        rows = write_rows(Path(scratch) / "rows.jsonl", paths)
+        rows = write_row_file(Path(scratch) / "rows.jsonl", paths)
         for threads in map(int, options.threads.split(",")):
             batches = load_batches(rows, processor, threads)
             next(batches)
@@ -66,7 +66,7 @@ def main() -> None:
         Path(options.out).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
-def write_rows(path: Path, images: Sequence[str]) -> Path:
+def write_row_file(path: Path, images: Sequence[str]) -> Path:
     """Writes a file of rows, one for each image."""
     row = {"task": "math", "kind": "open", "problem": "How many cars are there?", "solution": "3"}
     path.write_text("".join(json.dumps({"id": image, "image": image, **row}) + "\n" for image in images), "utf-8")

@@ -31,7 +31,9 @@ def convert_llava(source: DatasetSource) -> Iterator[ConvertedItem]:
         row_id = f"{source.name}-{record_name(record)}"
         turns = [_parse_turn(turn) for turn in list_objects(record, "conversations", "a list of turns")]
         if not turns or turns[-1].role != "assistant" or turns[0].role == "assistant":
-            record.refuse('"conversations" takes turns, the first not of the assistant and the last of the assistant')
+            record.refuse(
+                '"conversations" takes turns that begin with the system or the user and end with the assistant'
+            )
         cells = record.keys.get("image") or record.keys.get("images") or []
         if not isinstance(cells, list):
             cells = [cells]

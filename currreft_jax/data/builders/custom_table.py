@@ -1,4 +1,4 @@
-"""Your own tables: CSV, TSV, JSON or parquet, with a column for each key of a row."""
+"""Custom tables: CSV, TSV, JSON or parquet, with a column for each key of a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Pseudo-random draws from hashes of names: the same on every machine, whatever the order of the input."""
+"""Pseudo-random draws from hashes of names: the same on every machine, whatever the order of the input.
+
+A draw depends only on its names, such as a seed, a row id and a label of the draw. Renaming a label changes the rows.
+"""
 
 from __future__ import annotations
 

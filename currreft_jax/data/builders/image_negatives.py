@@ -112,7 +112,7 @@ def _is_valid_negative(box: Box, golds: Sequence[Box], selected: Sequence[Box], 
 
 
 def _move_box(box: Box, frame: Frame, index: int, *names: object) -> Box:
-    """Returns the box with its sides scaled by 0.6 to 1.4: first near itself, then anywhere."""
+    """Returns a box with sides scaled by 0.6 to 1.4: near the given one in the first half of moves, then anywhere."""
     corners = []
     for axis, low, high, image_side in (("x", box[0], box[2], frame.width), ("y", box[1], box[3], frame.height)):
         side = min((high - low) * (0.6 + 0.8 * hash_uniform(*names, index, axis, "side")), image_side)

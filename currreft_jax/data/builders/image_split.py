@@ -82,7 +82,7 @@ def shared_keys(first: Iterable[Row], second: Iterable[Row]) -> set[str]:
 
 
 def _split_of(draw: float, fractions: Mapping[str, float]) -> str:
-    """Returns the split whose interval of the cumulative fractions holds a draw; the last one if rounded past it."""
+    """Returns the split whose interval of the cumulative fractions holds a draw; the last one after rounding errors."""
     end, last = 0.0, ""
     for name, fraction in fractions.items():
         end, last = end + fraction, name if fraction else last

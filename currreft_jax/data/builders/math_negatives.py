@@ -56,7 +56,7 @@ def select_wrong_answers(
 
 
 def near_misses(gold: str, wanted: int, seed: int, row_id: str) -> list[str]:
-    """Returns the gold answer with one of its numbers changed, plausible errors; none if it holds no number.
+    """Returns variants of the gold answer with one number changed; none if the answer holds no number.
 
     How many of the first `wanted` are below the gold is drawn uniformly from 0 to `wanted`: otherwise the right option
     would tend to be the median.
@@ -67,7 +67,6 @@ def near_misses(gold: str, wanted: int, seed: int, row_id: str) -> list[str]:
         for value, text in _near_numbers(match[0]):
             side = smaller if value < Fraction(match[0]) else larger
             side[gold[: match.start()] + text + gold[match.end() :]] = None
-    # The names are part of the draws: other names give other rows.
     below = hash_shuffle(smaller, seed, row_id, "below")
     above = hash_shuffle(larger, seed, row_id, "above")
     count = hash64(seed, row_id, "below") % (wanted + 1)
@@ -98,7 +97,7 @@ def _candidates(row: Row, source_answers: Sequence[str], wanted: int, seed: int)
 
 
 def _near_numbers(number: str) -> list[tuple[Fraction, str]]:
-    """Returns numbers of as many decimals: some steps away, with a digit off, halved, doubled, digits swapped."""
+    """Returns numbers with as many decimals: a few units or tenfold units away, doubled, halved, digits swapped."""
     decimals = len(number.partition(".")[2])
     value, unit = Fraction(number), Fraction(1, 10**decimals)
     steps = [unit, 2 * unit, 10 * unit, *([Fraction(1), Fraction(2)] if decimals else [])]

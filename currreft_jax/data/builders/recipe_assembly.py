@@ -55,7 +55,7 @@ class RecipeSets:
         tests: file name -> rows.
         train: rows of all kinds and tasks.
         improve: conversations.
-        shortages: "what: found of wanted" for each set that is too small.
+        shortages: "SET: FOUND of WANTED" for each set that is too small.
     """
 
     tests: dict[str, list[Row]] = field(default_factory=dict)

@@ -19,7 +19,7 @@ _MAX_CSV_CELL = 1 << 28  # characters: a cell may hold an image
 
 
 def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, pattern: str = "*") -> list[Path]:
-    """Lists the files under a folder that match the pattern and a suffix, sorted; a file stands for itself.
+    """Lists the files under a folder that match the pattern and a suffix, sorted; lists a file itself.
 
     Raises:
         BuildError: no file matches.
@@ -60,7 +60,7 @@ def read_json_object(path: Path) -> Fields:
 
 
 def record_name(record: Fields) -> str:
-    """Returns the file name and line of a record, of which the ids of rows without one are made."""
+    """Returns the file name and line of a record, for the ids of rows whose records have none."""
     return record.where.rpartition("/")[2]
 
 
