@@ -151,8 +151,8 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Fields | LineError]:
             if None in cells or None in cells.values():
                 yield LineError(
                     location,
-                    f"not as many cells as the header has ({len(reader.fieldnames or ())}); quote cells that hold the"
-                    " delimiter",
+                    f"not as many cells as the header has ({len(reader.fieldnames or ())}); add missing ones, and"
+                    " quote cells that hold the delimiter",
                 )
             else:
                 yield Fields(cells, location)
