@@ -4,185 +4,188 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
-from typing import Any
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.builders import coco, pixels, tables
-from currreft_jax.data.builders.items import Dropped, Item, Source, each
+from currreft_jax.data.builders.converter import ConvertedItem, DatasetSource, DroppedRecord, convert_records
+from currreft_jax.data.builders.image_files import find_image, load_image_cell
+from currreft_jax.data.builders.records import (
+    find_files,
+    list_entries,
+    list_objects,
+    nested_object,
+    read_json_object,
+    read_records,
+    record_name,
+    whole_number,
+)
 from currreft_jax.data.rows import IMAGE, Fields
 from currreft_jax.structs import Row, Turn
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-def llava(source: Source) -> Iterator[Item]:
-    """LLaVA conversations as they are: LLaVA-CoT-100k, the subsets of LLaVA-OneVision-Data, Geo170K."""
+def convert_llava(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts LLaVA conversations unchanged: LLaVA-CoT-100k, LLaVA-OneVision-Data, Geo170K."""
 
-    def convert(record: Fields) -> Iterator[Item]:
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
-        turns = [_turn(turn) for turn in tables.items(record, "conversations", "a list of turns")]
+    def convert(record: Fields) -> Iterator[ConvertedItem]:
+        row_id = f"{source.name}-{record_name(record)}"
+        turns = [_parse_turn(turn) for turn in list_objects(record, "conversations", "a list of turns")]
         if not turns or turns[-1].role != "assistant" or turns[0].role == "assistant":
-            record.refuse('"conversations" takes turns, of which an assistant speaks last')
+            record.refuse(
+                '"conversations" takes turns that begin with the system or the user and end with the assistant'
+            )
         cells = record.keys.get("image") or record.keys.get("images") or []
-        images = [pixels.stored_image(cell, source, record)[0] for cell in (cells if _is_list(cells) else [cells])]
+        if not isinstance(cells, list):
+            cells = [cells]
+        images = [load_image_cell(cell, source, record)[0] for cell in cells]
         marked = sum(turn.text.count(IMAGE) for turn in turns)
         if marked not in (0, len(images)):
-            record.refuse(f"the turns have {marked} {IMAGE}, but there are {len(images)} images")
-        yield _chat(id, turns, images, source)
+            record.refuse(f"the turns have {marked} {IMAGE}, but there are {len(images)} images; write one for each")
+        yield _chat_row(row_id, turns, images, source)
 
-    for path in tables.files(source.folder):
-        yield from each(tables.records(path), convert)
+    for path in find_files(source.folder):
+        yield from convert_records(read_records(path), convert)
 
 
-def cauldron(source: Source) -> Iterator[Item]:
-    """The Cauldron: images, and texts of user and assistant; each text makes a row."""
+def convert_cauldron(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts The Cauldron's records of images and texts; each pair of user and assistant text makes a row."""
 
-    def convert(record: Fields) -> Iterator[Item]:
-        name = record.where.rpartition("/")[2]
+    def convert(record: Fields) -> Iterator[ConvertedItem]:
         cells = record.take("images", list, "a list of images")
-        images = [pixels.stored_image(cell, source, record)[0] for cell in cells]
-        for number, text in enumerate(tables.items(record, "texts", "a list of texts")):
-            if not isinstance(text, Fields):
-                raise text
+        images = [load_image_cell(cell, source, record)[0] for cell in cells]
+        for index, text in enumerate(list_objects(record, "texts", "a list of texts")):
             turns = [Turn("user", text.text("user")), Turn("assistant", text.text("assistant"))]
-            yield _chat(f"{source.name}-{name}-{number}", turns, images, source)
+            yield _chat_row(f"{source.name}-{record_name(record)}-{index}", turns, images, source)
 
-    for path in tables.files(source.folder):
-        yield from each(tables.records(path), convert)
+    for path in find_files(source.folder):
+        yield from convert_records(read_records(path), convert)
 
 
-def science_qa(source: Source) -> Iterator[Item]:
-    """ScienceQA, as `problems.json` with a folder of images or as parquet; the reply is the solution and the option."""
+def convert_science_qa(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts ScienceQA, `problems.json` with an image folder or parquet; replies are the solution and the option."""
 
-    def convert(record: Fields, key: str = "") -> Iterator[Item]:
+    def convert(record: Fields, key: str = "") -> Iterator[ConvertedItem]:
         split = str(record.keys.get("split", ""))
         if source.split and split and split != source.split:
             return
-        id = f"{source.name}-{key or record.where.rpartition('/')[2]}"
+        row_id = f"{source.name}-{key or record_name(record)}"
         choices = record.texts("choices", "a list of options")
-        answer = coco.number(record, "answer")
+        answer = whole_number(record, "answer")
         if not 0 <= answer < len(choices):
-            record.refuse_value("answer", f"the place of one of the {len(choices)} choices, from 0")
+            record.refuse_value("answer", f"the index of one of the {len(choices)} choices, from 0")
         image = record.keys.get("image")
         if image and key:
             image = f"{split}/{key}/{image}"
-        images = [pixels.stored_image(image, source, record)[0]] if image else []
-        asked = _with_options(record.text("question"), choices, str(record.keys.get("hint") or ""))
-        reason = str(record.keys.get("solution") or "").strip()
-        said = f"The answer is {ascii_uppercase[answer]}. {choices[answer]}"
-        turns = [Turn("user", asked), Turn("assistant", f"{reason}\n{said}" if reason else said)]
-        yield _chat(id, turns, images, source, split)
+        images = [load_image_cell(image, source, record)[0]] if image else []
+        question = _format_question(record.text("question"), choices, str(record.keys.get("hint") or ""))
+        solution = str(record.keys.get("solution") or "").strip()
+        conclusion = f"The answer is {ascii_uppercase[answer]}. {choices[answer]}"
+        reply = f"{solution}\n{conclusion}" if solution else conclusion
+        yield _chat_row(row_id, [Turn("user", question), Turn("assistant", reply)], images, source, split)
 
-    for path in tables.files(source.folder, (".json", ".parquet")):
-        if path.suffix == ".json" and path.name != "problems.json":
-            continue
+    for path in find_files(source.folder, (".json", ".parquet")):
         if path.suffix == ".parquet":
-            yield from each(tables.records(path), convert)
-            continue
-        file = tables.json_object(path)
-        for key in file.keys:
-            yield from each([tables.nested(file, key)], lambda record, key=key: convert(record, key))
+            yield from convert_records(read_records(path), convert)
+        elif path.suffix != ".json" or path.name == "problems.json":
+            file = read_json_object(path)
+            for key in file.keys:
+                yield from convert_records([nested_object(file, key)], lambda record, key=key: convert(record, key))
 
 
-def visual7w(source: Source) -> Iterator[Item]:
-    """Visual7W's telling questions, with their four options."""
+def convert_visual7w(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts Visual7W's telling questions with their four options."""
 
-    def convert(record: Fields) -> Iterator[Item]:
+    def convert(record: Fields) -> Iterator[ConvertedItem]:
         split = record.text("split", "")
         if source.split and split != source.split:
             return
-        image, _ = pixels.find_image(record.text("filename"), source, record)
-        for pair in tables.items(record, "qa_pairs", "a list of questions"):
-            if not isinstance(pair, Fields):
-                raise pair
-            right, others = pair.text("answer"), pair.texts("multiple_choices", "a list of options")
-            number = coco.number(pair, "qa_id")
-            # The right option stands at a place of the question's own, as nothing in the file orders them.
-            place = number % (len(others) + 1)
-            options = [*others[:place], right, *others[place:]]
-            asked = _with_options(pair.text("question"), options)
-            said = f"The answer is {ascii_uppercase[place]}. {right}"
-            turns = [Turn("user", asked), Turn("assistant", said)]
-            yield _chat(f"{source.name}-{number}", turns, [image], source, split)
+        image, _ = find_image(record.text("filename"), source, record)
+        for pair in list_objects(record, "qa_pairs", "a list of questions"):
+            right, wrong = pair.text("answer"), pair.texts("multiple_choices", "a list of options")
+            question_id = whole_number(pair, "qa_id")
+            # The file does not order the options: the id determines the index of the right one.
+            index = question_id % (len(wrong) + 1)
+            question = _format_question(pair.text("question"), [*wrong[:index], right, *wrong[index:]])
+            reply = f"The answer is {ascii_uppercase[index]}. {right}"
+            turns = [Turn("user", question), Turn("assistant", reply)]
+            yield _chat_row(f"{source.name}-{question_id}", turns, [image], source, split)
 
-    for path in tables.files(source.folder, (".json",), "*v7w*"):
-        yield from each(tables.items(tables.json_object(path), "images", "a list of images"), convert)
+    for path in find_files(source.folder, (".json",), "*v7w*"):
+        yield from convert_records(list_entries(read_json_object(path), "images", "a list of images"), convert)
 
 
-def vsr(source: Source) -> Iterator[Item]:
-    """VSR: statements about images that are true or false."""
+def convert_vsr(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts VSR: statements about images, true or false."""
 
-    def convert(record: Fields) -> Iterator[Item]:
+    def convert(record: Fields) -> Iterator[ConvertedItem]:
         label = record.keys.get("label")
         if label not in (0, 1):
             record.refuse_value("label", "0 or 1")
-        image, _ = pixels.stored_image(record.keys.get("image"), source, record)
-        asked = f"Is this statement about the image true? Answer yes or no. {record.text('caption')}"
-        turns = [Turn("user", asked), Turn("assistant", "Yes" if label else "No")]
-        yield _chat(f"{source.name}-{record.where.rpartition('/')[2]}", turns, [image], source)
+        image, _ = load_image_cell(record.keys.get("image"), source, record)
+        question = f"Is this statement about the image true? Answer yes or no. {record.text('caption')}"
+        turns = [Turn("user", question), Turn("assistant", "Yes" if label else "No")]
+        yield _chat_row(f"{source.name}-{record_name(record)}", turns, [image], source)
 
-    for path in tables.files(source.folder, (".jsonl", ".parquet")):
-        yield from each(tables.records(path), convert)
+    for path in find_files(source.folder, (".jsonl", ".parquet")):
+        yield from convert_records(read_records(path), convert)
 
 
-def geomverse(source: Source) -> Iterator[Item]:
-    """GeomVerse: question, image_path, the chain of thought as cot, and the label."""
+def convert_geomverse(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts GeomVerse: question, image_path, a chain of thought as cot, and the label; to math rows unless chat."""
 
-    def convert(record: Fields) -> Iterator[Item]:
-        image, _ = pixels.find_image(record.text("image_path"), source, record)
+    def convert(record: Fields) -> Iterator[ConvertedItem]:
+        image, _ = find_image(record.text("image_path"), source, record)
         label = record.keys.get("label")
         if type(label) not in (str, int, float):
             record.refuse_value("label", "the answer")
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        row_id = f"{source.name}-{record_name(record)}"
         if source.kind is Kind.CHAT:
-            said = f"{record.text('cot')}\nThe answer is {label}."
-            turns = [Turn("user", record.text("question")), Turn("assistant", said)]
-            yield _chat(id, turns, [image], source)
+            reply = f"{record.text('cot')}\nThe answer is {label}."
+            turns = [Turn("user", record.text("question")), Turn("assistant", reply)]
+            yield _chat_row(row_id, turns, [image], source)
         else:
             question, gold = record.text("question"), str(label)
-            yield Row(id, Task.MATH, Kind.OPEN, question, gold, (image,), source=source.name, origin=source.origin)
+            yield Row(row_id, Task.MATH, Kind.OPEN, question, gold, (image,), source=source.name, origin=source.origin)
 
-    for path in tables.files(source.folder, (".jsonl",)):
-        yield from each(tables.records(path), convert)
+    for path in find_files(source.folder, (".jsonl",)):
+        yield from convert_records(read_records(path), convert)
 
 
-def text_only(source: Source) -> Iterator[Item]:
-    """Questions without images, as s1K-1.1 has them; `--split` takes one of its kinds: math, science, crossword."""
+def convert_text(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts questions without images, as in s1K-1.1; its splits are math, science and crossword."""
 
-    def convert(record: Fields) -> Iterator[Item]:
-        kind = str(record.keys.get("cot_type", ""))
-        if source.split and kind != source.split:
+    def convert(record: Fields) -> Iterator[ConvertedItem]:
+        split = str(record.keys.get("cot_type", ""))
+        if source.split and split != source.split:
             return
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        row_id = f"{source.name}-{record_name(record)}"
         answer = str(record.keys.get("solution") or record.keys.get("answer") or "").strip()
         if not answer:
-            yield Dropped(id, "no solution")
+            yield DroppedRecord(row_id, "no solution")
             return
         turns = [Turn("user", record.text("question")), Turn("assistant", answer)]
-        yield _chat(id, turns, [], source, kind)
+        yield _chat_row(row_id, turns, [], source, split)
 
-    for path in tables.files(source.folder):
-        yield from each(tables.records(path), convert)
+    for path in find_files(source.folder):
+        yield from convert_records(read_records(path), convert)
 
 
-def _turn(turn: Any) -> Turn:
-    if not isinstance(turn, Fields):
-        raise turn
+def _parse_turn(turn: Fields) -> Turn:
     role = _ROLES.get(str(turn.keys.get("from")))
     if role is None:
         turn.refuse_value("from", ", ".join(_ROLES))
     return Turn(role, turn.text("value"))
 
 
-def _with_options(question: str, options: Sequence[str], context: str = "") -> str:
-    letters = "".join(f"\n{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
-    before = f"Context: {context.strip()}\n" if context.strip() else ""
-    return f"{before}{question}\nOptions:{letters}"
+def _format_question(question: str, options: Sequence[str], context: str = "") -> str:
+    lettered = "".join(f"\n{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+    prefix = f"Context: {context.strip()}\n" if context.strip() else ""
+    return f"{prefix}{question}\nOptions:{lettered}"
 
 
-def _chat(id: str, turns: Sequence[Turn], images: Sequence[str], source: Source, split: str = "") -> Row:
+def _chat_row(row_id: str, turns: Sequence[Turn], images: Sequence[str], source: DatasetSource, split: str = "") -> Row:
     return Row(
-        id=id,
+        id=row_id,
         task=Task.OTHER,
         kind=Kind.CHAT,
         problem="",
@@ -193,7 +196,3 @@ def _chat(id: str, turns: Sequence[Turn], images: Sequence[str], source: Source,
         split=split,
         origin=source.origin,
     )
-
-
-def _is_list(cells: Any) -> bool:
-    return isinstance(cells, list)

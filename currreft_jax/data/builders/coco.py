@@ -3,97 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from currreft_jax.data.builders import pixels, tables
-from currreft_jax.data.builders.items import Item, Source, each
-from currreft_jax.data.builders.scenes import Annotated, Thing, questions
+from currreft_jax.data.builders.box_formats import parse_box
+from currreft_jax.data.builders.converter import ConvertedItem, DatasetSource, convert_records
+from currreft_jax.data.builders.image_files import check_image_size, find_image
+from currreft_jax.data.builders.object_questions import ImageRecord, ObjectAnnotation, object_rows
+from currreft_jax.data.builders.records import find_files, list_entries, read_json_object, whole_number
 from currreft_jax.data.rows import Fields, LineError
 from currreft_jax.structs import Frame
 
 
 @dataclass(frozen=True, slots=True)
-class Instances:
+class CocoInstances:
     """An instances file.
 
     Attributes:
-        categories: id -> name.
-        images: id -> its record.
-        annotations: image id -> the records of its objects.
-        bad: entries that are no objects.
+        categories: category id -> name.
+        images: image id -> record.
+        annotations: image id -> records of its objects.
+        bad_entries: entries that are no objects.
     """
 
-    categories: dict[int, str]
-    images: dict[int, Fields]
-    annotations: dict[int, list[Fields]]
-    bad: list[LineError]
+    categories: dict[int, str] = field(default_factory=dict)
+    images: dict[int, Fields] = field(default_factory=dict)
+    annotations: dict[int, list[Fields]] = field(default_factory=dict)
+    bad_entries: list[LineError] = field(default_factory=list)
 
 
-def read(path: Path) -> Instances:
+def read_instances(path: Path) -> CocoInstances:
     """Reads an instances file.
 
     Raises:
-        BuildError: it is missing or not JSON.
+        BuildError: the file is missing or not JSON.
         LineError: a list is missing, or an entry lacks its ids.
     """
-    file = tables.json_object(path)
-    found = Instances({}, {}, {}, [])
+    file = read_json_object(path)
+    instances = CocoInstances()
     for key in ("categories", "images", "annotations"):
-        for entry in tables.items(file, key, "a list of objects"):
+        for entry in list_entries(file, key, "a list of objects"):
             if isinstance(entry, LineError):
-                found.bad.append(entry)
+                instances.bad_entries.append(entry)
             elif key == "categories":
-                found.categories[number(entry, "id")] = entry.text("name")
+                instances.categories[whole_number(entry, "id")] = entry.text("name")
             elif key == "images":
-                found.images[number(entry, "id")] = entry
-                found.annotations.setdefault(number(entry, "id"), [])
+                instances.images[whole_number(entry, "id")] = entry
+                instances.annotations.setdefault(whole_number(entry, "id"), [])
             else:
-                found.annotations.setdefault(number(entry, "image_id"), []).append(entry)
-    return found
+                instances.annotations.setdefault(whole_number(entry, "image_id"), []).append(entry)
+    return instances
 
 
-def annotated(id: int, instances: Instances, source: Source, split: str = "") -> Annotated:
-    """One image with its objects; crowds tell only that their category is there."""
-    record = instances.images[id]
-    image, frame = pixels.find_image(record.text("file_name"), source, record)
-    declared = source.frame or Frame(number(record, "width"), number(record, "height"))
+def image_record(image_id: int, instances: CocoInstances, source: DatasetSource, split: str = "") -> ImageRecord:
+    """Returns an image with its objects; crowds only say that their category is in the image.
+
+    Raises:
+        LineError: the image cannot be found, or an annotation is invalid.
+    """
+    record = instances.images[image_id]
+    image, actual = find_image(record.text("file_name"), source, record)
+    frame = source.frame or Frame(whole_number(record, "width"), whole_number(record, "height"))
     if source.frame is None:
-        pixels.agree(declared, frame, record)
-    things = tuple(_thing(entry, instances, declared) for entry in instances.annotations[id])
-    return Annotated(str(id), image, declared, things, split)
+        check_image_size(frame, actual, record)
+    objects = tuple(_object_annotation(entry, instances, frame) for entry in instances.annotations[image_id])
+    return ImageRecord(str(image_id), image, frame, objects, split)
 
 
-def convert(source: Source) -> Iterator[Item]:
-    """Questions about the categories of every image, and about the boxes of each."""
-    for path in tables.files(source.folder, (".json",), "instances*"):
+def convert_coco(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts instances files to rows about the categories and boxes of every image."""
+    for path in find_files(source.folder, (".json",), "instances*"):
         split = path.stem.removeprefix("instances").strip("_")
         if source.split and source.split != split:
             continue
-        instances = read(path)
-        names = [instances.categories[id] for id in sorted(instances.categories)]
-        yield from instances.bad
-        yield from each(
+        instances = read_instances(path)
+        categories = [instances.categories[category_id] for category_id in sorted(instances.categories)]
+        yield from instances.bad_entries
+        yield from convert_records(
             instances.images.values(),
-            lambda record, instances=instances, names=names, split=split: questions(
-                annotated(record.keys["id"], instances, source, split), names, source
+            lambda record, instances=instances, categories=categories, split=split: object_rows(
+                image_record(record.keys["id"], instances, source, split), categories, source
             ),
         )
 
 
-def number(fields: Fields, key: str) -> int:
-    """A whole number."""
-    value = fields.keys.get(key)
-    if type(value) is not int:
-        fields.refuse_value(key, "a whole number")
-    return value
-
-
-def _thing(entry: Fields, instances: Instances, frame: Frame) -> Thing:
-    category = number(entry, "category_id")
-    if category not in instances.categories:
+def _object_annotation(entry: Fields, instances: CocoInstances, frame: Frame) -> ObjectAnnotation:
+    category_id = whole_number(entry, "category_id")
+    if category_id not in instances.categories:
         entry.refuse_value("category_id", "the id of a category of the file")
-    label = instances.categories[category]
+    label = instances.categories[category_id]
     if entry.keys.get("iscrowd"):
-        return Thing(label, None, sure=False)
-    return Thing(label, pixels.read_box(entry.keys.get("bbox"), "xywh", frame, entry))
+        return ObjectAnnotation(label, None, reliable=False)
+    return ObjectAnnotation(label, parse_box(entry.keys.get("bbox"), "xywh", frame, entry))

@@ -1,4 +1,4 @@
-"""Referring expressions: RefCOCO, RefCOCO+, RefCOCOg and RefGTA in their several published forms."""
+"""Referring expressions: RefCOCO, RefCOCO+, RefCOCOg and RefGTA in their published forms."""
 
 from __future__ import annotations
 
@@ -7,147 +7,165 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from currreft_jax.data.builders import coco, pixels, scenes, tables, wording
-from currreft_jax.data.builders.items import Box, BuildError, Dropped, Item, Scene, Source, each
+from currreft_jax.data.builders import coco, question_templates
+from currreft_jax.data.builders.box_formats import Box, parse_box
+from currreft_jax.data.builders.converter import (
+    AnnotatedImage,
+    BuildError,
+    ConvertedItem,
+    DatasetSource,
+    DroppedRecord,
+    convert_records,
+)
+from currreft_jax.data.builders.image_files import check_image_size, find_image, load_image_cell
+from currreft_jax.data.builders.object_questions import phrase_row
+from currreft_jax.data.builders.records import (
+    find_files,
+    list_entries,
+    list_objects,
+    nested_object,
+    read_records,
+    record_name,
+    whole_number,
+)
 from currreft_jax.data.rows import IMAGE, Fields
 from currreft_jax.structs import Frame
 
 _FOUR_NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
-_BOX_OVERSHOOT = 2.0
+_BOX_TOLERANCE = 2.0  # pixels between two statements of one box
 
 
-def published(source: Source) -> Iterator[Item]:
-    """`refs*.json` beside `instances.json`, as the refer toolbox has them; boxes are the instances'."""
-    paths = _refs(source.folder)
-    instances = coco.read(source.folder / "instances.json")
-    boxes = {coco.number(entry, "id"): entry for entries in instances.annotations.values() for entry in entries}
-    yield from instances.bad
-    told: set[int] = set()
+def convert_refer(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts `refs*.json` next to `instances.json`, the refer toolbox's form; boxes are those of the instances."""
+    paths = _find_refs(source.folder)
+    instances = coco.read_instances(source.folder / "instances.json")
+    annotations = {whole_number(entry, "id"): entry for entries in instances.annotations.values() for entry in entries}
+    yield from instances.bad_entries
+    yielded_images: set[int] = set()
 
-    def convert(ref: Fields) -> Iterator[Item]:
-        image_id, split = coco.number(ref, "image_id"), ref.text("split")
+    def convert(ref: Fields) -> Iterator[ConvertedItem]:
+        image_id, split = whole_number(ref, "image_id"), ref.text("split")
         if source.split and split != source.split:
             return
         if image_id not in instances.images:
             ref.refuse_value("image_id", "the id of an image in instances.json")
-        annotation = boxes.get(coco.number(ref, "ann_id"))
+        annotation = annotations.get(whole_number(ref, "ann_id"))
         if annotation is None:
             ref.refuse_value("ann_id", "the id of an annotation in instances.json")
-        image = coco.annotated(image_id, instances, source, split)
-        if image_id not in told:
-            told.add(image_id)
-            yield scenes.scene(image)
-        box = pixels.read_box(annotation.keys.get("bbox"), "xywh", image.frame, annotation)
-        for sentence in tables.items(ref, "sentences", "a list of sentences"):
-            if not isinstance(sentence, Fields):
-                raise sentence
-            id = f"{source.name}-{ref.identity(str(ref.keys.get('ref_id')))}-{coco.number(sentence, 'sent_id')}"
-            yield scenes.region(id, sentence.text("sent"), box, image.image, image.frame, split, source)
+        image = coco.image_record(image_id, instances, source, split)
+        if image_id not in yielded_images:
+            yielded_images.add(image_id)
+            yield image.annotated_image()
+        box = parse_box(annotation.keys.get("bbox"), "xywh", image.frame, annotation)
+        for sentence in list_objects(ref, "sentences", "a list of sentences"):
+            ref_id = ref.identity(str(ref.keys.get("ref_id")))
+            row_id = f"{source.name}-{ref_id}-{whole_number(sentence, 'sent_id')}"
+            yield phrase_row(row_id, sentence.text("sent"), box, image.image, image.frame, split, source)
 
     for path in paths:
-        yield from each(tables.records(path), convert)
+        yield from convert_records(read_records(path), convert)
 
 
-def jxu124(source: Source) -> Iterator[Item]:
-    """Parquet files with one referred object a row; the box is checked against the raw annotation beside it."""
+def convert_jxu124(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts parquet files with one referred object per row, checking its box against the raw annotation."""
 
-    def convert(ref: Fields) -> Iterator[Item]:
+    def convert(ref: Fields) -> Iterator[ConvertedItem]:
         split = ref.text("split")
         if source.split and split != source.split:
             return
-        image, frame = pixels.find_image(ref.text("image_path"), source, ref)
-        declared = tables.nested(ref, "raw_image_info")
-        size = Frame(coco.number(declared, "width"), coco.number(declared, "height"))
-        pixels.agree(size, frame, ref)
-        annotation = tables.nested(ref, "raw_anns")
-        box = pixels.read_box(annotation.keys.get("bbox"), "xywh", frame, annotation)
-        told = pixels.read_box(ref.keys.get("bbox"), "xyxy", None, ref)
-        if max(abs(a - b) for a, b in zip(box, told, strict=True)) > _BOX_OVERSHOOT:
-            ref.refuse(f'"bbox" {list(told)} is not the raw annotation\'s box {list(box)}; which is right?')
-        label = f"category {coco.number(ref, 'category_id')}"
-        yield Scene(image, frame, ((label, box),), frozenset({label}))
-        for number, sentence in enumerate(tables.items(ref, "sentences", "a list of sentences")):
-            if not isinstance(sentence, Fields):
-                raise sentence
-            id = f"{source.name}-{coco.number(ref, 'ref_id')}-{number}"
-            yield scenes.region(id, sentence.text("sent"), box, image, frame, split, source)
+        image, frame = find_image(ref.text("image_path"), source, ref)
+        image_info = nested_object(ref, "raw_image_info")
+        annotated = Frame(whole_number(image_info, "width"), whole_number(image_info, "height"))
+        check_image_size(annotated, frame, ref)
+        annotation = nested_object(ref, "raw_anns")
+        box = parse_box(annotation.keys.get("bbox"), "xywh", frame, annotation)
+        converted = parse_box(ref.keys.get("bbox"), "xyxy", None, ref)
+        if max(abs(a - b) for a, b in zip(box, converted, strict=True)) > _BOX_TOLERANCE:
+            ref.refuse(f'"bbox" {list(converted)} is not the raw annotation\'s box {list(box)}; correct one of them')
+        label = f"category {whole_number(ref, 'category_id')}"
+        yield AnnotatedImage(image, frame, ((label, box),), frozenset({label}))
+        for index, sentence in enumerate(list_objects(ref, "sentences", "a list of sentences")):
+            row_id = f"{source.name}-{whole_number(ref, 'ref_id')}-{index}"
+            yield phrase_row(row_id, sentence.text("sent"), box, image, frame, split, source)
 
-    for path in tables.files(source.folder, (".parquet", ".jsonl")):
-        yield from each(tables.records(path), convert)
+    for path in find_files(source.folder, (".parquet", ".jsonl")):
+        yield from convert_records(read_records(path), convert)
 
 
-def lmms(source: Source) -> Iterator[Item]:
-    """Parquet files with the image in the row, the expressions as answers, and the box as (x, y, width, height)."""
+def convert_lmms(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts parquet files that hold the image, the expressions as answers, and the box as (x, y, width, height)."""
 
-    def convert(ref: Fields) -> Iterator[Item]:
+    def convert(ref: Fields) -> Iterator[ConvertedItem]:
         split = Path(ref.where.rpartition(":")[0]).name.partition("-")[0]
         if source.split and split != source.split:
             return
-        image, frame = pixels.stored_image(ref.keys.get("image"), source, ref)
-        box = pixels.read_box(ref.keys.get("bbox"), "xywh", frame, ref)
+        image, frame = load_image_cell(ref.keys.get("image"), source, ref)
+        box = parse_box(ref.keys.get("bbox"), "xywh", frame, ref)
         _check_outline(ref, box)
-        yield Scene(image, frame, (("", box),))
+        yield AnnotatedImage(image, frame, (("", box),))
         expressions = ref.keys.get("answer")
-        if not isinstance(expressions, list) or not all(isinstance(it, str) for it in expressions):
+        if not isinstance(expressions, list) or not all(isinstance(text, str) for text in expressions):
             ref.refuse('"answer" takes a list of expressions')
-        for number, expression in enumerate(expressions):
-            id = f"{source.name}-{split}-{ref.identity(str(ref.keys.get('question_id')))}-{number}"
-            yield scenes.region(id, expression, box, image, frame, split, source)
+        for index, expression in enumerate(expressions):
+            row_id = f"{source.name}-{split}-{ref.identity(str(ref.keys.get('question_id')))}-{index}"
+            yield phrase_row(row_id, expression, box, image, frame, split, source)
 
-    for path in tables.files(source.folder, (".parquet", ".jsonl")):
-        yield from each(tables.records(path), convert)
+    for path in find_files(source.folder, (".parquet", ".jsonl")):
+        yield from convert_records(read_records(path), convert)
 
 
-def vlm_r1(source: Source) -> Iterator[Item]:
-    """VLM-R1's files: problem and solution, or a conversation that ends with the box; corners, in pixels."""
+def convert_vlm_r1(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts VLM-R1's files: problem and solution, or a conversation that ends in the box; corners in pixels."""
 
-    def convert(record: Fields) -> Iterator[Item]:
-        image, frame = pixels.find_image(record.text("image"), source, record)
+    def convert(record: Fields) -> Iterator[ConvertedItem]:
+        image, frame = find_image(record.text("image"), source, record)
         frame = source.frame or frame
-        problem, told = _asked(record)
-        box = pixels.read_box(told, "xyxy", frame, record)
-        yield Scene(image, frame, (("", box),))
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
-        if not problem.startswith(wording.REGION.ask):
-            yield Dropped(id, f"the question does not begin with {wording.REGION.ask!r}")
+        problem, corners = _problem_and_corners(record)
+        box = parse_box(corners, "xyxy", frame, record)
+        yield AnnotatedImage(image, frame, (("", box),))
+        row_id = f"{source.name}-{record_name(record)}"
+        prefix = question_templates.REGION.open
+        if not problem.startswith(prefix):
+            yield DroppedRecord(row_id, f"the question does not begin with {prefix!r}")
             return
-        phrase = problem.removeprefix(wording.REGION.ask).strip().removesuffix(".")
-        yield scenes.region(id, phrase, box, image, frame, source.split, source)
+        phrase = problem.removeprefix(prefix).strip().removesuffix(".")
+        yield phrase_row(row_id, phrase, box, image, frame, source.split, source)
 
-    for path in tables.files(source.folder, (".json", ".jsonl")):
-        yield from each(tables.records(path), convert)
+    for path in find_files(source.folder, (".json", ".jsonl")):
+        yield from convert_records(read_records(path), convert)
 
 
-def _refs(folder: Path) -> list[Path]:
+def _find_refs(folder: Path) -> list[Path]:
     if folder.is_dir() and not list(folder.glob("refs*.json")):
         pickles = sorted(folder.glob("refs*.p"))
         if pickles:
             raise BuildError(
                 f"{pickles[0]} is a pickle, which can run any program when it is opened: it is never read. Use the"
-                " parquet form (`build refcoco-jxu124`), or write its list as JSON where you trust it"
-                f" ({pickles[0].stem}.json)"
+                " parquet form (`build refcoco-jxu124`), or, if you trust the file, write its list as JSON to"
+                f" {pickles[0].stem}.json"
             )
-    return tables.files(folder, (".json",), "refs*")
+    return find_files(folder, (".json",), "refs*")
 
 
-def _asked(record: Fields) -> tuple[str, Any]:
+def _problem_and_corners(record: Fields) -> tuple[str, Any]:
     if "conversations" not in record.keys:
         return record.text("problem").replace(IMAGE, "").strip(), record.keys.get("solution")
-    turns = [turn for turn in tables.items(record, "conversations", "a list of turns") if isinstance(turn, Fields)]
+    entries = list_entries(record, "conversations", "a list of turns")
+    turns = [entry for entry in entries if isinstance(entry, Fields)]
     if len(turns) != 2:
         record.refuse('"conversations" takes one question and one answer')
-    numbers = _FOUR_NUMBERS.findall(turns[1].text("value"))
-    if len(numbers) != 1:
-        record.refuse(f"the answer {turns[1].text('value')[:80]!r} has {len(numbers)} boxes; it takes one")
-    return turns[0].text("value").replace(IMAGE, "").strip(), [float(x) for x in numbers[0]]
+    boxes = _FOUR_NUMBERS.findall(turns[1].text("value"))
+    if len(boxes) != 1:
+        record.refuse(f"the answer {turns[1].text('value')[:80]!r} has {len(boxes)} boxes; it takes one")
+    return turns[0].text("value").replace(IMAGE, "").strip(), [float(x) for x in boxes[0]]
 
 
 def _check_outline(ref: Fields, box: Box) -> None:
-    """Refuses a box that its object's outline leaves: it is of another convention."""
+    """Refuses a box that does not contain its object's outline: it follows another convention."""
     outline = ref.keys.get("segmentation")
     if not isinstance(outline, list) or not outline or not all(type(x) in (int, float) for x in outline):
         return
     xs, ys = outline[::2], outline[1::2]
     outside = max(box[0] - min(xs), box[1] - min(ys), max(xs) - box[2], max(ys) - box[3])
-    if outside > _BOX_OVERSHOOT:
-        ref.refuse(f'"bbox" {ref.keys["bbox"]} does not hold its outline; it takes x, y, width, height')
+    if outside > _BOX_TOLERANCE:
+        ref.refuse(f'"bbox" {ref.keys["bbox"]} does not contain its outline; it takes x, y, width, height')

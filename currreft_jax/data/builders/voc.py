@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file an image, boxes 1-based and inclusive."""
+"""Pascal VOC: one XML file per image, boxes 1-based and inclusive."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from currreft_jax.data.builders import pixels, tables
-from currreft_jax.data.builders.items import BuildError, Item, Source, each
-from currreft_jax.data.builders.scenes import Annotated, Thing, questions
+from currreft_jax.data.builders.box_formats import parse_box
+from currreft_jax.data.builders.converter import BuildError, ConvertedItem, DatasetSource, convert_records
+from currreft_jax.data.builders.image_files import check_image_size, find_image
+from currreft_jax.data.builders.object_questions import ImageRecord, ObjectAnnotation, object_rows
+from currreft_jax.data.builders.records import find_files
 from currreft_jax.data.rows import Fields, LineError
 from currreft_jax.structs import Frame
 
@@ -19,24 +21,24 @@ CATEGORIES = (
 )
 
 
-def convert(source: Source) -> Iterator[Item]:
-    """Questions about the categories of every image, and about the boxes of each."""
-    paths = tables.files(source.folder, (".xml",))
-    chosen = _of_split(source) if source.split else None
-    records = (Fields({"path": path}, str(path)) for path in paths if chosen is None or path.stem in chosen)
-    yield from each(records, lambda record: questions(_annotated(record, source), CATEGORIES, source))
+def convert_voc(source: DatasetSource) -> Iterator[ConvertedItem]:
+    """Converts annotation files to rows about the categories and boxes of every image."""
+    paths = find_files(source.folder, (".xml",))
+    names = _read_split(source) if source.split else None
+    records = (Fields({"path": path}, str(path)) for path in paths if names is None or path.stem in names)
+    yield from convert_records(records, lambda record: object_rows(_image_record(record, source), CATEGORIES, source))
 
 
-def parse(content: bytes, where: str) -> ElementTree.Element:
-    """An XML document without a document type: entities can be made to fill any memory, and annotations need none.
+def parse_xml(content: bytes, path: str) -> ElementTree.Element:
+    """Parses an XML document, refusing document type declarations: their entities can expand to fill any memory.
 
     Raises:
-        LineError: it has one, or is not XML.
+        LineError: the document has such a declaration, or is not XML.
     """
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        raise LineError(where, "the XML has a document type declaration; annotations have none: remove it")
+        raise LineError(path, "the XML has a document type declaration; annotations have none: remove it")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = builder.start
@@ -45,46 +47,47 @@ def parse(content: bytes, where: str) -> ElementTree.Element:
     try:
         parser.Parse(content, True)
     except expat.ExpatError as error:
-        raise LineError(where, f"not XML ({error}); fetch the file again") from error
+        raise LineError(path, f"not XML ({error}); fetch the file again") from error
     return builder.close()
 
 
-def _annotated(record: Fields, source: Source) -> Annotated:
+def _image_record(record: Fields, source: DatasetSource) -> ImageRecord:
     path: Path = record.keys["path"]
-    root = parse(path.read_bytes(), str(path))
-    image, frame = pixels.find_image(_text(root, "filename", record), source, record)
-    pixels.agree(
-        Frame(round(_number(root, "size/width", record)), round(_number(root, "size/height", record))), frame, record
-    )
-    # Only children: the parts of a person have boxes of their own below the object.
-    things = tuple(_thing(entry, frame, record, source) for entry in root.findall("object"))
-    return Annotated(path.stem, image, frame, things, source.split)
+    root = parse_xml(path.read_bytes(), str(path))
+    image, frame = find_image(_text(root, "filename", record), source, record)
+    annotated = Frame(round(_number(root, "size/width", record)), round(_number(root, "size/height", record)))
+    check_image_size(annotated, frame, record)
+    # Direct children only: below the object of a person stand its parts, with boxes of their own.
+    objects = tuple(_object_annotation(element, frame, record, source) for element in root.findall("object"))
+    return ImageRecord(path.stem, image, frame, objects, source.split)
 
 
-def _thing(entry: ElementTree.Element, frame: Frame, record: Fields, source: Source) -> Thing:
-    corners = [_number(entry, f"bndbox/{side}", record) for side in ("xmin", "ymin", "xmax", "ymax")]
-    difficult = entry.findtext("difficult", "0").strip() == "1"
-    box = pixels.read_box(corners, "voc", frame, record)
-    return Thing(_text(entry, "name", record), box, sure=source.difficult or not difficult)
+def _object_annotation(
+    element: ElementTree.Element, frame: Frame, record: Fields, source: DatasetSource
+) -> ObjectAnnotation:
+    corners = [_number(element, f"bndbox/{side}", record) for side in ("xmin", "ymin", "xmax", "ymax")]
+    difficult = element.findtext("difficult", "0").strip() == "1"
+    box = parse_box(corners, "voc", frame, record)
+    return ObjectAnnotation(_text(element, "name", record), box, reliable=source.include_difficult or not difficult)
 
 
-def _text(entry: ElementTree.Element, path: str, record: Fields) -> str:
-    text = (entry.findtext(path) or "").strip()
+def _text(element: ElementTree.Element, path: str, record: Fields) -> str:
+    text = (element.findtext(path) or "").strip()
     if not text:
-        record.refuse(f"<{entry.tag}> lacks <{path}>")
+        record.refuse(f"<{element.tag}> lacks <{path}>; fetch the file again")
     return text
 
 
-def _number(entry: ElementTree.Element, path: str, record: Fields) -> float:
-    text = _text(entry, path, record)
+def _number(element: ElementTree.Element, path: str, record: Fields) -> float:
+    text = _text(element, path, record)
     try:
         return float(text)
     except ValueError:
         record.refuse(f"<{path}> is {text!r}; it takes a number")
 
 
-def _of_split(source: Source) -> set[str]:
-    lists = sorted(source.folder.rglob(f"ImageSets/Main/{source.split}.txt"))
-    if not lists:
+def _read_split(source: DatasetSource) -> set[str]:
+    paths = sorted(source.folder.rglob(f"ImageSets/Main/{source.split}.txt"))
+    if not paths:
         raise BuildError(f"{source.folder} has no ImageSets/Main/{source.split}.txt; --split takes the name of a list")
-    return {line.split()[0] for path in lists for line in path.read_text("utf-8").splitlines() if line.strip()}
+    return {line.split()[0] for path in paths for line in path.read_text("utf-8").splitlines() if line.strip()}

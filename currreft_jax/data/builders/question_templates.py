@@ -1,4 +1,4 @@
-"""The questions of rows that we word ourselves, and the same questions for yes/no and for options."""
+"""Question templates of rows whose source has no question of its own, for open, judge and choice rows."""
 
 from __future__ import annotations
 
@@ -7,54 +7,52 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
-    """One question about boxes in three kinds; the phrase asked about follows each of them.
+class BoxTemplates:
+    """One question about boxes as open, judge and choice row; the phrase asked about is appended to each.
 
     Attributes:
-        ask: asks for the boxes.
+        open: asks for the boxes.
         judge: asks whether the box `{box:0}` is right.
-        choose: asks which of the boxes in the options is right.
+        choice: asks which of the boxes in the options is right.
     """
 
-    ask: str
+    open: str
     judge: str
-    choose: str
+    choice: str
 
 
-# VLM-R1's wording, which its published rows carry.
-REGION = Wording(
+# VLM-R1's question, as in its published rows.
+REGION = BoxTemplates(
     "Please provide the bounding box coordinate of the region this sentence describes: ",
     "Is {box:0} the bounding box of the region this sentence describes? Sentence: ",
     "Which is the bounding box of the region this sentence describes? Sentence: ",
 )
-CATEGORY = Wording(
+CATEGORY = BoxTemplates(
     "Please provide the bounding box coordinates of all objects of this category: ",
     "Is {box:0} the bounding box of an object of this category? Category: ",
     "Which is the bounding box of an object of this category? Category: ",
 )
-_ANY = Wording(
+_OTHER = BoxTemplates(
     "",
     "Is {box:0} a right answer to the following request? Request: ",
     "Which is a right answer to the following request? Request: ",
 )
-
-
-def boxes_wording(problem: str) -> tuple[Wording, str]:
-    """How to judge and choose boxes for an open question, and the phrase that it asks about."""
-    wording = next((wording for wording in (REGION, CATEGORY) if problem.startswith(wording.ask)), _ANY)
-    return wording, problem.removeprefix(wording.ask)
-
-
-def categories(names: Sequence[str]) -> str:
-    """Asks for the categories in an image; for those of a list, unless it is empty."""
-    listed = f" Choose from: {', '.join(names)}." if names else ""
-    return f"Which categories of objects are in this image?{listed} List their names with commas between them."
-
-
 JUDGE_CATEGORY = "Is an object of this category in the image? Category: "
 CHOOSE_CATEGORIES = "Objects of which of these categories are in the image?"
 
 
-def judge_answer(problem: str, answer: str) -> str:
+def match_box_templates(problem: str) -> tuple[BoxTemplates, str]:
+    """Returns the templates that an open question was made with, and the phrase that it asks about."""
+    templates = next((known for known in (REGION, CATEGORY) if problem.startswith(known.open)), _OTHER)
+    return templates, problem.removeprefix(templates.open)
+
+
+def category_question(names: Sequence[str]) -> str:
+    """Asks for the categories in an image, to be chosen from `names` unless there are none."""
+    listed = f" Choose from: {', '.join(names)}." if names else ""
+    return f"Which categories of objects are in this image?{listed} List their names with commas between them."
+
+
+def judge_answer_question(problem: str, answer: str) -> str:
     """Asks whether a proposed answer is right."""
     return f"{problem}\nProposed answer: {answer}\nIs the proposed answer right?"

@@ -1,0 +1,63 @@
+"""Boxes of published data sets, converted to float (x1, y1, x2, y2) in pixels, 0-based and half-open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from currreft_jax.data.rows import Fields
+from currreft_jax.structs import Frame
+
+Box = tuple[float, float, float, float]
+
+BOX_FORMATS: dict[str, Callable[[float, float, float, float], Box]] = {
+    "xyxy": lambda x1, y1, x2, y2: (x1, y1, x2, y2),
+    "xywh": lambda x, y, width, height: (x, y, x + width, y + height),
+    "voc": lambda x1, y1, x2, y2: (x1 - 1, y1 - 1, x2, y2),  # 1-based, inclusive
+}
+BOX_SCALES: dict[str, float | None] = {"pixels": None, "unit": 1.0, "thousand": 1000.0}
+_MAX_OVERSHOOT = 1.0  # pixels: annotators' boxes leave their image by fractions of one
+
+
+def parse_box(value: Any, box_format: str, frame: Frame | None, record: Fields, scale: str = "pixels") -> Box:
+    """Converts a box to pixels of the frame, rounded to hundredths.
+
+    A box that leaves the frame by up to one pixel is clipped.
+
+    Args:
+        value: four numbers.
+        box_format: a key of `BOX_FORMATS`.
+        frame: size of the image; None if unknown, which takes boxes in pixels and skips the bounds check.
+        record: names file and line in errors.
+        scale: a key of `BOX_SCALES`.
+
+    Raises:
+        LineError: the value is not four numbers, leaves the frame by more than one pixel, or has no area.
+    """
+    numbers = [float(x) for x in value if type(x) in (int, float)] if isinstance(value, list | tuple) else []
+    if len(numbers) != 4 or len(value) != 4:
+        record.refuse(f"the box is {value!r}; it takes four numbers")
+    box = BOX_FORMATS[box_format](*numbers)
+    unit = BOX_SCALES[scale]
+    if unit:
+        if frame is None:
+            record.refuse(f"a box of scale {scale} needs the size of its image")
+        box = tuple(x / unit * side for x, side in zip(box, (frame.width, frame.height) * 2, strict=True))
+    if frame:
+        limits = (frame.width, frame.height) * 2
+        if not all(-_MAX_OVERSHOOT <= x <= limit + _MAX_OVERSHOOT for x, limit in zip(box, limits, strict=True)):
+            record.refuse(
+                f"the box {value} ({box_format}, {scale}) leaves its image of {frame.width} x {frame.height} pixels;"
+                " correct --box-form, --box-scale or --frame"
+            )
+        box = tuple(min(max(x, 0.0), float(limit)) for x, limit in zip(box, limits, strict=True))
+    x1, y1, x2, y2 = (round(x, 2) for x in box)
+    if not (x1 < x2 and y1 < y2):
+        record.refuse(f"the box {value} ({box_format}) has no area; correct it or remove the record")
+    return (x1, y1, x2, y2)
+
+
+def format_boxes(boxes: Sequence[Box]) -> str:
+    """Formats boxes as the gold answer of a detection row: one list, or a list of lists."""
+    texts = [f"[{', '.join(str(int(x)) if x.is_integer() else repr(x) for x in box)}]" for box in boxes]
+    return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"

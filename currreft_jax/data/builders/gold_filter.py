@@ -1,0 +1,49 @@
+"""Filters rows by whether their own reward can read their gold answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from currreft_jax.config import Kind, Task
+from currreft_jax.data.builders.converter import ConvertedData
+from currreft_jax.rewards import MathsPool, check_rows
+from currreft_jax.structs import Row
+
+
+def drop_unreadable_golds(data: ConvertedData, pool: MathsPool) -> ConvertedData:
+    """Drops rows whose gold boxes or labels cannot be read: negatives are generated from the golds of all rows.
+
+    Math rows stay: their golds are checked by `take_readable`, since math-verify is slow.
+    """
+    unchecked = [row for row in data.rows if row.task is not Task.MATH]
+    readable = {row.id for row in filter_readable(unchecked, data.dropped, pool)}
+    return replace(data, rows=[row for row in data.rows if row.task is Task.MATH or row.id in readable])
+
+
+def take_readable(rows: Sequence[Row], count: int | None, dropped: dict[str, list[str]], pool: MathsPool) -> list[Row]:
+    """Returns the first `count` rows whose gold answer can be read, or all of them.
+
+    Args:
+        rows: checked in order, and only as many as needed.
+        count: maximum number of rows; None for all.
+        dropped: reason -> locations; extended by the unreadable rows.
+        pool: parses math answers.
+    """
+    taken, remaining = list[Row](), list(rows)
+    wanted = len(remaining) if count is None else count
+    while remaining and len(taken) < wanted:
+        size = wanted - len(taken)
+        taken += filter_readable(remaining[:size], dropped, pool)
+        remaining = remaining[size:]
+    return taken
+
+
+def filter_readable(rows: Sequence[Row], dropped: dict[str, list[str]], pool: MathsPool) -> list[Row]:
+    """Returns the rows whose gold answer can be read, and adds the others to `dropped`; conversations have none."""
+    errors = check_rows([row for row in rows if row.kind is not Kind.CHAT], pool=pool)
+    for error in errors:
+        reason = f"the gold answer of {error.row.task.value} cannot be read"
+        dropped.setdefault(reason, []).append(str(error))
+    unreadable = {id(error.row) for error in errors}
+    return [row for row in rows if id(row) not in unreadable]

@@ -1,0 +1,115 @@
+"""Image files of published data sets: looked up by name, extracted from tables, and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from currreft_jax.data.builders.converter import DatasetSource
+from currreft_jax.data.images import FORMATS, MAX_FILE_PIXELS
+from currreft_jax.data.rows import Fields
+from currreft_jax.structs import Frame
+
+_EXIF_ORIENTATION = 0x0112
+_ROTATED = (5, 6, 7, 8)  # orientations that swap width and height
+# Raised by Pillow for damaged headers.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError),
+    *(struct.error, Image.DecompressionBombError),
+)
+
+
+def read_upright_size(image: Path | bytes, record: Fields) -> Frame:
+    """Reads the size of an image in its upright orientation, from the header alone.
+
+    Raises:
+        LineError: the header cannot be read, or declares more than `MAX_FILE_PIXELS`.
+    """
+    name = "the image" if isinstance(image, bytes) else str(image)
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as opened:
+            width, height = opened.size
+            rotated = opened.getexif().get(_EXIF_ORIENTATION, 1) in _ROTATED
+    except _DAMAGE as error:
+        record.refuse(f"{name} is not a readable image ({error}); fetch it again")
+    if width * height > MAX_FILE_PIXELS:
+        record.refuse(f"{name} has {width} x {height} pixels, more than {MAX_FILE_PIXELS:,}; shrink it first")
+    return Frame(height, width) if rotated else Frame(width, height)
+
+
+def find_image(name: str, source: DatasetSource, record: Fields) -> tuple[str, Frame]:
+    """Finds an image by its path under the image folder, or by its file name anywhere under that folder.
+
+    Returns:
+        Absolute path and size.
+
+    Raises:
+        LineError: no file or several files match, or the image cannot be read.
+    """
+    path = source.image_folder / name
+    if not path.is_file():
+        matches = _index_by_name(source.image_folder.absolute()).get(Path(name).name, ())
+        if len(matches) != 1:
+            several = f": there are {matches[0]} and {matches[1]}" if matches else ""
+            record.refuse(
+                f"no image {name} under {source.image_folder}{several}; --images takes the folder of the images"
+            )
+        path = matches[0]
+    return str(path.absolute()), read_upright_size(path, record)
+
+
+def load_image_cell(cell: Any, source: DatasetSource, record: Fields) -> tuple[str, Frame]:
+    """Finds the image that a table's cell names, or writes the bytes that it holds to a file named by their hash.
+
+    Returns:
+        Absolute path and size.
+
+    Raises:
+        LineError: the cell holds neither a path nor bytes, or the image cannot be found or read.
+    """
+    if isinstance(cell, list) and len(cell) == 1:
+        cell = cell[0]
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str) and cell:
+        return find_image(cell, source, record)
+    if not isinstance(cell, bytes):
+        record.refuse(f"the image is a {type(cell).__name__}; it takes a path, or bytes")
+    frame = read_upright_size(cell, record)
+    with Image.open(io.BytesIO(cell), formats=FORMATS) as image:
+        suffix = (image.format or "img").lower().replace("jpeg", "jpg")
+    path = source.extracted_images.absolute() / f"{hashlib.blake2b(cell, digest_size=12).hexdigest()}.{suffix}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(cell)
+        partial.replace(path)
+    return str(path), frame
+
+
+def check_image_size(annotated: Frame, actual: Frame, record: Fields) -> None:
+    """Refuses an image whose size differs from its annotations': their boxes would be misplaced.
+
+    Raises:
+        LineError: the sizes differ.
+    """
+    if annotated != actual:
+        record.refuse(
+            f"the annotations are for {annotated.width} x {annotated.height} pixels, the image has"
+            f" {actual.width} x {actual.height}; fetch the original image, or give --frame"
+        )
+
+
+@lru_cache(maxsize=8)
+def _index_by_name(folder: Path) -> dict[str, tuple[Path, ...]]:
+    index: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            index[path.name] = (*index.get(path.name, ()), path)
+    return index

@@ -1,0 +1,171 @@
+"""The command line of `dataset build`."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from currreft_jax.data import builders
+from currreft_jax.data.builders.image_split import shared_keys
+from currreft_jax.structs import Frame
+from tests.data.builders.dataset_files import read_rows, write_coco_set, write_image, write_json_lines
+
+
+def run_build(*arguments) -> None:
+    parser = argparse.ArgumentParser()
+    builders.add_arguments(parser)
+    builders.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture
+def source(tmp_path):
+    write_coco_set(tmp_path / "coco", 30)
+    return tmp_path / "coco"
+
+
+def test_build_writes_rows_of_all_kinds_with_summary_and_material(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    run_build("coco", "--source", source, "--out", out, "--generate", "judge,choice", "--name", "mine")
+    printed = capsys.readouterr().out
+    summary = json.loads((out / "build.json").read_text())
+    assert set(summary["files"]) == {
+        f"{kind}-{task}.jsonl" for kind in ("open", "judge", "choice") for task in ("detection", "classify")
+    }
+    for name, count in summary["files"].items():
+        rows = read_rows(out / name)
+        assert len(rows) == count
+        assert {row.source for row in rows} == {"mine"}
+        assert all("CC BY 4.0" in row.origin for row in rows)
+        assert f"{count:>8}  {out / name}" in printed
+    assert len((out / "material" / "scenes.jsonl").read_text().splitlines()) == 30
+
+
+def test_generating_from_built_rows_gives_the_same_rows(source, tmp_path):
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    run_build("coco", "--source", source, "--out", one, "--generate", "judge,choice")
+    run_build("coco", "--source", source, "--out", two)
+    run_build("stages", "--source", two, "--out", three, "--generate", "judge,choice")
+    names = {path.name for path in three.glob("*.jsonl")}
+    assert names == {f"{kind}-{task}.jsonl" for kind in ("judge", "choice") for task in ("detection", "classify")}
+    for name in names:
+        assert (one / name).read_bytes() == (three / name).read_bytes()
+
+
+def test_rows_are_split_before_generation(source, tmp_path):
+    out = tmp_path / "out"
+    fractions = "train=0.6,test=0.4"
+    run_build("coco", "--source", source, "--out", out, "--generate", "judge", "--fractions", fractions)
+    train, test = (
+        [row for path in (out / name).glob("*.jsonl") for row in read_rows(path)] for name in ("train", "test")
+    )
+    assert len(train) > 60
+    assert len(test) > 30
+    assert not shared_keys(train, test)
+    with pytest.raises(SystemExit, match=r"build the stages of each of .*test, .*train"):
+        run_build("stages", "--source", out, "--out", tmp_path / "more", "--generate", "judge")
+    run_build("stages", "--source", out / "train", "--out", tmp_path / "more", "--generate", "judge")
+    for name in ("judge-detection.jsonl", "judge-classify.jsonl"):
+        assert [row.id for row in read_rows(tmp_path / "more" / name)] == [
+            row.id for row in read_rows(out / "train" / name)
+        ]
+
+
+def test_the_seed_determines_the_sampled_rows(source, tmp_path):
+    for name, seed in (("one", 0), ("again", 0), ("two", 1)):
+        run_build("coco", "--source", source, "--out", tmp_path / name, "--rows", 5, "--seed", seed)
+    texts = [(tmp_path / name / "open-detection.jsonl").read_text() for name in ("one", "again", "two")]
+    assert texts[0] == texts[1] != texts[2]
+    assert len(texts[0].splitlines()) == 5
+
+
+def test_unreadable_golds_are_dropped_and_counted(tmp_path, capsys):
+    records = [{"problem": f"q{n}", "solution": gold} for n, gold in enumerate(["3", "\\frac{1}{", "1 or maybe 2"])]
+    write_json_lines(tmp_path / "t" / "t.jsonl", records)
+    run_build("table", "--source", tmp_path / "t", "--out", tmp_path / "out")
+    assert "2  the gold answer of math cannot be read" in capsys.readouterr().out
+    assert [row.solution for row in read_rows(tmp_path / "out" / "open-math.jsonl")] == ["3"]
+
+
+def test_an_unreadable_label_affects_no_other_row(tmp_path, capsys):
+    golds = ["cat", "dog", "bus", "car", "cup", " , "]
+    records = [{"problem": "What?", "solution": gold, "image": f"{n}.png"} for n, gold in enumerate(golds)]
+    for record in records:
+        write_image(tmp_path / "t" / record["image"], 30, 30)
+    write_json_lines(tmp_path / "t" / "t.jsonl", records)
+    arguments = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out", "--task", "classify"]
+    run_build(*arguments, "--generate", "judge,choice", "--rows", 3)
+    assert "1  the gold answer of classify cannot be read" in capsys.readouterr().out
+    assert len(read_rows(tmp_path / "out" / "choice-classify.jsonl")) == 3
+
+
+def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
+    write_json_lines(tmp_path / "t" / "t.jsonl", [{"problem": "q", "solution": "3"}, {"problem": "q"}])
+    arguments = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=r"t\.jsonl:2: problem or solution is empty"):
+        run_build(*arguments)
+    assert not (tmp_path / "out").exists()
+    run_build(*arguments, "--on-bad-row", "skip")
+    assert "bad records skipped: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--out takes"),
+        (["--out", "o"], "give a FORMAT"),
+        (["nothing", "--source", ".", "--out", "o"], "no format 'nothing'; there are refcoco"),
+        (["coco", "--source", "gone", "--out", "o"], "gone does not exist"),
+        (["coco", "--source", ".", "--out", "o", "--generate", "open"], "--generate names 'open'"),
+        (["coco", "--source", ".", "--out", "o", "--fractions", "a=x"], "the fraction is a number"),
+        (["coco", "--source", ".", "--out", "o", "--fractions", "../a=1"], "a split is the name of a folder"),
+        (["coco", "--source", ".", "--out", "o", "--frame", "12"], "as 1920x1080"),
+        (["table", "--source", ".", "--out", "o", "--column", "a"], "write KEY=VALUE"),
+        (["--recipe", "paper", "--out", "o"], "--root takes"),
+        (["--recipe", "paper", "--out", "o", "--root", "gone"], "lacks sources of the recipe"),
+        (["--recipe", "paper", "--out", "o", "--root", ".", "--shrink", "0"], "--shrink 0"),
+    ],
+)
+def test_invalid_options_are_refused(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        run_build(*arguments)
+
+
+def test_list_shows_every_format_and_its_required_files(capsys):
+    run_build("--list")
+    printed = capsys.readouterr().out
+    for name, dataset_format in builders.FORMATS.items():
+        assert f"{name}: {dataset_format.output}" in printed
+        assert dataset_format.required_files in printed
+
+
+def test_boxes_keep_the_frame_option(tmp_path):
+    write_image(tmp_path / "t" / "a.png", 100, 50)
+    write_json_lines(
+        tmp_path / "t" / "t.jsonl", [{"problem": "q", "solution": "[200, 20, 900, 300]", "image": "a.png"}]
+    )
+    arguments = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out", "--task", "detection"]
+    run_build(*arguments, "--frame", "1000x500", "--generate", "choice")
+    (row,) = read_rows(tmp_path / "out" / "choice-detection.jsonl")
+    assert row.frame == Frame(1000, 500)
+
+
+def test_docs_list_the_same_formats():
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8")
+    for name, dataset_format in builders.FORMATS.items():
+        columns = (
+            f"`{name}`",
+            dataset_format.output,
+            dataset_format.homepage,
+            dataset_format.required_files,
+            dataset_format.licence or "-",
+        )
+        assert f"| {' | '.join(columns)} |" in text
+
+
+def test_import_loads_no_optional_packages():
+    code = "import currreft_jax.data.builders, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not set(loaded) & {"jax", "flax", "torch", "pyarrow", "math_verify"}

@@ -1,0 +1,54 @@
+"""Splits that share no image."""
+
+from pathlib import Path
+
+import pytest
+
+from currreft_jax.config import Kind, Task
+from currreft_jax.data.builders.image_split import group_keys, shared_keys, split_by_image
+from currreft_jax.structs import Row
+from tests.data.builders.dataset_files import write_image
+
+FRACTIONS = {"train": 0.7, "test": 0.3}
+
+
+def rows_on(images):
+    return [Row(str(n), Task.MATH, Kind.OPEN, f"q{n}", "1", tuple(paths)) for n, paths in enumerate(images)]
+
+
+def test_no_image_is_in_two_splits(tmp_path):
+    paths = [str(write_image(tmp_path / f"{n}.png", 30, 20, shade=n)) for n in range(60)]
+    copies = []
+    for index in range(20, 40):
+        copies.append(tmp_path / f"copy{index}.png")
+        copies[-1].write_bytes((tmp_path / f"{index}.png").read_bytes())
+    images = [[path] for path in paths] * 2 + [[str(path)] for path in copies]
+    images += [[paths[n], paths[n + 1]] for n in range(0, 20, 2)]
+    splits = split_by_image(rows_on(images), FRACTIONS, 0)
+    assert sum(map(len, splits.values())) == len(images)
+    assert min(map(len, splits.values())) > 20
+    train, test = ({Path(path).read_bytes() for row in rows for path in row.images} for rows in splits.values())
+    assert not train & test
+
+
+def test_a_split_depends_only_on_seed_and_images():
+    rows = rows_on([[f"{n // 2}.png"] for n in range(200)])
+    splits = split_by_image(rows, FRACTIONS, 3)
+    again = split_by_image(rows[::-1][:150], FRACTIONS, 3)
+    train_ids = {row.id for row in splits["train"]}
+    assert {row.id for row in again["train"]} == train_ids & {row.id for row in rows[50:]}
+    assert {row.id for row in split_by_image(rows, FRACTIONS, 4)["train"]} != train_ids
+    assert 0.6 < len(train_ids) / 200 < 0.8
+
+
+def test_rows_without_images_are_split_by_question():
+    rows = [Row(str(n), Task.MATH, Kind.OPEN, f"q{n // 3}", "1") for n in range(90)]
+    splits = split_by_image(rows, FRACTIONS, 0)
+    assert not shared_keys(splits["train"], splits["test"])
+    assert group_keys(rows[0]) == group_keys(rows[1])
+
+
+@pytest.mark.parametrize("fractions", [{}, {"train": 0.5}, {"train": 1.5, "test": -0.5}])
+def test_fractions_sum_to_one(fractions):
+    with pytest.raises(ValueError, match="sum to 1"):
+        split_by_image([], fractions, 0)
