@@ -46,7 +46,7 @@ from currreft_jax.models import hf
 from currreft_jax.models.lora import adapted, merged
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.planning.fit import refuse_too_large
-from currreft_jax.planning.parts import Programs
+from currreft_jax.planning.programs import StagePrograms
 from currreft_jax.rewards import MathsPool, RewardError, check_rows
 from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.sharding import data_shards, make_mesh
@@ -194,7 +194,7 @@ def train_stage(
     update = updating(programs)
     if config.plan_first:
         state = abstract_state(model, optimizer)
-        refuse_too_large(Programs(config, reader, reader.eos_token_ids, model, state, programs))
+        refuse_too_large(StagePrograms(config, reader, reader.eos_token_ids, model, state, programs))
 
     with ExitStack() as opened:
         scores = grpo or any(it.held_out for it in config.stages)
