@@ -215,102 +215,125 @@ function stageAndStep(x) {
   return run.stages.length > 1 ? `${stage.name}, ${span}` : span;
 }
 
-function chart(panel) {
-  const lines = panel.lines.filter((line) => line.segments.length).slice(0, MAX_CURVES);
-  if (panel.lines.length > MAX_CURVES) {
-    const weight = (line) => mean(line.segments.flatMap((part) => part.y));
-    lines.splice(0, MAX_CURVES, ...panel.lines.filter((line) => line.segments.length).sort((a, b) => weight(b) - weight(a)).slice(0, MAX_CURVES));
-  }
-  const plot = svg("svg", { tabindex: 0, role: "img" });
-  const subtitle = el("small", {}, panel.unit);
-  const values = lines.map((line, i) => ({ line: line, value: el("b"), entry: null, colour: `var(--s${runs.length > 1 ? line.run % 8 : i})` }));
-  const legend = el("div", { class: "legend" }, values.map((shown) =>
-    (shown.entry = el("span", { class: `d${runs.length > 1 ? shown.line.run % 4 : 0}`, "--c": shown.colour },
-      el("i"), shown.line.label && `${shown.line.label} `, shown.value))));
-  const dropped = panel.lines.length - lines.length;
-  if (runs.length === 1 && dropped > 0) legend.append(el("span", {}, `and ${dropped} smaller`));
-  const wide = el("button", { type: "button", "aria-label": `Enlarge ${panel.title}`, "aria-pressed": "false", onclick: () => {
-    wide.setAttribute("aria-pressed", String(node.classList.toggle("wide")));
-  } }, "⤢");
-  const node = el("article", { class: "chart" }, el("header", {}, el("h4", {}, panel.title, subtitle), wide), legend, plot);
-  const self = { node, draw, point, seen: false };
-  let cross = null, toPixel = (x) => x, width = 0, drawn = [];
+/** The curves that fit in a panel: if there are too many, those with the largest means. */
+function topCurves(panel) {
+  const curves = panel.lines.filter((line) => line.segments.length);
+  if (panel.lines.length <= MAX_CURVES) return curves;
+  const weight = (line) => mean(line.segments.flatMap((segment) => segment.y));
+  return curves.sort((a, b) => weight(b) - weight(a)).slice(0, MAX_CURVES);
+}
 
-  function draw() {
-    width = plot.clientWidth;
-    const height = plot.clientHeight, right = 8, top = run.stages.length > 1 ? 18 : 8, bottom = 20;
+/** The limits of a vertical axis that shows these values, with 0 if it is near. */
+function axisLimits(values) {
+  let low = Infinity, high = -Infinity;
+  for (const y of values) { if (y < low) low = y; if (y > high) high = y; }
+  if (low >= 0 && (low < 0.35 * high || high <= 1)) low = 0;
+  if (!(high > low)) high = low + (Math.abs(low) || 1);
+  return [low, high + 0.04 * (high - low)];
+}
+
+class Chart {
+  constructor(panel) {
+    this.panel = panel;
+    this.visible = false;
+    this.curves = topCurves(panel).map((line, i) => (
+      { line, value: el("b"), dash: `d${runs.length > 1 ? line.run % 4 : 0}`, colour: `var(--s${runs.length > 1 ? line.run % 8 : i})` }));
+    this.steps = [...new Set(this.curves.flatMap(({ line }) => line.segments.flatMap((segment) => segment.x)))].sort((a, b) => a - b);
+    this.subtitle = el("small", {}, panel.unit);
+    this.plot = svg("svg", { tabindex: 0, role: "img", onpointermove: (event) => this.#onPointer(event), onpointerleave: () => moveTo(null),
+      onblur: () => moveTo(null), onkeydown: (event) => this.#onKey(event) });
+    this.node = el("article", { class: "chart" }, this.#header(), this.#legend(), this.plot);
+  }
+
+  #header() {
+    const enlarge = el("button", { type: "button", "aria-label": `Enlarge ${this.panel.title}`, "aria-pressed": "false", onclick: () => {
+      enlarge.setAttribute("aria-pressed", String(this.node.classList.toggle("wide")));
+    } }, "⤢");
+    return el("header", {}, el("h4", {}, this.panel.title, this.subtitle), enlarge);
+  }
+
+  #legend() {
+    const dropped = this.panel.lines.length - this.curves.length;
+    return el("div", { class: "legend" },
+      this.curves.map(({ line, value, dash, colour }) => el("span", { class: dash, "--c": colour }, el("i"), line.label && `${line.label} `, value)),
+      runs.length === 1 && dropped > 0 && el("span", {}, `and ${dropped} smaller`));
+  }
+
+  draw() {
+    const { clientWidth: width, clientHeight: height } = this.plot;
     if (!width) return;
-    drawn = values.map(({ line }) => line.segments.map((part) => (
-      { raw: part, line: smoothing && !part.sparse && !line.exact ? smoothed(part, smoothing) : part })));
-    let low = Infinity, high = -Infinity;
-    for (const part of drawn.flat()) for (const y of part.raw.y) { if (y < low) low = y; if (y > high) high = y; }
-    if (low >= 0 && (low < 0.35 * high || high <= 1)) low = 0;
-    if (!(high > low)) high = low + (Math.abs(low) || 1);
-    high += 0.04 * (high - low);
+    for (const curve of this.curves) {
+      curve.parts = curve.line.segments.map((raw) => (
+        { raw, line: smoothing && !raw.sparse && !curve.line.exact ? smoothed(raw, smoothing) : raw }));
+    }
+    const [low, high] = axisLimits(this.curves.flatMap((curve) => curve.parts.flatMap((part) => part.raw.y)));
     const marks = ticks(low, high, height > 200 ? 7 : 4);
     const left = 12 + 6.3 * Math.max(3, ...marks.map((mark) => number(mark).length));
-    toPixel = (x) => left + ((x - 1) / Math.max(1, LAST_STEP - 1)) * (width - left - right);
-    const toHeight = (y) => top + ((high - y) / (high - low)) * (height - top - bottom);
-    plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    const parts = [...stageMarks(toPixel, top, height - bottom, width - right)];
-    for (const y of marks) {
-      parts.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: toHeight(y), y2: toHeight(y) }),
-        svg("text", { class: "axis", x: left - 7, y: toHeight(y) + 3.5, "text-anchor": "end" }, number(y)));
-    }
-    for (const x of ticks(1, LAST_STEP, Math.max(3, Math.floor(width / 90))).filter(Number.isInteger)) {
-      parts.push(svg("text", { class: "axis", x: toPixel(x), y: height - 5, "text-anchor": "middle" }, x.toLocaleString("en")));
-    }
-    const path = (points) => points.x.map((x, i) => `${i ? "L" : "M"}${toPixel(x).toFixed(1)} ${toHeight(points.y[i]).toFixed(1)}`).join("");
-    values.forEach(({ line, colour }, i) => {
-      const group = svg("g", { class: `d${runs.length > 1 ? line.run % 4 : 0}`, "--c": colour });
-      for (const part of drawn[i]) {
-        if (part.line !== part.raw) group.append(svg("path", { class: "raw", d: path(perPixel(part.raw, toPixel, width)) }));
-        group.append(svg("path", { class: "line", d: path(perPixel(part.line, toPixel, width)) }));
-        if (part.raw.sparse) part.raw.x.forEach((x, k) => group.append(svg("circle", { class: "dot", r: 3, cx: toPixel(x), cy: toHeight(part.raw.y[k]) })));
-      }
-      parts.push(group);
-    });
-    cross = svg("line", { class: "cross", y1: top, y2: height - bottom, visibility: "hidden" });
-    plot.replaceChildren(...parts, cross);
-    point(cursor);
+    const frame = { left, right: width - 8, top: run.stages.length > 1 ? 18 : 8, bottom: height - 20, width, height };
+    this.toX = (step) => left + ((step - 1) / Math.max(1, LAST_STEP - 1)) * (frame.right - left);
+    const toY = (value) => frame.top + ((high - value) / (high - low)) * (frame.bottom - frame.top);
+    this.plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.cross = svg("line", { class: "cross", y1: frame.top, y2: frame.bottom, visibility: "hidden" });
+    this.plot.replaceChildren(...stageMarks(this.toX, frame.top, frame.bottom, frame.right), ...this.#axes(frame, marks, toY),
+      ...this.curves.map((curve) => this.#curve(curve, width, toY)), this.cross);
+    this.showValues(cursor);
+  }
+
+  #axes(frame, marks, toY) {
+    const steps = ticks(1, LAST_STEP, Math.max(3, Math.floor(frame.width / 90))).filter(Number.isInteger);
+    return [
+      ...marks.flatMap((mark) => [svg("line", { class: "grid", x1: frame.left, x2: frame.right, y1: toY(mark), y2: toY(mark) }),
+        svg("text", { class: "axis", x: frame.left - 7, y: toY(mark) + 3.5, "text-anchor": "end" }, number(mark))]),
+      ...steps.map((step) => svg("text", { class: "axis", x: this.toX(step), y: frame.height - 5, "text-anchor": "middle" }, step.toLocaleString("en"))),
+    ];
+  }
+
+  #curve({ parts, dash, colour }, width, toY) {
+    const path = (points) => {
+      const { x, y } = perPixel(points, this.toX, width);
+      return x.map((step, i) => `${i ? "L" : "M"}${this.toX(step).toFixed(1)} ${toY(y[i]).toFixed(1)}`).join("");
+    };
+    return svg("g", { class: dash, "--c": colour }, parts.map(({ raw, line }) => [
+      line !== raw && svg("path", { class: "raw", d: path(raw) }),
+      svg("path", { class: "line", d: path(line) }),
+      raw.sparse && raw.x.map((step, i) => svg("circle", { class: "dot", r: 3, cx: this.toX(step), cy: toY(raw.y[i]) }))]));
   }
 
   /** Shows the values at a step of the axis, or the last ones if it is null. */
-  function point(x) {
-    if (!cross) return;
+  showValues(step) {
+    if (!this.cross) return;
     const spoken = [];
-    values.forEach(({ line, value }, i) => {
-      const xs = line.segments.flatMap((segment) => segment.x);
-      if (!xs.length) return;
-      const at = x === null ? xs.length - 1 : nearest(xs, x);
-      const y = drawn[i].flatMap((part) => part.line.y)[at];
-      const raw = line.segments.flatMap((segment) => segment.y)[at];
-      value.textContent = x !== null && y !== raw ? `${number(y)} (${number(raw)})` : number(y);
+    for (const { line, value, parts } of this.curves) {
+      const steps = line.segments.flatMap((segment) => segment.x);
+      if (!steps.length) continue;
+      const index = step === null ? steps.length - 1 : nearest(steps, step);
+      const y = parts.flatMap((part) => part.line.y)[index];
+      const raw = line.segments.flatMap((segment) => segment.y)[index];
+      value.textContent = step !== null && y !== raw ? `${number(y)} (${number(raw)})` : number(y);
       spoken.push(`${line.label} ${value.textContent}`);
-    });
-    subtitle.textContent = x === null ? panel.unit : stageAndStep(x);
-    cross.setAttribute("visibility", x === null ? "hidden" : "visible");
-    if (x !== null) { cross.setAttribute("x1", toPixel(x)); cross.setAttribute("x2", toPixel(x)); }
-    plot.setAttribute("aria-label", `${panel.title}${x === null ? "" : `, ${stageAndStep(x)}`}: ${spoken.join(", ")}`);
+    }
+    this.subtitle.textContent = step === null ? this.panel.unit : stageAndStep(step);
+    this.cross.setAttribute("visibility", step === null ? "hidden" : "visible");
+    if (step !== null) { this.cross.setAttribute("x1", this.toX(step)); this.cross.setAttribute("x2", this.toX(step)); }
+    this.plot.setAttribute("aria-label", `${this.panel.title}${step === null ? "" : `, ${stageAndStep(step)}`}: ${spoken.join(", ")}`);
   }
 
-  const all = [...new Set(lines.flatMap((line) => line.segments.flatMap((part) => part.x)))].sort((a, b) => a - b);
-  plot.addEventListener("pointermove", (event) => {
-    const box = plot.getBoundingClientRect();
-    const share = (event.clientX - box.left - toPixel(1)) / Math.max(1, toPixel(LAST_STEP) - toPixel(1));
-    if (all.length) moveTo(all[nearest(all, 1 + share * (LAST_STEP - 1))]);
-  });
-  plot.addEventListener("pointerleave", () => moveTo(null));
-  plot.addEventListener("blur", () => moveTo(null));
-  plot.addEventListener("keydown", (event) => {
-    const now = cursor === null ? all.length - 1 : nearest(all, cursor);
-    const jump = Math.max(1, Math.round(all.length / 20));
-    const to = { ArrowLeft: now - 1, ArrowRight: now + 1, PageUp: now - jump, PageDown: now + jump, Home: 0, End: all.length - 1 }[event.key];
-    if (to === undefined || !all.length) return;
+  #onPointer(event) {
+    if (!this.steps.length || !this.toX) return;
+    const offset = event.clientX - this.plot.getBoundingClientRect().left - this.toX(1);
+    const fraction = offset / Math.max(1, this.toX(LAST_STEP) - this.toX(1));
+    moveTo(this.steps[nearest(this.steps, 1 + fraction * (LAST_STEP - 1))]);
+  }
+
+  #onKey(event) {
+    const last = this.steps.length - 1;
+    const now = cursor === null ? last : nearest(this.steps, cursor);
+    const jump = Math.max(1, Math.round(this.steps.length / 20));
+    const target = { ArrowLeft: now - 1, ArrowRight: now + 1, PageUp: now - jump, PageDown: now + jump, Home: 0, End: last }[event.key];
+    if (target === undefined || !this.steps.length) return;
     event.preventDefault();
-    moveTo(all[Math.max(0, Math.min(all.length - 1, to))]);
-  });
-  return self;
+    moveTo(this.steps[Math.max(0, Math.min(last, target))]);
+  }
 }
 
 function stageMarks(toPixel, top, bottom, right) {
@@ -333,7 +356,7 @@ function moveTo(x) {
   cursor = x;
   if (moving) return;
   moving = true;
-  requestAnimationFrame(() => { moving = false; charts.filter((each) => each.seen).forEach((each) => each.point(cursor)); });
+  requestAnimationFrame(() => { moving = false; charts.filter((each) => each.visible).forEach((each) => each.showValues(cursor)); });
 }
 
 function curves() {
@@ -349,16 +372,16 @@ function curves() {
   }
   $("#curves > .note").append(notes.join(" "));
   const visibility = new IntersectionObserver((entries) => entries.forEach((entry) => {
-    const observed = charts.find((chart) => chart.node === entry.target);
-    observed.seen = entry.isIntersecting;
-    if (observed.seen) observed.draw();
+    const observed = charts.find((each) => each.node === entry.target);
+    observed.visible = entry.isIntersecting;
+    if (observed.visible) observed.draw();
   }), { rootMargin: "200px" });
   const sizes = new ResizeObserver((entries) => entries.forEach((entry) => {
-    const observed = charts.find((chart) => chart.node === entry.target);
-    if (observed.seen) observed.draw();
+    const observed = charts.find((each) => each.node === entry.target);
+    if (observed.visible) observed.draw();
   }));
   for (const [heading, list] of panels()) {
-    const made = list.map(chart);
+    const made = list.map((panel) => new Chart(panel));
     charts.push(...made);
     $("#curves").append(el("h3", {}, heading), el("div", { class: "charts" }, made.map((each) => each.node)));
     made.forEach((each) => { visibility.observe(each.node); sizes.observe(each.node); });
@@ -367,7 +390,7 @@ function curves() {
   const smooth = () => {
     smoothing = Number(range.value);
     shown.textContent = smoothing.toFixed(2);
-    charts.filter((each) => each.seen).forEach((each) => each.draw());
+    charts.filter((each) => each.visible).forEach((each) => each.draw());
   };
   range.addEventListener("input", smooth);
   smooth();
