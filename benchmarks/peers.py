@@ -1,8 +1,8 @@
-"""Other engines beside ours, each in its own environment: run by `benchmarks/rollout.py` and `benchmarks/grpo_step.py`.
+"""Run another engine in its own environment, for `benchmarks/rollout.py` and `benchmarks/grpo_step.py`.
 
   python benchmarks/peers.py hf|vllm|trl FOLDER JOB
 
-Loads the model, answers `ready`, and then every line on standard input with one timed run, as a line of JSON.
+Loads the model, prints `ready`, then answers every line on standard input with one timed run, as a line of JSON.
 """
 
 import json
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", VLLM_CPU_KVCACHE_SPACE="1")
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # an idle engine of its own process would keep a core busy
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a separate engine process keeps a core busy when idle
 
 Job = dict[str, Any]
 
 
 def hf(folder: Path, job: Job) -> Callable[[], int]:
-    """`generate` on prompts that are repeated G times, their images with them."""
+    """Hugging Face `generate`, which repeats prompts and images G times."""
     import numpy as np
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
@@ -56,7 +56,7 @@ def hf(folder: Path, job: Job) -> Callable[[], int]:
 
 
 def vllm(folder: Path, job: Job) -> Callable[[], int]:
-    """VLLM with its own batching; G samples of a prompt share its cache."""
+    """VLLM with its own batching; the G samples of a prompt share its cache."""
     from PIL import Image
     from vllm import LLM, SamplingParams
 
@@ -86,17 +86,17 @@ def vllm(folder: Path, job: Job) -> Callable[[], int]:
 
 
 def trl(folder: Path, job: Job) -> Callable[[], int]:
-    """A step of TRL's GRPOTrainer, whose own loop waits in a thread between its steps."""
+    """One step of TRL's GRPOTrainer, whose training loop runs in a thread and waits between steps."""
     import torch
     from datasets import Dataset, Features, Image, Value
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    go, done = threading.Semaphore(0), threading.Semaphore(0)
+    start, done = threading.Semaphore(0), threading.Semaphore(0)
 
-    class Turns(TrainerCallback):
+    class OneStepAtATime(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            go.acquire()
+            start.acquire()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             done.release()
@@ -115,29 +115,29 @@ def trl(folder: Path, job: Job) -> Callable[[], int]:
         learning_rate=1e-6,
         max_steps=10_000,
         gradient_checkpointing=False,
-        bf16=False,  # the model is already
+        bf16=False,  # the model is in bf16
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
     )
     rows = [
-        {"prompt": [{"role": "user", "content": job["question"]}], "image": path, "number": number}
-        for number, path in enumerate(job["images"])
+        {"prompt": [{"role": "user", "content": job["question"]}], "image": path, "index": index}
+        for index, path in enumerate(job["images"])
     ]
     message = [{"role": Value("string"), "content": Value("string")}]
-    features = Features({"prompt": message, "image": Image(), "number": Value("int64")})
+    features = Features({"prompt": message, "image": Image(), "index": Value("int64")})
     trainer = GRPOTrainer(
         model=str(folder),
         reward_funcs=lambda completions, **_: [random.random() for _ in completions],
         args=settings,
         train_dataset=Dataset.from_list(rows, features=features),
-        callbacks=[Turns()],
+        callbacks=[OneStepAtATime()],
     )
     threading.Thread(target=trainer.train, daemon=True).start()
 
     def run() -> int:
-        go.release()
+        start.release()
         done.acquire()
         return completions * job["tokens"]
 
@@ -145,7 +145,7 @@ def trl(folder: Path, job: Job) -> Callable[[], int]:
 
 
 def main() -> None:
-    """Serve timed runs."""
+    """Serves timed runs."""
     peer, folder, job = sys.argv[1:]
     with open(job, encoding="utf-8") as file:
         run = {"hf": hf, "vllm": vllm, "trl": trl}[peer](Path(folder), json.load(file))

@@ -1,16 +1,16 @@
-"""How fast the sampler decodes, against the memory's speed and beside Hugging Face's `generate` and vLLM.
+"""Measure the sampler's speed against the memory roofline, Hugging Face's `generate` and vLLM.
 
   python benchmarks/rollout.py [--size 2m 40m 3b] [--hf-python PYTHON] [--vllm-python PYTHON] [--out rollout.json]
 
-Random weights, image prompts, bf16, completions of one length: what is measured is speed alone. Peers run in their own
-environments, given by their Python, on the same weights and prompts; all alternate in one run, and medians are shown.
+Random weights, image prompts, bf16, completions of equal length: only speed is measured. Peers run in their own
+environments, given by their Python, on the same weights and prompts; all engines alternate, and medians are shown.
 
-  tokens/s     drawn, over the whole call: images, prompts and decoding
-  decode       drawn, over decoding alone
-  roofline     share of the time that the bytes of a decoding step need at this memory's speed: weights once, each
-               prompt's keys and values once a group, each completion's own up to its slot
-  prefix       time of reading each prompt once, beside reading it once for each completion
-  waste        share of prompt slots, and of completion slots, that are padding
+  tokens/s     sampled tokens per second of the whole call: images, prefill and decoding
+  decode       sampled tokens per second of decoding alone
+  roofline     achieved fraction of the memory bandwidth in a decoding step that reads the weights once, each prompt's
+               KV cache once per group, and each completion's own KV cache
+  prefix       prefill seconds with each prompt encoded once, and once per completion
+  waste        fraction of prompt slots, and of completion slots, that are padding
   compiled     programs compiled after the warm-up
 """
 
@@ -91,7 +91,7 @@ SIZES = {
         mrope_section=(8, 12, 12),
         vision=replace(_2M.vision, depth=4, hidden_size=128, out_hidden_size=512),
     ),
-    # The published shape, with the ids of this file's tokenizer; it wants a GPU.
+    # The published shape, with the token ids of this file's tokenizer; needs a GPU.
     "3b": replace(
         PUBLISHED["3b"],
         **{name: value for name, value in asdict(_2M).items() if name.endswith("_token_id")},
@@ -103,57 +103,40 @@ QUESTION = "What stands on the left of the largest thing?"
 
 
 def main() -> None:
-    """Run the benchmark."""
+    """Runs the benchmark."""
     options = _parser().parse_args()
     results = []
     for size in options.size:
         with tempfile.TemporaryDirectory() as folder:
             results.append(measure(size, Path(folder), options))
-        print(_table(results[-1]), flush=True)
+        print(_format(results[-1]), flush=True)
     if options.out:
         machine = {"processor": platform.processor(), "device": str(jax.devices()[0]), "jax": jax.__version__}
         options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n", "utf-8")
 
 
 def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model."""
+    """Measures one model size."""
     write_checkpoint(folder / "model", SIZES[size])
     model, parameters = cr.load_model(folder / "model", dtype="bfloat16")
     processor = cr.load_processor(folder / "model")
-    processor.eos_token_ids = (-1,)  # nothing ends early
-    images = [image_of(folder / f"{i}.png", i, *options.image) for i in range(options.prompts)]
-    prompts = [prompt_of(processor, image, key) for key, image in enumerate(images)]
+    processor.eos_token_ids = (-1,)  # no completion ends early
+    images = [write_image(folder / f"{i}.png", i, *options.image) for i in range(options.prompts)]
+    prompts = [image_prompt(processor, image, key) for key, image in enumerate(images)]
     settings = Sampling(options.group, options.tokens, segment=options.segment, ladder=())
     weights = decode_params(model, parameters, settings)
     write_job(folder, processor, prompts, images, settings)
-    pythons = {"hf": options.hf_python, "vllm": options.vllm_python}
-    peers = {name: Peer(name, python, folder) for name, python in pythons.items() if python}
 
     def ours(seed: int) -> int:
         return int(jnp.sum(sample(model, parameters, processor, prompts, settings, weights=weights, seed=seed).lengths))
 
     warm_up(model, parameters, processor, prompts, settings)
     ours(0)  # compiles the sum above
-    compiled: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    seconds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
-    drawn: dict[str, int] = {}
-    for seed in range(options.repeats):
-        took, drawn["ours"] = _timed(partial(ours, seed))
-        seconds["ours"].append(took)
-        for name, peer in peers.items():
-            took, drawn[name] = peer()
-            seconds[name].append(took)
-    programs = len(compiled)
-    for peer in peers.values():
-        peer.close()
-
+    seconds, tokens, num_compiled = _alternate(ours, folder, options)
     prefix, unshared = _prefix_seconds(model, parameters, processor, prompts, settings, weights, options.repeats)
     decoding = statistics.median(seconds["ours"]) - prefix
     step = decoding / (options.tokens - 1)
-    needed, bandwidth = _bytes_of_a_step(model, weights, prompts, settings), _bandwidth()
+    bytes_per_step, bandwidth = _bytes_per_step(model, weights, prompts, settings), _bandwidth()
     length = fitting(len(prompts[0].tokens), settings.prompt_lengths, "prompt_lengths")
     return {
         "size": size,
@@ -162,21 +145,49 @@ def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         "prompt_tokens": len(prompts[0].tokens),
         "group": options.group,
         "new_tokens": options.tokens,
-        "tokens_per_second": {name: drawn[name] / statistics.median(times) for name, times in seconds.items()},
+        "tokens_per_second": {name: tokens[name] / statistics.median(times) for name, times in seconds.items()},
         "seconds": seconds,
-        "decode_tokens_per_second": drawn["ours"] / decoding,
+        "decode_tokens_per_second": tokens["ours"] / decoding,
         "step_ms": 1e3 * step,
-        "bytes_per_step": needed,
+        "bytes_per_step": bytes_per_step,
         "bandwidth": bandwidth,
-        "roofline": needed / bandwidth / step,
+        "roofline": bytes_per_step / bandwidth / step,
         "prefix_seconds": prefix,
         "unshared_prefix_seconds": unshared,
         "waste": {
             "prompt": 1 - len(prompts[0].tokens) / length,
             "completion": 1 - options.tokens / (-(-options.tokens // options.segment) * options.segment),
         },
-        "compiled_after_warm_up": programs,
+        "compiled_after_warm_up": num_compiled,
     }
+
+
+def _alternate(
+    ours: Callable[[int], int], folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, int], int]:
+    """Runs our sampler and the peers in turns.
+
+    Returns:
+        The seconds of each engine's runs, its sampled tokens per run, and the programs that were compiled meanwhile.
+    """
+    pythons = {"hf": options.hf_python, "vllm": options.vllm_python}
+    peers = {name: PeerProcess(name, python, folder) for name, python in pythons.items() if python}
+    compilations: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
+    tokens: dict[str, int] = {}
+    for seed in range(options.repeats):
+        elapsed, tokens["ours"] = _timed(partial(ours, seed))
+        seconds["ours"].append(elapsed)
+        for name, peer in peers.items():
+            elapsed, tokens[name] = peer()
+            seconds[name].append(elapsed)
+    num_compiled = len(compilations)
+    for peer in peers.values():
+        peer.close()
+    return seconds, tokens, num_compiled
 
 
 def _timed(run: Callable[[], int]) -> tuple[float, int]:
@@ -188,39 +199,39 @@ def _timed(run: Callable[[], int]) -> tuple[float, int]:
 def _prefix_seconds(
     model: Model, parameters: Any, processor: Any, prompts: list[Prompt], settings: Sampling, weights: Any, repeats: int
 ) -> tuple[float, float]:
-    """Seconds to the first token, with each prompt read once and with each read once for every completion."""
+    """Seconds to the first token, with each prompt encoded once, and once per completion."""
     one = replace(settings, max_new_tokens=1)
     shared = _seconds(lambda: sample(model, parameters, processor, prompts, one, weights=weights), repeats)
     repeated = [prompt for prompt in prompts for _ in range(settings.group_size)]
-    alone = replace(one, group_size=1)
-    return shared, _seconds(lambda: sample(model, parameters, processor, repeated, alone, weights=weights), repeats)
+    single = replace(one, group_size=1)
+    return shared, _seconds(lambda: sample(model, parameters, processor, repeated, single, weights=weights), repeats)
 
 
 def _seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The median, after one run that compiles."""
+    """Median seconds, after one run that compiles."""
     jax.block_until_ready(run())
     return statistics.median(_timed(lambda: jax.block_until_ready(run()) and 0)[0] for _ in range(repeats))
 
 
-def _bytes_of_a_step(model: Model, weights: Any, prompts: list[Prompt], settings: Sampling) -> float:
-    """Bytes that a step cannot do without, on average: weights, prompts' caches once, completions' up to the slot."""
+def _bytes_per_step(model: Model, weights: Any, prompts: list[Prompt], settings: Sampling) -> float:
+    """Mean bytes that a decoding step must read: weights, each prompt's KV cache once, each completion's own."""
     config, width = model.config, jnp.dtype(settings.cache.value).itemsize
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
     completions = len(prompts) * settings.group_size * (settings.max_new_tokens - 1) / 2
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
-    return held + per_token * (sum(len(prompt.tokens) for prompt in prompts) + completions)
+    weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+    return weight_bytes + per_token * (sum(len(prompt.tokens) for prompt in prompts) + completions)
 
 
 def _bandwidth() -> float:
-    """Bytes a second that a reduction over a gigabyte reads, the best of several."""
+    """Measures memory bandwidth in bytes/s: the best of several reductions over a GiB."""
     x = jnp.ones(2**28, jnp.float32)
     total = jax.jit(jnp.sum)
     jax.block_until_ready(total(x))
     return x.nbytes / min(_timed(lambda: jax.block_until_ready(total(x)) is None)[0] for _ in range(5))
 
 
-class Peer:
-    """Another engine in a process of its own, idle between its runs."""
+class PeerProcess:
+    """Another engine in a process of its own, idle between runs."""
 
     def __init__(self, name: str, python: str, folder: Path):
         script = Path(__file__).with_name("peers.py")
@@ -234,41 +245,41 @@ class Peer:
                 stderr=log,
                 text=True,
             )
-        self._answer("ready")
+        self._read_line("ready")
 
     def __call__(self) -> tuple[float, int]:
-        """One timed run: seconds and tokens."""
+        """Runs once; returns seconds and sampled tokens."""
         print(file=self.process.stdin, flush=True)
-        answer = json.loads(self._answer('{"seconds"'))
+        answer = json.loads(self._read_line('{"seconds"'))
         return answer["seconds"], answer["tokens"]
 
     def close(self) -> None:
         """Ends the process."""
         self.process.communicate()
 
-    def _answer(self, beginning: str) -> str:
+    def _read_line(self, prefix: str) -> str:
         assert self.process.stdout
         for line in self.process.stdout:
-            if line.startswith(beginning):
+            if line.startswith(prefix):
                 return line
-        raise RuntimeError(f"{self.name} ended before it answered:\n{self.log.read_text()[-3000:]}")
+        raise RuntimeError(f"{self.name} exited without an answer:\n{self.log.read_text()[-3000:]}")
 
 
 def write_job(folder: Path, processor: Any, prompts: list[Prompt], images: list[Path], settings: Sampling) -> None:
-    """The same prompts as the peers take them: arrays for Hugging Face, text and images for vLLM and TRL."""
-    pictures = [picture for prompt in prompts for picture in prompt.pictures]
-    patches = np.concatenate([picture.patches for picture in pictures]).reshape(-1, 3, 14, 14)
+    """Writes the prompts for the peers: arrays for Hugging Face, text and images for vLLM and TRL."""
+    images_in_prompts = [image for prompt in prompts for image in prompt.pictures]
+    patches = np.concatenate([image.patches for image in images_in_prompts]).reshape(-1, 3, 14, 14)
     pixels = np.repeat(np.asarray(normalise(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(len(patches), -1)
     np.savez(
         folder / "arrays.npz",
         tokens=np.stack([prompt.tokens for prompt in prompts]),
         pixel_values=pixels,
-        grids=np.array([[1, *picture.grid] for picture in pictures]),
+        grids=np.array([[1, *image.grid] for image in images_in_prompts]),
     )
-    placeholder = processor.config.image_token_id
+    image_token_id = processor.config.image_token_id
     texts = []
     for prompt in prompts:
-        repeated = (prompt.tokens == placeholder) & (np.roll(prompt.tokens, 1) == placeholder)
+        repeated = (prompt.tokens == image_token_id) & (np.roll(prompt.tokens, 1) == image_token_id)
         texts.append(processor.tokenizer.decode(prompt.tokens[~repeated].tolist()))
     job = {
         "arrays": str(folder / "arrays.npz"),
@@ -283,7 +294,7 @@ def write_job(folder: Path, processor: Any, prompts: list[Prompt], images: list[
 
 
 def write_checkpoint(folder: Path, config: ModelConfig) -> None:
-    """Random weights in Hugging Face's layout, with a tokenizer of bytes."""
+    """Writes random weights in Hugging Face's layout, with a byte tokenizer."""
     folder.mkdir()
     model = Model(config, cr.make_mesh(devices=jax.devices()[:1]), jnp.dtype("float32"))
     hf.save(model, model.init(0), folder)
@@ -300,20 +311,20 @@ def write_checkpoint(folder: Path, config: ModelConfig) -> None:
     write_json(folder / "preprocessor_config.json", read_preprocessor(folder, config))
 
 
-def prompt_of(processor: Any, image: Path, key: int) -> Prompt:
-    """A question about one image."""
+def image_prompt(processor: Any, image: Path, key: int) -> Prompt:
+    """Builds a prompt with a question about one image."""
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     return processor.prompt([{"role": "user", "content": content}], [image], key=key)
 
 
-def image_of(path: Path, seed: int, width: int, height: int) -> Path:
-    """Writes an image of noise."""
+def write_image(path: Path, seed: int, width: int, height: int) -> Path:
+    """Writes an image of noise, and returns its path."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
 
-def _table(result: dict[str, Any]) -> str:
+def _format(result: dict[str, Any]) -> str:
     rates = result["tokens_per_second"]
     lines = [
         f"{result['size']}: {result['parameters']:,} parameters; {result['prompts']} prompts of"
@@ -324,18 +335,18 @@ def _table(result: dict[str, Any]) -> str:
         f" {result['roofline']:.0%} of the roofline",
         f"  prefix {result['prefix_seconds']:.3f} s, unshared {result['unshared_prefix_seconds']:.3f} s:"
         f" x {result['unshared_prefix_seconds'] / result['prefix_seconds']:.2f} at G = {result['group']}",
-        "  waste  " + ", ".join(f"{name} {share:.1%}" for name, share in result["waste"].items()),
+        "  waste  " + ", ".join(f"{name} {fraction:.1%}" for name, fraction in result["waste"].items()),
         f"  compiled after the warm-up: {result['compiled_after_warm_up']}",
     ]
     return "\n".join(lines)
 
 
-def add_shape(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, and how much it reads and writes."""
-    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["2m", "40m"], help="which models")
-    parser.add_argument("--prompts", type=int, default=4, metavar="P", help="prompts, one image each (default 4)")
-    parser.add_argument("--group", type=int, default=8, metavar="G", help="completions of each (default 8)")
-    parser.add_argument("--tokens", type=int, default=128, metavar="T", help="tokens of each completion (default 128)")
+def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the model size and the workload."""
+    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["2m", "40m"], help="model sizes")
+    parser.add_argument("--prompts", type=int, default=4, metavar="P", help="prompts, each with one image (default 4)")
+    parser.add_argument("--group", type=int, default=8, metavar="G", help="completions per prompt (default 8)")
+    parser.add_argument("--tokens", type=int, default=128, metavar="T", help="tokens per completion (default 128)")
     parser.add_argument(
         "--image",
         type=int,
@@ -348,12 +359,12 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_shape(parser)
-    parser.add_argument("--segment", type=int, default=128, metavar="S", help="slots of a segment (default 128)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs of each engine (default 5)")
-    parser.add_argument("--hf-python", metavar="PYTHON", help="of an environment with torch and transformers 5")
-    parser.add_argument("--vllm-python", metavar="PYTHON", help="of an environment with vLLM")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    add_shape_arguments(parser)
+    parser.add_argument("--segment", type=int, default=128, metavar="S", help="slots of a cache segment (default 128)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs per engine (default 5)")
+    parser.add_argument("--hf-python", metavar="PYTHON", help="Python of an environment with torch and transformers 5")
+    parser.add_argument("--vllm-python", metavar="PYTHON", help="Python of an environment with vLLM")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results to this JSON file")
     return parser
 
 

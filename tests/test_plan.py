@@ -1,8 +1,7 @@
-"""What a plan says, against what XLA counts, what a run holds, and small programs that can be counted by hand."""
+"""Plans against XLA's own counts, against the arrays of a run, and against small programs counted by hand."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,72 +10,75 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from currreft_jax.planning.parts import Part
 
-from currreft_jax import experience, plan, rollout, train
+from currreft_jax import plan
 from currreft_jax.config import Config, LossAverage, MeshShape, Method, Remat
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.planning import devices, fit, flops, hlo, parts
-from currreft_jax.planning import search as searching
-from currreft_jax.planning.devices import DEVICES, GIB, MissingCompiler, Platform, Slice, topology
-from currreft_jax.planning.fit import Measured, Shares, TooLarge
-from currreft_jax.planning.hlo import Traffic, traffic
+from currreft_jax.planning import compiled, devices, fit, flops, hlo, search
+from currreft_jax.planning.compiled import CompiledProgram, Efficiency
+from currreft_jax.planning.devices import DEVICES, GIB, MissingCompiler, Platform, Topology, topology_by_name
+from currreft_jax.planning.fit import TooLarge
+from currreft_jax.planning.hlo import Traffic, hlo_traffic
+from currreft_jax.planning.spec import model_spec
+from currreft_jax.runtime.programs import StepProgram, device_bytes
+from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.sampling import sampler
+from currreft_jax.training import grpo, trainer
+from currreft_jax.training.programs import StagePrograms, stage_programs
 from tests import tiny
 from tests.test_grpo import config_of, rows  # noqa: F401 (a fixture)
 
 SPLIT = {"microbatches": 2, "mesh": MeshShape(1, 2, 4)}
 
 
-def programs_of(config: Config, place: Slice | None = None) -> parts.Programs:
-    place = place or here()
-    return parts.programs_of(config, 0, parts.reader_of(config), place.devices)
+def stage_of(config: Config, topology: Topology | None = None) -> StagePrograms:
+    topology = topology or here()
+    return stage_programs(config, 0, model_spec(config), topology.devices)
 
 
-def here(usable: float | None = None) -> Slice:
+def largest_step(stage: StagePrograms) -> list[StepProgram]:
+    return list(stage.step(stage.buckets()[-1]))
+
+
+def here(usable_bytes: float | None = None) -> Topology:
     """The eight simulated devices, with an A100's figures."""
-    return Slice("here", DEVICES["a100"], jax.devices(), 8, usable)
-
-
-def planned(config: Config, place: Slice, names: tuple[str, ...] = ()) -> list[Measured]:
-    programs = programs_of(config, place)
-    wanted = parts.parts(programs, parts.buckets(programs)[-1])
-    return [fit.measured(it, programs, place) for it in wanted if not names or it.name in names]
+    return Topology("here", DEVICES["a100"], jax.devices(), 8, usable_bytes)
 
 
 # ------------------------------------------------------------------------------------------------------------- devices
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_every_device_has_its_figures_and_their_sources(name):
-    device = DEVICES[name]
-    assert all(source.startswith("https://") for source in device.sources)
-    assert 10 * GIB < device.memory < 200 * GIB and 0.9 < device.usable < 1
-    # Between a fifth and a half of a thousand operations for each byte: a slipped power of ten is seen.
-    assert 100 < device.peak / device.bandwidth < 600
-    assert device.link < device.bandwidth
-    if device.platform is Platform.CUDA:
-        text = devices.target(device)
-        assert f"device_memory_size: {device.memory}" in text and text.count("{") == text.count("}")
+def test_every_device_has_plausible_figures_with_sources(name):
+    spec = DEVICES[name]
+    assert all(source.startswith("https://") for source in spec.sources)
+    assert 10 * GIB < spec.memory < 200 * GIB and 0.9 < spec.usable_fraction < 1
+    # 100 to 600 FLOP per byte of bandwidth: a wrong power of ten falls outside.
+    assert 100 < spec.peak_flops / spec.bandwidth < 600
+    assert spec.link_bandwidth < spec.bandwidth
+    if spec.platform is Platform.CUDA:
+        text = devices.target_config(spec)
+        assert f"device_memory_size: {spec.memory}" in text and text.count("{") == text.count("}")
 
 
 @pytest.mark.parametrize("name", ["a900:1x8", "a800", "a800:8", "a800:0x8", "v5e:2x", ""])
-def test_a_topology_that_is_none_is_refused(name):
+def test_an_unknown_topology_is_refused(name):
     with pytest.raises(ValueError, match="no topology"):
-        topology(name)
+        topology_by_name(name)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("a800:1x8", "cuda12"), ("v5e:2x4", "tpu")])
 def test_a_missing_compiler_names_its_extra(monkeypatch, name, extra):
     monkeypatch.setattr(devices, "find_spec", lambda module: None)
     with pytest.raises(MissingCompiler, match=rf"pip install 'currreft_jax\[{extra}\]'"):
-        topology(name)
+        topology_by_name(name)
 
 
-# ----------------------------------------------------------------------------------------------------------- operations
+# ---------------------------------------------------------------------------------------------------------------- FLOPs
 
 
 def wide(layers: int) -> ModelConfig:
-    """Wide enough that products are nearly all that XLA counts."""
+    """A config wide enough that matmuls are nearly all FLOPs that XLA counts."""
     vision = replace(tiny.CONFIG.vision, depth=layers, hidden_size=256, intermediate_size=688, num_heads=4)
     return replace(
         tiny.CONFIG,
@@ -91,57 +93,57 @@ def wide(layers: int) -> ModelConfig:
     )
 
 
-def unrolled(checkpoint: Path, monkeypatch, layers: int, remat: Remat):
-    """Our count of a program's operations and the lowered program without its scans, for those with most products."""
+def flops_and_unrolled(checkpoint: Path, monkeypatch, layers: int, remat: Remat):
+    """Pairs our FLOPs of the two largest programs with the same programs lowered without scans."""
     config = config_of(checkpoint, checkpoint, mesh=MeshShape(1, 1, 1))
     config.model.remat, config.data.batch_size, config.data.slots = remat, 1, (4,)
     config.model.max_pixels = 4 * 112 * 112
     config.sampling.max_new_tokens = config.sampling.segment = 64
-    reader = parts.reader_of(config)._replace(config=wide(layers), tokenizer_size=None)
+    spec = model_spec(config)._replace(config=wide(layers), tokenizer_size=None)
 
     def traced():
-        programs = parts.programs_of(config, 0, reader, jax.devices()[:1])
-        for it in parts.parts(programs, parts.buckets(programs)[-1]):
-            if it.name in ("reference", "gradient"):
-                yield it.program.trace(*it.arguments)
+        stage = stage_programs(config, 0, spec, jax.devices()[:1])
+        for program in largest_step(stage):
+            if program.name in ("reference", "gradient"):
+                yield program.function.trace(*program.arguments)
 
-    ours = [flops.products(it.jaxpr.jaxpr, taken=1 / layers) for it in traced()]
+    ours = [flops.matmul_flops(program.jaxpr.jaxpr, cond_fraction=1 / layers) for program in traced()]
     scan = partial(jax.lax.scan, unroll=True)
     monkeypatch.setattr(jax.lax, "scan", scan)
     monkeypatch.setattr(jax.lax, "map", lambda f, xs: scan(lambda _, x: (None, f(x)), None, xs)[1])
     jax.clear_caches()
-    return zip(ours, [it.lower() for it in traced()], strict=True)
+    return zip(ours, [program.lower() for program in traced()], strict=True)
 
 
 @pytest.mark.parametrize("layers", [2, 4])
 @pytest.mark.parametrize("remat", Remat)
-def test_operations_are_xlas_of_the_unrolled_model(checkpoint, monkeypatch, layers, remat):
-    for ours, lowered in unrolled(checkpoint, monkeypatch, layers, remat):
+def test_flops_equal_xlas_of_the_unrolled_model(checkpoint, monkeypatch, layers, remat):
+    for ours, lowered in flops_and_unrolled(checkpoint, monkeypatch, layers, remat):
         assert ours == pytest.approx(lowered.cost_analysis()["flops"], rel=0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 4])
-def test_operations_are_xlas_of_the_compiled_unrolled_model(checkpoint, monkeypatch, layers):
-    for ours, lowered in unrolled(checkpoint, monkeypatch, layers, Remat.BLOCK):
+def test_flops_equal_xlas_of_the_compiled_unrolled_model(checkpoint, monkeypatch, layers):
+    for ours, lowered in flops_and_unrolled(checkpoint, monkeypatch, layers, Remat.BLOCK):
         assert ours == pytest.approx(lowered.compile().cost_analysis()["flops"], rel=0.05)
 
 
-def test_loops_and_conditions_count_as_often_as_they_run():
+def test_loop_bodies_and_branches_count_as_often_as_they_run():
     x = jnp.ones((8, 8))
-    product = 2 * 8**3
+    matmul = 2 * 8**3
 
-    def count(f, **how):
-        return flops.products(jax.jit(f).trace(x).jaxpr.jaxpr, **how) / product
+    def count(f, **assumptions):
+        return flops.matmul_flops(jax.jit(f).trace(x).jaxpr.jaxpr, **assumptions) / matmul
 
     assert count(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0]) == 5
     until = lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ x, x)  # noqa: E731
-    assert count(until, trips=7) == 7
+    assert count(until, iterations=7) == 7
     either = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)  # noqa: E731
-    assert count(either, taken=0.25) == 1.25
-    inside = lambda x: jax.lax.cond(x[0, 0] > 0, either, lambda x: x @ x, x)  # noqa: E731
-    assert count(inside, taken=0.25) == 0.75 + 0.25 * 2
-    assert count(jax.grad(lambda x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(x @ x))(x)))) == 4  # one of them again
+    assert count(either, cond_fraction=0.25) == 1.25
+    nested = lambda x: jax.lax.cond(x[0, 0] > 0, either, lambda x: x @ x, x)  # noqa: E731
+    assert count(nested, cond_fraction=0.25) == 0.75 + 0.25 * 2
+    assert count(jax.grad(lambda x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(x @ x))(x)))) == 4  # one is recomputed
 
 
 # -------------------------------------------------------------------------------------------------------------- traffic
@@ -181,27 +183,27 @@ ENTRY %main (a: f32[16,4], n: s32[]) -> f32[16,4] {
 """
 
 
-def test_traffic_of_a_loop_is_that_of_its_runs():
+def test_the_traffic_of_a_loop_counts_every_iteration():
     known = MODULE.replace("TRIPS", 'backend_config={"known_trip_count":{"n":"3"}}')
-    seen = traffic(known, of_host=4)
-    # A row and its number are read, the row written; the gather reads it and writes four; the sum is read, written.
-    assert seen.memory == 3 * ((16 + 4 + 16) + (16 + 64) + 128)
-    assert seen.links == {"all-gather": 3 * 64 * 3 / 4}
-    assert seen.network == {"all-reduce": 3 * 2 * 64 / 2}
-    assert seen.calls == {"all-gather": 3, "all-reduce": 3}
-    assert traffic(known, of_host=8).network == {}
+    measured = hlo_traffic(known, devices_per_host=4)
+    # Reads a row and its index, writes the row; the gather reads it and writes four; the sum is read and written.
+    assert measured.memory == 3 * ((16 + 4 + 16) + (16 + 64) + 128)
+    assert measured.links == {"all-gather": 3 * 64 * 3 / 4}
+    assert measured.network == {"all-reduce": 3 * 2 * 64 / 2}
+    assert measured.calls == {"all-gather": 3, "all-reduce": 3}
+    assert hlo_traffic(known, devices_per_host=8).network == {}
     unknown = MODULE.replace("TRIPS", "x={}")
-    assert traffic(unknown, 4, trips=5).calls["all-gather"] == 5
+    assert hlo_traffic(unknown, 4, iterations=5).calls["all-gather"] == 5
     i = "%i = s32[] get-tuple-element(%p), index=0"
-    below = f"%n = s32[] constant(7)\n  {i}\n  ROOT %c = pred[] compare(%i, %n), direction=LT"
-    counted = unknown.replace("ROOT %c = pred[] constant(true)", below)
-    assert traffic(counted, 4, trips=5).calls["all-gather"] == 7
+    compare = f"%n = s32[] constant(7)\n  {i}\n  ROOT %c = pred[] compare(%i, %n), direction=LT"
+    counted = unknown.replace("ROOT %c = pred[] constant(true)", compare)
+    assert hlo_traffic(counted, 4, iterations=5).calls["all-gather"] == 7
     by_two = f"{i}\n  %two = s32[] constant(2)\n  %next = s32[] add(%i, %two)"
     counted = counted.replace(i, by_two, 1).replace("tuple(%i, %x)", "tuple(%next, %x)")
-    assert traffic(counted, 4, trips=5).calls["all-gather"] == 4
-    # What lies beside a TPU's units is not read from its memory.
-    near = known.replace("%all = f32[4,4]{1,0}", "%all = f32[4,4]{1,0:T(8,128)S(1)}")
-    assert traffic(near, of_host=4).memory == seen.memory - 3 * 64
+    assert hlo_traffic(counted, 4, iterations=5).calls["all-gather"] == 4
+    # A TPU's on-chip memory is not main memory.
+    on_chip = known.replace("%all = f32[4,4]{1,0}", "%all = f32[4,4]{1,0:T(8,128)S(1)}")
+    assert hlo_traffic(on_chip, devices_per_host=4).memory == measured.memory - 3 * 64
 
 
 @pytest.mark.parametrize(
@@ -218,215 +220,239 @@ def test_traffic_of_a_loop_is_that_of_its_runs():
         ("mesh['a'=2,'b'=2], device_ids=(3,2,1,0) {'b'}", [[3, 2], [1, 0]]),
     ],
 )
-def test_groups_of_devices_in_every_notation(text, groups):
-    np.testing.assert_array_equal(hlo._members(text), groups)
+def test_replica_groups_parse_in_every_notation(text, groups):
+    np.testing.assert_array_equal(hlo._parse_replica_groups(text), groups)
 
 
-def test_traffic_of_a_compiled_program():
-    mesh = train.make_mesh(1, 8, 1)
-    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axis)) for axis in (("fsdp",), ()))
-    x = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
-    seen = traffic(jax.jit(lambda x: x, out_shardings=whole).lower(x).compile().as_text(), 8)
-    assert seen.links == {"all-gather": 64 * 64 * 4 * 7 / 8}
-    assert seen.memory >= 64 * 64 * 4
+def test_a_compiled_all_gather_is_counted():
+    mesh = make_mesh(1, 8, 1)
+    sharded, replicated = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axis)) for axis in (("fsdp",), ())
+    )
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=sharded)
+    text = jax.jit(lambda x: x, out_shardings=replicated).lower(x).compile().as_text()
+    measured = hlo_traffic(text, 8)
+    assert measured.links == {"all-gather": 64 * 64 * 4 * 7 / 8}
+    assert measured.memory >= 64 * 64 * 4
 
 
-# ------------------------------------------------------------------------------------------------ what lies on devices
+# ----------------------------------------------------------------------------------------------------- resident arrays
 
 
-class Watched:
-    """Bytes on the first device when programs are called, without what lay there before."""
+class MemoryProbe:
+    """Bytes on the first device at each call of a program, without arrays from before the probe."""
 
     def __init__(self) -> None:
-        self._before = jax.live_arrays()  # held, so that none makes room meanwhile
-        self._known = set(map(id, self._before))
+        self._before = jax.live_arrays()  # kept alive: a freed array would hide a new one
+        self._ids_before = set(map(id, self._before))
         self.largest: dict[str, int] = {}
 
-    def around(self, name: str, program):
-        def call(*args, **named):
-            self.largest[name] = max(self.largest.get(name, 0), self._now())
-            return program(*args, **named)
+    def wrap(self, name: str, program):
+        def call(*args, **kwargs):
+            self.largest[name] = max(self.largest.get(name, 0), self._bytes())
+            return program(*args, **kwargs)
 
         return call
 
-    def _now(self) -> int:
-        arrays = [x for x in jax.live_arrays() if id(x) not in self._known]
-        return parts.device_bytes([x for x in arrays if jax.devices()[0] in x.sharding.device_set])
+    def _bytes(self) -> int:
+        arrays = [x for x in jax.live_arrays() if id(x) not in self._ids_before]
+        return device_bytes([x for x in arrays if jax.devices()[0] in x.sharding.device_set])
 
 
 @pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_plan_knows_what_a_run_holds(checkpoint, rows, tmp_path, monkeypatch, split):  # noqa: F811
+def test_a_plan_predicts_the_bytes_before_each_program_of_a_run(checkpoint, rows, tmp_path, monkeypatch, split):  # noqa: F811
     config = config_of(checkpoint, rows, steps=1, **(SPLIT if split else {}))
     if split:
         config.sampling.mesh, config.model.lora.rank, config.data.slots = (2, 4), 4, (4,)
-    programs = programs_of(config)
-    expected = {it.name: it.lying for it in parts.parts(programs, parts.buckets(programs)[-1])}
-    watched = Watched()
-    update, sampling, scorer = train.update_programs, rollout._programs, experience.scorer
+    expected = {program.name: program.bytes_before for program in largest_step(stage_of(config))}
+    probe = MemoryProbe()
+    update_programs, sampling_programs = trainer.update_programs, sampler.sampler_programs
+    reference_program = grpo.reference_program
 
-    def watched_update(*args):
-        made = update(*args)
-        return made._replace(add=watched.around("gradient", made.add), move=watched.around("move", made.move))
+    def probed_update(*args):
+        made = update_programs(*args)
+        return made._replace(
+            add_gradient=probe.wrap("gradient", made.add_gradient),
+            apply_gradients=probe.wrap("apply gradient", made.apply_gradients),
+        )
 
-    def watched_sampling(*args):
-        made = sampling(*args)
-        named = {"start": "prefix", "decode": "decode", "lengthen": "grow"}
-        return made._replace(**{at: watched.around(name, getattr(made, at)) for at, name in named.items()})
+    def probed_sampling(*args):
+        made = sampling_programs(*args)
+        names = {"prefill": "prefix", "decode": "decode", "grow": "grow cache"}
+        return made._replace(**{field: probe.wrap(name, getattr(made, field)) for field, name in names.items()})
 
-    monkeypatch.setattr(train, "update_programs", watched_update)
-    monkeypatch.setattr(rollout, "_programs", watched_sampling)
-    monkeypatch.setattr(experience, "scorer", lambda *args: watched.around("reference", scorer(*args)))
-    train.run(config, tmp_path)
-    assert watched.largest.keys() == {"gradient", "move", "prefix", "decode", "grow", "reference"}
-    for name, held in watched.largest.items():
-        assert held == pytest.approx(expected[name], rel=0.1), name
+    monkeypatch.setattr(trainer, "update_programs", probed_update)
+    monkeypatch.setattr(sampler, "sampler_programs", probed_sampling)
+    monkeypatch.setattr(grpo, "reference_program", lambda *args: probe.wrap("reference", reference_program(*args)))
+    trainer.run(config, tmp_path)
+    assert probe.largest.keys() == {"gradient", "apply gradient", "prefix", "decode", "grow cache", "reference"}
+    for name, measured in probe.largest.items():
+        assert measured == pytest.approx(expected[name], rel=0.1), name
 
 
-def test_a_part_of_a_plan_takes_what_xla_gives_the_program_that_runs(checkpoint):
-    config = config_of(checkpoint, checkpoint)
-    (it,) = planned(config, here(), ("move",))
-    programs = programs_of(config)
-    compiled = programs.update.move.lower(programs.state, jax.eval_shape(programs.update.zeros)).compile()
-    stats = compiled.memory_analysis()
-    assert it.arguments == pytest.approx(stats.argument_size_in_bytes, rel=0.01)
-    assert it.arguments + it.results == pytest.approx(
+def test_a_planned_program_has_xlas_memory_of_the_program_that_runs(checkpoint):
+    stage = stage_of(config_of(checkpoint, checkpoint))
+    (program,) = [program for program in largest_step(stage) if program.name == "apply gradient"]
+    planned = compiled.compile_program(program, here())
+    run = stage.update.apply_gradients.lower(stage.state, jax.eval_shape(stage.update.zero_gradient)).compile()
+    stats = run.memory_analysis()
+    assert planned.argument_bytes == pytest.approx(stats.argument_size_in_bytes, rel=0.01)
+    assert planned.argument_bytes + planned.output_bytes == pytest.approx(
         stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes, rel=0.01
     )
-    assert it.beside.keys() == {"reference", "microbatches"}
+    assert planned.resident_bytes.keys() == {"reference", "microbatches"}
 
 
 # ---------------------------------------------------------------------------------------------------------- the program
 
 
-def test_the_report_names_every_part_and_what_does_not_fit(checkpoint, capsys):
+def test_the_plan_lists_every_program_and_finds_what_does_not_fit(checkpoint, capsys):
     config = config_of(checkpoint, checkpoint)
-    seen = plan.run(config, here(usable=GIB), Shares())
-    told = capsys.readouterr().out
-    drawing, learning = ("cast", "reshard", "prefix", "grow", "decode"), ("reference", "gradient", "move")
-    for name in ("load reference", *drawing, *learning, "step"):
-        assert f"\n{name} " in told, name
-    assert "resident: masters" in told and "programs compiled in" in told
-    assert fit.fits(seen, here(usable=GIB)) and not fit.fits(seen, here(usable=2**20))
-    assert fit.fits(seen, here(usable=None))
-    assert fit.step_seconds(seen, here(), Shares()) > fit.step_seconds(seen, here(), Shares(1, 1, 1, 1e12)) > 0
+    step = plan.run(config, here(usable_bytes=GIB), Efficiency())
+    printed = capsys.readouterr().out
+    sampling, training = (
+        ("cast", "reshard", "prefix", "grow cache", "decode"),
+        ("reference", "gradient", "apply gradient"),
+    )
+    for name in ("load reference", *sampling, *training, "step"):
+        assert f"\n{name} " in printed, name
+    assert "resident: masters" in printed and "programs in" in printed
+    assert fit.fits(step, here(usable_bytes=GIB)) and not fit.fits(step, here(usable_bytes=2**20))
+    assert fit.fits(step, here(usable_bytes=None))
+    by_default = compiled.step_seconds(step, here(), Efficiency())
+    assert by_default > compiled.step_seconds(step, here(), Efficiency(1, 1, 1, 1e12)) > 0
 
 
-def test_supervised_training_is_planned_too(checkpoint):
+def test_supervised_training_has_a_plan(checkpoint):
     config = config_of(checkpoint, checkpoint, method=Method.SFT, loss_average=LossAverage.TOKEN)
-    programs = programs_of(config)
-    bucket = parts.buckets(programs)[-1]
-    assert [it.name for it in parts.parts(programs, bucket)] == ["gradient", "move"]
-    assert bucket.completion == 8
-    assert programs.resident.keys() == {"masters", "moments"}
+    stage = stage_of(config)
+    assert [program.name for program in largest_step(stage)] == ["gradient", "apply gradient"]
+    assert stage.buckets()[-1].completion == 8
+    assert stage.resident.keys() == {"masters", "moments"}
 
 
-def test_every_bucket_is_a_shape_that_batches_take(checkpoint):
+def test_buckets_are_the_shapes_of_microbatches(checkpoint):
     config = config_of(checkpoint, checkpoint)
     config.data.prompt_lengths, config.data.slots = (128, 256), (1, 2)
-    programs = programs_of(config)
-    shapes = parts.buckets(programs)
-    assert shapes[0].shape.slots == 0 and shapes[0].shape.length == 128
-    assert shapes[-1].shape.slots == 2 and shapes[-1].shape.length == 256 and shapes[-1].completion == 8
-    assert len(set(shapes)) == len(shapes)
-    assert all(it.shape.reach <= it.shape.slots for it in shapes)
-    assert parts.count(programs) > len(shapes)
+    stage = stage_of(config)
+    buckets = stage.buckets()
+    assert buckets[0].shape.slots == 0 and buckets[0].shape.length == 128
+    assert buckets[-1].shape.slots == 2 and buckets[-1].shape.length == 256 and buckets[-1].completion == 8
+    assert len(set(buckets)) == len(buckets)
+    assert all(bucket.shape.reach <= bucket.shape.slots for bucket in buckets)
+    assert stage.max_programs() > len(buckets)
 
 
 @pytest.mark.parametrize(("path", "layers"), [("Qwen/Qwen2.5-VL-3B-Instruct", 36), ("Qwen/Qwen2.5-VL-7B-Instruct", 28)])
-def test_a_published_shape_needs_no_folder(path, layers):
+def test_a_published_model_needs_no_folder(path, layers):
     config = Config()
     config.model.path, config.grpo.reference_path = "runs/not-yet-trained/model", path
-    assert parts.reader_of(config).config.num_hidden_layers == layers
+    assert model_spec(config).config.num_hidden_layers == layers
     config.grpo.reference_path = ""
     with pytest.raises(FileNotFoundError, match="give its folder as --config"):
-        parts.reader_of(config)
+        model_spec(config)
 
 
-def fake(peaks) -> object:
-    """In place of compiling: bytes that a program would take, by its name and the programs' settings."""
+def fake_compiler(temp_bytes):
+    """Replaces `compile_program`; `temp_bytes` is a function of the program's name and the config."""
 
-    def measured(it: Part, programs: parts.Programs, place: Slice) -> Measured:
-        how = programs.config
-        slower = {Remat.NONE: 1.0, Remat.DOTS: 1.1, Remat.BLOCK: 1.3}[how.model.remat] + 0.2 * (how.microbatches - 1)
-        return Measured(it, 0.0, 0, 0, peaks(it.name, how), {}, slower * 1e12, Traffic())
+    def compile_program(program: StepProgram, topology: Topology) -> CompiledProgram:
+        config = searched.candidate
+        slowdown = {Remat.NONE: 1.0, Remat.DOTS: 1.1, Remat.BLOCK: 1.3}[config.model.remat]
+        flops = (slowdown + 0.2 * (config.microbatches - 1)) * 1e12
+        return CompiledProgram(program, 0.0, 0, 0, temp_bytes(program.name, config), {}, flops, Traffic())
 
-    return measured
+    return compile_program
+
+
+def searched(config: Config, topology: Topology, log=lambda _: None) -> search.SearchResult | None:
+    """Runs the search; the config that it tries is in `searched.candidate`."""
+
+    def step_programs(candidate: Config) -> list[StepProgram]:
+        searched.candidate = candidate
+        return largest_step(stage_of(candidate, topology))
+
+    return search.Search(config, step_programs, topology, Efficiency(), log).run()
 
 
 @pytest.mark.parametrize(
-    ("peaks", "found"),
+    ("gibibytes", "expected"),
     [
-        (lambda name, how: 0, (1, Remat.NONE, 1, 1)),
-        (lambda name, how: 3 * (name == "gradient" and how.model.remat is not Remat.BLOCK), (1, Remat.BLOCK, 1, 1)),
-        (lambda name, how: 3 / how.microbatches if name == "gradient" else 0, (2, Remat.NONE, 1, 1)),
-        (lambda name, how: 3 if name == "prefix" and how.sampling.mesh[1] < 4 else 0, (1, Remat.NONE, 1, 4)),
-        (lambda name, how: 3 if how.mesh.tensor < 2 else 0, (1, Remat.NONE, 2, 1)),
-        (lambda name, how: 3, None),
+        (lambda name, config: 0, (1, Remat.NONE, 1, 1)),
+        (
+            lambda name, config: 3 * (name == "gradient" and config.model.remat is not Remat.BLOCK),
+            (1, Remat.BLOCK, 1, 1),
+        ),
+        (lambda name, config: 3 / config.microbatches if name == "gradient" else 0, (2, Remat.NONE, 1, 1)),
+        (lambda name, config: 3 if name == "prefix" and config.sampling.mesh[1] < 4 else 0, (1, Remat.NONE, 1, 4)),
+        (lambda name, config: 3 if config.mesh.tensor < 2 else 0, (1, Remat.NONE, 2, 1)),
+        (lambda name, config: 3, None),
     ],
 )
-def test_the_search_takes_the_fastest_that_fits(checkpoint, monkeypatch, peaks, found):
+def test_the_search_finds_the_fastest_settings_that_fit(checkpoint, monkeypatch, gibibytes, expected):
     config = config_of(checkpoint, checkpoint)
     config.data.batch_size, config.model.remat = 32, Remat.BLOCK
-    monkeypatch.setattr(searching, "measured", fake(lambda name, how: int(peaks(name, how) * GIB)))
-    best = searching.search(config, 0, parts.reader_of(config), here(2 * GIB), Shares(), lambda _: None)
-    if found is None:
+    compiler = fake_compiler(lambda name, config: int(gibibytes(name, config) * GIB))
+    monkeypatch.setattr(search, "compile_program", compiler)
+    best = searched(config, here(2 * GIB))
+    if expected is None:
         assert best is None
         return
-    got = best.config
-    assert (got.microbatches, got.model.remat, got.mesh.tensor, got.sampling.mesh[1]) == found
-    assert f"--config.model.remat={found[1].name}" in best.flags
+    found = best.config
+    assert (found.microbatches, found.model.remat, found.mesh.tensor, found.sampling.mesh[1]) == expected
+    assert f"--config.model.remat={expected[1].name}" in best.flags
 
 
 @pytest.mark.parametrize(("sent", "copies"), [(1e12, 2), (0, 1)])
-def test_the_search_keeps_parameters_within_a_host_where_that_is_faster(checkpoint, monkeypatch, sent, copies):
+def test_the_search_shards_parameters_within_a_host_where_that_is_faster(checkpoint, monkeypatch, sent, copies):
     config = config_of(checkpoint, checkpoint)
     config.data.batch_size = 32
 
-    def measured(it: Part, programs: parts.Programs, place: Slice) -> Measured:
-        alone = programs.config.mesh.data == 1
-        return Measured(it, 0.0, 0, 0, 0, {}, 1e12 if alone else 1.1e12, Traffic(network={"all-gather": sent * alone}))
+    def compile_program(program: StepProgram, topology: Topology) -> CompiledProgram:
+        one_copy = searched.candidate.mesh.data == 1
+        traffic = Traffic(network={"all-gather": sent * one_copy})
+        return CompiledProgram(program, 0.0, 0, 0, 0, {}, 1e12 if one_copy else 1.1e12, traffic)
 
-    monkeypatch.setattr(searching, "measured", measured)
-    place = replace(here(2 * GIB), of_host=len(jax.devices()) // 2)
-    best = searching.search(config, 0, parts.reader_of(config), place, Shares(), lambda _: None)
+    monkeypatch.setattr(search, "compile_program", compile_program)
+    best = searched(config, replace(here(2 * GIB), devices_per_host=len(jax.devices()) // 2))
     assert best is not None and best.config.mesh.data == copies
 
 
-def test_nothing_is_compiled_where_what_lies_there_is_too_much(checkpoint, monkeypatch):
+def test_nothing_is_compiled_where_the_arrays_alone_do_not_fit(checkpoint, monkeypatch):
     config = config_of(checkpoint, checkpoint)
-    said: list[str] = []
-    monkeypatch.setattr(searching, "measured", lambda *_: pytest.fail("compiled"))
-    assert plan.search(config, 0, parts.reader_of(config), here(1000), Shares(), said.append) is None
-    assert all("takes" in line for line in said) and said
+    lines: list[str] = []
+    monkeypatch.setattr(search, "compile_program", lambda *_: pytest.fail("compiled"))
+    assert searched(config, here(1000), lines.append) is None
+    assert all("takes" in line for line in lines) and lines
 
 
 def test_training_refuses_what_does_not_fit_before_it_loads_anything(checkpoint, rows, tmp_path, monkeypatch):  # noqa: F811
     config = config_of(checkpoint, rows, steps=1)
-    monkeypatch.setattr(fit, "present", lambda of: replace(here(usable=2**20), devices=of))
-    monkeypatch.setattr(train, "start_state", lambda *_: pytest.fail("loaded"))
-    with pytest.raises(TooLarge, match=r"does not fit 0\.00 GiB a device"):
-        train.run(config, tmp_path)
+    monkeypatch.setattr(fit, "attached_topology", lambda of: replace(here(usable_bytes=2**20), devices=of))
+    monkeypatch.setattr(trainer, "start_state", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(TooLarge, match=r"does not fit 0\.00 GiB per device"):
+        trainer.run(config, tmp_path)
 
 
-def compiled(config: Config, workdir: Path) -> int:
-    """Programs that a run compiles."""
-    seen: list[str] = []
+def count_compilations(config: Config, workdir: Path) -> int:
+    """Number of programs that a run compiles."""
+    compilations: list[str] = []
     jax.clear_caches()
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, took, **_: seen.append(event) if "backend_compile" in event else None
+        lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
     )
-    train.run(config, workdir)
-    return len(seen)
+    trainer.run(config, workdir)
+    return len(compilations)
 
 
 @pytest.mark.slow
-def test_what_training_planned_is_not_compiled_again(checkpoint, rows, tmp_path, monkeypatch):  # noqa: F811
+def test_training_reuses_the_planned_programs(checkpoint, rows, tmp_path, monkeypatch):  # noqa: F811
     config = config_of(checkpoint, rows, steps=1)
-    alone = compiled(config, tmp_path / "alone")
-    monkeypatch.setattr(fit, "present", lambda of: replace(here(usable=2**40), devices=of))
-    assert compiled(config, tmp_path / "planned") == alone
+    without_plan = count_compilations(config, tmp_path / "without")
+    monkeypatch.setattr(fit, "attached_topology", lambda of: replace(here(usable_bytes=2**40), devices=of))
+    assert count_compilations(config, tmp_path / "with") == without_plan
 
 
-def test_cpus_say_nothing_of_their_memory_and_train(checkpoint):
-    assert devices.present().usable is None
-    fit.refuse_too_large(dataclasses.replace(programs_of(config_of(checkpoint, Path()))))
+def test_cpus_report_no_memory_and_train(checkpoint):
+    assert devices.attached_topology().usable_bytes is None
+    fit.refuse_too_large(largest_step(stage_of(config_of(checkpoint, Path()))), jax.devices())

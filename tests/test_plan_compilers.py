@@ -1,4 +1,4 @@
-"""Plans by the compilers of GPUs and TPUs; without them these tests are skipped, and say so."""
+"""Plans by the compilers of GPUs and TPUs; skipped where a compiler is not installed."""
 
 import re
 import subprocess
@@ -11,8 +11,12 @@ import jax
 import pytest
 
 from configs import common, stage3
-from currreft_jax.planning import fit, parts
-from currreft_jax.planning.devices import GIB, topology
+from currreft_jax.planning.compiled import CUBLAS_ONLY, compile_programs
+from currreft_jax.planning.devices import GIB, topology_by_name
+from currreft_jax.planning.fit import fits
+from currreft_jax.planning.spec import model_spec
+from currreft_jax.runtime.programs import device_bytes
+from currreft_jax.training.programs import stage_programs
 
 pytestmark = pytest.mark.plan
 LACKING = {
@@ -22,16 +26,16 @@ LACKING = {
 
 
 def thin(name: str):
-    """The 3B's widths with two layers: its programs for a slice, and the slice."""
-    jax.config.update("jax_default_matmul_precision", None)  # which the suite raises
+    """The programs of a two-layer model with the 3B's widths, and the topology they are for."""
+    jax.config.update("jax_default_matmul_precision", None)  # the suite raises it
     config = stage3.get_config("3b")
     config.stages[0].held_out = []
-    reader = parts.reader_of(config)
-    vision = replace(reader.config.vision, depth=2, fullatt_block_indexes=(1,))
-    reader = reader._replace(config=replace(reader.config, num_hidden_layers=2, vision=vision))
-    place = topology(name)
-    config.data.batch_size = len(place.devices)
-    return parts.programs_of(config, 0, reader, place.devices), place
+    spec = model_spec(config)
+    vision = replace(spec.config.vision, depth=2, fullatt_block_indexes=(1,))
+    spec = spec._replace(config=replace(spec.config, num_hidden_layers=2, vision=vision))
+    topology = topology_by_name(name)
+    config.data.batch_size = len(topology.devices)
+    return stage_programs(config, 0, spec, topology.devices), topology
 
 
 @pytest.mark.parametrize(
@@ -45,36 +49,40 @@ def thin(name: str):
 )
 def test_the_published_widths_compile(monkeypatch, name):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
-    programs, place = thin(name)
-    wanted = parts.parts(programs, parts.buckets(programs)[-1])
-    seen = {it.part.name: it for it in fit.plan(wanted, programs, place)}
-    gradient = seen["gradient"]
-    assert gradient.temporaries > GIB / 4
-    # Masters and the sum of gradients, 4 bytes each of a share of the parameters.
-    share = programs.model.num_parameters / len(place.devices)
-    assert gradient.arguments == pytest.approx(8 * share, rel=0.05)
-    assert sum(gradient.moved.sent.values()) > 4 * share
-    assert bool(gradient.moved.network) == (name == "a800:2x8")
-    # A token reads the head and both layers once, and little else; for v5e 4% less is counted.
-    weights = parts.device_bytes(seen["decode"].part.arguments[0])
-    assert 0.9 * weights < seen["decode"].moved.memory / seen["decode"].part.trips < 2 * weights
-    assert fit.fits(list(seen.values()), place)
+    stage, topology = thin(name)
+    programs = stage.step(stage.buckets()[-1])
+    compiled = {result.program.name: result for result in compile_programs(programs, topology)}
+    gradient, decode = compiled["gradient"], compiled["decode"]
+    assert gradient.temp_bytes > GIB / 4
+    # Arguments are the masters and the gradient sum, 4 bytes per parameter each.
+    shard_parameters = stage.model.num_parameters / len(topology.devices)
+    assert gradient.argument_bytes == pytest.approx(8 * shard_parameters, rel=0.05)
+    assert sum(gradient.traffic.sent.values()) > 4 * shard_parameters
+    assert bool(gradient.traffic.network) == (name == "a800:2x8")
+    # A token reads the head and both layers once, and little else; on v5e 4% less is counted.
+    weights = device_bytes(decode.program.arguments[0])
+    assert 0.9 * weights < decode.traffic.memory / decode.program.iterations < 2 * weights
+    assert fits(list(compiled.values()), topology)
 
 
-@pytest.mark.parametrize("options", [fit.CUBLAS, None], ids=["cublas", "triton"])
+@pytest.mark.parametrize("options", [CUBLAS_ONLY, None], ids=["cublas", "triton"])
 @pytest.mark.skipif(LACKING["a800"][0], reason=LACKING["a800"][1])
-def test_no_weight_is_copied_for_a_token(monkeypatch, options):
-    """The loop that draws makes nothing as large as the queries' kernel: neither joined nor moved nor cast weights."""
+def test_decoding_copies_no_weights(monkeypatch, options):
+    """The decoding loop makes no array as large as the query kernel: it neither joins, copies nor casts weights."""
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
-    programs, _ = thin("a800:1x8")
-    wanted = parts.parts(programs, parts.buckets(programs)[-1])
-    (decode,) = [part for part in wanted if part.name == "decode"]
-    text = decode.program.trace(*decode.arguments).lower().compile(options).as_text()
+    stage, _ = thin("a800:1x8")
+    programs = stage.step(stage.buckets()[-1])
+    (decode,) = [program for program in programs if program.name == "decode"]
+    text = decode.function.trace(*decode.arguments).lower().compile(options).as_text()
     loop = re.search(r"while\(.*body=%([\w.-]+)", text)[1]
     body = re.search(rf"^%{re.escape(loop)} .*?^}}", text, re.DOTALL | re.MULTILINE)[0]
     free = "get-tuple-element|parameter|bitcast|tuple"
-    made = re.findall(rf"^ +(?:ROOT )?%[\w.-]+ = (.*?) (?!(?:{free})\()[\w-]+\(", body, re.MULTILINE)
-    shapes = [shape for it in made for shape in re.findall(r"(?:f32|bf16|u16)\[([\d,]+)\]", it)]  # s8 is cuBLAS's own
+    results = re.findall(rf"^ +(?:ROOT )?%[\w.-]+ = (.*?) (?!(?:{free})\()[\w-]+\(", body, re.MULTILINE)
+    shapes = [
+        shape
+        for result in results
+        for shape in re.findall(r"(?:f32|bf16|u16)\[([\d,]+)\]", result)  # s8 is cuBLAS's workspace
+    ]
     sizes = [prod(map(int, shape.split(","))) for shape in shapes]
     assert len(sizes) > 20 and " call(" not in body
     assert max(sizes) < 2048 * 2048

@@ -1,1 +1,1 @@
-"""Will it fit, how fast: the programs of training, compiled ahead of time for devices that need not be there."""
+"""Compiles the programs of training ahead of time, for devices that need not be attached: memory and speed."""

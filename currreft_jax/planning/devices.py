@@ -1,4 +1,4 @@
-"""Devices that can be planned for: the table of what they have, and topologies of them without the hardware."""
+"""The table of devices to plan for, and topologies of them that need no hardware."""
 
 from __future__ import annotations
 
@@ -22,77 +22,77 @@ GB, GIB = 10**9, 2**30
 
 
 class Platform(Enum):
-    """Who compiles, and the extra that brings it."""
+    """A compiler platform; the value is the pip extra that installs its compiler."""
 
     CUDA = "cuda12"
     TPU = "tpu"
 
 
-_COMPILERS = {Platform.CUDA: "jax-cuda12-plugin", Platform.TPU: "libtpu"}
+_COMPILER_PACKAGES = {Platform.CUDA: "jax-cuda12-plugin", Platform.TPU: "libtpu"}
 
 
 class MissingCompiler(ModuleNotFoundError):
-    """What compiles for a platform is not installed; the message names the extra."""
+    """The compiler of a platform is not installed; the message names the extra that brings it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chip:
-    """What XLA has to know of a CUDA device, besides its memory.
+class GpuSpec:
+    """The hardware limits of a CUDA device that XLA needs besides its memory.
 
     Attributes:
-        capability: compute capability, major and minor.
-        processors: streaming multiprocessors.
-        lanes: fp32 lanes of each.
-        shared: bytes of shared memory of each.
-        shared_of_block: bytes of it that a block may ask for.
-        cache: bytes of second-level cache.
-        clock: GHz.
+        compute_capability: major and minor version.
+        num_sms: streaming multiprocessors.
+        fp32_lanes: per SM.
+        shared_memory: bytes per SM.
+        shared_memory_per_block: bytes that one block may request.
+        l2_cache: bytes.
+        clock_ghz: boost clock.
     """
 
-    capability: tuple[int, int]
-    processors: int
-    lanes: int
-    shared: int
-    shared_of_block: int
-    cache: int
-    clock: float
+    compute_capability: tuple[int, int]
+    num_sms: int
+    fp32_lanes: int
+    shared_memory: int
+    shared_memory_per_block: int
+    l2_cache: int
+    clock_ghz: float
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """One device, by its vendor's figures.
+class DeviceSpec:
+    """One accelerator, by its vendor's figures.
 
     Attributes:
-        name: as XLA is told.
-        platform: who compiles for it.
+        name: device description that XLA gets.
+        platform: compiler platform.
         memory: bytes that a program sees.
-        usable: share of them for arrays; the rest is the runtime's.
-        bandwidth: of the memory, bytes/s.
-        peak: bf16 operations/s with fp32 sums, without sparsity.
-        link: bytes/s that it sends to others of its host (NVLink) or slice (ICI), all links together.
-        sources: of these figures.
-        chip: of a CUDA device.
+        usable_fraction: fraction of `memory` available to arrays; the runtime keeps the rest.
+        bandwidth: memory bandwidth in bytes/s.
+        peak_flops: bf16 FLOP/s with fp32 accumulation, dense.
+        link_bandwidth: bytes/s sent to the other devices of its host (NVLink) or slice (ICI), all links together.
+        sources: URLs of these figures.
+        gpu: hardware limits of a CUDA device.
     """
 
     name: str
     platform: Platform
     memory: int
-    usable: float
+    usable_fraction: float
     bandwidth: float
-    peak: float
-    link: float
+    peak_flops: float
+    link_bandwidth: float
     sources: tuple[str, ...]
-    chip: Chip | None = None
+    gpu: GpuSpec | None = None
 
 
-_GA100 = Chip((8, 0), 108, 64, 164 * 1024, 163 * 1024, 40 * 2**20, 1.41)
-_GH100 = Chip((9, 0), 132, 128, 228 * 1024, 227 * 1024, 50 * 2**20, 1.98)
-# CUDA's arrays get what launch/env_gpu.sh gives them; a TPU's compiler keeps its own share back, and says how much.
+_GA100 = GpuSpec((8, 0), 108, 64, 164 * 1024, 163 * 1024, 40 * 2**20, 1.41)
+_GH100 = GpuSpec((9, 0), 132, 128, 228 * 1024, 227 * 1024, 50 * 2**20, 1.98)
+# On CUDA, launch/env_gpu.sh sets the fraction for arrays; a TPU's compiler reserves its own share and reports it.
 _CUDA_USABLE = 0.93
 
-# Memory of CUDA devices: what the driver reports, which is a little below what the data sheet says.
-DEVICES: dict[str, Device] = {
-    "a800": Device(  # an A100 with NVLink cut from 600 GB/s to 400, both directions together
+# Memory of CUDA devices is the figure that the driver reports, slightly below the data sheet's.
+DEVICES: dict[str, DeviceSpec] = {
+    "a800": DeviceSpec(  # an A100 with NVLink cut from 600 GB/s to 400, both directions together
         "NVIDIA A800-SXM4-80GB",
         Platform.CUDA,
         85_100_068_864,
@@ -103,7 +103,7 @@ DEVICES: dict[str, Device] = {
         (_A100, _CUDA),
         _GA100,
     ),
-    "a100": Device(
+    "a100": DeviceSpec(
         "NVIDIA A100-SXM4-80GB",
         Platform.CUDA,
         85_100_068_864,
@@ -114,7 +114,7 @@ DEVICES: dict[str, Device] = {
         (_A100, _CUDA),
         _GA100,
     ),
-    "a100-40": Device(
+    "a100-40": DeviceSpec(
         "NVIDIA A100-SXM4-40GB",
         Platform.CUDA,
         42_298_834_944,
@@ -125,7 +125,7 @@ DEVICES: dict[str, Device] = {
         (_A100, _CUDA),
         _GA100,
     ),
-    "h100": Device(
+    "h100": DeviceSpec(
         "NVIDIA H100 80GB HBM3",
         Platform.CUDA,
         84_942_979_072,
@@ -136,82 +136,87 @@ DEVICES: dict[str, Device] = {
         (_H100, _CUDA),
         _GH100,
     ),
-    "h200": Device(
+    "h200": DeviceSpec(
         "NVIDIA H200", Platform.CUDA, 150_100_000_000, _CUDA_USABLE, 4800e9, 989e12, 450e9, (_H200, _CUDA), _GH100
     ),
-    "v5e": Device("TPU v5e", Platform.TPU, 16 * GIB, 15.75 / 16, 819e9, 197e12, 200e9, (f"{_TPU}v5e",)),
-    "v5p": Device("TPU v5p", Platform.TPU, 95 * GIB, 0.98, 2765e9, 459e12, 600e9, (f"{_TPU}v5p",)),
-    "v6e": Device("TPU v6e", Platform.TPU, 32 * GIB, 31.25 / 32, 1640e9, 918e12, 448e9, (f"{_TPU}v6e",)),
+    "v5e": DeviceSpec("TPU v5e", Platform.TPU, 16 * GIB, 15.75 / 16, 819e9, 197e12, 200e9, (f"{_TPU}v5e",)),
+    "v5p": DeviceSpec("TPU v5p", Platform.TPU, 95 * GIB, 0.98, 2765e9, 459e12, 600e9, (f"{_TPU}v5p",)),
+    "v6e": DeviceSpec("TPU v6e", Platform.TPU, 32 * GIB, 31.25 / 32, 1640e9, 918e12, 448e9, (f"{_TPU}v6e",)),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class Topology:
     """Devices to plan for.
 
     Attributes:
         name: such as `a800:2x8`.
-        device: what each is.
-        devices: JAX's, which may not be there.
-        of_host: of them, those that share a host's links, or a TPU slice's.
-        usable: bytes of a device for arrays; None where nobody knows.
-        compiler: the package that compiles for them.
+        spec: figures of each device; None for attached devices, whose figures are not looked up.
+        devices: JAX devices, real or abstract.
+        devices_per_host: consecutive devices that share the links of a host, or of a TPU slice.
+        usable_bytes: bytes per device available to arrays; None if unknown.
+        compiler_package: the package that compiles for them.
     """
 
     name: str
-    device: Device | None
+    spec: DeviceSpec | None
     devices: Sequence[Any]
-    of_host: int
-    usable: float | None
-    compiler: str = "jaxlib"
+    devices_per_host: int
+    usable_bytes: float | None
+    compiler_package: str = "jaxlib"
 
 
-def topology(name: str) -> Slice:
-    """Devices by name: `a800:2x8` is two hosts of eight A800s, `v5e:2x4` a slice of TPUs.
+def topology_by_name(name: str) -> Topology:
+    """Returns a topology by name: `a800:2x8` is two hosts of eight A800s, `v5e:2x4` a slice of TPUs.
 
     Raises:
         ValueError: no such device or shape.
-        MissingCompiler: what compiles for it is not installed.
+        MissingCompiler: the compiler for it is not installed.
     """
     kind, _, shape = name.partition(":")
     if kind not in DEVICES or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
         raise ValueError(
-            f"no topology {name!r}: write HOSTSxGPUS behind a GPU, such as a800:2x8, or the chips of a slice behind a"
-            f" TPU, such as v5e:2x4; devices are {', '.join(DEVICES)}"
+            f"no topology {name!r}: write GPU:HOSTSxGPUS, such as a800:2x8, or TPU:SLICE_SHAPE, such as v5e:2x4;"
+            f" devices are {', '.join(DEVICES)}"
         )
-    device = DEVICES[kind]
-    found = {Platform.CUDA: _cuda, Platform.TPU: _tpu}[device.platform](device, name, shape)
-    of_host = int(shape.split("x")[1]) if device.platform is Platform.CUDA else len(found)
-    return Slice(name, device, found, of_host, device.memory * device.usable, _COMPILERS[device.platform])
+    spec = DEVICES[kind]
+    if spec.platform is Platform.CUDA:
+        devices = _cuda_devices(spec, name, shape)
+        devices_per_host = int(shape.split("x")[1])
+    else:
+        devices = _tpu_devices(spec, name)
+        devices_per_host = len(devices)
+    usable_bytes = spec.memory * spec.usable_fraction
+    return Topology(name, spec, devices, devices_per_host, usable_bytes, _COMPILER_PACKAGES[spec.platform])
 
 
-def present(devices: Sequence[Any] | None = None) -> Slice:
-    """The devices of this machine and its peers, all of them by default."""
+def attached_topology(devices: Sequence[Any] | None = None) -> Topology:
+    """Returns the topology of attached devices: by default all of this process and its peers."""
     devices = jax.devices() if devices is None else devices
-    limits = [it.memory_stats() or {} for it in devices if it.process_index == jax.process_index()]
-    usable = min((limit["bytes_limit"] for limit in limits if "bytes_limit" in limit), default=None)
-    of_host = sum(it.process_index == devices[0].process_index for it in devices)
-    return Slice(devices[0].device_kind, None, devices, of_host, usable)
+    memory_stats = [device.memory_stats() or {} for device in devices if device.process_index == jax.process_index()]
+    usable_bytes = min((stats["bytes_limit"] for stats in memory_stats if "bytes_limit" in stats), default=None)
+    devices_per_host = sum(device.process_index == devices[0].process_index for device in devices)
+    return Topology(devices[0].device_kind, None, devices, devices_per_host, usable_bytes)
 
 
-def _cuda(device: Device, name: str, shape: str) -> Sequence[Any]:
+def _cuda_devices(spec: DeviceSpec, name: str, shape: str) -> Sequence[Any]:
     if not any(find_spec(module) for module in ("jax_cuda12_plugin", "jax_cuda13_plugin")):
-        raise _missing(Platform.CUDA, name)
+        raise _missing_compiler(Platform.CUDA, name)
     if shape.count("x") != 1:
-        raise ValueError(f"topology {name!r}: GPUs are HOSTSxGPUS, such as a800:2x8")
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # which would ask a driver
-    # JAX wants slices x hosts x devices.
+        raise ValueError(f"topology {name!r}: write a GPU topology as GPU:HOSTSxGPUS, such as a800:2x8")
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the check queries a driver
+    # JAX expects slices x hosts x devices.
     return topologies.get_topology_desc(
-        platform="cuda", topology_name=name, topology=f"1x{shape}", target_config=target(device)
+        platform="cuda", topology_name=name, topology=f"1x{shape}", target_config=target_config(spec)
     ).devices
 
 
-def _tpu(device: Device, name: str, shape: str) -> Sequence[Any]:
+def _tpu_devices(spec: DeviceSpec, name: str) -> Sequence[Any]:
     if not find_spec("libtpu"):
-        raise _missing(Platform.TPU, name)
+        raise _missing_compiler(Platform.TPU, name)
     for variable, value in {
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no cloud machine to ask
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is opened that a second program could want
+        "TPU_SKIP_MDS_QUERY": "1",  # no cloud metadata server
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling opens no device that another process may hold
         "TPU_ACCELERATOR_TYPE": "none",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }.items():
@@ -219,32 +224,32 @@ def _tpu(device: Device, name: str, shape: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"topology {name!r}: libtpu knows no such slice of a {device.name}: {error}") from error
+        raise ValueError(f"topology {name!r}: libtpu knows no such slice of {spec.name}: {error}") from error
 
 
-def _missing(platform: Platform, name: str) -> MissingCompiler:
+def _missing_compiler(platform: Platform, name: str) -> MissingCompiler:
     return MissingCompiler(
         f"{name} needs the compiler of its platform, not its hardware: pip install 'currreft_jax[{platform.value}]'"
     )
 
 
-def target(device: Device) -> str:
-    """A CUDA device as XLA's `GpuTargetConfigProto`, in text."""
-    chip = device.chip
-    assert chip
-    major, minor = chip.capability
+def target_config(spec: DeviceSpec) -> str:
+    """Formats a CUDA device as XLA's `GpuTargetConfigProto` in text form."""
+    gpu = spec.gpu
+    assert gpu
+    major, minor = gpu.compute_capability
     return f"""
 gpu_device_info {{
   cuda_compute_capability {{ major: {major} minor: {minor} }}
-  core_count: {chip.processors}
-  fpus_per_core: {chip.lanes}
-  clock_rate_ghz: {chip.clock}
-  l2_cache_size: {chip.cache}
-  memory_bandwidth: {int(device.bandwidth)}
-  device_memory_size: {device.memory}
-  shared_memory_per_core: {chip.shared}
+  core_count: {gpu.num_sms}
+  fpus_per_core: {gpu.fp32_lanes}
+  clock_rate_ghz: {gpu.clock_ghz}
+  l2_cache_size: {gpu.l2_cache}
+  memory_bandwidth: {int(spec.bandwidth)}
+  device_memory_size: {spec.memory}
+  shared_memory_per_core: {gpu.shared_memory}
   shared_memory_per_block: 49152
-  shared_memory_per_block_optin: {chip.shared_of_block}
+  shared_memory_per_block_optin: {gpu.shared_memory_per_block}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
   threads_per_core_limit: 2048
@@ -259,5 +264,5 @@ gpu_device_info {{
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}
-device_description_str: "{device.name}"
+device_description_str: "{spec.name}"
 """

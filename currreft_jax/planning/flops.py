@@ -1,7 +1,7 @@
-"""Floating-point operations of a program, counted in its jaxpr.
+"""Matmul FLOPs of a program, counted in its jaxpr.
 
-XLA counts the body of a scan once, however often it runs, so that its count of a scanned model is that of one layer.
-Here a body counts as often as it runs. Only products count: all else is little beside them.
+XLA counts the body of a scan once, however often it runs, so its count for a scanned model is that of one layer. Here a
+body counts once per iteration. Only matrix products count; everything else is negligible beside them.
 """
 
 from __future__ import annotations
@@ -15,39 +15,42 @@ from jax.extend import core
 Jaxpr = core.Jaxpr
 
 
-def products(jaxpr: Jaxpr, trips: float = 1.0, taken: float = 1.0) -> float:
-    """Operations of all products, two for each multiplication and addition; of the whole mesh.
+def matmul_flops(jaxpr: Jaxpr, iterations: float = 1.0, cond_fraction: float = 1.0) -> float:
+    """Counts the FLOPs of all matrix products over the whole mesh, two per multiply-add.
 
     Args:
-        jaxpr: of the program.
-        trips: how often a loop runs that does not say it.
-        taken: share of the times that a condition holds; one inside another is taken to hold.
+        jaxpr: the program.
+        iterations: trip count of a `while_loop`, which does not state its own.
+        cond_fraction: fraction of `cond`s that take the true branch; a `cond` inside another always takes it.
     """
     total = 0.0
     for equation in jaxpr.eqns:
         match equation.primitive.name:
             case "dot_general":
-                total += _dot(equation)
+                total += _dot_flops(equation)
             case "cond":
-                otherwise, holds = (products(branch.jaxpr, trips) for branch in equation.params["branches"])
-                total += (1 - taken) * otherwise + taken * holds
+                if_false, if_true = (matmul_flops(branch.jaxpr, iterations) for branch in equation.params["branches"])
+                total += (1 - cond_fraction) * if_false + cond_fraction * if_true
             case "scan":
-                total += equation.params["length"] * products(equation.params["jaxpr"].jaxpr, trips, taken)
+                body = equation.params["jaxpr"].jaxpr
+                total += equation.params["length"] * matmul_flops(body, iterations, cond_fraction)
             case "while":
-                total += trips * products(equation.params["body_jaxpr"].jaxpr, trips, taken)
+                body = equation.params["body_jaxpr"].jaxpr
+                total += iterations * matmul_flops(body, iterations, cond_fraction)
             case _:
-                total += sum(products(inner, trips, taken) for inner in _inside(equation.params))
+                for inner in _inner_jaxprs(equation.params):
+                    total += matmul_flops(inner, iterations, cond_fraction)
     return total
 
 
-def _dot(equation: Any) -> float:
+def _dot_flops(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     (left, _), (out,) = equation.invars, equation.outvars
     return 2.0 * prod(out.aval.shape) * prod(left.aval.shape[axis] for axis in contracted)
 
 
-def _inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The jaxprs that an equation calls once."""
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """Yields the jaxprs that an equation calls once."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):

@@ -1,8 +1,8 @@
-"""What a compiled program moves, read from its text: bytes of memory, and bytes between devices.
+"""Memory and network traffic of a compiled program, read from its HLO text.
 
-XLA's own count takes the body of a loop once, and a plugin without its hardware gives none. Here each computation
-counts as often as it runs. Memory: every operation reads its operands and writes its result, slices what they take;
-what stays in a cache between two operations counts all the same.
+XLA's own cost analysis counts the body of a loop once, and a compiler plugin without its hardware gives none. Here each
+computation counts as often as it runs. Every operation is taken to read its operands and write its result in main
+memory, slices only the sliced part; a value that stays in a cache between two operations is counted all the same.
 """
 
 from __future__ import annotations
@@ -18,60 +18,68 @@ import numpy as np
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 _FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "while", "conditional", "call", "iota"}
-_FREE |= {
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "optimization-barrier",
-    "async-start",
-    "async-update",
-    "async-done",
-}
+_FREE |= {"after-all", "partition-id", "replica-id", "optimization-barrier"}
+_FREE |= {"async-start", "async-update", "async-done"}
 _SLICES = ("dynamic-slice", "slice", "gather")
 _VIEWS = ("bitcast", "bitcast-convert", "convert", "copy", "get-tuple-element", "reshape", "transpose")
-_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
-_NEAR = "S(1)"  # a TPU's memory beside its units, in a layout
+_ON_CHIP = "S(1)"  # the memory space of a TPU's on-chip memory, in a layout
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Instruction(NamedTuple):
-    """One line of a computation.
+    """One line of an HLO computation.
 
     Attributes:
         name: of its result.
-        root: whether the computation returns it.
-        size: bytes of the result, all parts of a tuple together.
-        stored: of them, those in the device's main memory.
-        kind: of the operation.
-        operands: names; of a parameter its number, of a constant its value.
-        rest: attributes, as text.
+        is_root: whether the computation returns the result.
+        size: bytes of the result, summed over a tuple's elements.
+        main_memory: bytes of the result that lie in the device's main memory.
+        opcode: such as `fusion`.
+        operands: names; the index of a parameter, the value of a constant.
+        attributes: text after the operands.
     """
 
     name: str
-    root: bool
+    is_root: bool
     size: float
-    stored: float
-    kind: str
+    main_memory: float
+    opcode: str
     operands: tuple[str, ...]
-    rest: str
+    attributes: str
+
+
+Computations = dict[str, list[Instruction]]
+
+
+class LoopAssumptions(NamedTuple):
+    """How often control flow runs whose count the program does not state.
+
+    Attributes:
+        iterations: trip count of a `while` without a known one.
+        cond_fraction: fraction of conditionals that take the true branch.
+    """
+
+    iterations: int
+    cond_fraction: float
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a program moves on each device.
+    """Bytes that a program moves per device.
 
     Attributes:
         memory: bytes read and written.
-        links: kind of collective -> bytes sent to devices of the same host or slice.
-        network: likewise, by collectives that reach other hosts.
-        calls: kind of collective -> how often it runs.
+        links: collective -> bytes sent to devices of the same host or slice.
+        network: collective -> bytes sent by collectives that span hosts.
+        calls: collective -> number of calls.
     """
 
     memory: float = 0.0
@@ -81,57 +89,72 @@ class Traffic:
 
     @property
     def sent(self) -> dict[str, float]:
-        """Kind of collective -> bytes sent to any device."""
-        return {kind: self.links.get(kind, 0.0) + self.network.get(kind, 0.0) for kind in self.calls}
+        """Collective -> bytes sent to any device."""
+        return {opcode: self.links.get(opcode, 0.0) + self.network.get(opcode, 0.0) for opcode in self.calls}
 
 
-def traffic(text: str, of_host: int, trips: int = 1, taken: float = 1.0) -> Traffic:
-    """Reads a compiled module.
+def hlo_traffic(text: str, devices_per_host: int, iterations: int = 1, cond_fraction: float = 1.0) -> Traffic:
+    """Counts the traffic of a compiled module.
 
     Args:
-        text: of it.
-        of_host: consecutive devices that share a host.
-        trips: how often a loop runs that does not say it.
-        taken: share of the times that a condition holds; one inside another is taken to hold.
+        text: HLO of the module.
+        devices_per_host: consecutive devices that share a host.
+        iterations: trip count of a `while` that does not state its own.
+        cond_fraction: fraction of conditionals that take the true branch; one inside another always takes it.
     """
-    computations, entry = _parsed(text)
+    computations, entry = _parse_module(text)
     runs: dict[tuple[str, bool], float] = defaultdict(float)
-    _count(computations, entry, 1.0, False, (trips, taken), runs)
+    _count_runs(computations, entry, 1.0, False, LoopAssumptions(iterations, cond_fraction), runs)
     memory, (links, network, calls) = 0.0, (defaultdict[str, float](float) for _ in range(3))
-    for (name, fused), times in runs.items():
-        lines = {it.name: it for it in computations[name]}
-        for it in computations[name]:
-            if not fused:
-                memory += times * _moved(it, lines, computations)
-            if kind := next((kind for kind in _COLLECTIVES if it.kind in (kind, f"{kind}-done")), None):
-                start = lines[it.operands[0]] if it.kind.endswith("-done") else it
-                size, crosses = _groups(start.rest, of_host)
-                calls[kind] += times
-                (network if crosses else links)[kind] += times * _sent(kind, it.size, size)
+    for (name, in_fusion), times in runs.items():
+        by_name = {instruction.name: instruction for instruction in computations[name]}
+        for instruction in computations[name]:
+            if not in_fusion:
+                memory += times * _memory_bytes(instruction, by_name, computations)
+            if collective := _collective(instruction.opcode):
+                is_done = instruction.opcode.endswith("-done")
+                start = by_name[instruction.operands[0]] if is_done else instruction
+                group_size, spans_hosts = _device_group(start.attributes, devices_per_host)
+                calls[collective] += times
+                sent = times * _sent_bytes(collective, instruction.size, group_size)
+                (network if spans_hosts else links)[collective] += sent
     return Traffic(memory, links, network, calls)
 
 
-def _parsed(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    computations: dict[str, list[Instruction]] = {}
-    entry, lines = "", []
+def _collective(opcode: str) -> str | None:
+    """The collective that an instruction completes; None for a `-start` and all other opcodes."""
+    return next((collective for collective in _COLLECTIVES if opcode in (collective, f"{collective}-done")), None)
+
+
+# ------------------------------------------------------------------------------------------------------------- parsing
+
+
+def _parse_module(text: str) -> tuple[Computations, str]:
+    """Returns all computations, and the name of the entry."""
+    computations: Computations = {}
+    entry, instructions = "", []
     for line in text.splitlines():
-        if head := _HEAD.match(line):
-            lines = computations.setdefault(head[1], [])
+        if head := _COMPUTATION.match(line):
+            instructions = computations.setdefault(head[1], [])
             entry = head[1] if line.startswith("ENTRY") else entry
-        elif found := _LINE.match(line):
-            kind_at = _end(found[3], 0) if found[3].startswith("(") else found[3].index(" ")
-            shape, call = found[3][:kind_at], found[3][kind_at:].lstrip()
-            kind = call[: call.index("(")]
-            end = _end(call, len(kind))
-            inside = call[len(kind) : end]
-            operands = (inside[1:-1],) if kind in ("parameter", "constant") else tuple(_NAME.findall(inside))
-            size, stored = _size(shape), _size(shape, _NEAR)
-            lines.append(Instruction(found[2], bool(found[1]), size, stored, kind, operands, call[end:]))
+        elif found := _INSTRUCTION.match(line):
+            instructions.append(_parse_instruction(found[2], found[3], is_root=bool(found[1])))
     return computations, entry
 
 
-def _end(text: str, start: int) -> int:
-    """Behind the bracket that closes the one at `start`."""
+def _parse_instruction(name: str, text: str, *, is_root: bool) -> Instruction:
+    shape_end = _bracket_end(text, 0) if text.startswith("(") else text.index(" ")
+    shape, call = text[:shape_end], text[shape_end:].lstrip()
+    opcode = call[: call.index("(")]
+    end = _bracket_end(call, len(opcode))
+    inside = call[len(opcode) : end]
+    operands = (inside[1:-1],) if opcode in ("parameter", "constant") else tuple(_NAME.findall(inside))
+    size, main_memory = _shape_bytes(shape), _shape_bytes(shape, without_layout=_ON_CHIP)
+    return Instruction(name, is_root, size, main_memory, opcode, operands, call[end:])
+
+
+def _bracket_end(text: str, start: int) -> int:
+    """Index after the bracket that closes the one at `start`."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -140,179 +163,206 @@ def _end(text: str, start: int) -> int:
     raise ValueError(f"unclosed bracket in {text[:200]!r}")
 
 
-def _size(shape: str, without: str = "nothing") -> float:
+def _shape_bytes(shape: str, without_layout: str = "nothing") -> float:
+    """Bytes of all arrays in a shape, but for those whose layout contains `without_layout`."""
     return sum(
-        _bits(kind) / 8 * prod(int(n) for n in axes.split(",") if n)
-        for kind, axes, layout in _ARRAY.findall(shape)
-        if without not in layout
+        _num_bits(dtype) / 8 * prod(int(n) for n in axes.split(",") if n)
+        for dtype, axes, layout in _ARRAY.findall(shape)
+        if without_layout not in layout
     )
 
 
-def _bits(kind: str) -> int:
-    return 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])
+def _num_bits(dtype: str) -> int:
+    return 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
 
 
-def _count(
-    computations: dict[str, list[Instruction]],
+# -------------------------------------------------------------------------------------------------------- control flow
+
+
+def _count_runs(
+    computations: Computations,
     name: str,
     times: float,
-    fused: bool,
-    how: tuple[int, float],
+    in_fusion: bool,
+    assumptions: LoopAssumptions,
     runs: dict[tuple[str, bool], float],
 ) -> None:
-    """Adds how often each computation runs."""
-    runs[name, fused] += times
-    for it in computations[name]:
-        inside = (how[0], 1.0) if it.kind == "conditional" else how
-        for called, share in _called(it, how, computations):
-            _count(computations, called, times * share, fused or it.kind == "fusion", inside, runs)
+    """Adds to `runs` how often each computation runs, as (name, whether inside a fusion)."""
+    runs[name, in_fusion] += times
+    for instruction in computations[name]:
+        is_fusion = in_fusion or instruction.opcode == "fusion"
+        inner = assumptions._replace(cond_fraction=1.0) if instruction.opcode == "conditional" else assumptions
+        for called, times_each in _called_computations(instruction, assumptions, computations):
+            _count_runs(computations, called, times * times_each, is_fusion, inner, runs)
 
 
-def _called(
-    it: Instruction, how: tuple[int, float], computations: dict[str, list[Instruction]]
+def _called_computations(
+    instruction: Instruction, assumptions: LoopAssumptions, computations: Computations
 ) -> Iterator[tuple[str, float]]:
-    """The computations that an instruction runs, and how often; what is applied to single numbers left out."""
-    trips, taken = how
-    if it.kind == "while":
-        found = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", it.rest))
-        known = _TRIPS.search(it.rest)
-        yield (
-            found["body"],
-            float(known[1])
-            if known
-            else _counted(computations[found["condition"]], computations[found["body"]]) or trips,
-        )
-    elif it.kind == "conditional":
-        if listed := _BRANCHES.search(it.rest):  # the first is taken where the condition does not hold
-            yield from zip(_NAME.findall(listed[1]), (1 - taken, taken), strict=True)
-        for holds, name in re.findall(r"(true|false)_computation=%?([\w.\-]+)", it.rest):
-            yield name, taken if holds == "true" else 1 - taken
-    elif it.kind in ("fusion", "call", "async-start"):
-        yield from ((name, 1.0) for name in _CALLED.findall(it.rest))
+    """Yields the computations that an instruction runs and how often; reducers of scalars are left out."""
+    attributes, cond_fraction = instruction.attributes, assumptions.cond_fraction
+    if instruction.opcode == "while":
+        called = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", attributes))
+        known = _TRIP_COUNT.search(attributes)
+        body, condition = computations[called["body"]], computations[called["condition"]]
+        yield called["body"], float(known[1]) if known else _trip_count(condition, body) or assumptions.iterations
+    elif instruction.opcode == "conditional":
+        if listed := _BRANCHES.search(attributes):  # the false branch is listed first
+            yield from zip(_NAME.findall(listed[1]), (1 - cond_fraction, cond_fraction), strict=True)
+        for branch, name in re.findall(r"(true|false)_computation=%?([\w.\-]+)", attributes):
+            yield name, cond_fraction if branch == "true" else 1 - cond_fraction
+    elif instruction.opcode in ("fusion", "call", "async-start"):
+        yield from ((name, 1.0) for name in _CALLED.findall(attributes))
 
 
-def _counted(condition: Sequence[Instruction], body: Sequence[Instruction]) -> int:
-    """How often a loop runs whose condition is that its counter, which starts at 0, is below a number. Else 0."""
-    lines = {it.name: it for it in condition}
-    root = next(it for it in condition if it.root)
-    if root.kind != "compare" or "direction=LT" not in root.rest:
+def _trip_count(condition: Sequence[Instruction], body: Sequence[Instruction]) -> int:
+    """Trip count of a loop that counts from 0 while below a constant; 0 for any other loop."""
+    in_condition = {instruction.name: instruction for instruction in condition}
+    root = _root(condition)
+    if root.opcode != "compare" or "direction=LT" not in root.attributes:
         return 0
-    counter, bound = (lines[name] for name in root.operands)
-    place = _INDEX.search(counter.rest)
-    if bound.kind != "constant" or not place:
+    counter, bound = (in_condition[name] for name in root.operands)
+    index = _INDEX.search(counter.attributes)
+    if bound.opcode != "constant" or not index:
         return 0
-    inside = {it.name: it for it in body}
-    after = inside[next(it for it in body if it.root).operands[int(place[1])]]
-    steps = [inside[name].operands[0] for name in after.operands if name in inside and inside[name].kind == "constant"]
-    return -(-int(bound.operands[0]) // int(steps[0] if after.kind == "add" and steps else 1))
+    in_body = {instruction.name: instruction for instruction in body}
+    updated = in_body[_root(body).operands[int(index[1])]]
+    operands = [in_body[name] for name in updated.operands if name in in_body]
+    increments = [operand.operands[0] for operand in operands if operand.opcode == "constant"]
+    return -(-int(bound.operands[0]) // int(increments[0] if updated.opcode == "add" and increments else 1))
 
 
-def _moved(it: Instruction, lines: dict[str, Instruction], computations: dict[str, list[Instruction]]) -> float:
-    if it.kind in _FREE or it.kind.endswith("-start"):
+def _root(computation: Sequence[Instruction]) -> Instruction:
+    return next(instruction for instruction in computation if instruction.is_root)
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def _memory_bytes(instruction: Instruction, by_name: dict[str, Instruction], computations: Computations) -> float:
+    """Bytes of main memory that an instruction reads and writes."""
+    opcode, size, main_memory = instruction.opcode, instruction.size, instruction.main_memory
+    if opcode in _FREE or opcode.endswith("-start"):
         return 0.0
-    if it.kind.endswith("-done"):
-        return it.size + it.stored
-    if it.kind in _SLICES:
-        return min(it.size, lines[it.operands[0]].stored) + it.stored
-    if it.kind == "dynamic-update-slice":
-        update = lines[it.operands[1]]
-        return update.stored + min(update.size, it.stored)
-    operands = [lines[name].stored for name in it.operands if name in lines]
-    if it.kind != "fusion":
-        return it.stored + sum(operands)
-    (called,) = _CALLED.findall(it.rest)
-    read, written = _fusion(computations[called], operands)
-    return read + (it.stored if written is None else min(written, it.stored))
+    if opcode.endswith("-done"):
+        return size + main_memory
+    if opcode in _SLICES:
+        return min(size, by_name[instruction.operands[0]].main_memory) + main_memory
+    if opcode == "dynamic-update-slice":
+        update = by_name[instruction.operands[1]]
+        return update.main_memory + min(update.size, main_memory)
+    operands = [by_name[name].main_memory for name in instruction.operands if name in by_name]
+    if opcode != "fusion":
+        return main_memory + sum(operands)
+    (called,) = _CALLED.findall(instruction.attributes)
+    read, written = _fusion_bytes(computations[called], operands)
+    return read + (main_memory if written is None else min(written, main_memory))
 
 
-def _fusion(inside: Sequence[Instruction], operands: Sequence[float]) -> tuple[float, float | None]:
-    """Bytes that a fusion reads of its operands, and writes; None for the whole result."""
-    lines, origin = {it.name: it for it in inside}, {}
-    for it in inside:  # an operand, in whatever shape or precision, is one thing
-        if it.kind == "parameter":
-            origin[it.name] = it.name
-        elif it.kind in _VIEWS and it.operands[0] in origin:
-            origin[it.name] = origin[it.operands[0]]
-    taken: dict[str, float] = defaultdict(float)
-    whole: set[str] = set()
-    for it in inside:
-        for place, name in enumerate(it.operands):
-            if name not in origin or (it.name in origin and not it.root):
+def _fusion_bytes(fused: Sequence[Instruction], operands: Sequence[float]) -> tuple[float, float | None]:
+    """Bytes that a fusion reads from its operands and writes; None written means the whole result."""
+    by_name, origin = {instruction.name: instruction for instruction in fused}, {}
+    for instruction in fused:  # views of an operand in another shape or dtype count as that operand
+        if instruction.opcode == "parameter":
+            origin[instruction.name] = instruction.name
+        elif instruction.opcode in _VIEWS and instruction.operands[0] in origin:
+            origin[instruction.name] = origin[instruction.operands[0]]
+    sliced: dict[str, float] = defaultdict(float)
+    read_whole: set[str] = set()
+    for instruction in fused:
+        for index, name in enumerate(instruction.operands):
+            if name not in origin or (instruction.name in origin and not instruction.is_root):
                 continue
-            if it.kind in _SLICES and place == 0:
-                taken[origin[name]] += it.size
-            elif not (it.kind == "dynamic-update-slice" and place == 0):
-                whole.add(origin[name])
-    names = {int(it.operands[0]): it.name for it in inside if it.kind == "parameter"}
-    read = sum(size if names[n] in whole else min(size, taken[names[n]]) for n, size in enumerate(operands))
-    root = next(it for it in inside if it.root)
-    roots = [lines[name] for name in root.operands] if root.kind == "tuple" else [root]
-    while any(it.kind == "bitcast" for it in roots):
-        roots = [lines[it.operands[0]] if it.kind == "bitcast" else it for it in roots]
-    if not any(it.kind == "dynamic-update-slice" for it in roots):
+            if instruction.opcode in _SLICES and index == 0:
+                sliced[origin[name]] += instruction.size
+            elif not (instruction.opcode == "dynamic-update-slice" and index == 0):
+                read_whole.add(origin[name])
+    parameters = {int(line.operands[0]): line.name for line in fused if line.opcode == "parameter"}
+    read = sum(
+        size if parameters[index] in read_whole else min(size, sliced[parameters[index]])
+        for index, size in enumerate(operands)
+    )
+    root = _root(fused)
+    results = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    while any(result.opcode == "bitcast" for result in results):
+        results = [by_name[result.operands[0]] if result.opcode == "bitcast" else result for result in results]
+    if not any(result.opcode == "dynamic-update-slice" for result in results):
         return read, None
-    return read, sum(lines[it.operands[1]].size if it.kind == "dynamic-update-slice" else it.size for it in roots)
+    written = [
+        by_name[result.operands[1]].size if result.opcode == "dynamic-update-slice" else result.size
+        for result in results
+    ]
+    return read, sum(written)
 
 
-def _sent(kind: str, size: float, group: int) -> float:
-    """Bytes that a device sends, from those of its result."""
-    others = (group - 1) / group
+# --------------------------------------------------------------------------------------------------------- collectives
+
+
+def _sent_bytes(collective: str, size: float, group_size: int) -> float:
+    """Bytes that a device sends in a collective whose result has `size` bytes."""
+    others = (group_size - 1) / group_size
     return size * {
         "all-reduce": 2 * others,
-        "reduce-scatter": group - 1,
+        "reduce-scatter": group_size - 1,
         "collective-permute": 1.0,
-    }.get(kind, others)
+    }.get(collective, others)
 
 
-def _groups(rest: str, of_host: int) -> tuple[int, bool]:
-    """Devices of a collective's group, and whether any group reaches beyond a host."""
-    if "replica_groups=" not in rest:
-        pairs = re.findall(r"\{(\d+),(\d+)\}", rest.partition("source_target_pairs=")[2])
-        return 2, any(int(a) // of_host != int(b) // of_host for a, b in pairs)
-    groups = _members(rest.partition("replica_groups=")[2])
-    return groups.shape[1], bool((groups // of_host != groups[:, :1] // of_host).any())
+def _device_group(attributes: str, devices_per_host: int) -> tuple[int, bool]:
+    """Size of a collective's device groups, and whether any group spans hosts."""
+    if "replica_groups=" not in attributes:
+        pairs = re.findall(r"\{(\d+),(\d+)\}", attributes.partition("source_target_pairs=")[2])
+        return 2, any(int(a) // devices_per_host != int(b) // devices_per_host for a, b in pairs)
+    groups = _parse_replica_groups(attributes.partition("replica_groups=")[2])
+    hosts = groups // devices_per_host
+    return groups.shape[1], bool((hosts != hosts[:, :1]).any())
 
 
-def _members(text: str) -> np.ndarray:
-    """Groups `[groups, devices]` in any of XLA's three notations.
+def _parse_replica_groups(text: str) -> np.ndarray:
+    """Parses replica groups `[groups, devices]` in any of XLA's three notations.
 
-    `{{0,1},{2,3}}` lists them; `[2,2]<=[4]` counts on, `[2,2]<=[2,2]T(1,0)` over swapped axes; and
-    `mesh['a'=2,'b'=2] {'b'}` names the axes that a group runs along, `'b':(2)2` a part of one; `device_ids=(...)`
-    before them says which devices the mesh has, one by one or as `[2,2]T(1,0)`.
+    `{{0,1},{2,3}}` lists them; `[2,2]<=[4]` counts up, `[2,2]<=[2,2]T(1,0)` over transposed axes;
+    `mesh['a'=2,'b'=2] {'b'}` names the mesh axes of a group, `'b':(1)2` a sub-axis; `device_ids=(...)` before the axes
+    gives the devices of the mesh, one by one or as `[2,2]T(1,0)`.
     """
     if text.startswith("mesh["):
-        sizes = [int(n) for n in re.findall(r"'=(\d+)", text.partition("]")[0])]
-        names = re.findall(r"'([^']+)'=", text.partition("]")[0])
-        listed = re.search(r"\]\s*(?:,\s*device_ids=\((.*?)\)\s*(?=\{))?\{([^}]*)\}", text)
-        assert listed, text[:200]
-        along = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", listed[2])
-        places = _along(dict(zip(names, sizes, strict=True)), along)
-        if listed[1] is None:
-            return places
-        counted = re.fullmatch(_IOTA, listed[1])
-        return (_iota(*counted.groups()) if counted else np.array([int(n) for n in listed[1].split(",")]))[places]
+        return _parse_mesh_groups(text)
     if found := re.match(rf"\[(\d+),(\d+)\]<={_IOTA}", text):
-        return _iota(found[3], found[4]).reshape(int(found[1]), int(found[2]))
-    return np.array(
-        [[int(n) for n in row.split(",")] for row in re.findall(r"\{([\d,]+)\}", text.partition("}}")[0] + "}")]
-    )
+        return _iota_ids(found[3], found[4]).reshape(int(found[1]), int(found[2]))
+    rows = re.findall(r"\{([\d,]+)\}", text.partition("}}")[0] + "}")
+    return np.array([[int(n) for n in row.split(",")] for row in rows])
 
 
-def _iota(sizes: str, order: str | None) -> np.ndarray:
-    """Numbers from 0, counted over axes of these sizes that are then put into this order."""
+def _parse_mesh_groups(text: str) -> np.ndarray:
+    header = text.partition("]")[0]
+    axis_sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", header)}
+    listed = re.search(r"\]\s*(?:,\s*device_ids=\((.*?)\)\s*(?=\{))?\{([^}]*)\}", text)
+    assert listed, text[:200]
+    group_axes = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", listed[2])
+    indices = _mesh_groups(axis_sizes, group_axes)
+    if listed[1] is None:
+        return indices
+    iota = re.fullmatch(_IOTA, listed[1])
+    device_ids = _iota_ids(*iota.groups()) if iota else np.array([int(n) for n in listed[1].split(",")])
+    return device_ids[indices]
+
+
+def _iota_ids(sizes: str, order: str | None) -> np.ndarray:
+    """Ids from 0, counted over axes of these sizes, which are then transposed into `order`."""
     axes = [int(n) for n in sizes.split(",")]
     ids = np.arange(prod(axes)).reshape(axes)
     return (ids.transpose([int(n) for n in order.split(",")]) if order else ids).ravel()
 
 
-def _along(sizes: dict[str, int], along: Sequence[tuple[str, str, str]]) -> np.ndarray:
-    split, chosen = [], []
-    parts = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in along}
-    for name, size in sizes.items():
-        before, own = parts.get(name, (size, 1))
-        if name in parts:
-            chosen.append(len(split) + 1)
-        split += [before, own, size // before // own]
-    ids = np.arange(prod(split)).reshape(split)
-    rest = [axis for axis in range(len(split)) if axis not in chosen]
-    return ids.transpose([*rest, *chosen]).reshape(-1, prod(split[axis] for axis in chosen))
+def _mesh_groups(axis_sizes: dict[str, int], group_axes: Sequence[tuple[str, str, str]]) -> np.ndarray:
+    """Mesh indices `[groups, devices]` of the groups along axes, each given as (name, pre-size, sub-axis size)."""
+    shape, group_dims = [], []
+    subaxes = {name: (int(before or 1), int(size or axis_sizes[name])) for name, before, size in group_axes}
+    for name, size in axis_sizes.items():
+        before, own = subaxes.get(name, (size, 1))
+        if name in subaxes:
+            group_dims.append(len(shape) + 1)
+        shape += [before, own, size // before // own]
+    ids = np.arange(prod(shape)).reshape(shape)
+    other_dims = [dim for dim in range(len(shape)) if dim not in group_dims]
+    return ids.transpose([*other_dims, *group_dims]).reshape(-1, prod(shape[dim] for dim in group_dims))

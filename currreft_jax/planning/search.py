@@ -1,26 +1,26 @@
-"""Looks for the settings that fit, the fastest of them."""
+"""Searches for the fastest settings of microbatches, rematerialisation and meshes that fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from currreft_jax.config import Config, MeshShape, Method, Pretrained, Remat
-from currreft_jax.planning.devices import GIB, Slice
-from currreft_jax.planning.fit import Measured, Shares, measured, step_seconds
-from currreft_jax.planning.parts import Part, Programs, Reader, buckets, parts, programs_of
+from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_program, step_seconds
+from currreft_jax.planning.devices import GIB, Topology
+from currreft_jax.runtime.programs import StepProgram
 
-_LEARNING = ("reference", "gradient", "move")
-_TENSOR = (1, 2, 4, 8)  # parts of a product; beyond a host's links they cost more than they save
+_TRAINING = ("reference", "gradient", "apply gradient")
+_TENSOR_SIZES = (1, 2, 4, 8)  # beyond a host's links, tensor parallelism costs more than it saves
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """Settings that fit.
 
     Attributes:
-        config: with them.
-        seconds: of a step.
+        config: all settings.
+        seconds: estimate of a step.
     """
 
     config: Config
@@ -28,7 +28,7 @@ class Found:
 
     @property
     def flags(self) -> str:
-        """As they are written on the command line."""
+        """The settings as command-line flags."""
         config = self.config
         return (
             f"--config.microbatches={config.microbatches} --config.model.remat={config.model.remat.name}"
@@ -38,88 +38,105 @@ class Found:
         )
 
 
-def search(
-    config: Config, number: int, reader: Reader, place: Slice, shares: Shares, say: Callable[[str], None]
-) -> Found | None:
-    """The fastest settings of microbatches, rematerialisation and meshes that fit; None if none do.
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Search for the fastest settings that fit.
 
-    The fewer the parts of the tensor axis the better, as each sends activations; the rest is compiled and compared.
-    Parameters are split over all devices, or over those of a host with a copy on each, where only gradients travel.
+    Smaller tensor axes are tried first, as larger ones send more activations; the other settings are compiled and
+    compared. Parameters are sharded over all devices, or within a host with one copy per host: then only gradients
+    travel between hosts.
 
-    Args:
-        config: what it starts from; nothing else of it changes.
-        number: of the stage.
-        reader: of the model.
-        place: the devices.
-        shares: what is reached of their figures.
-        say: told of everything that is tried.
+    Attributes:
+        config: the settings to start from; those not searched stay as they are.
+        step_programs: yields the programs of the largest step of a config.
+        topology: the devices.
+        efficiency: achieved fraction of their figures.
+        log: called with a line for every setting tried.
     """
 
-    def tried(config: Config, learning: bool) -> list[Measured] | None:
-        """The parts that learn, or those that draw; None if one does not fit, or the batch does not divide."""
-        told = f"  remat {config.model.remat.name}, microbatches {config.microbatches}" if learning else "  sampling"
-        told += f", data {config.mesh.data}, tensor {config.mesh.tensor}"
-        told += "" if learning else f", sampling.mesh {config.sampling.mesh}"
-        try:
-            programs = programs_of(config, number, reader, place.devices)
-            wanted = [it for it in parts(programs, buckets(programs)[-1]) if (it.name in _LEARNING) == learning]
-        except ValueError as error:
-            say(f"{told}: {error}")
-            return None
-        seen = []
-        for it in _compiled(wanted, programs, place):
-            if isinstance(it, Part) or (place.usable is not None and it.peak > place.usable):
-                name, peak = (it.name, it.lying) if isinstance(it, Part) else (it.part.name, it.peak)
-                say(f"{told}: {name} takes {peak / GIB:.1f} GiB")
-                return None
-            seen.append(it)
-        say(f"{told}: fits, {step_seconds(seen, place, shares):.2f} s a step")
-        return seen
+    config: Config
+    step_programs: Callable[[Config], Iterable[StepProgram]]
+    topology: Topology
+    efficiency: Efficiency
+    log: Callable[[str], None]
 
-    def smallest(model: Pretrained, mesh: MeshShape, shards: int) -> tuple[float, Config] | None:
-        """Seconds of the parts that learn, with the fewest microbatches that fit; None if none do."""
-        for microbatches in _divisors(config.data.batch_size // (minibatches * shards)):
-            there = replace(config, mesh=mesh, microbatches=microbatches, model=model)
-            if seen := tried(there, learning=True):
-                return step_seconds(seen, place, shares), there
+    def run(self) -> SearchResult | None:
+        """Returns the fastest settings that fit; None if none do."""
+        num_devices = len(self.topology.devices)
+        for tensor in _TENSOR_SIZES:
+            if num_devices % tensor or tensor > self.topology.devices_per_host:
+                continue
+            training = self._fastest_training(tensor, num_devices // tensor)
+            if not training:
+                continue
+            seconds, config = training
+            for sampling_tensor in _TENSOR_SIZES:
+                candidate = replace(config, sampling=replace(config.sampling, mesh=(-1, sampling_tensor)))
+                if num_devices % sampling_tensor == 0 and (sampling := self._compile(candidate, training=False)):
+                    return SearchResult(candidate, seconds + self._seconds(sampling))
         return None
 
-    minibatches = config.grpo.minibatches if config.method is Method.GRPO else 1
-    for tensor in _TENSOR:
-        if len(place.devices) % tensor or tensor > place.of_host:
-            continue
-        shards = len(place.devices) // tensor
-        if config.data.batch_size % (minibatches * shards):
-            say(
-                f"  tensor {tensor}: data.batch_size {config.data.batch_size} does not divide into {shards} data shards"
-            )
-            continue
-        learnt: list[tuple[float, Config]] = []
-        for copies in sorted({1, len(place.devices) // place.of_host}):
+    def _fastest_training(self, tensor: int, shards: int) -> tuple[float, Config] | None:
+        """Seconds and settings of the fastest training programs with a tensor axis of this size; None if none fit."""
+        batch_size = self.config.data.batch_size
+        if batch_size % (self._minibatches * shards):
+            self.log(f"  tensor {tensor}: data.batch_size {batch_size} does not divide into {shards} data shards")
+            return None
+        found: list[tuple[float, Config]] = []
+        for copies in sorted({1, len(self.topology.devices) // self.topology.devices_per_host}):
             for remat in (Remat.NONE, Remat.DOTS, Remat.BLOCK):
-                if fits := smallest(replace(config.model, remat=remat), MeshShape(copies, -1, tensor), shards):
-                    learnt.append(fits)
-                    if fits[1].microbatches == 1:
-                        break  # what follows computes more, and has no less to do at a time
-        if not learnt:
-            continue
-        seconds, best = min(learnt, key=lambda it: it[0])
-        for parts_of in _TENSOR:
-            there = replace(best, sampling=replace(config.sampling, mesh=(-1, parts_of)))
-            if len(place.devices) % parts_of == 0 and (seen := tried(there, learning=False)):
-                return Found(there, seconds + step_seconds(seen, place, shares))
-    return None
+                model = replace(self.config.model, remat=remat)
+                if training := self._fewest_microbatches(model, MeshShape(copies, -1, tensor), shards):
+                    found.append(training)
+                    if training[1].microbatches == 1:
+                        break  # later policies recompute more and cannot save microbatches
+        return min(found, key=lambda candidate: candidate[0], default=None)
 
+    def _fewest_microbatches(self, model: Pretrained, mesh: MeshShape, shards: int) -> tuple[float, Config] | None:
+        """Seconds and settings of the training programs with the fewest microbatches that fit; None if none do."""
+        for microbatches in _divisors(self.config.data.batch_size // (self._minibatches * shards)):
+            candidate = replace(self.config, mesh=mesh, microbatches=microbatches, model=model)
+            if programs := self._compile(candidate, training=True):
+                return self._seconds(programs), candidate
+        return None
 
-def _compiled(wanted: list[Part], programs: Programs, place: Slice) -> Iterator[Measured | Part]:
-    """Each part compiled; a part itself, before any is, where what lies there is too much already."""
-    for it in wanted:
-        if place.usable is not None and it.lying > place.usable:
-            yield it
-            return
-    for it in wanted:
-        yield measured(it, programs, place)
+    def _compile(self, config: Config, *, training: bool) -> list[CompiledProgram] | None:
+        """Compiles the programs of training, or those of sampling.
+
+        Returns None if one does not fit or the batch does not divide.
+        """
+        tried = f"  remat {config.model.remat.name}, microbatches {config.microbatches}" if training else "  sampling"
+        tried += f", data {config.mesh.data}, tensor {config.mesh.tensor}"
+        tried += "" if training else f", sampling.mesh {config.sampling.mesh}"
+        try:
+            programs = [program for program in self.step_programs(config) if (program.name in _TRAINING) == training]
+        except ValueError as error:
+            self.log(f"{tried}: {error}")
+            return None
+        compiled: list[CompiledProgram] = []
+        for name, peak_bytes, result in self._peaks(programs):
+            if self.topology.usable_bytes is not None and peak_bytes > self.topology.usable_bytes:
+                self.log(f"{tried}: {name} takes {peak_bytes / GIB:.1f} GiB")
+                return None
+            compiled += [result] if result else []
+        self.log(f"{tried}: fits, {self._seconds(compiled):.2f} s a step")
+        return compiled
+
+    def _peaks(self, programs: list[StepProgram]) -> Iterator[tuple[str, float, CompiledProgram | None]]:
+        """Yields names and bytes: of the arrays alive before each program runs, then of each compiled program."""
+        for program in programs:
+            yield program.name, program.bytes_before, None
+        for program in programs:
+            compiled = compile_program(program, self.topology)
+            yield program.name, compiled.peak_bytes, compiled
+
+    def _seconds(self, programs: list[CompiledProgram]) -> float:
+        return step_seconds(programs, self.topology, self.efficiency)
+
+    @property
+    def _minibatches(self) -> int:
+        return self.config.grpo.minibatches if self.config.method is Method.GRPO else 1
 
 
 def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -16,19 +16,19 @@ _TOKENIZER_SIZE = 151_665  # of the published tokenizer
 
 
 class ModelSpec(NamedTuple):
-    """The part of a processor that a plan needs.
+    """The part of a model's folder that a plan needs; the folder may not be on this machine.
 
     Attributes:
-        config: the architecture.
+        config: architecture of the model.
         max_pixels: area that larger images are shrunk to.
-        tokenizer_size: ids that the tokenizer knows; None where that is unknown.
-        eos_token_ids: each of them ends a completion.
+        tokenizer_size: number of token ids; None if unknown.
+        stop_token_ids: each ends a completion.
     """
 
     config: ModelConfig
     max_pixels: int
     tokenizer_size: int | None
-    eos_token_ids: tuple[int, ...]
+    stop_token_ids: tuple[int, ...]
 
 
 def model_spec(config: Config) -> ModelSpec:
@@ -48,6 +48,6 @@ def model_spec(config: Config) -> ModelSpec:
             published = PUBLISHED[name]
             return ModelSpec(published, pixels, _TOKENIZER_SIZE, (published.eos_token_id, published.bos_token_id))
     raise FileNotFoundError(
-        f"{' and '.join(sources)}: not here, and no published model's name: a plan needs the config.json of the model;"
-        " give its folder as --config.model.path"
+        f"{' and '.join(sources)}: neither a folder nor the name of a published model. A plan needs the model's"
+        " config.json: give its folder as --config.model.path"
     )

@@ -1,1 +1,1 @@
-"""The curves and the completions of a run as one page that needs no server, no network and nothing installed."""
+"""The report of a run: curves, forgetting matrix and rollouts in one HTML page that needs no server and no network."""

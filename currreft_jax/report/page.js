@@ -1,11 +1,11 @@
 
 "use strict";
-// Everything that a file or a model wrote reaches the page through textContent, and nothing through markup.
-const { runs, book } = JSON.parse(document.getElementById("data").textContent);
+// Text from files and models enters the page as textContent only, never as markup.
+const { runs, rollouts } = JSON.parse(document.getElementById("data").textContent);
 const run = runs[0];
 const $ = (selector) => document.querySelector(selector);
 
-// ------------------------------------------------------------------------------------------------------- small things
+// ------------------------------------------------------------------------------------------------------- helpers
 
 function filled(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -13,14 +13,14 @@ function filled(node, attributes, children) {
     else if (name.startsWith("--")) node.style.setProperty(name, value);
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat(Infinity).filter((it) => it !== null && it !== undefined && it !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
 const el = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
 const svg = (tag, attributes = {}, ...children) =>
   filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
-/** Three digits that count; more only before the point. */
+/** Formats a number with three significant digits, and all digits before the point. */
 function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -38,16 +38,16 @@ function duration(seconds) {
   if (seconds < 90) return `${seconds.toFixed(0)} s`;
   return seconds < 5400 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
-const mean = (values) => values.reduce((sum, it) => sum + it, 0) / values.length;
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
-/** A row of buttons of which one is pressed. */
-function segmented(label, options, chosen, choose) {
+/** A group of buttons of which one is pressed. */
+function segmented(label, options, selected, select) {
   const buttons = options.map(([value, text]) =>
-    el("button", { type: "button", "aria-pressed": String(value === chosen), onclick: () => press(value) }, text));
+    el("button", { type: "button", "aria-pressed": String(value === selected), onclick: () => press(value) }, text));
   function press(value) {
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(options[i][0] === value)));
-    choose(value);
+    select(value);
   }
   return el("div", { class: "segmented", role: "group", "aria-label": label }, buttons);
 }
@@ -63,116 +63,116 @@ function overview() {
 }
 
 function tile(stage) {
-  const known = (name) => (stage.metrics[name] || []).filter((it) => it !== null);
-  const ends = (name) => {
+  const known = (name) => (stage.metrics[name] || []).filter((value) => value !== null);
+  const startAndEnd = (name) => {
     const values = known(name);
-    const few = Math.max(1, Math.round(values.length / 10));
-    return values.length ? [mean(values.slice(0, few)), mean(values.slice(-few))] : null;
+    const tenth = Math.max(1, Math.round(values.length / 10));
+    return values.length ? [mean(values.slice(0, tenth)), mean(values.slice(-tenth))] : null;
   };
-  const done = stage.steps.length ? stage.steps[stage.steps.length - 1] : 0;
-  const main = ends("reward") ? "reward" : "loss";
+  const lastDone = stage.steps.length ? stage.steps[stage.steps.length - 1] : 0;
+  const main = startAndEnd("reward") ? "reward" : "loss";
   const pairs = [["accuracy", "rewards/accuracy/mean"], ["format", "rewards/format/mean"], ["KL", "kl"],
     ["entropy", "entropy"], ["length", "completions/mean_length"]];
-  const seconds = known("time/step").reduce((sum, it) => sum + it, 0) * stage.every;
-  const rows = pairs.filter(([, name]) => ends(name)).map(([title, name]) => [title, ends(name).map(number).join(" → ")]);
-  if (seconds) rows.push(["time of steps", duration(seconds)]);
+  const seconds = known("time/step").reduce((sum, value) => sum + value, 0) * stage.steps_per_point;
+  const rows = pairs.filter(([, name]) => startAndEnd(name)).map(([title, name]) => [title, startAndEnd(name).map(number).join(" → ")]);
+  if (seconds) rows.push(["training time", duration(seconds)]);
   return el("article", { class: "tile" },
-    el("h3", {}, stage.name, el("span", {}, `${done.toLocaleString("en")} of ${plural(stage.planned, "step")}`)),
-    ends(main) && el("div", { class: "big", title: "means of the first and the last tenth of the steps" },
-      ends(main)[1].toFixed(2), el("small", {}, `${main}, from ${ends(main)[0].toFixed(2)}`)),
-    el("div", { class: "progress" }, bar(done / Math.max(1, stage.planned))),
+    el("h3", {}, stage.name, el("span", {}, `${lastDone.toLocaleString("en")} of ${plural(stage.planned_steps, "step")}`)),
+    startAndEnd(main) && el("div", { class: "big", title: "means over the first and the last tenth of the steps" },
+      startAndEnd(main)[1].toFixed(2), el("small", {}, `${main}, from ${startAndEnd(main)[0].toFixed(2)}`)),
+    el("div", { class: "progress" }, progressBar(lastDone / Math.max(1, stage.planned_steps))),
     el("dl", { class: "pairs" }, rows.map(([title, value]) => [el("dt", {}, title), el("dd", {}, value)])));
 }
 
-function bar(share) {
+function progressBar(fraction) {
   const fill = el("i");
-  fill.style.width = `${Math.min(100, 100 * share)}%`;
+  fill.style.width = `${Math.min(100, 100 * fraction)}%`;
   return fill;
 }
 
 // ------------------------------------------------------------------------------------------------------------- curves
 
-// Heading, then title, unit and what is drawn: a name, or a pattern whose group names the curve.
+// Heading, then panels: title, unit, and metrics as [name, label] or as a pattern whose group is the label.
 const PANELS = [
-  ["What it earns", [
+  ["Reward", [
     ["Reward", "", [["reward", "all"], /^reward\/(.+)$/]],
-    ["Parts of the reward", "", [/^rewards\/(.+)\/mean$/]],
+    ["Reward components", "", [/^rewards\/(.+)\/mean$/]],
     ["Held-out reward", "", [/^held_out\/(.+)\/reward$/]],
   ]],
-  ["How it changes", [
+  ["Policy", [
     ["KL to the reference", "nats", [["kl", "KL"]]],
     ["Entropy", "nats", [["entropy", "entropy"]]],
-    ["Length of completions", "tokens", [/^completions\/(.+)_length$/]],
-    ["Reasons", "share of completions", [/^parse\/(.+)$/]],
-    ["Zero variance", "share", [["frac_reward_zero_std", "groups of one reward"], ["completions/clipped_ratio", "completions cut off"]]],
+    ["Completion length", "tokens", [/^completions\/(.+)_length$/]],
+    ["Reasons for zero reward", "fraction of completions", [/^parse\/(.+)$/]],
+    ["Zero variance and truncation", "fraction", [["frac_reward_zero_std", "groups of equal rewards"], ["completions/clipped_ratio", "truncated completions"]]],
     ["Loss", "", [["loss", "loss"]]],
     ["Gradient norm", "", [["grad_norm", "before clipping"]]],
     ["Learning rate", "", [["learning_rate", "rate"]]],
-    ["Clipped ratios", "share", [/^clip_ratio\/(.+)$/]],
-    ["Sampler against trainer", "nats", [/^sampling\/logp_difference\/(.+)$/]],
+    ["Clip ratio", "fraction", [/^clip_ratio\/(.+)$/]],
+    ["Sampler-trainer log-prob difference", "nats", [/^sampling\/logp_difference\/(.+)$/]],
   ]],
-  ["What it costs", [
-    ["Padding", "share wasted", [/^padding\/(.+)_waste$/]],
+  ["Cost", [
+    ["Padding", "fraction", [/^padding\/(.+)_waste$/]],
     ["Time", "seconds", [/^time\/(.+)$/]],
-    ["Speed", "tokens a second", [["tokens_per_second", "all"], /^tokens_per_second\/(.+)$/]],
-    ["Tokens of a step", "", [["num_tokens", "read"], ["learnt_tokens", "learnt"]]],
+    ["Throughput", "tokens/s", [["tokens_per_second", "all"], /^tokens_per_second\/(.+)$/]],
+    ["Tokens per step", "", [["num_tokens", "all"], ["learnt_tokens", "in the loss"]]],
   ]],
 ];
-const MOST = 6; // curves of a panel
-const EXACT = /^learning_rate$/; // nothing to smooth
+const MAX_CURVES = 6; // per panel
+const UNSMOOTHED = /^learning_rate$/;
 const charts = [];
 let smoothing = 0.8;
 
-const names = [...new Set(runs.flatMap((it) => it.stages.flatMap((stage) => Object.keys(stage.metrics))))];
+const names = [...new Set(runs.flatMap((each) => each.stages.flatMap((stage) => Object.keys(stage.metrics))))];
 
 const lastStep = (stage) => (stage.steps.length ? stage.steps[stage.steps.length - 1] : 0);
-// Runs of the same stages are laid side by side stage by stage, other ones from their first step on.
-const longest = runs.reduce((most, it) => (it.stages.length > most.stages.length ? it : most));
-const aligned = runs.every((it) => it.stages.every((stage, i) => stage.name === longest.stages[i].name));
-const spans = runs.map((it) => it.stages.map((stage, i) =>
+// Runs with the same stages are aligned at the start of each stage, others at their first step.
+const longest = runs.reduce((most, each) => (each.stages.length > most.stages.length ? each : most));
+const aligned = runs.every((each) => each.stages.every((stage, i) => stage.name === longest.stages[i].name));
+const spans = runs.map((each) => each.stages.map((stage, i) =>
   (aligned ? Math.max(...runs.filter((other) => other.stages[i]).map((other) => lastStep(other.stages[i]))) : lastStep(stage))));
-/** What lies before each stage of a run, on an axis on which stages follow each other. */
-const offsets = spans.map((list) => list.map((_, i) => list.slice(0, i).reduce((sum, it) => sum + it, 0)));
-const END = Math.max(1, ...spans.map((list) => list.reduce((sum, it) => sum + it, 0)));
+/** Steps before each stage of a run, on an axis of consecutive stages. */
+const offsets = spans.map((list) => list.map((_, i) => list.slice(0, i).reduce((sum, span) => sum + span, 0)));
+const LAST_STEP = Math.max(1, ...spans.map((list) => list.reduce((sum, span) => sum + span, 0)));
 
-function curve(name, label, number_) {
-  let segments = runs[number_].stages.map((stage, i) => {
+function curve(name, label, runIndex) {
+  let segments = runs[runIndex].stages.map((stage, i) => {
     const values = stage.metrics[name] || [];
-    const places = stage.steps.map((_, k) => k).filter((k) => values[k] !== null && values[k] !== undefined);
-    const sparse = places.length < stage.steps.length / 2;
-    return { x: places.map((k) => offsets[number_][i] + stage.steps[k]), y: places.map((k) => values[k]), sparse };
+    const points = stage.steps.map((_, k) => k).filter((k) => values[k] !== null && values[k] !== undefined);
+    const sparse = points.length < stage.steps.length / 2;
+    return { x: points.map((k) => offsets[runIndex][i] + stage.steps[k]), y: points.map((k) => values[k]), sparse };
   });
-  if (segments.every((it) => it.sparse)) segments = [{ x: segments.flatMap((it) => it.x), y: segments.flatMap((it) => it.y), sparse: true }];
-  return { label, run: number_, exact: EXACT.test(name), segments: segments.filter((it) => it.x.length) };
+  if (segments.every((segment) => segment.sparse)) segments = [{ x: segments.flatMap((segment) => segment.x), y: segments.flatMap((segment) => segment.y), sparse: true }];
+  return { label, run: runIndex, exact: UNSMOOTHED.test(name), segments: segments.filter((segment) => segment.x.length) };
 }
 
-/** Panels of a single run hold several metrics; those of compared runs hold one metric, and a curve for each run. */
+/** A panel of a single run shows several metrics; a panel of compared runs shows one metric, with a curve per run. */
 function panels() {
   const used = new Set();
   const found = PANELS.map(([heading, list]) => [heading, list.flatMap(([title, unit, wanted]) => {
-    const lines = wanted.flatMap((it) =>
-      it instanceof RegExp ? names.filter((name) => it.test(name)).map((name) => [name, name.match(it)[1].replaceAll("_", " ")])
-        : names.includes(it[0]) ? [it] : []);
+    const lines = wanted.flatMap((entry) =>
+      entry instanceof RegExp ? names.filter((name) => entry.test(name)).map((name) => [name, name.match(entry)[1].replaceAll("_", " ")])
+        : names.includes(entry[0]) ? [entry] : []);
     lines.forEach(([name]) => used.add(name));
     if (runs.length === 1) return lines.length ? [{ title, unit, lines: lines.map(([name, label]) => curve(name, label, 0)) }] : [];
     return lines.map(([name, label]) => ({
       title: lines.length > 1 ? `${title}: ${label}` : title, unit,
-      lines: runs.map((it, i) => curve(name, it.label, i)),
+      lines: runs.map((each, i) => curve(name, each.label, i)),
     }));
   })]);
   const others = names.filter((name) => !used.has(name) && !/^held_out\//.test(name)).sort();
-  found.push(["Further", others.map((name) => ({ title: name, unit: "", lines: runs.map((it, i) => curve(name, runs.length > 1 ? it.label : "", i)) }))]);
+  found.push(["Other metrics", others.map((name) => ({ title: name, unit: "", lines: runs.map((each, i) => curve(name, runs.length > 1 ? each.label : "", i)) }))]);
   return found.filter(([, list]) => list.length);
 }
 
-/** Exponential mean without the pull of its start; each stage anew. */
+/** Bias-corrected exponential moving average, restarted at each stage. */
 function smoothed({ x, y }, weight) {
-  let sum = 0, mass = 0;
-  return { x, y: y.map((value) => { sum = weight * sum + (1 - weight) * value; mass = weight * mass + 1 - weight; return sum / mass; }) };
+  let sum = 0, total = 0;
+  return { x, y: y.map((value) => { sum = weight * sum + (1 - weight) * value; total = weight * total + 1 - weight; return sum / total; }) };
 }
 
-/** At most one point a pixel: the mean of those that would lie on it. */
-function thinned({ x, y }, toPixel, width) {
+/** Averages the points of each pixel. */
+function perPixel({ x, y }, toPixel, width) {
   if (x.length <= width) return { x, y };
   const out = { x: [], y: [] };
   for (let start = 0; start < x.length;) {
@@ -189,7 +189,7 @@ function thinned({ x, y }, toPixel, width) {
 function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((it) => it * power).find((it) => it >= rough);
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
   const found = [];
   for (let k = Math.ceil(low / step); k * step <= high + step * 1e-9; k++) found.push(Number((k * step).toPrecision(12)));
   return found;
@@ -204,113 +204,136 @@ function nearest(xs, x) {
   return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
 }
 
-/** Where a place on the common axis lies: the stage and its step. */
-function placeOf(x) {
+/** The stage and step at a position of the axis. */
+function stageAndStep(x) {
   const before = offsets[0];
   let i = before.length - 1;
   while (i > 0 && before[i] >= x) i--;
   const stage = run.stages[i];
   const to = x - before[i];
-  const span = stage.every > 1 ? `steps ${Math.max(1, to - stage.every + 1)}–${to}` : `step ${to}`;
+  const span = stage.steps_per_point > 1 ? `steps ${Math.max(1, to - stage.steps_per_point + 1)}–${to}` : `step ${to}`;
   return run.stages.length > 1 ? `${stage.name}, ${span}` : span;
 }
 
-function chart(panel) {
-  const lines = panel.lines.filter((it) => it.segments.length).slice(0, MOST);
-  if (panel.lines.length > MOST) {
-    const weight = (it) => mean(it.segments.flatMap((part) => part.y));
-    lines.splice(0, MOST, ...panel.lines.filter((it) => it.segments.length).sort((a, b) => weight(b) - weight(a)).slice(0, MOST));
-  }
-  const picture = svg("svg", { tabindex: 0, role: "img" });
-  const where = el("small", {}, panel.unit);
-  const values = lines.map((it, i) => ({ line: it, value: el("b"), entry: null, colour: `var(--s${runs.length > 1 ? it.run % 8 : i})` }));
-  const legend = el("div", { class: "legend" }, values.map((it) =>
-    (it.entry = el("span", { class: `d${runs.length > 1 ? it.line.run % 4 : 0}`, "--c": it.colour },
-      el("i"), it.line.label && `${it.line.label} `, it.value))));
-  const dropped = panel.lines.length - lines.length;
-  if (runs.length === 1 && dropped > 0) legend.append(el("span", {}, `and ${dropped} rarer`));
-  const wide = el("button", { type: "button", "aria-label": `Enlarge ${panel.title}`, "aria-pressed": "false", onclick: () => {
-    wide.setAttribute("aria-pressed", String(node.classList.toggle("wide")));
-  } }, "⤢");
-  const node = el("article", { class: "chart" }, el("header", {}, el("h4", {}, panel.title, where), wide), legend, picture);
-  const self = { node, draw, point, seen: false };
-  let cross = null, toPixel = (x) => x, width = 0, drawn = [];
+/** The curves that fit in a panel: if there are too many, those with the largest means. */
+function topCurves(panel) {
+  const curves = panel.lines.filter((line) => line.segments.length);
+  if (panel.lines.length <= MAX_CURVES) return curves;
+  const weight = (line) => mean(line.segments.flatMap((segment) => segment.y));
+  return curves.sort((a, b) => weight(b) - weight(a)).slice(0, MAX_CURVES);
+}
 
-  function draw() {
-    width = picture.clientWidth;
-    const height = picture.clientHeight, right = 8, top = run.stages.length > 1 ? 18 : 8, bottom = 20;
+/** The limits of a vertical axis that shows these values, with 0 if it is near. */
+function axisLimits(values) {
+  let low = Infinity, high = -Infinity;
+  for (const y of values) { if (y < low) low = y; if (y > high) high = y; }
+  if (low >= 0 && (low < 0.35 * high || high <= 1)) low = 0;
+  if (!(high > low)) high = low + (Math.abs(low) || 1);
+  return [low, high + 0.04 * (high - low)];
+}
+
+class Chart {
+  constructor(panel) {
+    this.panel = panel;
+    this.visible = false;
+    this.curves = topCurves(panel).map((line, i) => (
+      { line, value: el("b"), dash: `d${runs.length > 1 ? line.run % 4 : 0}`, colour: `var(--s${runs.length > 1 ? line.run % 8 : i})` }));
+    this.steps = [...new Set(this.curves.flatMap(({ line }) => line.segments.flatMap((segment) => segment.x)))].sort((a, b) => a - b);
+    this.subtitle = el("small", {}, panel.unit);
+    this.plot = svg("svg", { tabindex: 0, role: "img", onpointermove: (event) => this.#onPointer(event), onpointerleave: () => moveTo(null),
+      onblur: () => moveTo(null), onkeydown: (event) => this.#onKey(event) });
+    this.node = el("article", { class: "chart" }, this.#header(), this.#legend(), this.plot);
+  }
+
+  #header() {
+    const enlarge = el("button", { type: "button", "aria-label": `Enlarge ${this.panel.title}`, "aria-pressed": "false", onclick: () => {
+      enlarge.setAttribute("aria-pressed", String(this.node.classList.toggle("wide")));
+    } }, "⤢");
+    return el("header", {}, el("h4", {}, this.panel.title, this.subtitle), enlarge);
+  }
+
+  #legend() {
+    const dropped = this.panel.lines.length - this.curves.length;
+    return el("div", { class: "legend" },
+      this.curves.map(({ line, value, dash, colour }) => el("span", { class: dash, "--c": colour }, el("i"), line.label && `${line.label} `, value)),
+      runs.length === 1 && dropped > 0 && el("span", {}, `and ${dropped} smaller`));
+  }
+
+  draw() {
+    const { clientWidth: width, clientHeight: height } = this.plot;
     if (!width) return;
-    drawn = values.map(({ line }) => line.segments.map((part) => (
-      { raw: part, line: smoothing && !part.sparse && !line.exact ? smoothed(part, smoothing) : part })));
-    let low = Infinity, high = -Infinity;
-    for (const part of drawn.flat()) for (const y of part.raw.y) { if (y < low) low = y; if (y > high) high = y; }
-    if (low >= 0 && (low < 0.35 * high || high <= 1)) low = 0;
-    if (!(high > low)) high = low + (Math.abs(low) || 1);
-    high += 0.04 * (high - low);
+    for (const curve of this.curves) {
+      curve.parts = curve.line.segments.map((raw) => (
+        { raw, line: smoothing && !raw.sparse && !curve.line.exact ? smoothed(raw, smoothing) : raw }));
+    }
+    const [low, high] = axisLimits(this.curves.flatMap((curve) => curve.parts.flatMap((part) => part.raw.y)));
     const marks = ticks(low, high, height > 200 ? 7 : 4);
-    const left = 12 + 6.3 * Math.max(3, ...marks.map((it) => number(it).length));
-    toPixel = (x) => left + ((x - 1) / Math.max(1, END - 1)) * (width - left - right);
-    const toHeight = (y) => top + ((high - y) / (high - low)) * (height - top - bottom);
-    picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    const parts = [...stageMarks(toPixel, top, height - bottom, width - right)];
-    for (const y of marks) {
-      parts.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: toHeight(y), y2: toHeight(y) }),
-        svg("text", { class: "axis", x: left - 7, y: toHeight(y) + 3.5, "text-anchor": "end" }, number(y)));
-    }
-    for (const x of ticks(1, END, Math.max(3, Math.floor(width / 90))).filter(Number.isInteger)) {
-      parts.push(svg("text", { class: "axis", x: toPixel(x), y: height - 5, "text-anchor": "middle" }, x.toLocaleString("en")));
-    }
-    const path = (points) => points.x.map((x, i) => `${i ? "L" : "M"}${toPixel(x).toFixed(1)} ${toHeight(points.y[i]).toFixed(1)}`).join("");
-    values.forEach(({ line, colour }, i) => {
-      const group = svg("g", { class: `d${runs.length > 1 ? line.run % 4 : 0}`, "--c": colour });
-      for (const part of drawn[i]) {
-        if (part.line !== part.raw) group.append(svg("path", { class: "raw", d: path(thinned(part.raw, toPixel, width)) }));
-        group.append(svg("path", { class: "line", d: path(thinned(part.line, toPixel, width)) }));
-        if (part.raw.sparse) part.raw.x.forEach((x, k) => group.append(svg("circle", { class: "dot", r: 3, cx: toPixel(x), cy: toHeight(part.raw.y[k]) })));
-      }
-      parts.push(group);
-    });
-    cross = svg("line", { class: "cross", y1: top, y2: height - bottom, visibility: "hidden" });
-    picture.replaceChildren(...parts, cross);
-    point(cursor);
+    const left = 12 + 6.3 * Math.max(3, ...marks.map((mark) => number(mark).length));
+    const frame = { left, right: width - 8, top: run.stages.length > 1 ? 18 : 8, bottom: height - 20, width, height };
+    this.toX = (step) => left + ((step - 1) / Math.max(1, LAST_STEP - 1)) * (frame.right - left);
+    const toY = (value) => frame.top + ((high - value) / (high - low)) * (frame.bottom - frame.top);
+    this.plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.cross = svg("line", { class: "cross", y1: frame.top, y2: frame.bottom, visibility: "hidden" });
+    this.plot.replaceChildren(...stageMarks(this.toX, frame.top, frame.bottom, frame.right), ...this.#axes(frame, marks, toY),
+      ...this.curves.map((curve) => this.#curve(curve, width, toY)), this.cross);
+    this.showValues(cursor);
   }
 
-  /** Shows the values at a place of the axis, or the last ones. */
-  function point(x) {
-    if (!cross) return;
-    const said = [];
-    values.forEach(({ line, value }, i) => {
-      const xs = line.segments.flatMap((it) => it.x);
-      if (!xs.length) return;
-      const at = x === null ? xs.length - 1 : nearest(xs, x);
-      const y = drawn[i].flatMap((it) => it.line.y)[at];
-      const raw = line.segments.flatMap((it) => it.y)[at];
-      value.textContent = x !== null && y !== raw ? `${number(y)} (${number(raw)})` : number(y);
-      said.push(`${line.label} ${value.textContent}`);
-    });
-    where.textContent = x === null ? panel.unit : placeOf(x);
-    cross.setAttribute("visibility", x === null ? "hidden" : "visible");
-    if (x !== null) { cross.setAttribute("x1", toPixel(x)); cross.setAttribute("x2", toPixel(x)); }
-    picture.setAttribute("aria-label", `${panel.title}${x === null ? "" : `, ${placeOf(x)}`}: ${said.join(", ")}`);
+  #axes(frame, marks, toY) {
+    const steps = ticks(1, LAST_STEP, Math.max(3, Math.floor(frame.width / 90))).filter(Number.isInteger);
+    return [
+      ...marks.flatMap((mark) => [svg("line", { class: "grid", x1: frame.left, x2: frame.right, y1: toY(mark), y2: toY(mark) }),
+        svg("text", { class: "axis", x: frame.left - 7, y: toY(mark) + 3.5, "text-anchor": "end" }, number(mark))]),
+      ...steps.map((step) => svg("text", { class: "axis", x: this.toX(step), y: frame.height - 5, "text-anchor": "middle" }, step.toLocaleString("en"))),
+    ];
   }
 
-  const all = [...new Set(lines.flatMap((it) => it.segments.flatMap((part) => part.x)))].sort((a, b) => a - b);
-  picture.addEventListener("pointermove", (event) => {
-    const box = picture.getBoundingClientRect();
-    const share = (event.clientX - box.left - toPixel(1)) / Math.max(1, toPixel(END) - toPixel(1));
-    if (all.length) moveTo(all[nearest(all, 1 + share * (END - 1))]);
-  });
-  picture.addEventListener("pointerleave", () => moveTo(null));
-  picture.addEventListener("blur", () => moveTo(null));
-  picture.addEventListener("keydown", (event) => {
-    const now = cursor === null ? all.length - 1 : nearest(all, cursor);
-    const jump = Math.max(1, Math.round(all.length / 20));
-    const to = { ArrowLeft: now - 1, ArrowRight: now + 1, PageUp: now - jump, PageDown: now + jump, Home: 0, End: all.length - 1 }[event.key];
-    if (to === undefined || !all.length) return;
+  #curve({ parts, dash, colour }, width, toY) {
+    const path = (points) => {
+      const { x, y } = perPixel(points, this.toX, width);
+      return x.map((step, i) => `${i ? "L" : "M"}${this.toX(step).toFixed(1)} ${toY(y[i]).toFixed(1)}`).join("");
+    };
+    return svg("g", { class: dash, "--c": colour }, parts.map(({ raw, line }) => [
+      line !== raw && svg("path", { class: "raw", d: path(raw) }),
+      svg("path", { class: "line", d: path(line) }),
+      raw.sparse && raw.x.map((step, i) => svg("circle", { class: "dot", r: 3, cx: this.toX(step), cy: toY(raw.y[i]) }))]));
+  }
+
+  /** Shows the values at a step of the axis, or the last ones if it is null. */
+  showValues(step) {
+    if (!this.cross) return;
+    const spoken = [];
+    for (const { line, value, parts } of this.curves) {
+      const steps = line.segments.flatMap((segment) => segment.x);
+      if (!steps.length) continue;
+      const index = step === null ? steps.length - 1 : nearest(steps, step);
+      const y = parts.flatMap((part) => part.line.y)[index];
+      const raw = line.segments.flatMap((segment) => segment.y)[index];
+      value.textContent = step !== null && y !== raw ? `${number(y)} (${number(raw)})` : number(y);
+      spoken.push(`${line.label} ${value.textContent}`);
+    }
+    this.subtitle.textContent = step === null ? this.panel.unit : stageAndStep(step);
+    this.cross.setAttribute("visibility", step === null ? "hidden" : "visible");
+    if (step !== null) { this.cross.setAttribute("x1", this.toX(step)); this.cross.setAttribute("x2", this.toX(step)); }
+    this.plot.setAttribute("aria-label", `${this.panel.title}${step === null ? "" : `, ${stageAndStep(step)}`}: ${spoken.join(", ")}`);
+  }
+
+  #onPointer(event) {
+    if (!this.steps.length || !this.toX) return;
+    const offset = event.clientX - this.plot.getBoundingClientRect().left - this.toX(1);
+    const fraction = offset / Math.max(1, this.toX(LAST_STEP) - this.toX(1));
+    moveTo(this.steps[nearest(this.steps, 1 + fraction * (LAST_STEP - 1))]);
+  }
+
+  #onKey(event) {
+    const last = this.steps.length - 1;
+    const now = cursor === null ? last : nearest(this.steps, cursor);
+    const jump = Math.max(1, Math.round(this.steps.length / 20));
+    const target = { ArrowLeft: now - 1, ArrowRight: now + 1, PageUp: now - jump, PageDown: now + jump, Home: 0, End: last }[event.key];
+    if (target === undefined || !this.steps.length) return;
     event.preventDefault();
-    moveTo(all[Math.max(0, Math.min(all.length - 1, to))]);
-  });
-  return self;
+    moveTo(this.steps[Math.max(0, Math.min(last, target))]);
+  }
 }
 
 function stageMarks(toPixel, top, bottom, right) {
@@ -333,41 +356,41 @@ function moveTo(x) {
   cursor = x;
   if (moving) return;
   moving = true;
-  requestAnimationFrame(() => { moving = false; charts.filter((it) => it.seen).forEach((it) => it.point(cursor)); });
+  requestAnimationFrame(() => { moving = false; charts.filter((each) => each.visible).forEach((each) => each.showValues(cursor)); });
 }
 
 function curves() {
-  runs.forEach((it) => (it.label = runs.filter((other) => other.name === it.name).length > 1 ? it.path : it.name));
+  runs.forEach((each) => (each.label = runs.filter((other) => other.name === each.name).length > 1 ? each.path : each.name));
   const range = $("#smoothing");
   const shown = $("#curves output");
   const notes = [];
-  const binned = run.stages.filter((it) => it.every > 1);
-  if (binned.length) notes.push(`A point stands for several steps: ${binned.map((it) => `${it.every} in ${it.name}`).join(", ")}.`);
+  const binned = run.stages.filter((stage) => stage.steps_per_point > 1);
+  if (binned.length) notes.push(`A point covers several steps: ${binned.map((stage) => `${stage.steps_per_point} in ${stage.name}`).join(", ")}.`);
   if (runs.length > 1) {
-    notes.push(aligned ? "Stages begin side by side." : `The runs have other stages, and begin side by side; those marked are of ${run.label}.`);
-    $("#curves .runs").append(...runs.map((it, i) => el("span", { class: `d${i % 4}`, "--c": `var(--s${i % 8})` }, el("i"), it.label)));
+    notes.push(aligned ? "Runs are aligned at the start of each stage." : `The runs have different stages and are aligned at their first step; the stages marked are those of ${run.label}.`);
+    $("#curves .runs").append(...runs.map((each, i) => el("span", { class: `d${i % 4}`, "--c": `var(--s${i % 8})` }, el("i"), each.label)));
   }
   $("#curves > .note").append(notes.join(" "));
-  const eyes = new IntersectionObserver((entries) => entries.forEach((entry) => {
-    const it = charts.find((chart) => chart.node === entry.target);
-    it.seen = entry.isIntersecting;
-    if (it.seen) it.draw();
+  const visibility = new IntersectionObserver((entries) => entries.forEach((entry) => {
+    const observed = charts.find((each) => each.node === entry.target);
+    observed.visible = entry.isIntersecting;
+    if (observed.visible) observed.draw();
   }), { rootMargin: "200px" });
   const sizes = new ResizeObserver((entries) => entries.forEach((entry) => {
-    const it = charts.find((chart) => chart.node === entry.target);
-    if (it.seen) it.draw();
+    const observed = charts.find((each) => each.node === entry.target);
+    if (observed.visible) observed.draw();
   }));
   for (const [heading, list] of panels()) {
-    const made = list.map(chart);
+    const made = list.map((panel) => new Chart(panel));
     charts.push(...made);
-    $("#curves").append(el("h3", {}, heading), el("div", { class: "charts" }, made.map((it) => it.node)));
-    made.forEach((it) => { eyes.observe(it.node); sizes.observe(it.node); });
+    $("#curves").append(el("h3", {}, heading), el("div", { class: "charts" }, made.map((each) => each.node)));
+    made.forEach((each) => { visibility.observe(each.node); sizes.observe(each.node); });
   }
-  if (!charts.length) $("#curves").append(el("p", { class: "empty" }, "No step has been written so far."));
+  if (!charts.length) $("#curves").append(el("p", { class: "empty" }, "No step has been written yet."));
   const smooth = () => {
     smoothing = Number(range.value);
     shown.textContent = smoothing.toFixed(2);
-    charts.filter((it) => it.seen).forEach((it) => it.draw());
+    charts.filter((each) => each.visible).forEach((each) => each.draw());
   };
   range.addEventListener("input", smooth);
   smooth();
@@ -378,14 +401,14 @@ function curves() {
 const MEASURES = [["reward", "Reward"], ["accuracy", "Accuracy"], ["format", "Format"], ["passed", "Pass rate"], ["greedy", "Greedy reward"]];
 
 function forgetting() {
-  const measured = runs.filter((it) => it.matrix.times.length);
+  const measured = runs.filter((each) => each.matrix.times.length);
   if (!measured.length) { $("#forgetting").remove(); return; }
-  $("#forgetting .note").append("Held-out rows of each stage, after each stage: ± half the 95% interval of the mean, and the difference"
-    + " from the first measurement, which the shade shows. A frame marks the rows of the stage that was trained. ▼: below the best"
-    + " earlier measurement beyond chance.");
+  $("#forgetting .note").append("Held-out rows of each stage, evaluated after each stage: mean ± half its 95% interval, and the difference from the first"
+    + " evaluation, which the shade shows. A frame marks the rows of the trained stage. ▼: significantly below the best earlier"
+    + " evaluation.");
   const tables = el("div");
-  const show = (name) => tables.replaceChildren(...measured.flatMap((it) =>
-    [runs.length > 1 && el("h3", {}, it.label), el("div", { class: "scroll" }, matrixTable(it.matrix, name))].filter(Boolean)));
+  const show = (name) => tables.replaceChildren(...measured.flatMap((each) =>
+    [runs.length > 1 && el("h3", {}, each.label), el("div", { class: "scroll" }, matrixTable(each.matrix, name))].filter(Boolean)));
   $("#forgetting .tools").append(segmented("Measure", MEASURES, "reward", show));
   $("#forgetting").append(tables);
   show("reward");
@@ -395,91 +418,91 @@ function matrixTable({ times, names: sets, cells }, measure) {
   const first = sets.map((_, k) => cells.map((row) => row[k]).find((cell) => cell && cell[measure] !== null));
   const differences = cells.flatMap((row) => row.map((cell, k) => (cell && cell[measure] !== null ? cell[measure] - first[k][measure] : 0)));
   const largest = Math.max(1e-9, ...differences.map(Math.abs));
-  const body = times.map(([stage, step], i) => el("tr", {}, el("th", { scope: "row" }, stage ? `${stage}, step ${step}` : "before"),
+  const body = times.map(([stage, step], i) => el("tr", {}, el("th", { scope: "row" }, stage ? `${stage}, step ${step}` : "base model"),
     cells[i].map((cell, k) => {
       if (!cell || cell[measure] === null) return el("td", { class: "none" }, "–");
       const change = cell[measure] - first[k][measure];
       const shade = `color-mix(in srgb, var(${change >= 0 ? "--good" : "--bad"}) ${Math.round((34 * Math.abs(change)) / largest)}%, var(--surface))`;
-      return el("td", { class: stage === sets[k] ? "own" : "", "--cell": shade },
-        el("b", {}, cell[measure].toFixed(3)), measure === "reward" && el("small", {}, `± ${cell.half.toFixed(3)}`),
+      return el("td", { class: stage === sets[k] ? "trained" : "", "--cell": shade },
+        el("b", {}, cell[measure].toFixed(3)), measure === "reward" && el("small", {}, `± ${cell.half_interval.toFixed(3)}`),
         el("div", {}, cell === first[k] ? plural(cell.rows, "row") : signed(change, 3),
-          measure === "reward" && cell.fallen !== null && el("span", { class: "fell" }, `  ▼ from ${cell.fallen.toFixed(3)}`)));
+          measure === "reward" && cell.regressed_from !== null && el("span", { class: "regressed" }, `  ▼ from ${cell.regressed_from.toFixed(3)}`)));
     })));
-  return el("table", { class: "matrix" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after"), sets.map((it) => el("th", { scope: "col" }, it)))),
+  return el("table", { class: "matrix" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after"), sets.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, body));
 }
 
-// --------------------------------------------------------------------------------------------------------------- book
+// ----------------------------------------------------------------------------------------------------------- rollouts
 
 const PAGE = 10;
 const ORDERS = {
-  trained: ["as trained", (a, b) => a.at - b.at],
-  low: ["reward, low first", (a, b) => a.mean - b.mean || a.at - b.at],
-  high: ["reward, high first", (a, b) => b.mean - a.mean || a.at - b.at],
-  spread: ["spread, wide first", (a, b) => b.spread - a.spread || a.at - b.at],
+  trained: ["training order", (a, b) => a.index - b.index],
+  low: ["lowest reward first", (a, b) => a.mean - b.mean || a.index - b.index],
+  high: ["highest reward first", (a, b) => b.mean - a.mean || a.index - b.index],
+  spread: ["widest reward range first", (a, b) => b.spread - a.spread || a.index - b.index],
 };
-const filter = { stage: new Set(), task: new Set(), kind: new Set(), reason: "", steps: [null, null], reward: [null, null], words: "", order: "trained" };
-let groups = [], found = [], pageNumber = 0, shading = "ratio";
+const filter = { stage: new Set(), task: new Set(), kind: new Set(), reason: "", steps: [null, null], reward: [null, null], text: "", order: "trained" };
+let groups = [], found = [], pageIndex = 0, shading = "ratio";
 
-function prepare() {
-  groups = book.groups.map((it, at) => {
-    const rewards = it.said.map((said) => said.reward);
-    it.said.forEach((said) => (said.text = said.text === undefined ? said.tokens.join("") : said.text));
-    return { ...it, at, stageName: run.stages[it.stage].name, mean: mean(rewards), spread: Math.max(...rewards) - Math.min(...rewards),
-      words: [it.id, it.prompt, it.solution, ...it.said.map((said) => said.text)].join("\n").toLowerCase() };
+function prepareGroups() {
+  groups = rollouts.groups.map((group, index) => {
+    const rewards = group.completions.map((completion) => completion.reward);
+    group.completions.forEach((completion) => (completion.text = completion.text === undefined ? completion.tokens.join("") : completion.text));
+    return { ...group, index, stageName: run.stages[group.stage].name, mean: mean(rewards), spread: Math.max(...rewards) - Math.min(...rewards),
+      text: [group.id, group.prompt, group.solution, ...group.completions.map((completion) => completion.text)].join("\n").toLowerCase() };
   });
 }
 
 const within = (value, [low, high]) => (low === null || value >= low) && (high === null || value <= high);
-const reasonsOf = (said) => Object.values(said.reasons);
-function wanted(said) {
-  const why = reasonsOf(said);
-  return within(said.reward, filter.reward) && (!filter.reason || (filter.reason === "none" ? !why.length : why.includes(filter.reason.slice(1))));
+const reasonsOf = (completion) => Object.values(completion.reasons);
+function matches(completion) {
+  const reasons = reasonsOf(completion);
+  return within(completion.reward, filter.reward) && (!filter.reason || (filter.reason === "none" ? !reasons.length : reasons.includes(filter.reason.slice(1))));
 }
-const pressed = (set, value) => !set.size || set.has(value);
+const selectedIn = (set, value) => !set.size || set.has(value);
 
 function search() {
-  found = groups.filter((it) => pressed(filter.stage, it.stageName) && pressed(filter.task, it.task) && pressed(filter.kind, it.kind)
-    && within(it.step, filter.steps) && it.words.includes(filter.words) && it.said.some(wanted)).sort(ORDERS[filter.order][1]);
-  turnTo(0);
+  found = groups.filter((group) => selectedIn(filter.stage, group.stageName) && selectedIn(filter.task, group.task) && selectedIn(filter.kind, group.kind)
+    && within(group.step, filter.steps) && group.text.includes(filter.text) && group.completions.some(matches)).sort(ORDERS[filter.order][1]);
+  showPage(0);
 }
 
-function turnTo(number_) {
+function showPage(index) {
   const last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
-  pageNumber = Math.max(0, Math.min(last, number_));
-  const shown = found.slice(pageNumber * PAGE, (pageNumber + 1) * PAGE);
+  pageIndex = Math.max(0, Math.min(last, index));
+  const shown = found.slice(pageIndex * PAGE, (pageIndex + 1) * PAGE);
   leaveToken();
-  $("#cards").replaceChildren(...(shown.length ? shown.map(card) : [el("p", { class: "empty" }, "No group is like that.")]));
+  $("#cards").replaceChildren(...(shown.length ? shown.map(card) : [el("p", { class: "empty" }, "No group matches the filters.")]));
   $("#count").textContent = `${plural(found.length, "group")} of ${groups.length.toLocaleString("en")}`;
-  for (const pager of document.querySelectorAll("#book .pager")) {
-    const from = found.length ? pageNumber * PAGE + 1 : 0;
+  for (const pager of document.querySelectorAll("#rollouts .pager")) {
+    const from = found.length ? pageIndex * PAGE + 1 : 0;
     pager.replaceChildren(
-      el("button", { type: "button", "data-to": "back", disabled: !pageNumber, onclick: () => turn(pager, -1) }, "← Back"),
-      el("span", {}, `${from}–${pageNumber * PAGE + shown.length}`),
-      el("button", { type: "button", "data-to": "on", disabled: pageNumber === last, onclick: () => turn(pager, 1) }, "On →"));
+      el("button", { type: "button", "data-to": "previous", disabled: !pageIndex, onclick: () => turnPage(pager, -1) }, "← Previous"),
+      el("span", {}, `${from}–${pageIndex * PAGE + shown.length}`),
+      el("button", { type: "button", "data-to": "next", disabled: pageIndex === last, onclick: () => turnPage(pager, 1) }, "Next →"));
   }
 }
 
-function turn(pager, by) {
-  turnTo(pageNumber + by);
-  const same = pager.querySelector(by < 0 ? "[data-to=back]" : "[data-to=on]");
+function turnPage(pager, by) {
+  showPage(pageIndex + by);
+  const same = pager.querySelector(by < 0 ? "[data-to=previous]" : "[data-to=next]");
   (same.disabled ? pager.querySelector("button:not(:disabled)") : same)?.focus({ preventScroll: true });
   if (pager.parentElement.classList.contains("end")) $("#count").scrollIntoView({ block: "center" });
 }
 
 function filters() {
-  const form = $("#book .filters");
+  const form = $("#rollouts .filters");
   const chips = (key, title, values) => {
     const buttons = values.map((value) => el("button", { type: "button", class: "chip", "aria-pressed": "false", "data-value": value, onclick: (event) => {
       const on = !filter[key].delete(value) && filter[key].add(value);
       event.currentTarget.setAttribute("aria-pressed", String(Boolean(on)));
       search();
-    } }, value, el("small", {}, groups.filter((it) => (key === "stage" ? it.stageName : it[key]) === value).length.toLocaleString("en"))));
+    } }, value, el("small", {}, groups.filter((group) => (key === "stage" ? group.stageName : group[key]) === value).length.toLocaleString("en"))));
     return values.length > 1 && el("fieldset", { "data-key": key }, el("legend", {}, title), el("div", { class: "options" }, buttons));
   };
   const range = (key, title, step) => {
-    const input = (place, name) => el("input", { type: "number", step, placeholder: name, "aria-label": `${title} ${name}`, oninput: (event) => {
-      filter[key][place] = event.target.value === "" ? null : Number(event.target.value);
+    const input = (bound, name) => el("input", { type: "number", step, placeholder: name, "aria-label": `${title} ${name}`, oninput: (event) => {
+      filter[key][bound] = event.target.value === "" ? null : Number(event.target.value);
       search();
     } });
     return el("fieldset", { "data-key": key }, el("legend", {}, title), el("div", { class: "options" }, input(0, "from"), el("span", {}, "–"), input(1, "to")));
@@ -487,92 +510,92 @@ function filters() {
   const select = (key, title, options) => el("label", {}, el("span", {}, title),
     el("select", { "data-key": key, onchange: (event) => { filter[key] = event.target.value; search(); } }, options.map(([value, text]) => el("option", { value }, text))));
   const counts = new Map();
-  for (const it of groups) for (const said of it.said) for (const why of reasonsOf(said)) counts.set(why, (counts.get(why) || 0) + 1);
+  for (const group of groups) for (const completion of group.completions) for (const reason of reasonsOf(completion)) counts.set(reason, (counts.get(reason) || 0) + 1);
   const reasons = [...counts].sort((a, b) => b[1] - a[1]);
-  const unique = (key) => [...new Set(groups.map((it) => it[key]))];
+  const unique = (key) => [...new Set(groups.map((group) => group[key]))];
   form.append(...[
     chips("stage", "Stage", unique("stageName")), chips("task", "Task", unique("task").sort()), chips("kind", "Kind", unique("kind")),
     range("steps", "Step", 1), range("reward", "Reward", "any"),
-    select("reason", "Reason", [["", "any"], ["none", "no reason given"], ...reasons.map(([why, count]) => [`=${why}`, `${why.replaceAll("_", " ")} (${count.toLocaleString("en")})`])]),
-    el("label", {}, el("span", {}, "Words"), el("input", { type: "search", placeholder: "in prompt or completion", oninput: (event) => { filter.words = event.target.value.toLowerCase(); search(); } })),
+    select("reason", "Reason", [["", "any"], ["none", "no reason"], ...reasons.map(([reason, count]) => [`=${reason}`, `${reason.replaceAll("_", " ")} (${count.toLocaleString("en")})`])]),
+    el("label", {}, el("span", {}, "Text"), el("input", { type: "search", placeholder: "in prompt or completion", oninput: (event) => { filter.text = event.target.value.toLowerCase(); search(); } })),
     select("order", "Order", Object.entries(ORDERS).map(([value, [text]]) => [value, text])),
     el("button", { type: "reset" }, "Clear")].filter(Boolean));
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => {
-    Object.assign(filter, { stage: new Set(), task: new Set(), kind: new Set(), reason: "", steps: [null, null], reward: [null, null], words: "", order: "trained" });
-    form.querySelectorAll(".chip").forEach((it) => it.setAttribute("aria-pressed", "false"));
+    Object.assign(filter, { stage: new Set(), task: new Set(), kind: new Set(), reason: "", steps: [null, null], reward: [null, null], text: "", order: "trained" });
+    form.querySelectorAll(".chip").forEach((chip) => chip.setAttribute("aria-pressed", "false"));
     search();
   });
 }
 
-// What a token can be shaded by: a value in nats, and the value of the full shade.
+// Values in nats that shade tokens, and the value of the full shade.
 const SHADINGS = {
-  ratio: { title: "Log-ratio", needs: "reference", full: 3, value: (said, i) => said.logprobs[i] - said.reference[i], signed: true,
-    ends: ["−3 reference likelier", "policy likelier +3"] },
-  surprise: { title: "Surprise", needs: "logprobs", full: 4, value: (said, i) => -said.logprobs[i], ends: ["0", "4 nats or more"] },
-  entropy: { title: "Entropy", needs: "entropies", full: 2, value: (said, i) => said.entropies[i], ends: ["0", "2 nats or more"] },
+  ratio: { title: "Log-ratio", needs: "reference", full: 3, value: (completion, i) => completion.logprobs[i] - completion.reference[i], signed: true,
+    ends: ["−3 reference higher", "policy higher +3"] },
+  surprisal: { title: "Surprisal", needs: "logprobs", full: 4, value: (completion, i) => -completion.logprobs[i], ends: ["0", "4 nats or more"] },
+  entropy: { title: "Entropy", needs: "entropies", full: 2, value: (completion, i) => completion.entropies[i], ends: ["0", "2 nats or more"] },
 };
 
-function shades() {
-  const there = Object.keys(SHADINGS).filter((key) => groups.some((it) => it.said.some((said) => SHADINGS[key].needs in said)));
-  if (!there.length) return;
+function shadingControls() {
+  const available = Object.keys(SHADINGS).filter((key) => groups.some((group) => group.completions.some((completion) => SHADINGS[key].needs in completion)));
+  if (!available.length) return;
   const key = el("span", { class: "key" });
-  const choose = (name) => {
+  const select = (name) => {
     shading = name;
-    const it = SHADINGS[name];
-    key.replaceChildren(...(it ? [it.ends[0], el("i", { class: it.signed ? "ratio" : "amount" }), it.ends[1]] : []));
-    document.querySelectorAll("#cards .said").forEach(shade);
+    const style = SHADINGS[name];
+    key.replaceChildren(...(style ? [style.ends[0], el("i", { class: style.signed ? "ratio" : "amount" }), style.ends[1]] : []));
+    document.querySelectorAll("#cards .completion").forEach(shade);
   };
-  $("#book .tools").append(key, segmented("Shade of tokens", [...there.map((name) => [name, SHADINGS[name].title]), ["none", "None"]], there[0], choose));
-  choose(there[0]);
+  $("#rollouts .tools").append(key, segmented("Token shading", [...available.map((name) => [name, SHADINGS[name].title]), ["none", "None"]], available[0], select));
+  select(available[0]);
 }
 
-const saidOf = new WeakMap(); // of a list item, what it shows
+const completionOf = new WeakMap(); // list item -> completion
 
 function shade(item) {
-  const said = saidOf.get(item), it = SHADINGS[shading];
+  const completion = completionOf.get(item), style = SHADINGS[shading];
   item.querySelectorAll(".text > span[data-i]").forEach((span) => {
-    const value = it && it.needs in said ? it.value(said, Number(span.dataset.i)) : 0;
-    const share = Math.round(62 * Math.min(1, Math.abs(value) / (it ? it.full : 1)));
-    const colour = it && it.signed ? (value > 0 ? "--accent" : "--bad") : "--s4";
-    span.style.backgroundColor = share > 2 ? `color-mix(in srgb, var(${colour}) ${share}%, transparent)` : "";
+    const value = style && style.needs in completion ? style.value(completion, Number(span.dataset.i)) : 0;
+    const percent = Math.round(62 * Math.min(1, Math.abs(value) / (style ? style.full : 1)));
+    const colour = style && style.signed ? (value > 0 ? "--accent" : "--bad") : "--s4";
+    span.style.backgroundColor = percent > 2 ? `color-mix(in srgb, var(${colour}) ${percent}%, transparent)` : "";
   });
 }
 
-function card(it) {
-  const label = `${it.stageName}, step ${it.step}, row ${it.row}: ${it.kind} ${it.task}`;
+function card(group) {
+  const label = `${group.stageName}, step ${group.step}, row ${group.row}: ${group.kind} ${group.task}`;
   const node = el("article", { class: "card", tabindex: 0, "aria-label": label, onkeydown: (event) => onCardKey(event, node) },
-    el("header", {}, el("b", {}, `${it.stageName} · step ${it.step}`), el("span", {}, `row ${it.row}`), el("span", {}, `${it.kind} · ${it.task}`),
-      el("span", {}, `mean reward ${it.mean.toFixed(2)}`), el("code", {}, it.id)),
-    el("div", { class: "body" }, el("div", { class: "side" }, pictures(it), el("p", { class: "said-prompt" }, it.prompt),
-      el("p", { class: "answer" }, el("span", {}, "Gold"), it.solution)),
-      el("ol", { class: "group", "aria-label": "Completions" }, it.said.map((said, g) => completion(it, said, g, (on) => activate(node, on ? g : null))))));
+    el("header", {}, el("b", {}, `${group.stageName} · step ${group.step}`), el("span", {}, `row ${group.row}`), el("span", {}, `${group.kind} · ${group.task}`),
+      el("span", {}, `mean reward ${group.mean.toFixed(2)}`), el("code", {}, group.id)),
+    el("div", { class: "body" }, el("div", { class: "side" }, imageFigures(group), el("p", { class: "prompt" }, group.prompt),
+      el("p", { class: "answer" }, el("span", {}, "Solution"), group.solution)),
+      el("ol", { class: "group", "aria-label": "Completions" }, group.completions.map((completion, g) => completionItem(group, completion, g, (on) => activate(node, on ? g : null))))));
   return node;
 }
 
 function activate(node, g) {
   if (g === null) delete node.dataset.active; else node.dataset.active = g;
-  node.querySelectorAll(".predicted").forEach((it) => it.classList.toggle("active", it.dataset.g === String(g)));
+  node.querySelectorAll(".predicted").forEach((box) => box.classList.toggle("active", box.dataset.g === String(g)));
 }
 
-function pictures(it) {
-  const shown = it.images.map((place, i) => {
-    if (place === null) return el("div", { class: "missing" }, "missing image", el("br"), it.missing.shift() ?? "");
-    const image = book.images[place];
+function imageFigures(group) {
+  const shown = group.images.map((index, i) => {
+    if (index === null) return el("div", { class: "missing" }, "missing image", el("br"), group.missing.shift() ?? "");
+    const image = rollouts.images[index];
     const small = Math.max(image.width, image.height) <= 160;
-    const picture = el("img", { src: image.uri, alt: `image ${i + 1} of ${it.id}`, width: image.width, height: image.height, class: small ? "small" : "" });
-    return el("div", { class: "seen" }, picture, i === 0 && overlay(it, image));
+    const img = el("img", { src: image.uri, alt: `image ${i + 1} of ${group.id}`, width: image.width, height: image.height, class: small ? "small" : "" });
+    return el("div", { class: "image" }, img, i === 0 && overlay(group, image));
   });
-  const key = [["g", it.gold.length || it.asked.some((box) => box.right), "gold"], ["p", it.said.some((said) => said.boxes.length), "predicted, by number"],
-    ["a", it.asked.some((box) => !box.right), "in the question"]].filter(([, there]) => there);
-  return shown.map((picture, i) => el("figure", {}, picture,
+  const key = [["g", group.gold_boxes.length || group.question_boxes.some((box) => box.correct), "gold"], ["p", group.completions.some((completion) => completion.boxes.length), "predicted, by completion"],
+    ["q", group.question_boxes.some((box) => !box.correct), "in the question"]].filter(([, present]) => present);
+  return shown.map((figure, i) => el("figure", {}, figure,
     i === 0 && key.length > 0 && el("figcaption", {}, key.map(([name, , text]) => el("span", { class: name }, el("i"), text)))));
 }
 
-/** Boxes over an image; gold ones are solid, predicted ones dashed with their completion's number, asked ones dotted. */
-function overlay(it, image) {
+/** Boxes over an image: gold solid, predicted dashed with the completion's number, boxes of the question dotted. */
+function overlay(group, image) {
   const width = 236, height = (width * image.height) / image.width;
-  const draw = (box, label, kind, g) => {
+  const drawBox = (box, label, kind, g) => {
     const [x, y, x2, y2] = [box[0] * width, box[1] * height, box[2] * width, box[3] * height];
     const shape = { x, y, width: Math.max(0, x2 - x), height: Math.max(0, y2 - y) };
     const wide = 6.4 * label.length + 6, tx = Math.max(0, Math.min(x, width - wide));
@@ -582,52 +605,52 @@ function overlay(it, image) {
       svg("rect", { class: "tag", x: tagX, y: ty, width: wide, height: 14, rx: 3 }), svg("text", { x: tagX + 3, y: ty + 10.5 }, label));
   };
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
-    it.asked.map((asked) => draw(asked.box, asked.label, asked.right ? "asked right" : "asked")),
-    it.said.flatMap((said, g) => said.boxes.map((box) => draw(box, String(g + 1), "predicted", g))),
-    it.gold.map((box) => draw(box, "gold", "gold")));
+    group.question_boxes.map((question) => drawBox(question.box, question.label, question.correct ? "question correct" : "question")),
+    group.completions.flatMap((completion, g) => completion.boxes.map((box) => drawBox(box, String(g + 1), "predicted", g))),
+    group.gold_boxes.map((box) => drawBox(box, "gold", "gold")));
 }
 
-function completion(it, said, g, activated) {
-  const tokens = said.tokens.map((token, i) => {
-    const end = token === "" && i === said.tokens.length - 1;
+function completionItem(group, completion, g, activated) {
+  const tokens = completion.tokens.map((token, i) => {
+    const end = token === "" && i === completion.tokens.length - 1;
     return el("span", { "data-i": i, class: end ? "end" : false }, end ? " end" : token);
   });
-  const item = el("li", { class: `said${wanted(said) ? "" : " dim"}`, tabindex: -1,
-    "aria-label": `completion ${g + 1}, reward ${number(said.reward)}, advantage ${signed(said.advantage, 2)}: ${said.text}`,
+  const item = el("li", { class: `completion${matches(completion) ? "" : " dim"}`, tabindex: -1,
+    "aria-label": `completion ${g + 1}, reward ${number(completion.reward)}, advantage ${signed(completion.advantage, 2)}: ${completion.text}`,
     onfocusin: () => activated(true), onfocusout: () => { activated(false); leaveToken(); }, onpointerenter: () => activated(true),
     onpointerleave: () => { activated(false); leaveToken(); }, onpointerover: (event) => {
       const span = event.target.closest("span[data-i]");
       if (span) showToken(item, Number(span.dataset.i)); else leaveToken();
     } },
     el("span", { class: "n" }, g + 1),
-    el("div", { class: "earned" }, el("b", {}, said.reward.toFixed(2)),
-      el("small", { class: said.advantage > 0 ? "up" : said.advantage < 0 ? "down" : "", title: "advantage" }, signed(said.advantage, 2))),
-    el("div", {}, el("div", { class: "text" }, tokens.length ? tokens : said.text),
-      el("div", { class: "about" }, Object.entries(said.parts).map(([name, value]) => el("span", {}, `${name} ${number(value)}`)),
-        Object.entries(said.reasons).map(([name, why]) => el("span", { class: "why" }, `${name}: ${why.replaceAll("_", " ")}`)),
-        !said.finished && el("span", { class: "why" }, "cut off"), el("span", {}, plural(said.tokens.length, "token")),
-        el("button", { type: "button", "aria-expanded": "false", onclick: (event) => replay(event.currentTarget, `${it.command}${g + 1}`) }, "replay"))));
-  saidOf.set(item, said);
+    el("div", { class: "reward" }, el("b", {}, completion.reward.toFixed(2)),
+      el("small", { class: completion.advantage > 0 ? "up" : completion.advantage < 0 ? "down" : "", title: "advantage" }, signed(completion.advantage, 2))),
+    el("div", {}, el("div", { class: "text" }, tokens.length ? tokens : completion.text),
+      el("div", { class: "facts" }, Object.entries(completion.parts).map(([name, value]) => el("span", {}, `${name} ${number(value)}`)),
+        Object.entries(completion.reasons).map(([name, reason]) => el("span", { class: "reason" }, `${name}: ${reason.replaceAll("_", " ")}`)),
+        !completion.finished && el("span", { class: "reason" }, "truncated"), el("span", {}, plural(completion.tokens.length, "token")),
+        el("button", { type: "button", "aria-expanded": "false", onclick: (event) => replay(event.currentTarget, `${group.replay_command}${g + 1}`) }, "replay"))));
+  completionOf.set(item, completion);
   shade(item);
   return item;
 }
 
 function replay(button, command) {
-  const there = button.parentElement.parentElement.querySelector(".command");
-  if (there) there.remove(); else button.parentElement.after(el("code", { class: "command" }, command));
-  button.setAttribute("aria-expanded", String(!there));
+  const shown = button.parentElement.parentElement.querySelector(".command");
+  if (shown) shown.remove(); else button.parentElement.after(el("code", { class: "command" }, command));
+  button.setAttribute("aria-expanded", String(!shown));
 }
 
-let token = null; // the list item and the number of the token that is shown
+let token = null; // [list item, index] of the token that is shown
 function showToken(item, i) {
-  const said = saidOf.get(item);
+  const completion = completionOf.get(item);
   leaveToken();
   item.querySelector(`span[data-i="${i}"]`).classList.add("now");
   token = [item, i];
-  const values = [`log-prob ${number(said.logprobs[i])}`];
-  if (said.reference) values.push(`reference ${number(said.reference[i])}`, `log-ratio ${signed(said.logprobs[i] - said.reference[i], 3)}`);
-  if (said.entropies) values.push(`entropy ${number(said.entropies[i])}`);
-  $("#token").replaceChildren(el("code", {}, JSON.stringify(said.tokens[i])), values.join(" · "));
+  const values = [`log-prob ${number(completion.logprobs[i])}`];
+  if (completion.reference) values.push(`reference ${number(completion.reference[i])}`, `log-ratio ${signed(completion.logprobs[i] - completion.reference[i], 3)}`);
+  if (completion.entropies) values.push(`entropy ${number(completion.entropies[i])}`);
+  $("#token").replaceChildren(el("code", {}, JSON.stringify(completion.tokens[i])), values.join(" · "));
   $("#token").hidden = false;
 }
 function leaveToken() {
@@ -637,8 +660,8 @@ function leaveToken() {
 }
 
 function onCardKey(event, node) {
-  const item = event.target.closest(".said");
-  const items = [...node.querySelectorAll(".said")];
+  const item = event.target.closest(".completion");
+  const items = [...node.querySelectorAll(".completion")];
   const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   const along = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (event.target === node) {
@@ -649,70 +672,70 @@ function onCardKey(event, node) {
   } else if (event.target === item) {
     if (by) (items[items.indexOf(item) + by] || item).focus();
     else if (event.key === "Escape") node.focus();
-    else if (along && saidOf.get(item).tokens.length) {
-      const now = token && token[0] === item ? token[1] + along : along > 0 ? 0 : saidOf.get(item).tokens.length - 1;
-      showToken(item, Math.max(0, Math.min(saidOf.get(item).tokens.length - 1, now)));
+    else if (along && completionOf.get(item).tokens.length) {
+      const now = token && token[0] === item ? token[1] + along : along > 0 ? 0 : completionOf.get(item).tokens.length - 1;
+      showToken(item, Math.max(0, Math.min(completionOf.get(item).tokens.length - 1, now)));
       item.querySelector(".now").scrollIntoView({ block: "nearest" });
     } else return;
   } else return;
   event.preventDefault();
 }
 
-function bookSection() {
-  if (!book.counts.found) { $("#book").remove(); $(".skip").remove(); return; }
-  prepare();
-  const { shown, found: all, missing } = book.counts;
-  const notes = [shown < all
-    ? `${shown.toLocaleString("en")} of ${plural(all, "group")} that were written are in this page: of each stage the first, the last and those`
-      + " halfway between others, as many as fit."
-    : `All ${plural(all, "group")} that were written are in this page.`];
-  if (runs.length > 1) notes.push(`They are those of ${run.label}.`);
+function rolloutsSection() {
+  if (!rollouts.counts.found) { $("#rollouts").remove(); $(".skip").remove(); return; }
+  prepareGroups();
+  const { shown, found: total, missing } = rollouts.counts;
+  const notes = [shown < total
+    ? `${shown.toLocaleString("en")} of ${plural(total, "group")} are in this page: of each stage the first, the last and`
+      + " midpoints between others, as many as fit."
+    : `All ${plural(total, "group")} are in this page.`];
+  if (runs.length > 1) notes.push(`They are from ${run.label}.`);
   if (missing) notes.push(`${plural(missing, "image")} could not be read.`);
-  $("#book .note").append(notes.join(" "));
+  $("#rollouts .note").append(notes.join(" "));
   filters();
   search();
-  shades();
+  shadingControls();
 }
 
 // ------------------------------------------------------------------------------------------- checkpoints and settings
 
 function checkpoints() {
-  const rows = runs.flatMap((it) => it.stages.flatMap((stage) => [
-    ...stage.checkpoints.map(([step, size]) => [it.label, stage.name, `step ${step.toLocaleString("en")}`, size]),
-    ...(stage.export ? [[it.label, stage.name, "model, exported", stage.export]] : [])]));
-  const columns = runs.length > 1 ? ["run", "stage", "what", "size"] : ["stage", "what", "size"];
+  const rows = runs.flatMap((each) => each.stages.flatMap((stage) => [
+    ...stage.checkpoints.map(([step, size]) => [each.label, stage.name, `step ${step.toLocaleString("en")}`, size]),
+    ...(stage.export ? [[each.label, stage.name, "exported model", stage.export]] : [])]));
+  const columns = runs.length > 1 ? ["run", "stage", "item", "size"] : ["stage", "item", "size"];
   $("#checkpoints").append(rows.length
-    ? el("div", { class: "scroll" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, columns.map((it) => el("th", { scope: "col", class: it === "size" ? "number" : "" }, it)))),
-      el("tbody", {}, rows.map((row) => el("tr", {}, (runs.length > 1 ? row.slice(0, 3) : row.slice(1, 3)).map((it) => el("td", {}, it)), el("td", { class: "number" }, bytes(row[3])))))))
-    : el("p", { class: "note" }, "None so far."));
+    ? el("div", { class: "scroll" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col", class: name === "size" ? "number" : "" }, name)))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, (runs.length > 1 ? row.slice(0, 3) : row.slice(1, 3)).map((cell) => el("td", {}, cell)), el("td", { class: "number" }, bytes(row[3])))))))
+    : el("p", { class: "note" }, "None yet."));
 }
 
-/** `{a: [{b: 1}]}` -> `[["a[0].b", 1]]` */
-function flat(value, name = "") {
-  if (Array.isArray(value) && value.some((it) => it && typeof it === "object")) return value.flatMap((it, i) => flat(it, `${name}[${i}]`));
+/** Flattens settings: `{a: [{b: 1}]}` -> `[["a[0].b", 1]]` */
+function flatten(value, name = "") {
+  if (Array.isArray(value) && value.some((item) => item && typeof item === "object")) return value.flatMap((item, i) => flatten(item, `${name}[${i}]`));
   if (value && typeof value === "object" && !Array.isArray(value)) {
     const keys = Object.keys(value);
-    return keys.length ? keys.flatMap((key) => flat(value[key], name ? `${name}.${key}` : key)) : [[name, "{}"]];
+    return keys.length ? keys.flatMap((key) => flatten(value[key], name ? `${name}.${key}` : key)) : [[name, "{}"]];
   }
   return [[name, typeof value === "string" ? value : JSON.stringify(value)]];
 }
 
 function settings() {
-  const tables = runs.map((it) => new Map(flat(it.config)));
-  const keys = [...new Set(tables.flatMap((it) => [...it.keys()]))];
-  const differs = (key) => tables.some((it) => it.get(key) !== tables[0].get(key));
+  const tables = runs.map((each) => new Map(flatten(each.config)));
+  const keys = [...new Set(tables.flatMap((settings) => [...settings.keys()]))];
+  const differs = (key) => tables.some((settings) => settings.get(key) !== tables[0].get(key));
   const sections = new Map();
   for (const key of keys) {
     const section = /[.[]/.test(key) ? key.split(/[.[]/)[0] : "general";
     sections.set(section, [...(sections.get(section) || []), key]);
   }
-  const table = (list) => el("table", {}, runs.length > 1 && el("thead", {}, el("tr", {}, el("th"), runs.map((it) => el("th", { scope: "col" }, it.label)))),
-    el("tbody", {}, list.map((key) => el("tr", { class: differs(key) ? "differs" : "" }, el("td", {}, key), tables.map((it) => el("td", {}, it.get(key) ?? "–"))))));
+  const table = (list) => el("table", {}, runs.length > 1 && el("thead", {}, el("tr", {}, el("th"), runs.map((each) => el("th", { scope: "col" }, each.label)))),
+    el("tbody", {}, list.map((key) => el("tr", { class: differs(key) ? "differs" : "" }, el("td", {}, key), tables.map((settings) => el("td", {}, settings.get(key) ?? "–"))))));
   const details = (title, list, open) => el("details", { open }, el("summary", {}, title, el("small", {}, plural(list.length, "setting"))), el("div", { class: "inside" }, table(list)));
-  const other = keys.filter(differs);
-  $("#settings").append(...(runs.length > 1 ? [details("what differs", other, true)] : []), ...[...sections].map(([title, list]) => details(title, list, false)));
+  const differing = keys.filter(differs);
+  $("#settings").append(...(runs.length > 1 ? [details("differences", differing, true)] : []), ...[...sections].map(([title, list]) => details(title, list, false)));
   const all = () => [...document.querySelectorAll("#settings details")];
-  $("#settings .tools").append(el("button", { type: "button", onclick: () => { const open = all().some((it) => !it.open); all().forEach((it) => (it.open = open)); } }, "Open or close all"));
+  $("#settings .tools").append(el("button", { type: "button", onclick: () => { const open = all().some((each) => !each.open); all().forEach((each) => (each.open = open)); } }, "Open or close all"));
 }
 
 // --------------------------------------------------------------------------------------------------------------- page
@@ -732,8 +755,8 @@ theme();
 overview();
 curves();
 forgetting();
-bookSection();
+rolloutsSection();
 checkpoints();
 settings();
-$(".top nav").append(...[...document.querySelectorAll("main section[id]")].map((it) =>
-  el("a", { href: `#${it.id}` }, it.id === "overview" ? "Overview" : it.querySelector("h2").textContent)));
+$(".top nav").append(...[...document.querySelectorAll("main section[id]")].map((section) =>
+  el("a", { href: `#${section.id}` }, section.id === "overview" ? "Overview" : section.querySelector("h2").textContent)));

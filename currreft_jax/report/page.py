@@ -1,4 +1,4 @@
-"""The page: one HTML file with its style, its script and its data in it."""
+"""Assembles the page: one HTML file with its style, script and data inlined."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from currreft_jax.report.book import book
-from currreft_jax.report.embed import embedded
-from currreft_jax.report.runs import Run, told
+from currreft_jax.report.embed import html_safe_json
+from currreft_jax.report.rollouts import rollouts_json
+from currreft_jax.report.runs import Run, run_record
 
-LIMIT = 19_500_000  # bytes of the whole page
+MAX_BYTES = 19_500_000  # of the whole page
 _HERE = Path(__file__).parent
 
 
-def page(run: Run, others: Sequence[Run] = (), limit: int = LIMIT) -> tuple[str, dict[str, int]]:
-    """The report of a run, with the curves of others beside its own.
+def render_page(run: Run, others: Sequence[Run] = (), max_bytes: int = MAX_BYTES) -> tuple[str, dict[str, int]]:
+    """Renders the report of a run, with the curves of other runs.
 
-    The browser is told to run and apply only this script and this style, by their hashes, and to fetch nothing.
+    The page's content security policy allows only this script and this style, by their hashes, and no requests.
 
     Args:
-        run: whose completions are shown.
-        others: to compare it with.
-        limit: bytes of the page; fewer completions are shown where it would be larger.
+        run: its rollouts are shown.
+        others: runs to compare it with.
+        max_bytes: size limit; rollouts that would exceed it are left out.
 
     Returns:
-        The page, and what of the completions is in it: see `book`.
+        The page, and the counts of `rollouts_json`.
 
     Raises:
         ValueError: a file is damaged; the message names file and line.
     """
-    template, style, script = ((_HERE / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
-    runs = embedded([told(it) for it in (run, *others)])
-    room = limit - sum(len(part.encode()) for part in (template, style, script, runs)) - 1000
-    completions, counts = book(run, room)
-    parts = {
+    template, style, script = ((_HERE / f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js"))
+    runs = html_safe_json([run_record(each) for each in (run, *others)])
+    room = max_bytes - sum(len(text.encode()) for text in (template, style, script, runs)) - 1000
+    rollouts, counts = rollouts_json(run, room)
+    fields = {
         "title": html.escape(run.workdir.resolve().name),
-        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)};"
+        "policy": f"default-src 'none'; img-src data:; style-src {_csp_hash(style)}; script-src {_csp_hash(script)};"
         " base-uri 'none'; form-action 'none'",
         "style": style,
         "script": script,
-        "data": f'{{"runs":{runs},"book":{completions}}}',
+        "data": f'{{"runs":{runs},"rollouts":{rollouts}}}',
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], template), counts
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], template), counts
 
 
-def _hash(text: str) -> str:
+def _csp_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""What lies in a run's workdir besides its completions; a run that is still going has less of it."""
+"""Reads a workdir, but for its rollouts: settings, metrics, held-out rewards and checkpoints, also while it trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from currreft_jax.runtime.metrics import METRICS, read_metrics
 from currreft_jax.runtime.workdir import CHECKPOINTS, CONFIG, EXPORT, MATRIX
 from currreft_jax.training.curriculum import ForgettingMatrix
 
-POINTS = 2000  # of a curve in a stage: more than a screen shows
+MAX_POINTS = 2000  # per curve and stage, more than a screen's pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,15 @@ class StageRun:
 
     Attributes:
         name: of the stage.
-        folder: of it.
-        planned: its steps; it may end earlier.
-        lines: its metrics, one object a step.
+        folder: where its files are.
+        planned_steps: configured number of steps; promotion may end the stage earlier.
+        metrics: one object per step.
     """
 
     name: str
     folder: Path
-    planned: int
-    lines: list[dict[str, Any]]
+    planned_steps: int
+    metrics: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,50 +42,51 @@ class Run:
     """One run.
 
     Attributes:
-        workdir: as it was named.
-        config: all settings, as the last stage that has begun wrote them.
-        stages: those that have begun, in their order.
-        measured: what held-out rows said.
+        workdir: path as given.
+        config: all settings, from the latest stage that has begun.
+        stages: those that have begun, in training order.
+        measurements: rewards on held-out rows.
     """
 
     workdir: Path
     config: dict[str, Any]
     stages: tuple[StageRun, ...]
-    measured: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...]
 
 
 def read_run(workdir: Path) -> Run:
-    """Reads a workdir, of one stage or of several.
+    """Reads a workdir of one or several stages.
 
     Raises:
-        ValueError: there is no run in it, or a file of it is damaged; the message names file and line.
+        ValueError: it holds no run, or a file is damaged; the message names file and line.
     """
-    alone = (workdir / METRICS).is_file()
-    folders = [workdir] if alone else [path.parent for path in sorted(workdir.glob(f"*/{METRICS}"))]
+    single_stage = (workdir / METRICS).is_file()
+    folders = [workdir] if single_stage else [path.parent for path in sorted(workdir.glob(f"*/{METRICS}"))]
     if not folders:
         raise ValueError(
-            f"{workdir} holds no run: {METRICS}, there or in a folder of a stage, is written as one begins"
+            f"{workdir} holds no run: neither it nor a folder in it has a {METRICS}, which every stage writes from its"
+            " start"
         )
-    found = sorted((_stage(folder, alone) for folder in folders), key=lambda it: it[0])
-    return Run(
-        workdir, found[-1][1], tuple(it[2] for it in found), ForgettingMatrix(workdir / MATRIX, writes=False).history
-    )
+    stages = sorted((_read_stage(folder, single_stage) for folder in folders), key=lambda stage: stage[0])
+    _, config, _ = stages[-1]
+    measurements = ForgettingMatrix(workdir / MATRIX, writes=False).history
+    return Run(workdir, config, tuple(stage for _, _, stage in stages), measurements)
 
 
-def _stage(folder: Path, alone: bool) -> tuple[int, dict[str, Any], StageRun]:
-    """The number of a folder's stage, the settings that it was trained with, and itself."""
+def _read_stage(folder: Path, single_stage: bool) -> tuple[int, dict[str, Any], StageRun]:
+    """Returns the index of a folder's stage, its settings, and the stage."""
     config = read_json(folder / CONFIG)
     try:
-        planned = {str(stage["name"]): int(stage["steps"]) for stage in config["stages"]}
-        name = next(iter(planned)) if alone else folder.name
-        number, steps = list(planned).index(name), planned[name]
+        steps = {str(stage["name"]): int(stage["steps"]) for stage in config["stages"]}
+        name = next(iter(steps)) if single_stage else folder.name
+        index, planned_steps = list(steps).index(name), steps[name]
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise ValueError(f"{folder / CONFIG}: no settings of a run with such a stage ({error!r})") from error
-    return number, config, StageRun(name, folder, steps, read_metrics(folder / METRICS))
+    return index, config, StageRun(name, folder, planned_steps, read_metrics(folder / METRICS))
 
 
-def told(run: Run) -> dict[str, Any]:
-    """A run as the page takes it."""
+def run_record(run: Run) -> dict[str, Any]:
+    """Converts a run to the page's JSON."""
     return {
         "name": run.workdir.resolve().name,
         "path": str(run.workdir),
@@ -93,65 +94,64 @@ def told(run: Run) -> dict[str, Any]:
         "stages": [
             {
                 "name": stage.name,
-                "planned": stage.planned,
+                "planned_steps": stage.planned_steps,
                 "checkpoints": _checkpoints(stage.folder),
-                "export": _size(stage.folder / EXPORT),
-                **curves(stage.lines),
+                "export": _folder_bytes(stage.folder / EXPORT),
+                **metric_columns(stage.metrics),
             }
             for stage in run.stages
         ],
-        "matrix": matrix(run.measured),
+        "matrix": forgetting_matrix(run.measurements),
     }
 
 
-def curves(lines: Sequence[dict[str, Any]], points: int = POINTS) -> dict[str, Any]:
-    """The metrics of a stage as columns; where there are too many steps, a point stands for several.
+def metric_columns(lines: Sequence[dict[str, Any]], max_points: int = MAX_POINTS) -> dict[str, Any]:
+    """Converts a stage's metrics to columns; a point covers several steps if there are more than `max_points`.
 
     Args:
-        lines: one object a step.
-        points: at most so many.
+        lines: one object per step.
+        max_points: maximum length of a column.
 
     Returns:
-        `every`: how many steps a point stands for; `steps`: the last step of each; `metrics`: name -> its value at each
-        point, which is their mean, or for the largest and smallest of something again the largest and smallest. None
-        where no step has a finite one.
+        `steps_per_point`; `steps`, the last step of each point; `metrics`, name -> values: the mean over the point's
+        steps, the maximum or minimum for names of maxima or minima, None if no step has a finite value.
     """
-    every = max(1, math.ceil(len(lines) / points))
-    bins = [lines[start : start + every] for start in range(0, len(lines), every)]
+    steps_per_point = max(1, math.ceil(len(lines) / max_points))
+    bins = [lines[start : start + steps_per_point] for start in range(0, len(lines), steps_per_point)]
     names = sorted(set().union(*lines) - {"step", "stage"})
     return {
-        "every": every,
-        "steps": [part[-1]["step"] for part in bins],
-        "metrics": {name: [_folded(name, part) for part in bins] for name in names},
+        "steps_per_point": steps_per_point,
+        "steps": [steps[-1]["step"] for steps in bins],
+        "metrics": {name: [_reduce(name, steps) for steps in bins] for name in names},
     }
 
 
-def _folded(name: str, lines: Sequence[dict[str, Any]]) -> float | None:
-    absent = 0.0 if name.startswith("parse/") else math.nan  # a reason that was not given is not written
+def _reduce(name: str, lines: Sequence[dict[str, Any]]) -> float | None:
+    absent = 0.0 if name.startswith("parse/") else math.nan  # a parse reason with no occurrence is not written
     values = [value for line in lines if math.isfinite(value := line.get(name, absent))]
     if not values:
         return None
-    extreme = name.replace("_", "/").split("/")
-    value = max(values) if "max" in extreme else min(values) if "min" in extreme else fmean(values)
+    words = name.replace("_", "/").split("/")
+    value = max(values) if "max" in words else min(values) if "min" in words else fmean(values)
     return float(f"{value:.5g}")
 
 
-def matrix(measured: Sequence[Measurement]) -> dict[str, Any]:
-    """The forgetting matrix: `times`, `names` of held-out sets, and a cell for each of both, or None."""
-    times = list(dict.fromkeys((it.stage, it.step) for it in measured))
-    names = list(dict.fromkeys(it.held_out for it in measured))
+def forgetting_matrix(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """Converts measurements to `times`, held-out `names`, and `cells` `[times][names]`, None if not measured."""
+    times = list(dict.fromkeys((measured.stage, measured.step) for measured in measurements))
+    names = list(dict.fromkeys(measured.held_out for measured in measurements))
     cells: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for place, it in enumerate(measured):
-        best = regressed_from(measured[:place], it)
-        cells[it.stage, it.step, it.held_out] = {
-            "reward": it.reward,
-            "half": Z * it.error,
-            "accuracy": it.accuracy,
-            "format": it.format,
-            "passed": None if it.passed is None else it.passed / it.rows,
-            "rows": it.rows,
-            "greedy": it.greedy,
-            "fallen": best and best.reward,
+    for index, measured in enumerate(measurements):
+        best = regressed_from(measurements[:index], measured)
+        cells[measured.stage, measured.step, measured.held_out] = {
+            "reward": measured.reward,
+            "half_interval": Z * measured.error,
+            "accuracy": measured.accuracy,
+            "format": measured.format,
+            "passed": None if measured.passed is None else measured.passed / measured.rows,
+            "rows": measured.rows,
+            "greedy": measured.greedy,
+            "regressed_from": best and best.reward,
         }
     return {
         "times": times,
@@ -161,16 +161,16 @@ def matrix(measured: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, int]]:
-    """Step and size in bytes of each."""
+    """Lists the step and the bytes of each checkpoint."""
     steps = sorted(int(path.name) for path in (folder / CHECKPOINTS).glob("[0-9]*") if path.name.isdecimal())
-    return [(step, _size(folder / CHECKPOINTS / str(step))) for step in steps]
+    return [(step, _folder_bytes(folder / CHECKPOINTS / str(step))) for step in steps]
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files in a folder; 0 if there is none."""
+def _folder_bytes(folder: Path) -> int:
+    """Sums the sizes of all files in a folder; 0 if there is none."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):  # a run that is still going removes old checkpoints
-                total += os.lstat(os.path.join(place, name)).st_size
+            with suppress(FileNotFoundError):  # a run in progress deletes old checkpoints
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total

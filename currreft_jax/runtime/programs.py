@@ -16,42 +16,42 @@ from currreft_jax.runtime.sharding import BATCH
 
 @dataclass(frozen=True, slots=True)
 class StepProgram:
-    """One program of a training step, for arguments of one static shape.
+    """One jitted function of a step, for arguments of one static shape.
 
     Attributes:
-        name: of the program.
-        shape: of the arguments, for people.
-        program: jitted, as the step runs it.
-        arguments: abstract, with their shardings.
-        resident: the other arrays on the devices while it runs, by name, abstract.
-        times: runs in a step.
-        iterations: of the program's while loop.
-        branch_share: share of the model's conditions that take their costly branch.
+        name: row label in a plan.
+        shape: human-readable shape of the batch.
+        function: the jitted function that a step calls.
+        arguments: abstract arrays with their shardings.
+        resident: other abstract arrays that are alive while it runs, by name.
+        times: calls per step.
+        iterations: trip count of its `while_loop`, which ends when all completions have.
+        cond_fraction: fraction of its `cond`s that take the true branch.
     """
 
     name: str
     shape: str
-    program: Any
+    function: Any
     arguments: tuple[Any, ...]
     resident: dict[str, Any]
     times: float = 1.0
     iterations: int = 1
-    branch_share: float = 1.0
+    cond_fraction: float = 1.0
 
     @property
     def bytes_before(self) -> int:
-        """Bytes on each device before it runs."""
+        """Bytes alive on each device before it runs."""
         return device_bytes(self.arguments) + device_bytes(self.resident)
 
 
 def device_bytes(tree: Any) -> int:
-    """Counts the bytes that abstract arrays take on each device."""
+    """Bytes that abstract or real arrays take on each device."""
 
-    def one(x: Any) -> int:
+    def leaf_bytes(x: Any) -> int:
         shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
         return prod(shape) * np.dtype(x.dtype).itemsize
 
-    return sum(one(x) for x in jax.tree.leaves(tree))
+    return sum(leaf_bytes(x) for x in jax.tree.leaves(tree))
 
 
 def abstract_rows(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -29,18 +29,18 @@ def abstract_sampler_programs(
     batch: PromptBatch,
     resident: dict[str, Any],
     *,
-    branch_share: float,
+    cond_fraction: float,
     prefix: str = "",
     times: float = 1,
 ) -> Iterator[StepProgram]:
-    """Yields `prefix`, `grow` and `decode` with their arguments, in the order in which a step runs them.
+    """Yields `prefix`, `grow cache` and `decode` with their arguments, in the order in which a step runs them.
 
     Args:
         spec: of the sampler.
         settings: that the specification was made of.
         batch: the prompts, abstract.
         resident: other arrays on the devices all the while, by name.
-        branch_share: of the model's conditions, for `StepProgram`.
+        cond_fraction: for `StepProgram`.
         prefix: of the programs' names.
         times: rollouts in a step.
 
@@ -63,18 +63,20 @@ def abstract_sampler_programs(
         prefill,
         resident,
         times,
-        branch_share=branch_share,
+        cond_fraction=cond_fraction,
     )
 
     prompts, state = jax.eval_shape(programs.prefill, *prefill)
-    resident = {**resident, "copy": params, "prompts": batch}
+    resident = {**resident, "compute copy": params, "prompts": batch}
     before = state
     for _ in range(spec.num_segments - 1):
         before, state = state, jax.eval_shape(programs.grow, state)
-    shape = f"{count} x {group_size} x {spec.num_segments * spec.segment} tokens behind {length}"
+    shape = f"{count} x {group_size} x {spec.num_segments * spec.segment} tokens after {length}"
     if spec.num_segments > 1:
-        unread = {**resident, "decode copy": decoding_params, "prompt caches": prompts}
-        yield StepProgram(f"{prefix}grow", shape, programs.grow, (before,), unread, times * (spec.num_segments - 1))
+        unread = {**resident, "decoding copy": decoding_params, "prompt caches": prompts}
+        yield StepProgram(
+            f"{prefix}grow cache", shape, programs.grow, (before,), unread, times * (spec.num_segments - 1)
+        )
     stop = jax.ShapeDtypeStruct((), jnp.int32)
     yield StepProgram(
         f"{prefix}decode",
@@ -84,5 +86,5 @@ def abstract_sampler_programs(
         resident,
         times * spec.num_segments,
         spec.segment,
-        branch_share,
+        cond_fraction,
     )

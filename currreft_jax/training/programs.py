@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ import numpy as np
 from currreft_jax.config import Config, Method
 from currreft_jax.data import pipeline
 from currreft_jax.data.packing import BatchShape, collate, fitting, largest_slots
-from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.planning.spec import ModelSpec
 from currreft_jax.runtime.programs import StepProgram, abstract_rows
 from currreft_jax.runtime.sharding import data_shards, make_mesh
 from currreft_jax.sampling.abstract import abstract_sampler_programs, reshard_program
@@ -37,25 +37,6 @@ from currreft_jax.training.update import (
 )
 
 
-class ModelSpec(Protocol):
-    """A processor, or the part of one that a plan needs where the checkpoint is not at hand."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """The architecture."""
-        ...
-
-    @property
-    def max_pixels(self) -> int:
-        """Area that larger images are shrunk to."""
-        ...
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Each of them ends a completion."""
-        ...
-
-
 class Bucket(NamedTuple):
     """A static shape of a microbatch: of its prompts, and the length T of its completions."""
 
@@ -63,7 +44,7 @@ class Bucket(NamedTuple):
     completion: int
 
     def __str__(self) -> str:
-        images = f", {self.shape.slots} slots, {self.shape.reach} an image" if self.shape.slots else ""
+        images = f", {self.shape.slots} slots, {self.shape.reach} per image" if self.shape.slots else ""
         return f"{self.shape.length} + {self.completion} tokens{images}"
 
 
@@ -73,14 +54,16 @@ class StagePrograms:
 
     Attributes:
         config: all settings.
-        spec: the processor, or what stands for it.
+        spec: the processor, or what a plan has in its place.
+        stop_token_ids: each ends a completion.
         model: as it is trained.
         state: abstract.
         update: programs of the update.
     """
 
     config: Config
-    spec: ModelSpec
+    spec: pipeline.Budgeted
+    stop_token_ids: tuple[int, ...]
     model: Model
     state: TrainState
     update: UpdatePrograms
@@ -108,11 +91,14 @@ class StagePrograms:
     @property
     def sampler(self) -> SamplerSpec:
         """The sampler of training."""
-        return sampler_spec(self.model, self.config.sampling, self.spec.eos_token_ids)
+        return sampler_spec(self.model, self.config.sampling, self.stop_token_ids)
 
     @property
-    def branch_share(self) -> float:
-        """Share of vision blocks with full attention; inside them images are taken to cross rows of slots."""
+    def cond_fraction(self) -> float:
+        """Fraction of vision blocks with full attention: each block picks full or window attention by a `cond`.
+
+        The `cond` nested in full attention, which asks whether an image crosses rows, is assumed true.
+        """
         vision = self.spec.config.vision
         return len(vision.fullatt_block_indexes) / vision.depth
 
@@ -144,8 +130,8 @@ class StagePrograms:
         if held_out:
             yield from self._held_out()
 
-    def count(self) -> int:
-        """Counts the programs that a run may compile at most, over all shapes and sizes of a shrinking batch."""
+    def max_programs(self) -> int:
+        """Upper bound on the programs that a run compiles: of every bucket and every size of a shrinking batch."""
         config, shapes = self.config, self.buckets()
         total = len(shapes) + 4  # gradients; zeros, apply, combine and the cast
         if self.is_grpo:
@@ -174,19 +160,19 @@ class StagePrograms:
             self.config.sampling,
             self._whole_batch(bucket),
             {**self.resident, **cut},
-            branch_share=self.branch_share,
+            cond_fraction=self.cond_fraction,
         )
 
     def _reference(self, bucket: Bucket) -> StepProgram:
         batch, microbatches = self._group_batch(bucket), num_microbatches(self.config)
-        resident = {"masters": self.state.params, "moments": self.state.optimizer, "copy": self.compute_params}
+        resident = {"masters": self.state.params, "moments": self.state.optimizer, "compute copy": self.compute_params}
         if microbatches > 1:
             others = [batch.prompts] * (microbatches - 1)
             resident |= {"prompts": self._whole_batch(bucket), "microbatches": others}
         program = reference_program(self.model, self.config.sampling.temperature)
         arguments = (self.compute_params, batch.prompts, batch.tokens)
         return StepProgram(
-            "reference", str(bucket), program, arguments, resident, microbatches, branch_share=self.branch_share
+            "reference", str(bucket), program, arguments, resident, microbatches, cond_fraction=self.cond_fraction
         )
 
     def _update(self, bucket: Bucket) -> Iterator[StepProgram]:
@@ -205,16 +191,16 @@ class StagePrograms:
             (state.params, total, *arguments),
             {"moments": state.optimizer, **self.reference, "microbatches": [batch.prompts] * (microbatches - 1)},
             updates * config.microbatches,
-            branch_share=self.branch_share,
+            cond_fraction=self.cond_fraction,
         )
         resident = {**self.reference, "microbatches": [batch] * microbatches}
-        yield StepProgram("move", "", self.update.apply_gradients, (state, total), resident, updates)
+        yield StepProgram("apply gradient", "", self.update.apply_gradients, (state, total), resident, updates)
 
     def _held_out(self) -> Iterator[StepProgram]:
         """One completion of as many held-out prompts as a step samples completions, none longer than in training."""
         config, vision = self.config, self.spec.config.vision
         settings = dataclasses.replace(config.sampling, group_size=1)
-        spec = sampler_spec(self.model, settings, self.spec.eos_token_ids)
+        spec = sampler_spec(self.model, settings, self.stop_token_ids)
         multiple = int(np.lcm(data_shards(self.model.mesh), spec.num_shards))
         count = -(-config.data.batch_size * config.sampling.group_size // multiple) * multiple
         largest = largest_slots(self.spec.max_pixels, vision)
@@ -222,7 +208,7 @@ class StagePrograms:
         slots = next_power_of_two(largest * (count // data_shards(self.model.mesh)))
         batch = self._prompt_batch(BatchShape(length, slots, next_power_of_two(largest)), count)
         return abstract_sampler_programs(
-            spec, settings, batch, self.resident, branch_share=self.branch_share, prefix="held-out ", times=0.0
+            spec, settings, batch, self.resident, cond_fraction=self.cond_fraction, prefix="held-out ", times=0.0
         )
 
     def _whole_batch(self, bucket: Bucket) -> PromptBatch:
@@ -248,19 +234,18 @@ class StagePrograms:
         return jax.tree.map(lambda x: abstract_rows(x.shape, x.dtype, self.model.mesh), batch)
 
 
-def stage_programs(
-    config: Config, stage_index: int, spec: ModelSpec, tokenizer_size: int | None, devices: Sequence[Any]
-) -> StagePrograms:
-    """The programs of a stage on these devices, which need not be here.
+def stage_programs(config: Config, stage_index: int, spec: ModelSpec, devices: Sequence[Any]) -> StagePrograms:
+    """Makes the programs of a stage for these devices, which need not be attached.
 
     Raises:
         ValueError: the mesh does not fill them.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-    model = make_model(config.model, spec.config, mesh, tokenizer_size)
+    model = make_model(config.model, spec.config, mesh, spec.tokenizer_size)
     optimizer = stage_optimizer(config, stage_index)
     update = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
-    return StagePrograms(config, spec, model, abstract_state(model, optimizer.transform), update)
+    state = abstract_state(model, optimizer.transform)
+    return StagePrograms(config, spec, spec.stop_token_ids, model, state, update)
 
 
 def largest_step_programs(
@@ -268,5 +253,6 @@ def largest_step_programs(
 ) -> Iterator[StepProgram]:
     """Yields the programs of a step in the largest shape that the settings allow: the very ones that will run."""
     state = abstract_state(session.model, optimizer.transform)
-    stage = StagePrograms(session.config, session.processor, session.model, state, programs)
+    processor = session.processor
+    stage = StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs)
     return stage.step(stage.buckets()[-1])

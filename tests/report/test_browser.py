@@ -1,4 +1,4 @@
-"""The report in headless Chromium: what is drawn, clicked, typed and kept harmless."""
+"""The report in headless Chromium: drawing, clicks, keys, and hostile text."""
 
 import io
 import json
@@ -12,11 +12,19 @@ import pytest
 from PIL import Image
 
 from currreft_jax.evaluation.measurement import Measurement
-from currreft_jax.report.page import page as report
+from currreft_jax.report.page import render_page
 from currreft_jax.report.runs import read_run
 from currreft_jax.training.curriculum import ForgettingMatrix
 from tests.report.test_report import HOSTILE
-from tests.report.written import boxed, completion, lines, picture, row, write_lines, write_run
+from tests.report.workdirs import (
+    completion_record,
+    detection_row,
+    metric_lines,
+    rollout_row,
+    write_image,
+    write_lines,
+    write_run,
+)
 
 pytestmark = pytest.mark.browser
 GREEN, ORANGE = np.array([7, 135, 90]), np.array([212, 66, 10])
@@ -27,7 +35,7 @@ def chromium() -> Iterator:
     from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
 
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    assert path, "no Chromium: install it (on Debian: apt install chromium), or name it in CHROMIUM"
+    assert path, "no Chromium: install it (on Debian: apt install chromium), or set CHROMIUM to its path"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -36,39 +44,40 @@ def chromium() -> Iterator:
 
 @pytest.fixture
 def opened(chromium, tmp_path):
-    """Opens a workdir's report, offline; what went wrong in it fails the test."""
-    pages, wrong = [], []
+    """Opens a workdir's report offline; console messages, errors and requests fail the test."""
+    pages, problems = [], []
 
-    def open_(workdir: Path, *others: Path, **settings):
+    def open_report(workdir: Path, *others: Path, **settings):
         file = tmp_path / "page.html"
-        file.write_text(report(read_run(workdir), [read_run(it) for it in others])[0], "utf-8")
+        file.write_text(render_page(read_run(workdir), [read_run(other) for other in others])[0], "utf-8")
         page = chromium.new_page(**{"viewport": {"width": 1300, "height": 900}, **settings})
         page.context.set_offline(True)
-        page.on("console", lambda it: wrong.append(it.text))
-        page.on("pageerror", lambda it: wrong.append(str(it)))
-        page.on("request", lambda it: None if it.url.startswith(("file:", "data:")) else wrong.append(it.url))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else problems.append(sent.url))
         page.goto(file.as_uri())
         pages.append(page)
         return page
 
-    yield open_
+    yield open_report
     for page in pages:
         page.close()
-    assert not wrong
+    assert not problems
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
-    """Two stages; completions of every task and kind; a measurement."""
+    """Two stages with completions of several tasks and all kinds, and a forgetting matrix."""
     folder = write_run(tmp_path_factory.mktemp("run") / "made", stages=("one", "two"))
-    image = picture(folder / "a.png")
+    image = write_image(folder / "a.png")
     kinds = ("judge", "choice", "open")
     for number, stage in enumerate(("one", "two")):
-        rows = [row(k, image, kind=kinds[k % 3], task=("math", "classify")[k % 2]) for k in range(12)]
-        rows += [boxed(20, image, [21, 21, 63, 63], [10, 100, 60, 150])]
+        rows = [rollout_row(k, image, kind=kinds[k % 3], task=("math", "classify")[k % 2]) for k in range(12)]
+        rows += [detection_row(20, image, [21, 21, 63, 63], [10, 100, 60, 150])]
         write_lines(folder / stage / "rollouts" / "1.jsonl", rows)
         late = [
-            row(30 + k, image, completions=[completion("<answer> maybe </answer>", 0.25 * number)]) for k in range(3)
+            rollout_row(30 + k, image, completions=[completion_record("<answer> maybe </answer>", 0.25 * number)])
+            for k in range(3)
         ]
         write_lines(folder / stage / "rollouts" / "20.jsonl", late)
     matrix = ForgettingMatrix(folder / "curriculum.json", writes=True)
@@ -77,12 +86,12 @@ def workdir(tmp_path_factory) -> Path:
     return folder
 
 
-def counted(page) -> int:
+def num_shown(page) -> int:
     return int(page.locator("#count").inner_text().split(" ")[0])
 
 
 def until(page, expression: str) -> None:
-    """Waits for something to be true; Playwright's own waiting evaluates strings, which the page forbids."""
+    """Waits until an expression is true; the page's policy forbids Playwright's own waiting."""
     for _ in range(100):
         if page.evaluate(expression):
             return
@@ -110,7 +119,7 @@ def test_every_section_is_drawn(opened, workdir):
     assert page.get_by_text("learning_rate").first.is_visible()
 
 
-def test_hovering_and_the_keyboard_say_the_values_of_a_step(opened, workdir):
+def test_pointer_and_keyboard_show_the_values_of_a_step(opened, workdir):
     page = opened(workdir)
     page.locator("#smoothing").fill("0")
     chart = page.locator(".chart").first
@@ -128,46 +137,46 @@ def test_hovering_and_the_keyboard_say_the_values_of_a_step(opened, workdir):
     until(page, "document.querySelector('.chart small').textContent === 'two, step 20'")
 
 
-def test_filters_change_what_is_shown(opened, workdir):
+def test_filters_select_groups(opened, workdir):
     page = opened(workdir)
-    assert counted(page) == 32
+    assert num_shown(page) == 32
     assert page.locator(".card").count() == 10
     page.locator("[data-value=two]").click()
-    assert counted(page) == 16
+    assert num_shown(page) == 16
     page.locator("[data-value=open]").click()
-    assert counted(page) == 5
+    assert num_shown(page) == 5
     page.locator("[data-value=detection]").click()
-    assert counted(page) == 1 and page.locator(".card").inner_text().startswith("two · step 1")
+    assert num_shown(page) == 1 and page.locator(".card").inner_text().startswith("two · step 1")
     page.get_by_role("button", name="Clear").click()
-    assert counted(page) == 32 and page.locator("[aria-pressed=true].chip").count() == 0
+    assert num_shown(page) == 32 and page.locator("[aria-pressed=true].chip").count() == 0
     page.get_by_label("Step from").fill("2")
-    assert counted(page) == 6
+    assert num_shown(page) == 6
     page.get_by_label("Reward to").fill("0.2")
-    assert counted(page) == 3 and page.locator(".card").first.inner_text().startswith("one · step 20")
+    assert num_shown(page) == 3 and page.locator(".card").first.inner_text().startswith("one · step 20")
     page.get_by_role("button", name="Clear").click()
     page.locator("select[data-key=reason]").select_option("=not_equal")
-    assert counted(page) == 27
-    assert page.locator(".card").first.locator(".said.dim").count() == 1
+    assert num_shown(page) == 27
+    assert page.locator(".card").first.locator(".completion.dim").count() == 1
     page.get_by_placeholder("in prompt or completion").fill("MAYBE")
-    assert counted(page) == 3
+    assert num_shown(page) == 3
     page.get_by_placeholder("in prompt or completion").fill("nobody says this")
-    assert page.get_by_text("No group is like that.").is_visible()
+    assert page.get_by_text("No group matches the filters.").is_visible()
 
 
-def test_pages_are_turned(opened, workdir):
+def test_paging(opened, workdir):
     page = opened(workdir)
     first = page.locator(".card").first.get_attribute("aria-label")
     for shown in ("11–20", "21–30", "31–32"):
-        page.get_by_role("button", name="On →").first.click()
+        page.get_by_role("button", name="Next →").first.click()
         assert shown in page.locator(".pager").first.inner_text()
     assert page.locator(".card").count() == 2
-    assert page.get_by_role("button", name="On →").first.is_disabled()
+    assert page.get_by_role("button", name="Next →").first.is_disabled()
     page.locator("select[data-key=order]").select_option("spread")
     assert page.locator(".card").count() == 10
     assert first in page.locator(".card").first.get_attribute("aria-label")
 
 
-def test_cards_are_walked_by_the_keyboard(opened, workdir):
+def test_the_keyboard_moves_through_cards_completions_and_tokens(opened, workdir):
     page = opened(workdir)
     page.locator("#cards .card").first.focus()
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -179,8 +188,8 @@ def test_cards_are_walked_by_the_keyboard(opened, workdir):
     assert label == "completion 2, reward 0, advantage −0.50: <answer> no </answer>"
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    told = page.locator("#token").inner_text()
-    assert told == '" no"log-prob −0.25 · reference −0.75 · log-ratio +0.500 · entropy 0.5'
+    token = page.locator("#token").inner_text()
+    assert token == '" no"log-prob −0.25 · reference −0.75 · log-ratio +0.500 · entropy 0.5'
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement === document.querySelectorAll('.card')[1]")
     assert page.locator("#token").is_hidden()
@@ -192,9 +201,9 @@ def test_cards_are_walked_by_the_keyboard(opened, workdir):
     )
 
 
-def test_tokens_are_shaded_by_what_is_chosen(opened, workdir):
+def test_tokens_are_shaded_by_the_selected_value(opened, workdir):
     page = opened(workdir)
-    colours = "[...document.querySelectorAll('.said .text span')].map(it => it.style.backgroundColor)"
+    colours = "[...document.querySelectorAll('.completion .text span')].map(span => span.style.backgroundColor)"
     by_ratio = page.evaluate(colours)
     assert all("--accent" in colour for colour in by_ratio)
     page.get_by_role("button", name="Entropy", exact=True).click()
@@ -203,18 +212,18 @@ def test_tokens_are_shaded_by_what_is_chosen(opened, workdir):
     assert not any(page.evaluate(colours))
 
 
-def test_boxes_are_where_they_belong(opened, workdir):
+def test_boxes_are_drawn_at_their_coordinates(opened, workdir):
     page = opened(workdir)
     page.locator("[data-value=detection]").first.click()
-    seen = page.locator(".seen").first
-    seen.scroll_into_view_if_needed()
+    image = page.locator(".image").first
+    image.scroll_into_view_if_needed()
     page.mouse.move(0, 0)
-    shot = pixels(seen)
+    shot = pixels(image)
     side = shot.shape[0]
     assert abs(shot.shape[0] - shot.shape[1]) <= 1
 
     def near(x, y, colour):
-        """Whether a colour lies within two pixels of a place, given in shares of the image."""
+        """True if a colour is within two pixels of a point, in fractions of the image's side."""
         x, y = round(x * side), round(y * side)
         part = shot[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].reshape(-1, 3)
         return bool((np.abs(part - colour).max(axis=1) < 30).any())
@@ -229,31 +238,33 @@ def test_boxes_are_where_they_belong(opened, workdir):
     assert not any(near(0.5, y, colour) for y in (0.4, 0.6) for colour in (GREEN, ORANGE))
 
 
-def test_what_models_and_files_wrote_stays_text(opened, tmp_path):
+def test_hostile_text_stays_text(opened, tmp_path):
     folder = write_run(tmp_path / "run", name=HOSTILE)
     config = json.loads((folder / "config.json").read_text())
     config["stages"][0]["name"] = HOSTILE
     config[HOSTILE] = HOSTILE
     (folder / "config.json").write_text(json.dumps(config))
-    write_lines(folder / "metrics.jsonl", lines(5, **{HOSTILE: float, f"reward/{HOSTILE}": float}))
-    said = completion(HOSTILE, reasons={HOSTILE: HOSTILE}, parts={HOSTILE: 1.0})
-    image = picture(tmp_path / "'><img src=x>.png")
-    hostile = [row(1, image, id=HOSTILE, prompt=HOSTILE, solution=HOSTILE, completions=[said, said])]
-    hostile += [row(2, tmp_path / f"{HOSTILE[:20].replace('/', '_')}.png", id=HOSTILE)]
+    write_lines(folder / "metrics.jsonl", metric_lines(5, **{HOSTILE: float, f"reward/{HOSTILE}": float}))
+    answer = completion_record(HOSTILE, reasons={HOSTILE: HOSTILE}, parts={HOSTILE: 1.0})
+    image = write_image(tmp_path / "'><img src=x>.png")
+    hostile = [rollout_row(1, image, id=HOSTILE, prompt=HOSTILE, solution=HOSTILE, completions=[answer, answer])]
+    hostile += [rollout_row(2, tmp_path / f"{HOSTILE[:20].replace('/', '_')}.png", id=HOSTILE)]
     write_lines(folder / "rollouts" / "1.jsonl", hostile)
     ForgettingMatrix(folder / "curriculum.json", writes=True).add(
         [Measurement(HOSTILE, 1, HOSTILE, 9, 1, 0.1, 0.5, 0.5, 4)]
     )
     page = opened(folder)
-    page.locator(".said .text span").first.hover()
-    page.locator(".said button").first.click()
+    page.locator(".completion .text span").first.hover()
+    page.locator(".completion button").first.click()
     page.locator("#curves svg").first.focus()
     page.keyboard.press("Home")
     page.wait_for_timeout(100)
     assert page.evaluate("window.hacked") is None
     assert page.locator("script").count() == 2 and page.locator("img").count() == 1
-    assert page.locator(".said .text").first.inner_text().startswith("</script><script>window.hacked = 1</script>")
-    assert HOSTILE[:40] in page.locator(".why").first.inner_text()
+    assert (
+        page.locator(".completion .text").first.inner_text().startswith("</script><script>window.hacked = 1</script>")
+    )
+    assert HOSTILE[:40] in page.locator(".completion .reason").first.inner_text()
 
 
 def test_runs_are_overlaid_with_a_legend(opened, workdir, tmp_path):
@@ -287,11 +298,11 @@ def test_a_narrow_page_does_not_scroll_sideways(opened, workdir, width):
     assert page.locator(".card").first.is_visible()
 
 
-def test_ten_thousand_steps_are_drawn_in_seconds_and_scroll(opened, tmp_path):
+def test_ten_thousand_steps_draw_within_seconds(opened, tmp_path):
     folder = write_run(tmp_path / "long", steps=10_000)
     names = [f"{part}/{k}" for part in ("reward", "parse", "time", "other") for k in range(8)]
     columns = {name: (lambda step, k=k: np.sin(step / 300 + k) + step % 7 / 10) for k, name in enumerate(names)}
-    write_lines(folder / "metrics.jsonl", lines(10_000, **columns))
+    write_lines(folder / "metrics.jsonl", metric_lines(10_000, **columns))
     page = opened(folder)
     page.locator("#curves").scroll_into_view_if_needed()
     until(page, "document.querySelectorAll('.chart .line').length >= 6")
@@ -300,7 +311,7 @@ def test_ten_thousand_steps_are_drawn_in_seconds_and_scroll(opened, tmp_path):
     until(page, "scrollY > 500")
     until(page, "[...document.querySelectorAll('.chart')].at(-1).querySelector('.line')")
     assert (
-        page.evaluate("Math.max(...[...document.querySelectorAll('.line')].map(it => it.getAttribute('d').length))")
+        page.evaluate("Math.max(...[...document.querySelectorAll('.line')].map(line => line.getAttribute('d').length))")
         < 40_000
     )
     print(f"drawn after {drawn:.2f} s")

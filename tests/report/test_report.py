@@ -1,4 +1,4 @@
-"""The report without a browser: what is gathered, what is chosen, what is safe, what is refused."""
+"""The report without a browser: its data, the selection of rollouts, its safety and its errors."""
 
 import base64
 import hashlib
@@ -10,56 +10,70 @@ import pytest
 from currreft_jax.config import Config, Kind, Method, Source, Stage, Task
 from currreft_jax.evaluation.measurement import Measurement
 from currreft_jax.report import __main__ as program
-from currreft_jax.report.book import book, halved
-from currreft_jax.report.embed import embedded
-from currreft_jax.report.page import LIMIT, page
-from currreft_jax.report.runs import curves, matrix, read_run, told
+from currreft_jax.report.embed import html_safe_json
+from currreft_jax.report.page import MAX_BYTES, render_page
+from currreft_jax.report.rollouts import bisection_order, rollouts_json
+from currreft_jax.report.runs import forgetting_matrix, metric_columns, read_run, run_record
 from currreft_jax.runtime.workdir import read_config, write_config
 from currreft_jax.training.curriculum import ForgettingMatrix
-from tests.report.written import boxed, completion, lines, picture, row, write_lines, write_run
+from tests.report.workdirs import (
+    completion_record,
+    detection_row,
+    metric_lines,
+    rollout_row,
+    write_image,
+    write_lines,
+    write_run,
+)
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\u2028 &amp; {{data}}"
 
 
-def book_of(workdir, limit=LIMIT):
-    text, counts = book(read_run(workdir), limit)
+def rollouts_of(workdir, max_bytes=MAX_BYTES):
+    text, counts = rollouts_json(read_run(workdir), max_bytes)
     return json.loads(text), counts
 
 
 # ------------------------------------------------------------------------------------------------------------- curves
 
 
-def test_a_point_stands_for_several_steps_where_there_are_too_many():
-    found = curves(lines(7, x=lambda s: float(s), **{"a/max": lambda s: -s, "a/min_length": lambda s: s}), points=3)
-    assert found["every"] == 3 and found["steps"] == [3, 6, 7]
+def test_a_point_covers_several_steps_where_there_are_too_many():
+    found = metric_columns(
+        metric_lines(7, x=lambda s: float(s), **{"a/max": lambda s: -s, "a/min_length": lambda s: s}), max_points=3
+    )
+    assert found["steps_per_point"] == 3 and found["steps"] == [3, 6, 7]
     assert found["metrics"]["x"] == [2, 5, 7]
     assert found["metrics"]["a/max"] == [-1, -4, -7]
     assert found["metrics"]["a/min_length"] == [1, 4, 7]
 
 
-def test_what_is_absent_or_infinite_leaves_a_gap_and_a_reason_that_nobody_gave_is_0():
-    found = curves([{"step": 1, "x": 1.0}, {"step": 2, "x": float("inf"), "parse/no_answer_tag": 0.5}])
+def test_absent_and_infinite_values_are_gaps_and_absent_parse_reasons_are_0():
+    found = metric_columns([{"step": 1, "x": 1.0}, {"step": 2, "x": float("inf"), "parse/no_answer_tag": 0.5}])
     assert found["metrics"] == {"x": [1, None], "parse/no_answer_tag": [0, 0.5]}
 
 
-def test_the_matrix_says_what_fell():
-    measured = [
+def test_the_matrix_marks_regressions():
+    measurements = [
         Measurement(stage, 5, name, 100, reward, 0.01, 0.5, 0.9, 40)
         for stage, rewards in (("", (1, 1)), ("one", (1.5, 1)), ("two", (1.2, 1.4)))
         for name, reward in zip(("one", "two"), rewards, strict=True)
     ]
-    found = matrix(measured)
+    found = forgetting_matrix(measurements)
     assert found["times"] == [("", 5), ("one", 5), ("two", 5)] and found["names"] == ["one", "two"]
     assert [[cell["reward"] for cell in line] for line in found["cells"]] == [[1, 1], [1.5, 1], [1.2, 1.4]]
-    assert [[cell["fallen"] for cell in line] for line in found["cells"]] == [[None, None], [None, None], [1.5, None]]
+    assert [[cell["regressed_from"] for cell in line] for line in found["cells"]] == [
+        [None, None],
+        [None, None],
+        [1.5, None],
+    ]
 
 
-def test_stages_come_in_the_order_of_the_settings_and_those_to_come_are_left_out(tmp_path):
+def test_stages_are_in_the_order_of_the_settings_without_those_to_come(tmp_path):
     write_run(tmp_path, stages=("zebra", "ape", "bear"))
     (tmp_path / "bear" / "metrics.jsonl").unlink()
     (tmp_path / "ape" / "metrics.jsonl").write_text('{"step": 1, "stage": "ape", "loss": 0.5}\n{"step": 2, "lo')
-    found = told(read_run(tmp_path))
-    assert [(stage["name"], stage["planned"], stage["steps"][-1]) for stage in found["stages"]] == [
+    found = run_record(read_run(tmp_path))
+    assert [(stage["name"], stage["planned_steps"], stage["steps"][-1]) for stage in found["stages"]] == [
         ("zebra", 20, 20),
         ("ape", 20, 1),
     ]
@@ -71,82 +85,82 @@ def test_checkpoints_have_their_sizes(tmp_path):
         (tmp_path / "checkpoints" / str(step) / "params").mkdir(parents=True)
         (tmp_path / "checkpoints" / str(step) / "params" / "x").write_bytes(b"x" * step)
     (tmp_path / "checkpoints" / "30.partial").mkdir()
-    assert told(read_run(tmp_path))["stages"][0]["checkpoints"] == [(5, 5), (20, 20)]
+    assert run_record(read_run(tmp_path))["stages"][0]["checkpoints"] == [(5, 5), (20, 20)]
 
 
-# --------------------------------------------------------------------------------------------------------------- book
+# ----------------------------------------------------------------------------------------------------------- rollouts
 
 
 @pytest.mark.parametrize(
     ("count", "order"), [(0, []), (1, [0]), (2, [0, 1]), (5, [0, 4, 2, 1, 3]), (8, [0, 7, 3, 1, 5, 2, 4, 6])]
 )
-def test_groups_are_taken_from_the_ends_and_then_halfway(count, order):
-    assert list(halved(count)) == order
+def test_groups_are_selected_from_the_ends_and_then_by_bisection(count, order):
+    assert list(bisection_order(count)) == order
 
 
-def test_a_page_keeps_its_limit_and_the_ends_of_every_stage(tmp_path):
+def test_a_page_keeps_its_size_limit_and_the_ends_of_every_stage(tmp_path):
     write_run(tmp_path, stages=("one", "two"))
     for stage in ("one", "two"):
         for step in (1, 6, 11, 20):
-            rows = [row(number, id=f"{stage}-{step}-{number}") for number in range(10)]
+            rows = [rollout_row(number, id=f"{stage}-{step}-{number}") for number in range(10)]
             write_lines(tmp_path / stage / "rollouts" / f"{step}.jsonl", rows)
-    small, counts = page(read_run(tmp_path), limit=90_000)
+    small, counts = render_page(read_run(tmp_path), max_bytes=90_000)
     assert len(small.encode()) < 90_000
     assert counts["found"] == 80 and 8 < counts["shown"] < 80
-    assert (small, counts) == page(read_run(tmp_path), limit=90_000)
+    assert (small, counts) == render_page(read_run(tmp_path), max_bytes=90_000)
     for name in ("one-1-0", "one-20-9", "two-1-0", "two-20-9"):
         assert f'"id":"{name}"' in small
-    _, counts = page(read_run(tmp_path))
+    _, counts = render_page(read_run(tmp_path))
     assert counts["shown"] == counts["found"]
 
 
-def test_boxes_are_shares_of_the_image_whatever_frame_they_were_written_in(tmp_path):
+def test_boxes_are_relative_to_the_image_in_every_frame(tmp_path):
     write_run(tmp_path)
-    image = picture(tmp_path / "a.png")
-    asked = {"task": "detection", "kind": "choice", "problem": "where?", "options": ["{box:0}", "{box:1}"]}
-    asked |= {"boxes": [[0, 0, 42, 42], [42, 42, 84, 84]], "solution": "B"}
-    rows = [boxed(1, image, [21, 42, 63, 84], [42, 84, 126, 168]), row(2, image, **asked)]
+    image = write_image(tmp_path / "a.png")
+    question = {"task": "detection", "kind": "choice", "problem": "where?", "options": ["{box:0}", "{box:1}"]}
+    question |= {"boxes": [[0, 0, 42, 42], [42, 42, 84, 84]], "solution": "B"}
+    rows = [detection_row(1, image, [21, 42, 63, 84], [42, 84, 126, 168]), rollout_row(2, image, **question)]
     write_lines(tmp_path / "rollouts" / "1.jsonl", rows)
-    found, _ = book_of(tmp_path)
-    assert found["groups"][0]["gold"] == found["groups"][0]["said"][0]["boxes"] == [[0.25, 0.5, 0.75, 1]]
-    assert found["groups"][1]["asked"] == [
-        {"label": "A", "right": False, "box": [0, 0, 0.5, 0.5]},
-        {"label": "B", "right": True, "box": [0.5, 0.5, 1, 1]},
+    found, _ = rollouts_of(tmp_path)
+    assert found["groups"][0]["gold_boxes"] == found["groups"][0]["completions"][0]["boxes"] == [[0.25, 0.5, 0.75, 1]]
+    assert found["groups"][1]["question_boxes"] == [
+        {"label": "A", "correct": False, "box": [0, 0, 0.5, 0.5]},
+        {"label": "B", "correct": True, "box": [0.5, 0.5, 1, 1]},
     ]
-    assert found["groups"][1]["gold"] == [] and "text" not in found["groups"][0]["said"][0]
+    assert found["groups"][1]["gold_boxes"] == [] and "text" not in found["groups"][0]["completions"][0]
 
 
-def test_an_image_is_embedded_once_and_one_that_cannot_be_read_is_counted(tmp_path):
+def test_an_image_is_embedded_once_and_an_unreadable_one_is_counted(tmp_path):
     write_run(tmp_path)
-    first, copy = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    first, copy = write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png")
     damaged = tmp_path / "c.png"
     damaged.write_bytes(first.read_bytes()[:40])
     images = [first, copy, first, damaged, tmp_path / "none.png", tmp_path]
-    write_lines(tmp_path / "rollouts" / "1.jsonl", [row(k, path) for k, path in enumerate(images)])
-    found, counts = book_of(tmp_path)
-    assert [it["images"] for it in found["groups"]] == [[0], [0], [0], [None], [None], [None]]
+    write_lines(tmp_path / "rollouts" / "1.jsonl", [rollout_row(k, path) for k, path in enumerate(images)])
+    found, counts = rollouts_of(tmp_path)
+    assert [group["images"] for group in found["groups"]] == [[0], [0], [0], [None], [None], [None]]
     assert len(found["images"]) == 1 and found["images"][0]["uri"].startswith("data:image/png;base64,")
     assert counts["missing"] == 3 and found["groups"][4]["missing"] == [str(tmp_path / "none.png")]
 
 
-def test_large_images_are_shrunk(tmp_path):
+def test_large_images_are_downscaled(tmp_path):
     write_run(tmp_path)
-    write_lines(tmp_path / "rollouts" / "1.jsonl", [row(1, picture(tmp_path / "large.png", 2000))])
-    (image,) = book_of(tmp_path)[0]["images"]
+    write_lines(tmp_path / "rollouts" / "1.jsonl", [rollout_row(1, write_image(tmp_path / "large.png", 2000))])
+    (image,) = rollouts_of(tmp_path)[0]["images"]
     assert (image["width"], image["uri"][:22]) == (2000, "data:image/jpeg;base64")
     assert len(image["uri"]) < 10_000
 
 
-def test_rows_of_several_hosts_are_numbered_through_and_a_line_that_is_being_written_waits(tmp_path):
+def test_rows_are_numbered_across_hosts_and_an_incomplete_line_is_skipped(tmp_path):
     write_run(tmp_path)
-    write_lines(tmp_path / "rollouts" / "11-0.jsonl", [row(1), row(2)])
-    write_lines(tmp_path / "rollouts" / "11-1.jsonl", [row(3)])
-    write_lines(tmp_path / "rollouts" / "2.jsonl", [row(4)])
+    write_lines(tmp_path / "rollouts" / "11-0.jsonl", [rollout_row(1), rollout_row(2)])
+    write_lines(tmp_path / "rollouts" / "11-1.jsonl", [rollout_row(3)])
+    write_lines(tmp_path / "rollouts" / "2.jsonl", [rollout_row(4)])
     with (tmp_path / "rollouts" / "2.jsonl").open("a") as file:
         file.write('{"id": "ha')
     (tmp_path / "rollouts" / "notes.jsonl").write_text("not ours\n")
-    found, _ = book_of(tmp_path)
-    assert [(it["step"], it["row"], it["id"]) for it in found["groups"]] == [
+    found, _ = rollouts_of(tmp_path)
+    assert [(group["step"], group["row"], group["id"]) for group in found["groups"]] == [
         (2, 1, "row-4"),
         (11, 1, "row-1"),
         (11, 2, "row-2"),
@@ -157,25 +171,26 @@ def test_rows_of_several_hosts_are_numbered_through_and_a_line_that_is_being_wri
 # ------------------------------------------------------------------------------------------------------------- safety
 
 
-def test_embedded_text_is_json_that_ends_no_element():
-    text = embedded([HOSTILE])
+def test_embedded_json_ends_no_element():
+    text = html_safe_json([HOSTILE])
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == [HOSTILE]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        embedded(float("nan"))
+        html_safe_json(float("nan"))
 
 
-def test_a_page_runs_its_own_script_alone_and_fetches_nothing(tmp_path):
+def test_a_page_allows_only_its_own_script_and_no_requests(tmp_path):
     workdir = write_run(tmp_path / "<b>run", name=HOSTILE)
-    said = completion(HOSTILE, reasons={"accuracy": HOSTILE})
-    hostile = row(1, id=HOSTILE, prompt=HOSTILE, solution=HOSTILE, completions=[said])
+    answer = completion_record(HOSTILE, reasons={"accuracy": HOSTILE})
+    hostile = rollout_row(1, id=HOSTILE, prompt=HOSTILE, solution=HOSTILE, completions=[answer])
     write_lines(workdir / "rollouts" / "1.jsonl", [hostile])
-    text, _ = page(read_run(workdir))
+    text, _ = render_page(read_run(workdir))
     assert "window.hacked" not in re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.S)
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.S)
     assert [attributes for attributes, _ in scripts] == [' type="application/json" id="data"', ""]
-    group = json.loads(scripts[0][1])["book"]["groups"][0]
-    assert group["id"] == group["said"][0]["reasons"]["accuracy"] == "".join(group["said"][0]["tokens"]) == HOSTILE
+    group = json.loads(scripts[0][1])["rollouts"]["groups"][0]
+    assert group["id"] == group["completions"][0]["reasons"]["accuracy"] == HOSTILE
+    assert "".join(group["completions"][0]["tokens"]) == HOSTILE
     (style,) = re.findall(r"<style>(.*?)</style>", text, re.S)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy
@@ -205,26 +220,30 @@ def test_a_page_runs_its_own_script_alone_and_fetches_nothing(tmp_path):
         ("config.json", "[", r"config\.json:1: not JSON"),
         ("curriculum.json", "{}", r"curriculum\.json is damaged"),
         ("rollouts/1.jsonl", "\nno JSON\n", r"1\.jsonl:2: not JSON"),
-        ("rollouts/1.jsonl", json.dumps(row(kind="odd")) + "\n", r'1\.jsonl:1: "kind" is "odd"'),
-        ("rollouts/1.jsonl", json.dumps(row(completions=[3])) + "\n", r'1\.jsonl:1: completion 1: "text" is missing'),
+        ("rollouts/1.jsonl", json.dumps(rollout_row(kind="odd")) + "\n", r'1\.jsonl:1: "kind" is "odd"'),
         (
             "rollouts/1.jsonl",
-            json.dumps(row(completions=[completion(), completion(logprobs=[-1])])) + "\n",
-            r'1\.jsonl:1: completion 2: "logprobs" is \[-1\]; it takes one number for each token',
+            json.dumps(rollout_row(completions=[3])) + "\n",
+            r'1\.jsonl:1: completion 1: "text" is missing',
         ),
         (
             "rollouts/1.jsonl",
-            json.dumps(row(completions=[completion() | {"reward": "much"}])) + "\n",
+            json.dumps(rollout_row(completions=[completion_record(), completion_record(logprobs=[-1])])) + "\n",
+            r'1\.jsonl:1: completion 2: "logprobs" is \[-1\]; it takes one number per token',
+        ),
+        (
+            "rollouts/1.jsonl",
+            json.dumps(rollout_row(completions=[completion_record() | {"reward": "much"}])) + "\n",
             r'completion 1: "reward" is "much"; it takes a number',
         ),
         (
             "rollouts/1.jsonl",
-            json.dumps(row(kind="open", task="detection", image="a.png", solution="there")) + "\n",
+            json.dumps(rollout_row(kind="open", task="detection", image="a.png", solution="there")) + "\n",
             r"1\.jsonl:1: solution 'there' holds no boxes",
         ),
     ],
 )
-def test_what_is_damaged_is_named_by_file_and_line(tmp_path, capsys, name, text, message):
+def test_damage_is_reported_with_file_and_line(tmp_path, capsys, name, text, message):
     write_run(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
@@ -245,15 +264,15 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_the_program_writes_a_page_and_prints_its_path(tmp_path, capsys):
     workdir = write_run(tmp_path / "a", stages=("one", "two"))
     other = write_run(tmp_path / "b", steps=5)
-    matrix_ = ForgettingMatrix(workdir / "curriculum.json", writes=True)
-    matrix_.add([Measurement("", 0, "one", 10, 1.0, 0.1, 0.5, 0.5, 5)])
-    write_lines(workdir / "one" / "rollouts" / "1.jsonl", [row(1)])
+    matrix = ForgettingMatrix(workdir / "curriculum.json", writes=True)
+    matrix.add([Measurement("", 0, "one", 10, 1.0, 0.1, 0.5, 0.5, 5)])
+    write_lines(workdir / "one" / "rollouts" / "1.jsonl", [rollout_row(1)])
     program.main([str(workdir), "--compare", str(other), "--out", str(tmp_path / "both.html")])
     shown = capsys.readouterr()
     assert shown.out == f"{tmp_path / 'both.html'}\n"
     assert "1 of 1 groups of completions, 0.1 MB" in shown.err
     (data,) = re.findall(r'id="data">(.*?)</script>', (tmp_path / "both.html").read_text(), re.S)
-    assert [(it["name"], len(it["stages"])) for it in json.loads(data)["runs"]] == [("a", 2), ("b", 1)]
+    assert [(run["name"], len(run["stages"])) for run in json.loads(data)["runs"]] == [("a", 2), ("b", 1)]
     program.main([str(workdir)])
     assert capsys.readouterr().out == f"{workdir / 'report.html'}\n"
 
@@ -267,22 +286,22 @@ def test_a_run_without_completions_or_steps_has_a_page(tmp_path, capsys):
 
 def test_replay_prints_the_command_of_a_completion(tmp_path, capsys):
     workdir = write_run(tmp_path / "a run", stages=("one", "two"))
-    write_lines(workdir / "two" / "rollouts" / "1-0.jsonl", [row(1), row(2)])
-    write_lines(workdir / "two" / "rollouts" / "1-1.jsonl", [row(3), row(4)])
+    write_lines(workdir / "two" / "rollouts" / "1-0.jsonl", [rollout_row(1), rollout_row(2)])
+    write_lines(workdir / "two" / "rollouts" / "1-1.jsonl", [rollout_row(3), rollout_row(4)])
     program.main([str(workdir), "--replay", "two:1:4:2"])
     path = workdir / "two" / "rollouts" / "1-1.jsonl"
     assert capsys.readouterr().out == f"python -m currreft_jax.generate --replay='{path}:2:'2\n"
-    for place, message in (
+    for location, message in (
         ("two:1:4", "takes STAGE:STEP:ROW:G"),
         ("three:1:4:2", "no stage 'three'; it has one, two"),
-        ("two:2:4:2", r"no completions of step 2 were written; there are \[1\]"),
+        ("two:2:4:2", r"no completions of step 2 were written, only of steps \[1\]"),
         ("two:1:5:2", "step 1 has rows 1 to 4, not 5"),
     ):
         with pytest.raises(SystemExit, match=message):
-            program.main([str(workdir), "--replay", place])
+            program.main([str(workdir), "--replay", location])
 
 
-def test_settings_come_back_as_they_were_written(tmp_path):
+def test_settings_round_trip_through_the_workdir(tmp_path):
     stage = Stage("one", [Source("a.jsonl", kind=Kind.OPEN)], kinds=(Kind.OPEN,), tasks=(Task.MATH,))
     config = Config(stages=[stage, Stage("two", held_out=[Source("b.jsonl")])])
     config.rewards.weights["brief"] = 0.5

@@ -1,4 +1,4 @@
-"""Workdirs as the trainer writes them, made by hand."""
+"""Writes workdirs in the trainer's layout."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from currreft_jax.runtime.workdir import write_config
 GREY = (128, 128, 128)
 
 
-def lines(count: int, stage: str = "one", **columns: Any) -> list[dict[str, Any]]:
-    """Metrics of so many steps; a column is a function of the step."""
+def metric_lines(num_steps: int, stage: str = "one", **columns: Any) -> list[dict[str, Any]]:
+    """Metrics of `num_steps` steps; each column is a function of the step."""
     columns = columns or {
-        "reward": lambda step: step / count,
-        "reward/math": lambda step: step / count / 2,
+        "reward": lambda step: step / num_steps,
+        "reward/math": lambda step: step / num_steps / 2,
         "rewards/accuracy/mean": lambda step: 0.5,
         "kl": lambda step: 0.01 * step,
         "entropy": lambda step: 1 / step,
@@ -27,8 +27,8 @@ def lines(count: int, stage: str = "one", **columns: Any) -> list[dict[str, Any]
         "time/step": lambda step: 2.0,
     }
     return [
-        {"stage": stage, "step": step, **{name: of(step) for name, of in columns.items()}}
-        for step in range(1, count + 1)
+        {"stage": stage, "step": step, **{name: column(step) for name, column in columns.items()}}
+        for step in range(1, num_steps + 1)
     ]
 
 
@@ -38,7 +38,7 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_run(workdir: Path, *, stages: Sequence[str] = ("one",), steps: int = 20, **changes: Any) -> Path:
-    """Settings and metrics of a run whose stages have all begun."""
+    """Writes settings and metrics of a run whose stages have all begun."""
     config = Config(
         name="made", method=Method.GRPO, stages=[Stage(name, [Source("r.jsonl")], steps) for name in stages]
     )
@@ -47,13 +47,15 @@ def write_run(workdir: Path, *, stages: Sequence[str] = ("one",), steps: int = 2
     for name in stages:
         folder = workdir / name if len(stages) > 1 else workdir
         write_config(config, folder)
-        write_lines(folder / "metrics.jsonl", lines(steps, name))
+        write_lines(folder / "metrics.jsonl", metric_lines(steps, name))
     return workdir
 
 
-def completion(text: str = "<think> a </think> <answer> yes </answer>", reward: float = 1.0, **changes: Any) -> dict:
-    tokens = [f" {word}" if place else word for place, word in enumerate(text.split(" "))]
-    said = {
+def completion_record(
+    text: str = "<think> a </think> <answer> yes </answer>", reward: float = 1.0, **changes: Any
+) -> dict:
+    tokens = [f" {word}" if index else word for index, word in enumerate(text.split(" "))]
+    record = {
         "text": text,
         "finished": True,
         "reward": reward,
@@ -65,27 +67,27 @@ def completion(text: str = "<think> a </think> <answer> yes </answer>", reward: 
         "entropies": [0.5] * len(tokens),
         "reference": [-0.75] * len(tokens),
     }
-    return said | changes
+    return record | changes
 
 
-def row(number: int = 1, image: Path | None = None, **changes: Any) -> dict[str, Any]:
-    keys: dict[str, Any] = {"id": f"row-{number}", "task": "math", "kind": "judge", "problem": "is it?"}
-    keys |= {"solution": "yes", "prompt": "<image>is it? yes or no?", "key": number}
+def rollout_row(number: int = 1, image: Path | None = None, **changes: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {"id": f"row-{number}", "task": "math", "kind": "judge", "problem": "is it?"}
+    fields |= {"solution": "yes", "prompt": "<image>is it? yes or no?", "key": number}
     if image:
-        keys |= {"image": str(image), "frame": [84, 84], "resized": [84, 84]}
-    return keys | {"completions": [completion(), completion("<answer> no </answer>", 0.0)]} | changes
+        fields |= {"image": str(image), "frame": [84, 84], "resized": [84, 84]}
+    return fields | {"completions": [completion_record(), completion_record("<answer> no </answer>", 0.0)]} | changes
 
 
-def boxed(
+def detection_row(
     number: int, image: Path, gold: Sequence[float], predicted: Sequence[float], **changes: Any
 ) -> dict[str, Any]:
-    """An open row about boxes; the model saw the image twice as large as the row's frame."""
-    said = completion(f"<think> a </think> <answer> {list(predicted)} </answer>")
-    asked = {"task": "detection", "kind": Kind.OPEN.value, "solution": str(list(gold)), "resized": [168, 168]}
-    return row(number, image, **asked, completions=[said], **changes)
+    """An open detection row; the model saw the image at twice the size of the row's frame."""
+    answer = completion_record(f"<think> a </think> <answer> {list(predicted)} </answer>")
+    fields = {"task": "detection", "kind": Kind.OPEN.value, "solution": str(list(gold)), "resized": [168, 168]}
+    return rollout_row(number, image, **fields, completions=[answer], **changes)
 
 
-def picture(path: Path, side: int = 84, colour: tuple[int, int, int] = GREY) -> Path:
+def write_image(path: Path, side: int = 84, colour: tuple[int, int, int] = GREY) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (side, side), colour).save(path)
     return path
