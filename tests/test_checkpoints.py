@@ -71,6 +71,10 @@ def flip_a_bit(step: Path) -> None:
     large.write_bytes(content)
 
 
+def flip_a_bit_of_the_second_item(step: Path) -> None:
+    flip_a_bit(step / "more")
+
+
 def cut_off(step: Path) -> None:
     for path in step.rglob("d/*"):
         path.write_bytes(path.read_bytes()[:-20])
@@ -85,7 +89,7 @@ def unexplained(step: Path) -> None:
     (step / "manifest" / "metadata").write_text("{")
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_off, empty, unexplained])
+@pytest.mark.parametrize("damage", [flip_a_bit, flip_a_bit_of_the_second_item, cut_off, empty, unexplained])
 def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, damage, capsys):
     fill(tmp_path / "c", 1, 2)
     damage(tmp_path / "c" / "2")

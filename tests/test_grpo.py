@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from currreft_jax import experience, generate, train
+from currreft_jax.checkpoint import Checkpoints
 from currreft_jax.config import (
     CacheType,
     Config,
@@ -41,6 +44,7 @@ from currreft_jax.data.prompts import template
 from currreft_jax.experience import Context
 from currreft_jax.metrics import read_metrics
 from currreft_jax.redraw import redraw
+from currreft_jax.step import abstract_state, learning
 from currreft_jax.workdir import refuse_other_settings, write_config
 from currreft_jax.world.settings import Sizes
 from tests import tiny
@@ -148,9 +152,12 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, t
     interrupt(monkeypatch, stop_at)
     assert train.run(config_of(checkpoint, rows), tmp_path) is None
     assert (tmp_path / "checkpoints" / str(stop_at)).exists()
+    (tmp_path / "rollouts" / "4-1.jsonl").write_text("of a step that two hosts took before they were killed\n")
     assert train.run(config_of(checkpoint, rows), tmp_path) == tmp_path / "model"
     same_weights(tmp_path / "model", whole / "model")
     assert told(tmp_path) == told(whole)
+    # Those of steps that were taken again are forgotten, those before them are not.
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["1.jsonl", "3.jsonl", "4.jsonl"]
 
 
 def test_completions_of_steps_that_are_taken_again_are_forgotten(tmp_path):
@@ -306,16 +313,43 @@ def test_a_stage_that_knows_enough_ends_early_and_stays_ended(checkpoint, rows, 
     config.stages[0].held_out = [Source(str(rows))]
     config.stages[0].promote_above = 0.5
     config.rewards.weights["accuracy"] = 0.1
+    config.logging.save_every = 5  # the step that ends a stage is saved whatever it divides by
     monkeypatch.setattr(train.curriculum, "promoted", lambda seen, above: seen.step == 2)
     with monkeypatch.context() as patch:
         patch.setattr(train.hf, "export", lambda *_: None)
         train.run(config, tmp_path)
     assert [line["step"] for line in told(tmp_path)] == [1, 2]
+    assert (tmp_path / "checkpoints" / "2").exists()
     assert train.run(config, tmp_path) == tmp_path / "model"
     assert [line["step"] for line in told(tmp_path)] == [1, 2]
     config.stages.append(replace(config.stages[0], name="two"))
     model = tiny.model_of(mesh=train.make_mesh(8, 1, 1))
     assert jax.tree.leaves(train.start_params(config, 1, model, tmp_path))  # the stage is taken for a finished one
+
+
+@pytest.mark.parametrize("moments", Handover)
+def test_a_stage_takes_over_moments_and_begins_its_own_schedule(checkpoint, rows, tmp_path, moments):
+    config = config_of(checkpoint, rows, steps=2)
+    config.optimizer.schedule = Schedule.LINEAR
+    config.stages.append(replace(config.stages[0], name="two", steps=1, moments=moments))
+    model = tiny.model_of(mesh=train.make_mesh(8, 1, 1))
+    optimizer = learning(config, 1).optimizer
+    last = jax.tree.map(lambda x: jnp.full(x.shape, 2, x.dtype, device=x.sharding), abstract_state(model, optimizer))
+    with Checkpoints(tmp_path / "one" / "checkpoints", 1) as before:
+        before.save(2, {"params": last.params, "optimizer": last.optimizer}, {"ended": False})
+    with Checkpoints(tmp_path / "two" / "checkpoints", 1) as own:
+        state, step, ended = train.start_state(config, 1, model, optimizer, tmp_path / "one", own, {})
+    assert (step, ended) == (0, False)
+    kept = 2 if moments is Handover.KEEP else 0
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 2), state.params)
+    for name in ("mu", "nu"):
+        (moment,) = (tree for _, tree in optax.tree_utils.tree_get_all_with_path(state.optimizer, name))
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x, kept), moment)
+    counts = {
+        next(part.tuple_name for part in reversed(path) if hasattr(part, "tuple_name")): int(count)
+        for path, count in optax.tree_utils.tree_get_all_with_path(state.optimizer, "count")
+    }
+    assert counts == {"ScaleByAdamState": kept, "ScaleByScheduleState": 0}
 
 
 def test_a_guard_rail_pauses_and_saves(checkpoint, rows, tmp_path):

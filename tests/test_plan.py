@@ -353,6 +353,13 @@ def fake(peaks) -> object:
     return measured
 
 
+def test_the_peak_of_a_program_is_its_own_bytes_and_those_that_lie_beside_it():
+    seen = Measured(None, 0.0, 1, 2, 3, {"moments": 10}, 0.0, Traffic())
+    assert seen.peak == 16
+    assert replace(seen, refused=20.0).peak == 30
+    assert fit.fits([seen], here(16)) and not fit.fits([seen], here(15))
+
+
 @pytest.mark.parametrize(
     ("peaks", "found"),
     [

@@ -15,6 +15,7 @@ from currreft_jax.report.embed import embedded
 from currreft_jax.report.page import LIMIT, page
 from currreft_jax.report.runs import curves, matrix, read_run, told
 from currreft_jax.workdir import read_config, write_config
+from tests import tiny
 from tests.report.written import boxed, completion, lines, picture, row, write_lines, write_run
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\u2028 &amp; {{data}}"
@@ -113,6 +114,17 @@ def test_boxes_are_shares_of_the_image_whatever_frame_they_were_written_in(tmp_p
         {"label": "B", "right": True, "box": [0.5, 0.5, 1, 1]},
     ]
     assert found["groups"][1]["gold"] == [] and "text" not in found["groups"][0]["said"][0]
+
+
+def test_boxes_are_shares_of_the_width_and_of_the_height(tmp_path):
+    write_run(tmp_path)
+    tiny.picture(100, 200).save(tmp_path / "a.png")
+    answer = completion("<think> a </think> <answer> [25, 25, 50, 50] </answer>")
+    frames = {"frame": [100, 200], "resized": [50, 100]}
+    asked = {"task": "detection", "kind": "open", "solution": "[50, 50, 100, 100]", "completions": [answer]}
+    write_lines(tmp_path / "rollouts" / "1.jsonl", [row(1, tmp_path / "a.png", **frames, **asked)])
+    (group,) = book_of(tmp_path)[0]["groups"]
+    assert group["gold"] == group["said"][0]["boxes"] == [[0.5, 0.25, 1.0, 0.5]]
 
 
 def test_an_image_is_embedded_once_and_one_that_cannot_be_read_is_counted(tmp_path):

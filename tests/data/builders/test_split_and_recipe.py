@@ -46,6 +46,13 @@ def test_a_split_depends_on_seed_and_images_alone():
     assert 0.6 < len(chosen) / 200 < 0.8
 
 
+def test_the_order_of_rows_that_others_tie_together_moves_none_of_them():
+    # Each three rows are one group, and each of them begins with another image.
+    rows = rows_on([[f"{n}.png", f"{n + 1}.png"] if n % 3 < 2 else [f"{n}.png"] for n in range(300)])
+    parts, again = (split_by_image(order, SHARES, 3) for order in (rows, rows[::-1]))
+    assert [{row.id for row in parts[name]} for name in SHARES] == [{row.id for row in again[name]} for name in SHARES]
+
+
 def test_rows_without_images_go_by_their_question():
     rows = [Row(str(n), Task.MATH, Kind.OPEN, f"q{n // 3}", "1") for n in range(90)]
     parts = split_by_image(rows, SHARES, 0)
