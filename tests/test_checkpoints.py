@@ -99,6 +99,20 @@ def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, damage, c
         assert checkpoints.restore({"params": abstract()})[0] == 2
 
 
+@pytest.mark.parametrize("item", ["params", "more"])
+def test_a_flipped_bit_that_can_be_read_is_found_in_every_item(tmp_path, item, capsys):
+    noise = {"x": jax.random.normal(jax.random.key(0), (64, 64))}  # which is stored as it is: nothing to compress
+    items = {"params": noise, "more": noise}
+    with Checkpoints(tmp_path, 9) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, items, {})
+    flip_a_bit(tmp_path / "2" / item)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
+    with Checkpoints(tmp_path, 9) as checkpoints:
+        assert checkpoints.restore(wanted)[0] == 1
+    assert f"{tmp_path}/2: the checksum of {item}/x does not match" in capsys.readouterr().err
+
+
 def test_all_damaged_is_an_error(tmp_path):
     fill(tmp_path / "c", 1)
     flip_a_bit(tmp_path / "c" / "1")

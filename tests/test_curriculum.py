@@ -1,10 +1,19 @@
-"""The decisions of the curriculum, by hand."""
+"""Held-out measurements and the decisions of the curriculum, by hand."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from currreft_jax.config import Config, Data, Sampling, Source, Stage
+from currreft_jax.evaluation import held_out
+from currreft_jax.evaluation.held_out import HeldOut
 from currreft_jax.evaluation.measurement import Measurement, pass_interval, regressed_from
+from currreft_jax.evaluation.scoring import ScoredRollout
+from currreft_jax.structs import Scores
+from currreft_jax.training import evaluator
+from currreft_jax.training.batches import StageContext
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 
 SEEN = Measurement("stage1", 10, "stage1", 100, 1.5, 0.05, 0.8, 0.9, 80)
@@ -28,6 +37,8 @@ def test_a_stage_falls_only_beyond_chance_and_against_its_own_best():
     worse = dataclasses.replace(SEEN, stage="stage2", reward=1.3)
     assert regressed_from([SEEN, dataclasses.replace(SEEN, reward=1.4)], worse) == SEEN
     assert regressed_from([SEEN], dataclasses.replace(worse, reward=1.37)) is None
+    # Beyond 1.96 times the root of the summed squares, 0.139, and within 1.96 times the summed errors, 0.196.
+    assert regressed_from([SEEN], dataclasses.replace(worse, reward=1.34)) == SEEN
     assert regressed_from([dataclasses.replace(SEEN, held_out="other")], worse) is None
     assert regressed_from([], worse) is None
 
@@ -49,3 +60,62 @@ def test_the_matrix_is_kept_in_a_file_and_goes_back(tmp_path):
     path.write_text('{"measured": [{"stage": "x"}]}')
     with pytest.raises(ValueError, match=r"curriculum\.json is damaged"):
         ForgettingMatrix(path, writes=True)
+
+
+# ------------------------------------------------------------------------------------------------- held-out rows
+
+
+def context_of(stage_index: int = 0, **settings) -> StageContext:
+    """The context of one of two stages, without a model."""
+    stages = [Stage(name, [Source(f"{name}.jsonl")], steps=9) for name in ("one", "two")]
+    config = Config(stages=stages, **settings)
+    return StageContext(config=config, processor=None, model=None, stage_index=stage_index, buckets=None)
+
+
+def test_every_held_out_row_is_answered_once_and_measured_by_hand(monkeypatch):
+    batches = []
+
+    def sample(model, params, processor, prompts, settings, **_):
+        batches.append((prompts, settings.temperature, settings.group_size))
+        return [(prompt, settings.temperature) for prompt in prompts]
+
+    def score(session, examples, rollout):
+        """Sampled answers earn their row's number, greedy ones 3."""
+        texts = rollout[: len(examples)]
+        assert [row for row, _ in texts] == [example.prompt for example in examples]
+        total = np.array([[row if temperature else 3.0] for row, temperature in texts])
+        return ScoredRollout(None, Scores(total, {"accuracy": np.minimum(total, 1.0)}, {}))
+
+    monkeypatch.setattr(held_out, "decode_params", lambda *_: {})
+    monkeypatch.setattr(held_out, "sample", sample)
+    monkeypatch.setattr(held_out, "score_rollout", score)
+    context = context_of(data=Data(batch_size=1), sampling=Sampling(group_size=2, temperature=0.7))
+    examples = tuple(SimpleNamespace(prompt=float(row)) for row in range(5))
+    rows = HeldOut("one", 0, examples, rows=5)
+
+    (seen,) = held_out.measure(context, {}, [rows], "two", 4, greedy=True)
+    filled = [[0, 1], [2, 3], [4, 4]]
+    assert batches == [(rows, temperature, 1) for temperature in (0.7, 0.0) for rows in filled]
+    assert (seen.stage, seen.step, seen.held_out, seen.rows) == ("two", 4, "one", 5)
+    assert (seen.reward, seen.greedy) == (2.0, 3.0)  # of 0, 1, 2, 3, 4; of five times 3
+    assert seen.error == pytest.approx(2.5**0.5 / 5**0.5)  # the sample variance of 0 to 4 is 2.5
+    assert (seen.accuracy, seen.passed, seen.format) == (0.8, 4, None)
+
+    batches.clear()
+    (seen,) = held_out.measure(context, {}, [rows], "two", 4, greedy=False)
+    assert seen.greedy is None and [temperature for _, temperature, _ in batches] == [0.7] * 3
+
+
+@pytest.mark.parametrize(("stage_index", "regressions"), [(0, {}), (1, {"held_out/one/fallen": 0.5})])
+def test_a_brick_wall_is_looked_for_in_the_stages_before(monkeypatch, tmp_path, capsys, stage_index, regressions):
+    names = ("one", "two")
+    matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=False)
+    matrix.add([dataclasses.replace(SEEN, held_out=name) for name in names])
+    now = [dataclasses.replace(SEEN, stage=names[stage_index], held_out=name, reward=1.0) for name in names]
+    monkeypatch.setattr(evaluator, "measure", lambda *_, **__: now)
+    sets = [HeldOut(name, of_stage, (), rows=100) for of_stage, name in enumerate(names)]
+    metrics, ended = evaluator.Evaluator(context_of(stage_index), sets, matrix).evaluate({}, 5)
+    same = {f"held_out/{name}/{key}": value for name in names for key, value in (("reward", 1.0), ("pass", 0.8))}
+    assert metrics == same | regressions
+    assert ("one fell from 1.500 to 1.000" in capsys.readouterr().err) == bool(regressions)
+    assert not ended and matrix.history[2:] == tuple(now)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from currreft_jax import generate
@@ -37,13 +39,17 @@ from currreft_jax.data import pipeline, processor, world_rows
 from currreft_jax.data.examples import example
 from currreft_jax.data.mixture import mixture
 from currreft_jax.data.prompts import template
+from currreft_jax.runtime.checkpoint import Checkpoints
 from currreft_jax.runtime.metrics import read_metrics
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.runtime.workdir import refuse_changed_settings, write_config
+from currreft_jax.session.session import Session
 from currreft_jax.training import batches, evaluator, records, start, trainer
 from currreft_jax.training.curriculum import ForgettingMatrix
 from currreft_jax.training.limits import LimitReached, NonFiniteError, reached_limit
+from currreft_jax.training.optimizer import stage_optimizer
 from currreft_jax.training.replay import replay_completion
+from currreft_jax.training.update import abstract_state
 from currreft_jax.world.settings import Sizes
 from tests import tiny
 from tests.test_train import interrupt, same_weights
@@ -150,9 +156,12 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, t
     interrupt(monkeypatch, stop_at)
     assert trainer.run(config_of(checkpoint, rows), tmp_path) is None
     assert (tmp_path / "checkpoints" / str(stop_at)).exists()
+    (tmp_path / "rollouts" / "4-1.jsonl").write_text("of a step that two hosts took before they were killed\n")
     assert trainer.run(config_of(checkpoint, rows), tmp_path) == tmp_path / "model"
     same_weights(tmp_path / "model", whole / "model")
     assert told(tmp_path) == told(whole)
+    # Those of steps that were taken again are forgotten, those before them are not.
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["1.jsonl", "3.jsonl", "4.jsonl"]
 
 
 def test_completions_of_steps_that_are_taken_again_are_forgotten(tmp_path):
@@ -308,6 +317,7 @@ def test_a_stage_that_knows_enough_ends_early_and_stays_ended(checkpoint, rows, 
     config.logging.evaluate_every = 1
     config.logging.evaluate_rows = 4
     config.stages[0].held_out = [Source(str(rows))]
+    config.logging.save_every = 5  # the step that ends a stage is saved whatever it divides by
     config.stages[0].promote_above = 0.5
     config.rewards.weights["accuracy"] = 0.1
     monkeypatch.setattr(evaluator, "is_promoted", lambda measurement, above: measurement.step == 2)
@@ -315,11 +325,40 @@ def test_a_stage_that_knows_enough_ends_early_and_stays_ended(checkpoint, rows, 
         patch.setattr(trainer.hf, "export", lambda *_: None)
         trainer.run(config, tmp_path)
     assert [line["step"] for line in told(tmp_path)] == [1, 2]
+    assert (tmp_path / "checkpoints" / "2").exists()
     assert trainer.run(config, tmp_path) == tmp_path / "model"
     assert [line["step"] for line in told(tmp_path)] == [1, 2]
     config.stages.append(replace(config.stages[0], name="two"))
     model = tiny.model_of(mesh=make_mesh(8, 1, 1))
     assert jax.tree.leaves(start.start_params(config, 1, model, tmp_path))  # the stage is taken for a finished one
+
+
+@pytest.mark.parametrize("moments", Handover)
+def test_a_stage_takes_over_moments_and_begins_its_own_schedule(checkpoint, rows, tmp_path, moments):
+    config = config_of(checkpoint, rows, steps=2)
+    config.optimizer.schedule = Schedule.LINEAR
+    config.stages.append(replace(config.stages[0], name="two", steps=1, moments=moments))
+    model = tiny.model_of(mesh=make_mesh(8, 1, 1))
+    optimizer = stage_optimizer(config, 1)
+    last = jax.tree.map(
+        lambda x: jnp.full(x.shape, 2, x.dtype, device=x.sharding), abstract_state(model, optimizer.transform)
+    )
+    with Checkpoints(tmp_path / "one" / "checkpoints", 1) as before:
+        before.save(2, {"params": last.params, "optimizer": last.optimizer}, {"ended": False})
+    with Checkpoints(tmp_path / "two" / "checkpoints", 1) as own:
+        session = Session(config=config, processor=None, model=model)
+        state, step, ended = start.start_state(session, 1, optimizer, tmp_path / "one", own, {})
+    assert (step, ended) == (0, False)
+    kept = 2 if moments is Handover.KEEP else 0
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 2), state.params)
+    for name in ("mu", "nu"):
+        (moment,) = (tree for _, tree in optax.tree_utils.tree_get_all_with_path(state.optimizer, name))
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x, kept), moment)
+    counts = {
+        next(part.tuple_name for part in reversed(path) if hasattr(part, "tuple_name")): int(count)
+        for path, count in optax.tree_utils.tree_get_all_with_path(state.optimizer, "count")
+    }
+    assert counts == {"ScaleByAdamState": kept, "ScaleByScheduleState": 0}
 
 
 def test_a_guard_rail_pauses_and_saves(checkpoint, rows, tmp_path):

@@ -319,6 +319,31 @@ def test_a_process_of_its_own_joins_nothing(monkeypatch, told):
     assert distributed.is_main() and distributed.last_step() == 0
 
 
+@pytest.mark.parametrize(
+    ("variables", "devices"),
+    [
+        ({}, []),  # all that it sees
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, []),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, None),  # the one of its local rank, which JAX finds out
+        ({"SLURM_STEP_TASKS_PER_NODE": "8,4"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2"}, None),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, None),
+        ({"JAX_LOCAL_DEVICE_IDS": "0,1"}, None),  # JAX reads them itself
+    ],
+)
+def test_processes_that_share_a_machine_share_its_devices(monkeypatch, variables, devices):
+    for name in ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE", "JAX_LOCAL_DEVICE_IDS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **how: joined.append((place, how)))
+    distributed.initialize("a:1", 2, 1)
+    ((place, how),) = joined
+    assert place == ("a:1", 2, 1) and how["local_device_ids"] == devices
+
+
 def test_the_job_set_is_two_pods_of_eight_gpus_that_restart_together():
     job_set = yaml.safe_load((LAUNCH / "jobset.yaml").read_text("utf-8"))
     assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")

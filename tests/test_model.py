@@ -526,9 +526,17 @@ def test_every_parameter_has_a_rule_and_fsdp_splits_what_is_large():
         parts = int(np.prod(leaf.shape)) // int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
         assert parts == 8 or np.prod(leaf.shape) < 10_000_000 / 3, path_of(path)
     tensor = Model(PUBLISHED["3b"], make_mesh(1, 2, 4), jnp.dtype(jnp.bfloat16)).abstract(jnp.float32)
-    attention = tensor["layers"]["self_attn"]
+    attention, mlp = tensor["layers"]["self_attn"], tensor["layers"]["mlp"]
     assert attention["q_proj"]["kernel"].sharding.spec == jax.P(None, "fsdp", "tensor")
     assert attention["k_proj"]["kernel"].sharding.spec == jax.P(None, "fsdp", None)
+    assert mlp["down_proj"]["kernel"].sharding.spec == jax.P(None, "tensor", "fsdp")
+    large = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tensor):
+        if np.prod(leaf.shape) > 1e6 and "visual" not in (name := path_of(path)):
+            large[name] = int(np.prod(leaf.shape)) // int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
+    # The two heads of keys and values do not divide into four.
+    whole_heads = {f"layers/self_attn/{name}_proj/kernel" for name in "kv"}
+    assert large.keys() > whole_heads and large == {name: 2 if name in whole_heads else 8 for name in large}
 
 
 def test_random_initialisation_is_the_same_on_every_mesh():

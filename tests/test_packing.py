@@ -15,6 +15,7 @@ from currreft_jax.data.packing import (
     balanced,
     collate,
     fitting,
+    largest_slots,
     padding_waste,
     slots_needed,
     slots_of,
@@ -165,3 +166,17 @@ def test_slots_of_the_largest_images():
     config = PUBLISHED["3b"].vision
     usual = [(2 * h, 2 * w) for h in range(8, 65) for w in range(8, 65) if h * w <= 512 and max(h, w) <= 4 * min(h, w)]
     assert max(slots_of(picture_of(grid, 1), config) for grid in usual) <= 36
+
+
+def test_no_image_fills_more_slots_than_the_largest_of_its_budget():
+    """For every budget of 1 to 512 merged units, and every grid within it."""
+    config = PUBLISHED["3b"].vision
+    most = np.zeros(513, int)
+    for height in range(1, 513):
+        for width in range(1, 512 // height + 1):
+            slots = slots_of(picture_of((2 * height, 2 * width), 1), config)
+            most[height * width] = max(most[height * width], slots)
+    most = np.maximum.accumulate(most)[1:]
+    bounds = np.array([largest_slots(units * 28 * 28, config) for units in range(1, 513)])
+    assert (bounds >= most).all() and (bounds <= most + 2).all()
+    assert largest_slots(401_408, config) == most[-1] == 43

@@ -375,6 +375,13 @@ def searched(config: Config, topology: Topology, log=lambda _: None) -> search.S
     return search.Search(config, step_programs, topology, Efficiency(), log).run()
 
 
+def test_the_peak_of_a_program_is_its_own_bytes_and_the_resident_ones():
+    program = CompiledProgram(None, 0.0, 1, 2, 3, {"moments": 10}, 0.0, Traffic())
+    assert program.peak_bytes == 16
+    assert replace(program, refused_bytes=20.0).peak_bytes == 30
+    assert fit.fits([program], here(16)) and not fit.fits([program], here(15))
+
+
 @pytest.mark.parametrize(
     ("gibibytes", "expected"),
     [

@@ -195,11 +195,13 @@ def test_a_second_run_is_kept_out(checkpoint, rows, tmp_path):
 def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows)
     config.model.dtype = "bfloat16"  # the export is rounded, what the next stage starts from is not
-    config.logging.save_every = 1
     one = config.stages[0]
-    config.stages = [replace(one, steps=2), replace(one, name="two", steps=1, replay=0.5)]
+    config.stages = [replace(one, steps=3), replace(one, name="two", steps=1, replay=0.5)]
     assert trainer.run(config, tmp_path) == tmp_path / "two" / "model"
-    assert [line["stage"] for name in ("one", "two") for line in told(tmp_path / name)] == ["one", "one", "two"]
+    assert [line["stage"] for name in ("one", "two") for line in told(tmp_path / name)] == ["one"] * 3 + ["two"]
+    # Every second step is saved, and the last one of a stage.
+    saved = [sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) for name in ("one", "two")]
+    assert saved == [["2", "3"], ["1"]]
 
     model = tiny.model_of(mesh=make_mesh(data=4, fsdp=2))
     masters = start.start_params(config, 1, model, tmp_path / "one")
@@ -210,8 +212,8 @@ def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
         rounded += int((np.asarray(tensor) != exported[name].astype(np.float32)).sum())
     assert rounded > 1000
 
-    flip_a_bit(tmp_path / "one" / "checkpoints" / "2" / "params")
-    with pytest.raises(ValueError, match=r"does not hold step 2, which stage two goes on from: remove .*one/model"):
+    flip_a_bit(tmp_path / "one" / "checkpoints" / "3" / "params")
+    with pytest.raises(ValueError, match=r"does not hold step 3, which stage two goes on from: remove .*one/model"):
         start.start_params(config, 1, model, tmp_path / "one")
 
 

@@ -78,6 +78,15 @@ def test_files_of_a_yaml_weigh_as_many_rows_as_they_have(tmp_path):
         mixture([Stage("one", [Source(str(tmp_path / "mix.yml"), sample="first:1")])], 0, Data(), 0)
 
 
+def test_a_yaml_has_the_weight_of_its_source(tmp_path):
+    write(tmp_path / "a.jsonl", [row(n) for n in range(2)])
+    other = write(tmp_path / "b.jsonl", [row(n, id=f"b{n}") for n in range(2)])
+    (tmp_path / "mix.yml").write_text("train_datasets:\n  - {json_path: a.jsonl}\n")
+    sources = [Source(str(tmp_path / "mix.yml"), weight=3), Source(other, weight=1)]
+    found = mixture([Stage("one", sources)], 0, Data(), 0)
+    assert [part.weight for part in found.parts] == [0.75, 0.25]
+
+
 @pytest.mark.parametrize("text", ["a: [", "rows: 3", "train_datasets: [a.jsonl]"])
 def test_another_yaml_is_refused_by_name(tmp_path, text):
     (tmp_path / "mix.yaml").write_text(text)

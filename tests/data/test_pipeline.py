@@ -78,6 +78,15 @@ def test_epochs_are_shuffled_anew(mixed):
     assert [it.index for it in places[:37]] != [it.index for it in places[37:]]
 
 
+def test_parts_of_equal_size_are_shuffled_apart(tmp_path):
+    sources = [Source(write(tmp_path, name, 30)) for name in "ab"]
+    mixed = mixture([Stage("one", sources)], 0, Data(), 0)
+    places = list(islice(iter(pipeline.order(mixed, 0)), 60))
+    first, second = ([place.index for place in places if place.part == number] for number in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second
+
+
 def test_a_row_that_fails_in_a_thread_names_its_file_and_line(tmp_path, reader):
     (tmp_path / "bad.png").write_bytes(b"no image")
     mixed = mixture([Stage("one", [Source(write(tmp_path, "a", 5, image="bad.png"))])], 0, Data(), 0)

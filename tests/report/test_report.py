@@ -16,6 +16,7 @@ from currreft_jax.report.rollouts import bisection_order, rollouts_json
 from currreft_jax.report.runs import forgetting_matrix, metric_columns, read_run, run_record
 from currreft_jax.runtime.workdir import read_config, write_config
 from currreft_jax.training.curriculum import ForgettingMatrix
+from tests import tiny
 from tests.report.workdirs import (
     completion_record,
     detection_row,
@@ -128,6 +129,17 @@ def test_boxes_are_relative_to_the_image_in_every_frame(tmp_path):
         {"label": "B", "correct": True, "box": [0.5, 0.5, 1, 1]},
     ]
     assert found["groups"][1]["gold_boxes"] == [] and "text" not in found["groups"][0]["completions"][0]
+
+
+def test_boxes_are_shares_of_the_width_and_of_the_height(tmp_path):
+    write_run(tmp_path)
+    tiny.picture(100, 200).save(tmp_path / "a.png")
+    answer = completion_record("<think> a </think> <answer> [25, 25, 50, 50] </answer>")
+    frames = {"frame": [100, 200], "resized": [50, 100]}
+    question = {"task": "detection", "kind": "open", "solution": "[50, 50, 100, 100]", "completions": [answer]}
+    write_lines(tmp_path / "rollouts" / "1.jsonl", [rollout_row(1, tmp_path / "a.png", **frames, **question)])
+    (group,) = rollouts_of(tmp_path)[0]["groups"]
+    assert group["gold_boxes"] == group["completions"][0]["boxes"] == [[0.5, 0.25, 1.0, 0.5]]
 
 
 def test_an_image_is_embedded_once_and_an_unreadable_one_is_counted(tmp_path):

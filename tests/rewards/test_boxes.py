@@ -71,6 +71,7 @@ PAPER = [
 VARIANTS = [
     ("the box", ONE, "[0, 0, 10, 10]", 1, 1),
     ("IoU 6/10", ONE, "[0, 0, 10, 6]", 1, 0.6),
+    ("IoU exactly tau", ONE, "[0, 0, 10, 5]", 1, 0.5),
     ("IoU 4/10", ONE, "[0, 0, 10, 4]", 0, 0.4),
     ("the box and another", ONE, TWO, 2 / 3, 1 / 2),
     ("one missed", TWO, ONE, 2 / 3, 1 / 2),

@@ -52,3 +52,12 @@ def test_rows_without_images_are_split_by_question():
 def test_fractions_sum_to_one(fractions):
     with pytest.raises(ValueError, match="sum to 1"):
         split_by_image([], fractions, 0)
+
+
+def test_the_order_of_connected_rows_moves_none_of_them():
+    # Every three rows are one group, and each of them begins with another image.
+    rows = rows_on([[f"{n}.png", f"{n + 1}.png"] if n % 3 < 2 else [f"{n}.png"] for n in range(300)])
+    parts, again = (split_by_image(order, FRACTIONS, 3) for order in (rows, rows[::-1]))
+    assert [{row.id for row in parts[name]} for name in FRACTIONS] == [
+        {row.id for row in again[name]} for name in FRACTIONS
+    ]
