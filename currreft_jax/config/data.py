@@ -1,0 +1,124 @@
+"""Settings of rows, batches and stages."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Task(Enum):
+    """Subject of a row; `OTHER` is for conversations, which no rule scores."""
+
+    DETECTION = "detection"
+    CLASSIFY = "classify"
+    MATH = "math"
+    OTHER = "other"
+
+
+class Kind(Enum):
+    """Answer format of a row: one for each stage of the paper, and `CHAT` for conversations, which no rule scores.
+
+    `JUDGE` asks for yes or no, `CHOICE` for option letters, `OPEN` for the answer itself.
+    """
+
+    JUDGE = "judge"
+    CHOICE = "choice"
+    OPEN = "open"
+    CHAT = "chat"
+
+
+class OnBadRow(Enum):
+    """Response to an unreadable row: stop the run, or skip the row, count it and report it."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+class Handover(Enum):
+    """Optimizer state at the start of a stage that follows another: reset, or kept with the schedule restarted."""
+
+    RESET = "reset"
+    KEEP = "keep"
+
+
+@dataclass(slots=True)
+class Source:
+    """One file of rows in a mixture.
+
+    Attributes:
+        file: JSON lines, a JSON list, or the authors' YAML list of such files.
+        weight: share of the batches, relative to the other sources.
+        sample: which rows of the file: all, first:N, end:N or random:N, with N a number or a percentage such as 10%.
+        image_root: folder of relative image paths; the file's folder where empty.
+        kind: of rows without one.
+        task: of rows without one.
+    """
+
+    file: str = ""
+    weight: float = 1.0
+    sample: str = "all"
+    image_root: str = ""
+    kind: Kind | None = None
+    task: Task | None = None
+
+
+@dataclass(slots=True)
+class Stage:
+    """One stage of the curriculum.
+
+    Attributes:
+        name: of its folder and its metrics.
+        sources: files to mix.
+        steps: number of steps.
+        kinds: kinds of rows to use; all where empty.
+        tasks: tasks of rows to use; all where empty.
+        replay: share of the batches that comes from the sources of earlier stages.
+        held_out: held-out rows, evaluated in this stage and in all later ones.
+        moments: optimizer state at the start, after another stage.
+        learning_rate: overrides the optimizer's; 0 for the optimizer's.
+        promote_above: promotion gate: the stage ends early once the share of held-out rows with full accuracy is above
+            it with 97.5% confidence; 1 for no gate.
+    """
+
+    name: str = "train"
+    sources: list[Source] = field(default_factory=list)
+    steps: int = 1000
+    kinds: tuple[Kind, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    replay: float = 0.0
+    held_out: list[Source] = field(default_factory=list)
+    moments: Handover = Handover.RESET
+    learning_rate: float = 0.0
+    promote_above: float = 1.0
+
+
+@dataclass(slots=True)
+class Data:
+    """Batches of rows.
+
+    Attributes:
+        batch_size: prompts per step, over all hosts.
+        template: prompt template: a name of `data.prompts.TEMPLATES`, or `package.module:NAME`.
+        prompt_lengths: bucket sizes of prompt lengths; a batch uses the smallest that fits.
+        completion_lengths: bucket sizes of gold completions.
+        slots: bucket sizes of image slots per data shard; where empty, sizes a quarter apart, up to the need of one
+            image of `max_pixels` per prompt.
+        on_bad_row: response to rows that cannot be read, shown or padded to these sizes.
+        max_bad_rows: more of them stop the run in any case.
+        pass_rates: JSON lines file of `{"id", "pass_rate"}`, for `keep_pass_rates`; none where empty.
+        keep_pass_rates: lowest and highest pass rate, both excluded; rows outside are left out.
+        world: folder of the embedded world, drawn there if missing; none where empty.
+        threads: threads per host that read images.
+        prefetch: batches to read ahead.
+    """
+
+    batch_size: int = 8
+    template: str = "paper"
+    prompt_lengths: tuple[int, ...] = (256, 512, 768, 1024, 2048)
+    completion_lengths: tuple[int, ...] = (64, 256, 512, 1024)
+    slots: tuple[int, ...] = ()
+    on_bad_row: OnBadRow = OnBadRow.ERROR
+    max_bad_rows: int = 100
+    pass_rates: str = ""
+    keep_pass_rates: tuple[float, float] = (0.0, 1.0)
+    world: str = ""
+    threads: int = 4
+    prefetch: int = 2

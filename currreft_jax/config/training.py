@@ -1,0 +1,194 @@
+"""Settings of training: method, optimizer, logging; and of a whole run."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from currreft_jax.config.data import Data, Stage
+from currreft_jax.config.model import MeshShape, Pretrained
+from currreft_jax.config.rewards import Rewards
+from currreft_jax.config.sampling import Sampling
+
+ELSEWHERE = "CURRREFT_JAX_ELSEWHERE"  # environment variable: the configured run is for another machine
+
+
+class Method(Enum):
+    """Training method: supervised fine-tuning on gold answers, or GRPO."""
+
+    SFT = "sft"
+    GRPO = "grpo"
+
+
+class AdvantageScale(Enum):
+    """Divisor of rewards minus their group's mean (equation 1).
+
+    `GROUP`: the group's standard deviation. `BATCH`: that of all rewards of the step. `NONE`: 1.
+    """
+
+    GROUP = "group"
+    BATCH = "batch"
+    NONE = "none"
+
+
+class Reference(Enum):
+    """Frozen reference of the KL penalty: the model at the start of the run, or at the start of the stage."""
+
+    BASE = "base"
+    STAGE = "stage"
+
+
+class Schedule(Enum):
+    """Learning rate after the warm-up: constant, or falling to zero linearly or along a cosine."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class LossAverage(Enum):
+    """Average of the loss over a batch.
+
+    `SEQUENCE`: over sequences of their means, as in GRPO. `TOKEN`: over tokens, as in DAPO and in fine-tuning.
+    `CONSTANT`: over sequences, each token counting 1 / `max_new_tokens`, as in Dr. GRPO.
+    """
+
+    TOKEN = "token"
+    SEQUENCE = "sequence"
+    CONSTANT = "constant"
+
+
+@dataclass(slots=True)
+class Grpo:
+    """Group-relative policy optimisation.
+
+    Attributes:
+        advantage_scale: divisor of the advantages.
+        kl_coef: β, weight of the KL penalty; at 0 no reference is loaded.
+        reference: frozen reference of the KL penalty.
+        reference_path: a hub id or a folder used as the base; `model.path` where empty.
+        clip_epsilon_low: ratios are clipped below 1 - ε_low.
+        clip_epsilon_high: ratios are clipped above 1 + ε_high.
+        num_updates: passes over the completions of a step.
+        minibatches: optimizer updates per pass.
+        mask_truncated: leave completions that hit the token limit out of the loss.
+        max_kl: a higher mean KL pauses the run; 0 for no limit.
+        min_entropy: a lower mean entropy, in nats, pauses the run.
+        max_truncated: a higher share of truncated completions pauses the run.
+    """
+
+    advantage_scale: AdvantageScale = AdvantageScale.GROUP
+    kl_coef: float = 0.04
+    reference: Reference = Reference.BASE
+    reference_path: str = ""
+    clip_epsilon_low: float = 0.2
+    clip_epsilon_high: float = 0.2
+    num_updates: int = 1
+    minibatches: int = 1
+    mask_truncated: bool = False
+    max_kl: float = 0.0
+    min_entropy: float = 0.0
+    max_truncated: float = 1.0
+
+
+class Rule(Enum):
+    """Optimizer: AdamW or Adafactor."""
+
+    ADAMW = "adamw"
+    ADAFACTOR = "adafactor"
+
+
+@dataclass(slots=True)
+class Optimizer:
+    """Optimizer of the fp32 masters.
+
+    Attributes:
+        rule: AdamW or Adafactor.
+        moments: precision of AdamW's first moment, bfloat16 or float32.
+        learning_rate: after the warm-up.
+        schedule: after the warm-up.
+        warmup: share of the updates.
+        weight_decay: decoupled, times the learning rate.
+        b1: decay of AdamW's first moment.
+        b2: decay of AdamW's second moment.
+        eps: added to the root of AdamW's second moment.
+        max_grad_norm: global norm to which gradients are clipped.
+        freeze_vision: freeze the vision tower, except its merger.
+        freeze_merger: freeze the merger.
+    """
+
+    rule: Rule = Rule.ADAMW
+    moments: str = "float32"
+    learning_rate: float = 1e-6
+    schedule: Schedule = Schedule.LINEAR
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    freeze_vision: bool = False
+    freeze_merger: bool = False
+
+
+@dataclass(slots=True)
+class Logging:
+    """Output of a run.
+
+    Attributes:
+        log_every: fetch metrics from the device every N steps; every step is still logged.
+        save_every: steps between checkpoints; the last step is always saved.
+        keep_last: latest checkpoints to keep, besides the one with the highest held-out reward.
+        tensorboard: also write TensorBoard events.
+        wandb: also log to Weights & Biases.
+        rollouts_every: steps between rollout files, from step 1; the last step always has one. 0 writes none.
+        evaluate_every: steps between evaluations of held-out rows; 0 evaluates only at the end of each stage.
+        evaluate_rows: held-out rows per stage.
+    """
+
+    log_every: int = 10
+    save_every: int = 100
+    keep_last: int = 2
+    tensorboard: bool = True
+    wandb: bool = False
+    rollouts_every: int = 10
+    evaluate_every: int = 0
+    evaluate_rows: int = 200
+
+
+@dataclass(slots=True)
+class Config:
+    """All settings of a run.
+
+    Attributes:
+        name: of the run, and of its default workdir.
+        seed: of all randomness.
+        method: SFT or GRPO.
+        loss_average: average of the loss over a batch.
+        microbatches: parts of a minibatch, computed one after the other.
+        model: the model to start from.
+        mesh: axes of the device mesh.
+        stages: of the curriculum.
+        data: batches of rows.
+        optimizer: of the parameters.
+        grpo: settings of GRPO.
+        sampling: of completions.
+        rewards: of completions.
+        logging: output.
+        plan_first: compile the largest programs before anything is loaded, and refuse a batch that the devices cannot
+            hold; no effect where their memory is unknown, as on CPUs.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    method: Method = Method.SFT
+    loss_average: LossAverage = LossAverage.TOKEN
+    microbatches: int = 1
+    model: Pretrained = field(default_factory=Pretrained)
+    mesh: MeshShape = field(default_factory=MeshShape)
+    stages: list[Stage] = field(default_factory=list)
+    data: Data = field(default_factory=Data)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    grpo: Grpo = field(default_factory=Grpo)
+    sampling: Sampling = field(default_factory=Sampling)
+    rewards: Rewards = field(default_factory=Rewards)
+    logging: Logging = field(default_factory=Logging)
+    plan_first: bool = True

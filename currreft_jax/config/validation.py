@@ -1,0 +1,148 @@
+"""Refusal of impossible settings, before anything is loaded."""
+
+from __future__ import annotations
+
+from currreft_jax.config.checks import Demand, are_members, is_range, is_rising, refuse
+from currreft_jax.config.data import Kind, Task
+from currreft_jax.config.rewards import validate_rewards
+from currreft_jax.config.sampling import validate_sampling, validate_training_sampling
+from currreft_jax.config.training import Config, LossAverage, Method
+
+_PRECISIONS = ("bfloat16", "float32")
+
+
+def validate(config: Config) -> None:
+    """Refuses impossible settings of a run.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    refuse("config", [*_run(config), *_data(config), *_optimizer(config), *_logging(config)])
+    if config.method is Method.GRPO:
+        validate_training_sampling(config.sampling)
+        validate_rewards(config.rewards)
+        refuse("config", _grpo(config))
+    elif any(stage.held_out for stage in config.stages):
+        validate_sampling(config.sampling)
+        validate_rewards(config.rewards)
+    for stage_index in range(len(config.stages)):
+        _validate_stage(config, stage_index)
+
+
+def _run(config: Config) -> list[Demand]:
+    model = config.model
+    return [
+        (config.seed >= 0, "seed", config.seed, "0 or more"),
+        (bool(config.stages), "stages", config.stages, "at least one stage"),
+        (config.microbatches >= 1, "microbatches", config.microbatches, "1 or more"),
+        (
+            config.method is Method.GRPO or config.loss_average is not LossAverage.CONSTANT,
+            "loss_average",
+            config.loss_average.value,
+            "token or sequence in supervised training: gold answers have no token limit",
+        ),
+        (model.dtype in _PRECISIONS, "model.dtype", model.dtype, "bfloat16 or float32"),
+        (model.lora.rank >= 0, "model.lora.rank", model.lora.rank, "0, for no adapters, or more"),
+        (model.lora.alpha > 0, "model.lora.alpha", model.lora.alpha, "a positive number"),
+    ]
+
+
+def _data(config: Config) -> list[Demand]:
+    data = config.data
+    return [
+        (data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more"),
+        (
+            data.batch_size % max(1, config.microbatches) == 0,
+            "microbatches",
+            config.microbatches,
+            f"a divisor of data.batch_size ({data.batch_size})",
+        ),
+        (is_rising(data.prompt_lengths), "data.prompt_lengths", data.prompt_lengths, "rising lengths"),
+        (is_rising(data.completion_lengths), "data.completion_lengths", data.completion_lengths, "rising lengths"),
+        (not data.slots or is_rising(data.slots), "data.slots", data.slots, "rising numbers of slots"),
+        (data.max_bad_rows >= 0, "data.max_bad_rows", data.max_bad_rows, "0 or more"),
+        (is_range(data.keep_pass_rates), "data.keep_pass_rates", data.keep_pass_rates, "two rising shares"),
+        (data.threads >= 1, "data.threads", data.threads, "1 or more"),
+        (data.prefetch >= 1, "data.prefetch", data.prefetch, "1 or more"),
+    ]
+
+
+def _optimizer(config: Config) -> list[Demand]:
+    optimizer = config.optimizer
+    return [
+        (optimizer.moments in _PRECISIONS, "optimizer.moments", optimizer.moments, "bfloat16 or float32"),
+        (optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number"),
+        (0 <= optimizer.warmup < 1, "optimizer.warmup", optimizer.warmup, "a share in [0, 1)"),
+        (optimizer.max_grad_norm > 0, "optimizer.max_grad_norm", optimizer.max_grad_norm, "a positive number"),
+    ]
+
+
+def _logging(config: Config) -> list[Demand]:
+    logging = config.logging
+    return [
+        (logging.log_every >= 1, "logging.log_every", logging.log_every, "1 or more"),
+        (logging.save_every >= 1, "logging.save_every", logging.save_every, "1 or more"),
+        (logging.keep_last >= 1, "logging.keep_last", logging.keep_last, "1 or more"),
+        (logging.rollouts_every >= 0, "logging.rollouts_every", logging.rollouts_every, "0 or more"),
+        (logging.evaluate_every >= 0, "logging.evaluate_every", logging.evaluate_every, "0 or more"),
+        (logging.evaluate_rows >= 2, "logging.evaluate_rows", logging.evaluate_rows, "2 or more"),
+    ]
+
+
+def _grpo(config: Config) -> list[Demand]:
+    grpo, group_size = config.grpo, config.sampling.group_size
+    microbatches = grpo.minibatches * config.microbatches
+    return [
+        (group_size >= 2, "sampling.group_size", group_size, "2 or more: a completion is compared with its group"),
+        (grpo.kl_coef >= 0, "grpo.kl_coef", grpo.kl_coef, "0 or more"),
+        (0 < grpo.clip_epsilon_low <= 1, "grpo.clip_epsilon_low", grpo.clip_epsilon_low, "a number in (0, 1]"),
+        (grpo.clip_epsilon_high > 0, "grpo.clip_epsilon_high", grpo.clip_epsilon_high, "a positive number"),
+        (grpo.num_updates >= 1, "grpo.num_updates", grpo.num_updates, "1 or more"),
+        (grpo.minibatches >= 1, "grpo.minibatches", grpo.minibatches, "1 or more"),
+        (
+            config.data.batch_size % max(1, microbatches) == 0,
+            "grpo.minibatches",
+            grpo.minibatches,
+            f"a number that, times microbatches, divides data.batch_size ({config.data.batch_size})",
+        ),
+        (grpo.max_kl >= 0, "grpo.max_kl", grpo.max_kl, "0, for no limit, or more"),
+        (grpo.min_entropy >= 0, "grpo.min_entropy", grpo.min_entropy, "0, for no limit, or more"),
+        (0 < grpo.max_truncated <= 1, "grpo.max_truncated", grpo.max_truncated, "a share in (0, 1]"),
+    ]
+
+
+def _validate_stage(config: Config, stage_index: int) -> None:
+    stage, names = config.stages[stage_index], [stage.name for stage in config.stages]
+    has_gate = stage.promote_above != 1
+    prefix = f"config.stages[{stage_index}]"
+    demands = [
+        (bool(stage.sources), "sources", stage.sources, "at least one source"),
+        (are_members(stage.kinds, Kind), "kinds", stage.kinds, "members of Kind, in the config's file"),
+        (are_members(stage.tasks, Task), "tasks", stage.tasks, "members of Task, in the config's file"),
+        (stage.steps >= 1, "steps", stage.steps, "1 or more"),
+        (names.count(stage.name) == 1, "name", stage.name, "a name of its own"),
+        (0 <= stage.replay < 1, "replay", stage.replay, "a share in [0, 1)"),
+        (not stage.replay or stage_index > 0, "replay", stage.replay, "0 in the first stage"),
+        (stage.learning_rate >= 0, "learning_rate", stage.learning_rate, "0, for the optimizer's, or more"),
+        (0 < stage.promote_above <= 1, "promote_above", stage.promote_above, "a share in (0, 1]"),
+        (
+            not has_gate or (bool(stage.held_out) and config.logging.evaluate_every > 0),
+            "promote_above",
+            stage.promote_above,
+            "1, or a share beside held_out rows and logging.evaluate_every",
+        ),
+        (
+            not has_gate or bool(config.rewards.weights.get("accuracy")),
+            "promote_above",
+            stage.promote_above,
+            "1 where accuracy has no weight among the rewards",
+        ),
+    ]
+    refuse(prefix, demands)
+    for name, sources in (("sources", stage.sources), ("held_out", stage.held_out)):
+        for index, source in enumerate(sources):
+            demands = [
+                (bool(source.file), "file", source.file, "a path"),
+                (source.weight > 0, "weight", source.weight, "a positive number"),
+            ]
+            refuse(f"{prefix}.{name}[{index}]", demands)
