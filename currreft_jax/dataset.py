@@ -155,7 +155,7 @@ def drawn_row(row: Row, image: Image.Image, frames: Frames) -> Image.Image:
 
     A box of an option bears its letter, any other box of the texts its number.
     """
-    right = choice.gold(row) if row.kind is Kind.CHOICE else frozenset[str]()
+    right = choice.gold_letters(row) if row.kind is Kind.CHOICE else frozenset[str]()
     for index, box in enumerate(_placed(np.array(row.boxes).reshape(-1, 4), row, frames)):
         letters = [
             letter for letter, option in zip(ascii_uppercase, row.options, strict=False) if f"{{box:{index}}}" in option

@@ -168,11 +168,13 @@ def answered_boxes(text: str, resized: Frame, original: Frame) -> np.ndarray:
     Returns:
         float64 `[n, 4]`; none where the text names no readable box.
     """
-    from currreft_jax.rewards.answer import extract
-    from currreft_jax.rewards.boxes import degenerate, read, rescale
+    from currreft_jax.rewards.answer import extract_answer
+    from currreft_jax.rewards.boxes import degenerate, parse_corners, rescale
 
-    answer = extract(Completion(text))
-    corners = read(text.strip() if answer is Reason.NO_ANSWER_TAG else answer if isinstance(answer, str) else "")
+    answer = extract_answer(Completion(text))
+    corners = parse_corners(
+        text.strip() if answer is Reason.NO_ANSWER_TAG else answer if isinstance(answer, str) else ""
+    )
     if isinstance(corners, Reason):
         print(f"generate: no boxes to draw ({corners})", file=sys.stderr)
         return np.empty((0, 4))

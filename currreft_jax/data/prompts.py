@@ -122,8 +122,8 @@ def answer(row: Row, frames: Sequence[tuple[Frame, Frame]]) -> list[Turn]:
     gold = gold_text(row)
     if (row.kind, row.task) == (Kind.OPEN, Task.DETECTION):
         original, resized = frames[0]
-        placed = detection.gold(row if row.frame else replace(row, frame=original), resized)
-        written = [spell(box) for box in placed.corners]
+        placed = detection.gold_boxes(row if row.frame else replace(row, frame=original), resized)
+        written = [boxes.format_box(box) for box in placed.corners]
         gold = written[0] if len(written) == 1 else f"[{', '.join(written)}]"
     return [Turn("assistant", f"<answer>{gold}</answer>")]
 
@@ -134,12 +134,7 @@ def written_boxes(row: Row, frames: Sequence[tuple[Frame, Frame]]) -> list[str]:
         return []
     original, resized = frames[0]
     placed = boxes.rescale(Boxes(np.array(row.boxes), row.frame or original), resized)
-    return [spell(box) for box in placed.corners]
-
-
-def spell(box: Sequence[float] | np.ndarray) -> str:
-    """`[x1, y1, x2, y2]`, rounded to whole pixels."""
-    return f"[{', '.join(str(round(float(x))) for x in box)}]"
+    return [boxes.format_box(box) for box in placed.corners]
 
 
 def _messages(turns: Sequence[Turn], images: int) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from currreft_jax.data.rows import Fields, LineError, parse
 from currreft_jax.report.embed import embedded
 from currreft_jax.report.runs import Run, StageRun
 from currreft_jax.rewards import RowError, boxes, choice
-from currreft_jax.rewards.answer import extract
+from currreft_jax.rewards.answer import extract_answer
 from currreft_jax.structs import Completion, Frame, Reason, Row
 from currreft_jax.workdir import ROLLOUTS
 
@@ -203,7 +203,7 @@ def told(group: Group, pictures: Pictures) -> dict[str, Any]:
 
 def _asked(row: Row) -> list[dict[str, Any]]:
     """Boxes that the question names: their option's letter, or their number, and whether they are a right option."""
-    right = choice.gold(row) if row.boxes and row.kind is Kind.CHOICE else frozenset[str]()
+    right = choice.gold_letters(row) if row.boxes and row.kind is Kind.CHOICE else frozenset[str]()
     placed = []
     for number, box in enumerate(_shares(np.array(row.boxes).reshape(-1, 4), row.frame)):
         named = zip(ascii_uppercase, row.options, strict=False)
@@ -240,8 +240,8 @@ def _predicted(completion: Completion, row: Row, frame: Frame | None) -> list[li
     """The boxes with an area that an open answer names."""
     if (row.kind, row.task) != (Kind.OPEN, Task.DETECTION):
         return []
-    answer = extract(completion)
-    corners = answer if isinstance(answer, Reason) else boxes.read(answer)
+    answer = extract_answer(completion)
+    corners = answer if isinstance(answer, Reason) else boxes.parse_corners(answer)
     return [] if isinstance(corners, Reason) else _shares(corners[~boxes.degenerate(corners)], frame)
 
 

@@ -76,10 +76,10 @@ def unequal(pairs: Sequence[tuple[str, str]], pool: MathsPool) -> list[bool]:
 def _compared(gold: str, answer: str) -> bool | Comparison:
     """Whether two answers differ, or the comparison that tells."""
     limits = Maths()
-    first, second = maths.read(gold, limits), maths.read(answer, limits)
+    first, second = maths.parse_expression(gold, limits), maths.parse_expression(answer, limits)
     if isinstance(first, Reason) or isinstance(second, Reason):
         return False
-    verdict = maths.accuracy(first, second)
+    verdict = maths.math_accuracy(first, second)
     return verdict if isinstance(verdict, Comparison) else verdict.value == 0
 
 

@@ -113,7 +113,7 @@ def _only_open(source: Source) -> None:
 
 def why_not_open(gold: str) -> str:
     """Why an answer cannot be asked for without its choices; empty if it can."""
-    expression = maths.read(gold, Maths())
+    expression = maths.parse_expression(gold, Maths())
     if isinstance(expression, Reason):
         return f"the answer is no single expression ({expression})"
     if expression.words or expression.letter:

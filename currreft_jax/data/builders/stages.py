@@ -151,7 +151,7 @@ def _label_cases(rows: Sequence[Row], wanted: int, material: Material, seed: int
     golds: dict[str, dict[str, frozenset[str]]] = {}
     for row in material.rows:
         if row.task is Task.CLASSIFY and row.kind is Kind.OPEN:
-            golds.setdefault(row.source, {})[row.id] = classify.gold(row, Rewards())
+            golds.setdefault(row.source, {})[row.id] = classify.gold_labels(row, Rewards())
     vocabularies = {source: frozenset[str]().union(*its.values()) for source, its in golds.items()}
     counts = {source: negatives.together(its.values()) for source, its in golds.items()}
     found: list[Case | str] = []
@@ -168,7 +168,7 @@ def _label_cases(rows: Sequence[Row], wanted: int, material: Material, seed: int
 def _scene_labels(row: Row, material: Material) -> frozenset[str]:
     """The labels of a row's image, as labels are compared."""
     scene = material.scenes.get(row.images[0]) if row.images else None
-    labels = classify.read(json.dumps(sorted(scene.labels)), Rewards()) if scene else frozenset()
+    labels = classify.parse_labels(json.dumps(sorted(scene.labels)), Rewards()) if scene else frozenset()
     return frozenset() if isinstance(labels, Reason) else labels
 
 
@@ -243,5 +243,5 @@ def _with_options(case: Case, letters: set[int], size: int, seed: int) -> Row:
 
 
 def _gold_boxes(row: Row) -> list[Box]:
-    corners = detection.gold(row, None).corners
+    corners = detection.gold_boxes(row, None).corners
     return [(float(a), float(b), float(c), float(d)) for a, b, c, d in corners]

@@ -1,0 +1,1 @@
+"""Evaluation: scores of files of completions."""
