@@ -33,7 +33,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 def main() -> None:
     """Prints the table and writes it."""
     options = _parser().parse_args()
-    processor = cr.load_processor(options.model or str(base.folder()), max_pixels=PIXELS)
+    processor = cr.load_processor(options.model or str(base.checkpoint()), max_pixels=PIXELS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.images or draw(Path(scratch)))
         files = sorted(str(path.resolve()) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.rows import IMAGE
-from currreft_jax.rewards import boxes, detection
+from currreft_jax.rewards import boxes, choice, detection
 from currreft_jax.rewards.answer import gold_text
 from currreft_jax.structs import Boxes, Frame, Row, Turn
-from currreft_jax.world import prompts
+from currreft_jax.world import question_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ PAPER = Template(
     ),
 )
 
-WORLD = Template(instruction="", suffixes=prompts.SUFFIXES, multiple=prompts.MULTIPLE, options="")
+WORLD = Template(instruction="", suffixes=question_text.SUFFIXES, multiple=question_text.MULTIPLE_SUFFIX, options="")
 
 TEMPLATES: dict[str, Template] = {"paper": PAPER, "world": WORLD}
 
@@ -98,8 +97,7 @@ def question(row: Row, wording: Template, frames: Sequence[tuple[Frame, Frame]])
     if row.kind is Kind.CHAT:
         first = next(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
         return _messages(row.messages[:first], len(row.images))
-    letters = zip(ascii_uppercase, row.options, strict=False)
-    options = "".join(f"\n{letter}. {option}" for letter, option in letters)
+    options = choice.format_options(row.options)
     asked = f"{row.problem}{wording.options}{options}\n" if options else f"{row.problem} "
     suffix = wording.multiple if row.multiple else wording.suffixes.get((row.kind, row.task), "")
     text = (asked + f"{wording.instruction} {suffix}".strip()).rstrip()
