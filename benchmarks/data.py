@@ -36,7 +36,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 def main() -> None:
     """Prints the table, and writes it to --out."""
     options = _parser().parse_args()
-    processor = cr.load_processor(options.model or str(base.folder()), max_pixels=MAX_PIXELS)
+    processor = cr.load_processor(options.model or str(base.checkpoint()), max_pixels=MAX_PIXELS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.images or write_photographs(Path(scratch)))
         paths = sorted(str(path.resolve()) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)

@@ -1,37 +1,82 @@
-"""How well does a model answer the world's questions? Accuracy and format of every kind, task and domain.
+"""Accuracy and format of a model on the world's questions, by domain, kind and task.
 
   python -m benchmarks.world_base --world runs/world-0 --model runs/world_base-0/questions/model --out table.json
 
-Greedy and at temperature 1, one answer a row. The bounds of a base from which a curriculum can be learnt: judge at
-least .65 and choice at least .40 in every task in domain, open between .15 and .80 greedy, and .60 to .90 of the
-answers in the format that rewards ask for.
+Each row is answered once greedily and once at temperature 1. A base from which a curriculum can be learnt has, in
+domain and in every task, a greedy accuracy of at least .65 on judge rows, at least .40 on choice rows and .15 to .80 on
+open rows; .60 to .90 of its answers at temperature 1 earn the format reward.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 import currreft_jax as cr
-from currreft_jax.config import Kind, Maths, Precision, Sampling, Task
+from currreft_jax.config import Kind, Maths, Precision, Sampling
 from currreft_jax.data.examples import example
 from currreft_jax.data.prompts import template
 from currreft_jax.data.rows import RowFile
 from currreft_jax.rewards import MathsPool
 from currreft_jax.sampling.sampler import decode_params
 from currreft_jax.structs import Completion
+from currreft_jax.world.questions import TASKS
 from currreft_jax.world.scenes import AXES
 
 BATCH = 125
 BOUNDS = {Kind.JUDGE: (0.65, 1.0), Kind.CHOICE: (0.40, 1.0), Kind.OPEN: (0.15, 0.80)}
-FORMAT = (0.6, 0.9)
+FORMAT_BOUNDS = (0.6, 0.9)
+TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 
 
-def answers(model, params, processor, examples, temperature: float) -> list[Completion]:
-    """One completion of every example."""
+def main() -> None:
+    """Print the table and write it."""
+    options = _parser().parse_args()
+    processor = cr.load_processor(options.model)
+    model, params = cr.load_model(options.model, mesh=cr.make_mesh(devices=jax.devices()[:1]), dtype="float32")
+    domains = ["test", *(f"test_{axis}" for axis in AXES if options.axis_rows)]
+    table = []
+    print(f"{'domain':<16}{'kind':<8}{'task':<11}{'rows':>6}{'greedy':>8}{'at 1':>8}{'format':>8}")
+    with MathsPool(Maths()) as pool:
+        for domain, kind in ((domain, kind) for domain in domains for kind in BOUNDS):
+            with RowFile(Path(options.world) / f"{domain}_{kind.value}.jsonl") as file:
+                rows = [file[index] for index in range(len(file))]
+            for task in TASKS:
+                limit = options.rows if domain == "test" else options.axis_rows
+                task_rows = [row for row in rows if row.task is task][:limit]
+                cell = {"domain": domain, "kind": kind.value, "task": task.value, "rows": len(task_rows)}
+                cell |= measure(model, params, processor, task_rows, pool)
+                table.append(cell)
+                print(format_cell(cell), flush=True)
+    if options.out:
+        Path(options.out).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
+
+
+def measure(model, params, processor, rows, pool: MathsPool) -> dict[str, float]:
+    """Return mean accuracy and format of the rows, greedy and at temperature 1."""
+    world_template = template("world")
+    examples = [example(row, processor, world_template, where=row.id) for row in tqdm(rows, leave=False)]
+    prompts = [item.prompt for item in examples]
+    means = {}
+    for name, temperature in TEMPERATURES.items():
+        completions = complete(model, params, processor, prompts, temperature)
+        scores = cr.score_completions(
+            [item.row for item in examples],
+            [[completion] for completion in completions],
+            frames=[item.frame for item in examples],
+            pool=pool,
+        )
+        means[name] = float(scores.parts["accuracy"].mean())
+        means[f"{name}_format"] = float(scores.parts["format"].mean())
+    return means
+
+
+def complete(model, params, processor, prompts, temperature: float) -> list[Completion]:
+    """Return one completion of every prompt."""
     settings = Sampling(
         group_size=1,
         max_new_tokens=32,
@@ -42,56 +87,21 @@ def answers(model, params, processor, examples, temperature: float) -> list[Comp
         prompt_lengths=(32, 48, 80, 128),
     )
     weights = decode_params(model, params, settings)
-    said = []
-    for start in range(0, len(examples), BATCH):
-        prompts = [it.prompt for it in examples[start : start + BATCH]]
-        rollout = cr.sample(model, params, processor, prompts, settings, weights=weights)
+    completions = []
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        rollout = cr.sample(model, params, processor, batch, settings, weights=weights)
         tokens, lengths, finished = map(np.asarray, (rollout.tokens, rollout.lengths, rollout.finished))
-        for row in range(len(prompts)):
-            text = processor.decode(tokens[row, 0, : lengths[row, 0]])
-            said.append(Completion(text, int(lengths[row, 0]), bool(finished[row, 0])))
-    return said
+        for p in range(len(batch)):
+            text = processor.decode(tokens[p, 0, : lengths[p, 0]])
+            completions.append(Completion(text, int(lengths[p, 0]), bool(finished[p, 0])))
+    return completions
 
 
-def main() -> None:
-    """Prints the table and writes it."""
-    options = _parser().parse_args()
-    processor = cr.load_processor(options.model)
-    model, params = cr.load_model(options.model, mesh=cr.make_mesh(devices=jax.devices()[:1]), dtype="float32")
-    wording = template("world")
-    table = []
-    domains = ["test", *(f"test_{axis}" for axis in AXES if options.axis_rows)]
-    print(f"{'domain':<16}{'kind':<8}{'task':<11}{'rows':>6}{'greedy':>8}{'at 1':>8}{'format':>8}")
-    with MathsPool(Maths()) as pool:
-        for domain in domains:
-            for kind in (Kind.JUDGE, Kind.CHOICE, Kind.OPEN):
-                with RowFile(Path(options.world) / f"{domain}_{kind.value}.jsonl") as file:
-                    rows = [file[index] for index in range(len(file))]
-                for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH):
-                    most = options.rows if domain == "test" else options.axis_rows
-                    asked = [row for row in rows if row.task is task][:most]
-                    examples = [example(row, processor, wording, where=row.id) for row in tqdm(asked, leave=False)]
-                    cell = {"domain": domain, "kind": kind.value, "task": task.value, "rows": len(asked)}
-                    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-                        said = answers(model, params, processor, examples, temperature)
-                        scores = cr.score_completions(
-                            [it.row for it in examples],
-                            [[it] for it in said],
-                            frames=[it.frame for it in examples],
-                            pool=pool,
-                        )
-                        cell[name] = float(scores.parts["accuracy"].mean())
-                        cell[f"{name}_format"] = float(scores.parts["format"].mean())
-                    table.append(cell)
-                    print(line(cell), flush=True)
-    if options.out:
-        Path(options.out).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
-
-
-def line(cell: dict) -> str:
-    """A cell as a line, with a mark where a bound is missed in domain."""
+def format_cell(cell: dict[str, Any]) -> str:
+    """Format a cell as a line, marked if it misses a bound in domain."""
     low, high = BOUNDS[Kind(cell["kind"])]
-    missed = not low <= cell["greedy"] <= high or not FORMAT[0] <= cell["sampled_format"] <= FORMAT[1]
+    missed = not low <= cell["greedy"] <= high or not FORMAT_BOUNDS[0] <= cell["sampled_format"] <= FORMAT_BOUNDS[1]
     mark = "  missed" if missed and cell["domain"] == "test" else ""
     names = f"{cell['domain']:<16}{cell['kind']:<8}{cell['task']:<11}{cell['rows']:>6}"
     return f"{names}{cell['greedy']:>8.3f}{cell['sampled']:>8.3f}{cell['sampled_format']:>8.3f}{mark}"
@@ -100,10 +110,10 @@ def line(cell: dict) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="runs/world-0", help="folder of `dataset build world` (default %(default)s)")
-    parser.add_argument("--model", default="currreft_jax/world/base", help="(default %(default)s)")
-    parser.add_argument("--rows", type=int, default=1000, help="of a cell in domain (default %(default)s)")
-    parser.add_argument("--axis-rows", type=int, default=200, help="of a cell out of domain; 0 leaves them out")
-    parser.add_argument("--out", help="where the table goes, as JSON")
+    parser.add_argument("--model", default="currreft_jax/world/base", help="checkpoint (default %(default)s)")
+    parser.add_argument("--rows", type=int, default=1000, help="rows of a cell in domain (default %(default)s)")
+    parser.add_argument("--axis-rows", type=int, default=200, help="rows of a cell out of domain; 0 leaves these out")
+    parser.add_argument("--out", help="file for the table, as JSON")
     return parser
 
 

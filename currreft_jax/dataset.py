@@ -38,10 +38,10 @@ from currreft_jax.data.prompts import TEMPLATES, Template, answer, template
 from currreft_jax.data.rows import IMAGE, LineError, RowFile
 from currreft_jax.rewards import MathsPoolError, RowError, boxes, choice
 from currreft_jax.structs import Boxes, Frame, Row
-from currreft_jax.world.prompts import user_text
-from currreft_jax.world.questions import KINDS, TASKS, ask
-from currreft_jax.world.scenes import FRAME, domains, render, scene
-from currreft_jax.world.settings import Settings
+from currreft_jax.world.question_text import user_text
+from currreft_jax.world.questions import KINDS, TASKS, make_question
+from currreft_jax.world.scenes import FRAME, domains, make_scene, render_image
+from currreft_jax.world.settings import WorldSettings
 
 SHOWN_SIDE = 504  # pixels of a scene's image, which has 84
 
@@ -155,7 +155,7 @@ def drawn_row(row: Row, image: Image.Image, frames: Frames) -> Image.Image:
 
     A box of an option bears its letter, any other box of the texts its number.
     """
-    right = choice.gold(row) if row.kind is Kind.CHOICE else frozenset[str]()
+    right = choice.gold_letters(row) if row.kind is Kind.CHOICE else frozenset[str]()
     for index, box in enumerate(_placed(np.array(row.boxes).reshape(-1, 4), row, frames)):
         letters = [
             letter for letter, option in zip(ascii_uppercase, row.options, strict=False) if f"{{box:{index}}}" in option
@@ -242,20 +242,20 @@ def _positive(text: str) -> int:
 def show_world(options: argparse.Namespace) -> None:
     """Prints what is asked about a scene of the embedded world, and writes its image with every object's box."""
     name, _, number = options.row.rpartition(":")
-    known, settings = domains(Settings()), Settings()
+    known, settings = domains(WorldSettings()), WorldSettings()
     if not number.isdecimal() or (name or "in") not in known:
         raise ValueError(f"show world takes N or DOMAIN:N, such as in:7; the domains are {', '.join(known)}")
-    shown = scene(0, int(number), known[name or "in"], settings)
+    shown = make_scene(0, int(number), known[name or "in"], settings)
     for kind in KINDS:
         for task in TASKS:
-            row = ask(shown, task, kind, image="", split="", settings=settings).row
+            row = make_question(shown, task, kind, image="", split="", settings=settings).row
             asked = user_text(row).replace("\n", "\n" + " " * 20)
             print(f"{kind.value:<8}{task.value:<12}{asked}\n{'':<20}-> {row.solution}")
     out = options.out or f"world-{name or 'in'}-{number}.png"
-    labels = [" ".join(thing.pair) for thing in shown.things]
-    large = render(shown).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.NEAREST)
+    labels = [" ".join(obj.pair) for obj in shown.objects]
+    large = render_image(shown).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.NEAREST)
     factor = SHOWN_SIDE / FRAME.width
-    boxes = [(a * factor, b * factor, c * factor, d * factor) for a, b, c, d in (it.box for it in shown.things)]
+    boxes = [(a * factor, b * factor, c * factor, d * factor) for a, b, c, d in (obj.box for obj in shown.objects)]
     draw_boxes(large, boxes, labels).save(out)
     print(f"image: {out}")
 

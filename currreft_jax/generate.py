@@ -31,11 +31,11 @@ from PIL import Image
 from currreft_jax.config import Kind, Sampling, Task, validate_sampling
 from currreft_jax.structs import Boxes, Completion, Frame, Reason, Rollout
 from currreft_jax.world import base
-from currreft_jax.world.lessons import CAPTIONS
-from currreft_jax.world.prompts import user_text
-from currreft_jax.world.questions import ask
-from currreft_jax.world.scenes import Scene, domains, render, scene
-from currreft_jax.world.settings import Settings
+from currreft_jax.world.pretraining import CAPTION_PROMPTS
+from currreft_jax.world.question_text import user_text
+from currreft_jax.world.questions import make_question
+from currreft_jax.world.scenes import Scene, domains, make_scene, render_image
+from currreft_jax.world.settings import WorldSettings
 
 DEMO_SCENE = 3
 
@@ -69,8 +69,14 @@ def generate(options: argparse.Namespace) -> None:
     """
     settings = _settings(options)
     shown = demo()
-    images = [render(shown)] if options.demo and not options.image else options.image
-    asked = demo_question(shown) if options.demo and not options.image else "" if options.model else CAPTIONS["boxes"]
+    images = [render_image(shown)] if options.demo and not options.image else options.image
+    asked = (
+        demo_question(shown)
+        if options.demo and not options.image
+        else ""
+        if options.model
+        else CAPTION_PROMPTS["boxes"]
+    )
     question = options.prompt or asked
     if not question or not (options.prompt or images):
         raise GenerateError("nothing to answer: give --prompt, or --demo")
@@ -78,7 +84,7 @@ def generate(options: argparse.Namespace) -> None:
         raise GenerateError("--boxes draws on an image: give one with --image")
     if options.boxes and options.boxes.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise GenerateError(f"--boxes={options.boxes}: name a .png, .jpg or .webp file")
-    folder = options.model or base.folder()
+    folder = options.model or base.checkpoint()
 
     from currreft_jax.data.images import open_image
     from currreft_jax.data.processor import load as load_processor
@@ -120,12 +126,12 @@ def replay(place: str) -> int:
 
 def demo() -> Scene:
     """The scene that --demo asks about."""
-    return scene(0, DEMO_SCENE, domains(Settings())["in"], Settings())
+    return make_scene(0, DEMO_SCENE, domains(WorldSettings())["in"], WorldSettings())
 
 
 def demo_question(shown: Scene) -> str:
     """What it asks."""
-    return user_text(ask(shown, Task.DETECTION, Kind.OPEN, image="", split="", settings=Settings()).row)
+    return user_text(make_question(shown, Task.DETECTION, Kind.OPEN, image="", split="", settings=WorldSettings()).row)
 
 
 def show(rollouts: Iterable[Rollout], decode: Callable[[np.ndarray], str], limit: int) -> list[str]:
@@ -168,11 +174,13 @@ def answered_boxes(text: str, resized: Frame, original: Frame) -> np.ndarray:
     Returns:
         float64 `[n, 4]`; none where the text names no readable box.
     """
-    from currreft_jax.rewards.answer import extract
-    from currreft_jax.rewards.boxes import degenerate, read, rescale
+    from currreft_jax.rewards.answer import extract_answer
+    from currreft_jax.rewards.boxes import degenerate, parse_corners, rescale
 
-    answer = extract(Completion(text))
-    corners = read(text.strip() if answer is Reason.NO_ANSWER_TAG else answer if isinstance(answer, str) else "")
+    answer = extract_answer(Completion(text))
+    corners = parse_corners(
+        text.strip() if answer is Reason.NO_ANSWER_TAG else answer if isinstance(answer, str) else ""
+    )
     if isinstance(corners, Reason):
         print(f"generate: no boxes to draw ({corners})", file=sys.stderr)
         return np.empty((0, 4))
@@ -215,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", metavar="SOURCE", help="hub id or folder (default: the model that comes with the package)")
     add("--image", metavar="FILE", action="append", default=[], help="may be given several times, before the question")
-    add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {CAPTIONS['boxes']!r})")
+    add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {CAPTION_PROMPTS['boxes']!r})")
     add("--demo", action="store_true", help="ask about a drawn scene of coloured shapes")
     add("--replay", metavar="FILE:LINE:G", help="draw completion G of a line of a run's rollouts again, from 1 on")
     add("--samples", metavar="N", type=int, default=1, help="answers (default 1)")

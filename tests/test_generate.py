@@ -6,7 +6,7 @@ from PIL import Image
 
 from currreft_jax import generate as program
 from currreft_jax.structs import Frame, Rollout
-from currreft_jax.world.scenes import render
+from currreft_jax.world.scenes import render_image
 from tests import tiny
 
 
@@ -102,12 +102,12 @@ def test_the_demo_needs_no_other_argument(tmp_path, capsys):
     assert program.main(["--demo", f"--boxes={tmp_path / 'out.png'}"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("<think> blue triangle bottom left </think> <answer> [") and "with 1 box" in said.err
-    render(program.demo()).save(tmp_path / "scene.png")
+    render_image(program.demo()).save(tmp_path / "scene.png")
     assert program.main([f"--image={tmp_path / 'scene.png'}"]) == 0
     assert "blue triangle [" in capsys.readouterr().out
 
 
 def test_a_missing_base_is_an_error_with_the_remedy(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(program.base, "_FOLDER", tmp_path)
+    monkeypatch.setattr(program.base, "_CHECKPOINT", tmp_path)
     assert program.main(["--prompt=x"]) == 1
     assert "holds no checkpoint: `make base`" in (error := capsys.readouterr().err) and "give --model" in error

@@ -50,7 +50,7 @@ from currreft_jax.training.limits import LimitReached, NonFiniteError, reached_l
 from currreft_jax.training.optimizer import stage_optimizer
 from currreft_jax.training.replay import replay_completion
 from currreft_jax.training.update import abstract_state
-from currreft_jax.world.settings import Sizes
+from currreft_jax.world.settings import WorldSizes
 from tests import tiny
 from tests.test_train import interrupt, same_weights
 
@@ -71,7 +71,7 @@ def rows(tmp_path_factory) -> Path:
     return folder / "rows.jsonl"
 
 
-def config_of(checkpoint: Path, rows: Path, steps: int = 4, reward: str = "variety", **changes) -> Config:
+def config_of(checkpoint: Path, rows: Path, steps: int = 4, reward: str = "text_hash", **changes) -> Config:
     config = Config(
         method=Method.GRPO,
         loss_average=LossAverage.SEQUENCE,
@@ -88,7 +88,7 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 4, reward: str = "varie
             precision=Precision.FLOAT32,
             cache=CacheType.FLOAT32,
         ),
-        rewards=Rewards(weights={"accuracy": 0.0, "format": 0.0, f"tests.rewarding:{reward}": 1.0}),
+        rewards=Rewards(weights={"accuracy": 0.0, "format": 0.0, f"tests.reward_functions:{reward}": 1.0}),
         logging=Logging(log_every=2, save_every=2, rollouts_every=2, tensorboard=False),
     )
     return replace(config, **changes)
@@ -115,7 +115,7 @@ def test_a_run_leaves_metrics_completions_and_a_model(whole, checkpoint, rows):
     assert lines[-1]["kl"] > 1e-6
     assert first["clip_ratio/high"] == first["clip_ratio/low"] == 0
     assert 0 < first["entropy"] < np.log(270)
-    assert first["reward"] == first["reward/math"] == first["rewards/tests.rewarding:variety/mean"]
+    assert first["reward"] == first["reward/math"] == first["rewards/tests.reward_functions:text_hash/mean"]
     assert sorted(path.name for path in (whole / "rollouts").iterdir()) == ["1.jsonl", "3.jsonl", "4.jsonl"]
     drawn = [json.loads(line) for line in (whole / "rollouts" / "1.jsonl").read_text().splitlines()]
     assert len(drawn) == 8 and all(len(row["completions"]) == 4 for row in drawn)
@@ -275,7 +275,7 @@ def test_several_updates_and_minibatches_of_a_rollout(checkpoint, rows, tmp_path
 
 @pytest.mark.slow
 def test_what_is_rewarded_becomes_frequent(checkpoint, rows, tmp_path):
-    config = config_of(checkpoint, rows, steps=40, reward="small_bytes")
+    config = config_of(checkpoint, rows, steps=40, reward="lowercase_share")
     config.grpo.kl_coef = 0.0
     config.optimizer.learning_rate = 3e-3
     config.logging = Logging(log_every=40, save_every=40, rollouts_every=0, tensorboard=False)
@@ -428,7 +428,7 @@ def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkp
 
 
 def test_the_world_is_drawn_once_and_never_over_something_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(world_rows, "SIZES", Sizes(captions=0, base=0, drills=0, train=3, test=2, axis=1))
+    monkeypatch.setattr(world_rows, "SIZES", WorldSizes(captions=0, base=0, drills=0, train=3, test=2, axis=1))
     said = []
     world_rows.make(tmp_path / "world", said.append)
     world_rows.make(tmp_path / "world", said.append)

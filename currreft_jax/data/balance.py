@@ -66,13 +66,13 @@ def balances(rows: Sequence[Row]) -> list[Balance]:
 
 
 def _verdicts(rows: Sequence[Row]) -> tuple[dict[str, int], dict[str, float]]:
-    yes = sum(binary.gold(row) for row in rows)
+    yes = sum(binary.gold_yes_no(row) for row in rows)
     return {"yes": yes, "no": len(rows) - yes}, dict.fromkeys(("yes", "no"), len(rows) / 2)
 
 
 def _letters(rows: Sequence[Row]) -> tuple[dict[str, int], dict[str, float]]:
     """Rows that list their options in the problem are taken to have as many as the last letter that is ever right."""
-    golds = [choice.gold(row) for row in rows]
+    golds = [choice.gold_letters(row) for row in rows]
     counts = Counter(letter for gold in golds for letter in gold)
     most = ascii_uppercase.index(max(counts)) + 1
     expected: dict[str, float] = defaultdict(float)
@@ -85,5 +85,5 @@ def _letters(rows: Sequence[Row]) -> tuple[dict[str, int], dict[str, float]]:
 
 def _labels(rows: Sequence[Row]) -> dict[str, int]:
     settings = Rewards()
-    counts = Counter(label for row in rows for label in classify.gold(row, settings))
+    counts = Counter(label for row in rows for label in classify.gold_labels(row, settings))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -251,7 +251,7 @@ def gold_corners(row: Row) -> np.ndarray:
     """
     if (row.kind, row.task) != (Kind.OPEN, Task.DETECTION):
         return np.empty((0, 4))
-    corners = boxes.read(gold_text(row))
+    corners = boxes.parse_corners(gold_text(row))
     if isinstance(corners, Reason):
         raise RowError(row, f"solution {row.solution!r} holds no boxes ({corners})")
     return corners
@@ -395,10 +395,10 @@ def _needs_workers(row: Row) -> bool:
     if (row.kind, row.task) != (Kind.OPEN, Task.MATH):
         return False
     try:
-        gold = maths.gold(row, Rewards().maths)
+        gold = maths.gold_expression(row, Rewards().maths)
     except RowError:
         return False
-    return isinstance(gold, maths.Expression) and maths.needs_parser(gold)
+    return isinstance(gold, maths.Expression) and maths.needs_math_verify(gold)
 
 
 def _leaves_frame(row: Row) -> bool:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.rows import IMAGE
-from currreft_jax.rewards import boxes, detection
+from currreft_jax.rewards import boxes, choice, detection
 from currreft_jax.rewards.answer import gold_text
 from currreft_jax.structs import Boxes, Frame, Row, Turn
-from currreft_jax.world import prompts
+from currreft_jax.world import question_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ PAPER = Template(
     ),
 )
 
-WORLD = Template(instruction="", suffixes=prompts.SUFFIXES, multiple=prompts.MULTIPLE, options="")
+WORLD = Template(instruction="", suffixes=question_text.SUFFIXES, multiple=question_text.MULTIPLE_SUFFIX, options="")
 
 TEMPLATES: dict[str, Template] = {"paper": PAPER, "world": WORLD}
 
@@ -98,8 +97,7 @@ def question(row: Row, wording: Template, frames: Sequence[tuple[Frame, Frame]])
     if row.kind is Kind.CHAT:
         first = next(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
         return _messages(row.messages[:first], len(row.images))
-    letters = zip(ascii_uppercase, row.options, strict=False)
-    options = "".join(f"\n{letter}. {option}" for letter, option in letters)
+    options = choice.format_options(row.options)
     asked = f"{row.problem}{wording.options}{options}\n" if options else f"{row.problem} "
     suffix = wording.multiple if row.multiple else wording.suffixes.get((row.kind, row.task), "")
     text = (asked + f"{wording.instruction} {suffix}".strip()).rstrip()
@@ -122,8 +120,8 @@ def answer(row: Row, frames: Sequence[tuple[Frame, Frame]]) -> list[Turn]:
     gold = gold_text(row)
     if (row.kind, row.task) == (Kind.OPEN, Task.DETECTION):
         original, resized = frames[0]
-        placed = detection.gold(row if row.frame else replace(row, frame=original), resized)
-        written = [spell(box) for box in placed.corners]
+        placed = detection.gold_boxes(row if row.frame else replace(row, frame=original), resized)
+        written = [boxes.format_box(box) for box in placed.corners]
         gold = written[0] if len(written) == 1 else f"[{', '.join(written)}]"
     return [Turn("assistant", f"<answer>{gold}</answer>")]
 
@@ -134,12 +132,7 @@ def written_boxes(row: Row, frames: Sequence[tuple[Frame, Frame]]) -> list[str]:
         return []
     original, resized = frames[0]
     placed = boxes.rescale(Boxes(np.array(row.boxes), row.frame or original), resized)
-    return [spell(box) for box in placed.corners]
-
-
-def spell(box: Sequence[float] | np.ndarray) -> str:
-    """`[x1, y1, x2, y2]`, rounded to whole pixels."""
-    return f"[{', '.join(str(round(float(x))) for x in box)}]"
+    return [boxes.format_box(box) for box in placed.corners]
 
 
 def _messages(turns: Sequence[Turn], images: int) -> list[dict[str, Any]]:

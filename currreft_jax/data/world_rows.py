@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from currreft_jax.data.rows import to_keys
-from currreft_jax.world.settings import Sizes
-from currreft_jax.world.write import DESCRIPTION, write
+from currreft_jax.world.settings import WorldSizes
+from currreft_jax.world.write import DESCRIPTION, write_world
 
 # What a curriculum needs; the rows that the base was taught with are left to `dataset build world`.
-SIZES = Sizes(captions=0, base=0, drills=0, axis=200)
+SIZES = WorldSizes(captions=0, base=0, drills=0, axis=200)
 
 
 def make(folder: Path, say: Callable[[str], None]) -> None:
@@ -35,5 +35,5 @@ def make(folder: Path, say: Callable[[str], None]) -> None:
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         say(f"drawing the world into {folder}")
-        write(partial, to_keys, sizes=SIZES)
+        write_world(partial, to_keys, sizes=SIZES)
         partial.rename(folder)

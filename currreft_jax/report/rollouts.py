@@ -23,7 +23,7 @@ from currreft_jax.data.rows import Fields, LineError, parse
 from currreft_jax.report.embed import html_safe_json
 from currreft_jax.report.runs import Run, StageRun
 from currreft_jax.rewards import RowError, boxes, choice
-from currreft_jax.rewards.answer import extract
+from currreft_jax.rewards.answer import extract_answer
 from currreft_jax.runtime.workdir import ROLLOUTS
 from currreft_jax.structs import Completion, Frame, Reason, Row
 
@@ -207,7 +207,7 @@ def group_record(group: RolloutGroup, embedded: EmbeddedImages) -> dict[str, Any
 
 def _question_boxes(row: Row) -> list[dict[str, Any]]:
     """Boxes that the question names, labelled by option letters or number, and whether the option is correct."""
-    gold_letters = choice.gold(row) if row.boxes and row.kind is Kind.CHOICE else frozenset[str]()
+    gold_letters = choice.gold_letters(row) if row.boxes and row.kind is Kind.CHOICE else frozenset[str]()
     records = []
     for index, box in enumerate(_relative_boxes(np.array(row.boxes).reshape(-1, 4), row.frame)):
         options = zip(ascii_uppercase, row.options, strict=False)
@@ -247,8 +247,8 @@ def _predicted_boxes(completion: Completion, row: Row, frame: Frame | None) -> l
     """Boxes of an open detection answer, without degenerate ones."""
     if (row.kind, row.task) != (Kind.OPEN, Task.DETECTION):
         return []
-    answer = extract(completion)
-    corners = answer if isinstance(answer, Reason) else boxes.read(answer)
+    answer = extract_answer(completion)
+    corners = answer if isinstance(answer, Reason) else boxes.parse_corners(answer)
     return [] if isinstance(corners, Reason) else _relative_boxes(corners[~boxes.degenerate(corners)], frame)
 
 

@@ -1,4 +1,4 @@
-"""From a completion to its one answer, and from a row to its gold answer."""
+"""The answer of a completion and the gold answer of a row, as text."""
 
 import json
 from typing import NoReturn
@@ -11,7 +11,7 @@ class RowError(ValueError):
 
     Attributes:
         row: the row.
-        problem: what is wrong with it and what would mend it.
+        problem: what is wrong with it and how to fix it.
     """
 
     def __init__(self, row: Row, problem: str):
@@ -20,21 +20,21 @@ class RowError(ValueError):
         self.problem = problem
 
 
-def extract(completion: Completion) -> str | Reason:
-    """The stripped text of the only closed `<answer>` element, which may be empty."""
+def extract_answer(completion: Completion) -> str | Reason:
+    """Return the stripped text of the only closed `<answer>` element; it may be empty."""
     if not completion.finished:
         return Reason.TRUNCATED
-    return _element(completion.text)
+    return _answer_element(completion.text)
 
 
 def gold_text(row: Row) -> str:
-    """The gold answer without its tags and the spaces around it.
+    """Return the gold answer, stripped and without its tags.
 
     Raises:
-        RowError: for a solution without exactly one answer, or with an empty one.
+        RowError: the solution has no answer, several, or an empty one.
     """
     has_tag = "<answer>" in row.solution or "</answer>" in row.solution
-    text = _element(row.solution) if has_tag else row.solution.strip()
+    text = _answer_element(row.solution) if has_tag else row.solution.strip()
     if isinstance(text, Reason):
         refuse_gold(row, text, "one <answer>…</answer> element, or the bare answer")
     if not text:
@@ -42,20 +42,21 @@ def gold_text(row: Row) -> str:
     return text
 
 
-def refuse_gold(row: Row, reason: Reason, wanted: str) -> NoReturn:
-    """Raise the `RowError` of a gold answer that is itself unreadable."""
+def refuse_gold(row: Row, reason: Reason, expected: str) -> NoReturn:
+    """Raise the `RowError` of a gold answer that cannot be parsed."""
     shown = row.solution if len(row.solution) <= 80 else f"{row.solution[:80]}…"
     raise RowError(
         row,
-        f"solution {shown!r} is no gold answer ({reason}); kind {row.kind.value}, task {row.task.value} wants {wanted}",
+        f"solution {shown!r} is no gold answer ({reason}); "
+        f"kind {row.kind.value}, task {row.task.value} expects {expected}",
     )
 
 
-def read_json(text: str) -> object:
-    """The value of strict JSON, which may stand in a Markdown fence.
+def parse_json(text: str) -> object:
+    """Parse strict JSON, bare or in a Markdown fence.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: anything else, or nested too deeply.
     """
     if len(text) >= 6 and text.startswith("```") and text.endswith("```"):
         text = text[3:-3].removeprefix("json")
@@ -69,7 +70,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _element(text: str) -> str | Reason:
+def _answer_element(text: str) -> str | Reason:
     opened, closed = text.count("<answer>"), text.count("</answer>")
     if opened > 1 or closed > 1:
         return Reason.SEVERAL_ANSWERS

@@ -1,6 +1,7 @@
-"""Equations 3 and 4: option letters."""
+"""Option letters: equations 3 and 4."""
 
 import re
+from collections.abc import Sequence
 from string import ascii_letters, ascii_uppercase
 
 from currreft_jax.config import PartialCredit, Rewards
@@ -10,11 +11,16 @@ from currreft_jax.structs import Reason, Row, Verdict
 _SEPARATORS = re.compile(r"[\s,;&，、；]+")
 
 
-def read(answer: str, row: Row) -> frozenset[str] | Reason:
-    """The set of option letters that an answer consists of.
+def format_options(options: Sequence[str]) -> str:
+    r"""Format options as prompts show them: `\nA. first\nB. second`; empty without options."""
+    return "".join(f"\n{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
 
-    Letters may stand in brackets, quotes or before a full stop, and capitals side by side; any other character, a word
-    or a letter that the row does not offer makes the whole answer unreadable. A row without options takes every letter.
+
+def parse_letters(answer: str, row: Row) -> frozenset[str] | Reason:
+    """Parse an answer as a set of option letters.
+
+    Letters may stand in brackets, in quotes or before a full stop, and capitals without separators. A word, any other
+    character or a letter that the row does not offer refuses the whole answer. A row without options offers A to Z.
     """
     if not answer:
         return Reason.EMPTY_ANSWER
@@ -33,13 +39,13 @@ def read(answer: str, row: Row) -> frozenset[str] | Reason:
     return Reason.SEVERAL_OPTIONS if len(chosen) > 1 and not row.multiple else chosen
 
 
-def gold(row: Row) -> frozenset[str]:
-    """The right options.
+def gold_letters(row: Row) -> frozenset[str]:
+    """Return the letters of the right options.
 
     Raises:
-        RowError: for a solution that is not made of the row's option letters, or of several where one is asked for.
+        RowError: the solution has other letters than the row's options, or several where one is asked for.
     """
-    letters = read(gold_text(row), row)
+    letters = parse_letters(gold_text(row), row)
     if isinstance(letters, Reason):
         offered = f"{len(row.options)} options" if row.options else "no list of options"
         several = "one or more of its letters" if row.multiple else 'one of its letters (or "multiple": true)'
@@ -47,10 +53,10 @@ def gold(row: Row) -> frozenset[str]:
     return letters
 
 
-def accuracy(gold: frozenset[str], answer: frozenset[str], settings: Rewards) -> Verdict:
-    """R = 1 if O = O*; `partial_value` where `partial_credit` finds O incomplete but right; else 0 (equations 3, 4).
+def choice_accuracy(gold: frozenset[str], answer: frozenset[str], settings: Rewards) -> Verdict:
+    """R = 1 if O = O*; `partial_value` if `partial_credit` accepts O as incomplete; else 0 (equations 3, 4).
 
-    With one right option no set is incomplete under `SUBSET`, and equation 4 becomes equation 3.
+    With one right option no answer is incomplete under `SUBSET`, and equation 4 becomes equation 3.
     """
     if answer == gold:
         return Verdict(1.0)

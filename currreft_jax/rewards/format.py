@@ -1,12 +1,12 @@
-"""The layout that every prompt asks for."""
+"""The layout that every prompt asks for: thoughts, then the answer."""
 
 from currreft_jax.structs import Reason, Verdict
 
 
-def layout(text: str) -> Verdict:
-    """1 for `<think>` thoughts `</think>` `<answer>` … `</answer>` and nothing else, spaces apart.
+def format_reward(text: str) -> Verdict:
+    """1 for `<think>` thoughts `</think>` `<answer>` … `</answer>` and nothing else but white space, else 0.
 
-    The text is one from which `answer.extract` got an answer, so it has one `<answer>` element.
+    The text must have one closed `<answer>` element: call `answer.extract_answer` first.
     """
     text = text.strip()
     thoughts, closed, answer = text.removeprefix("<think>").partition("</think>")

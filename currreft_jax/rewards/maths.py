@@ -1,7 +1,7 @@
 """Equivalence of mathematical answers.
 
-A gold answer and a completion's are each read as one expression. Numbers, option letters and words are compared here,
-exactly; what remains is a `Comparison` for the worker processes of `maths_pool`. No substring is ever compared.
+Gold answer and answer are each parsed as one expression. Numbers, option letters and words are compared here, exactly;
+any other pair becomes a `Comparison` for the math-verify workers of `maths_pool`. Substrings are never compared.
 """
 
 import re
@@ -12,7 +12,7 @@ from currreft_jax.config import Maths
 from currreft_jax.rewards.answer import gold_text, refuse_gold
 from currreft_jax.structs import Reason, Row, Verdict
 
-# math-verify compares decimals after rounding to six places; differences near that are left to it.
+# math-verify rounds decimals to six places; pairs that differ by about as little are left to it.
 _ROUNDING = Fraction(2, 10**6)
 _SAFE_DIGITS = 15
 
@@ -39,46 +39,53 @@ _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """An exact value and how it was written: percentages and decimals follow rules of their own."""
+class ExactNumber:
+    """A number without variables.
+
+    Attributes:
+        value: the exact value; 1/2 for 50%.
+        percent: whether it was written as a percentage.
+        decimals: digits after the decimal point; 0 for integers and fractions.
+    """
 
     value: Fraction
     percent: bool
-    digits: int
+    decimals: int
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One answer, read.
+    """A parsed answer.
 
     Attributes:
-        text: without delimiters, box, final full stop and unit.
-        unit: empty where none was written.
-        number: None for what is not a plain number.
-        letter: of an option, in lower case; empty for what is not one letter.
-        words: in lower case; empty for what is not made of words.
+        text: LaTeX or words without delimiters, box, final full stop and unit.
+        unit: unit in LaTeX; empty without one.
+        number: exact value; None unless the text is a plain number.
+        letter: option letter in lower case; empty unless the text is one letter.
+        words: text in lower case; empty unless it consists of words.
     """
 
     text: str
     unit: str
-    number: Number | None
+    number: ExactNumber | None
     letter: str
     words: str
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two expressions, as LaTeX, that only math-verify can compare; without an answer: does it read the gold one?"""
+    """Two expressions in LaTeX that only math-verify can compare; `answer` None asks whether it can parse the gold."""
 
     gold: str
     answer: str | None
 
 
-def read(answer: str, limits: Maths) -> Expression | Reason:
-    """An answer as one expression.
+def parse_expression(answer: str, limits: Maths) -> Expression | Reason:
+    r"""Parse an answer as one expression.
 
-    `SEVERAL_ANSWERS` for prose around several expressions or numbers, or for several boxes; `TIMEOUT` for text beyond
-    the limits of length and nesting.
+    Returns:
+        The expression; `SEVERAL_ANSWERS` for prose around several expressions or numbers, or for several `\boxed`;
+        `TIMEOUT` for text beyond the limits of length and nesting.
     """
     if not answer:
         return Reason.EMPTY_ANSWER
@@ -94,28 +101,28 @@ def read(answer: str, limits: Maths) -> Expression | Reason:
     letter = _LETTER.fullmatch(text)
     bare = _TEXT.sub(r"\1", text).strip()
     words = bare.casefold() if _ONLY_WORDS.fullmatch(bare) and _is_prose(bare) else ""
-    return Expression(text, unit, _number(text), letter[1].lower() if letter else "", words)
+    return Expression(text, unit, _exact_number(text), letter[1].lower() if letter else "", words)
 
 
-def gold(row: Row, limits: Maths) -> Expression:
-    """The gold answer. One that needs math-verify is not yet known to be readable: `maths_pool` tells.
+def gold_expression(row: Row, limits: Maths) -> Expression:
+    """Parse the gold answer. Whether math-verify can parse it too, if it must, is for `maths_pool` to say.
 
     Raises:
-        RowError: for a solution that is empty, over the limits, or several answers.
+        RowError: the solution is empty, over the limits, or several answers.
     """
-    expression = read(gold_text(row), limits)
+    expression = parse_expression(gold_text(row), limits)
     if isinstance(expression, Reason):
         refuse_gold(row, expression, f"one expression of at most {limits.max_characters} characters")
     return expression
 
 
-def needs_parser(expression: Expression) -> bool:
-    """Whether only math-verify can say that an expression means something."""
+def needs_math_verify(expression: Expression) -> bool:
+    """Return whether only math-verify can tell if the expression is valid."""
     return not (expression.number or expression.letter or expression.words)
 
 
-def accuracy(gold: Expression, answer: Expression) -> Verdict | Comparison:
-    """1 if the answer equals the gold one, else 0, where that can be told exactly; otherwise the comparison to make."""
+def math_accuracy(gold: Expression, answer: Expression) -> Verdict | Comparison:
+    """1 if the answer equals the gold answer, else 0; a `Comparison` if that cannot be decided exactly."""
     equal = _equal(gold, answer)
     if equal is not None:
         return Verdict(1.0) if equal else Verdict(0.0, Reason.NOT_EQUAL)
@@ -135,39 +142,44 @@ def _equal(gold: Expression, answer: Expression) -> bool | None:
         return gold.letter == answer.letter
     if gold.words:
         return gold.words == answer.words
-    if needs_parser(gold) or needs_parser(answer) or "e" in (gold.letter, answer.letter):  # e may be the constant
+    if (
+        needs_math_verify(gold) or needs_math_verify(answer) or "e" in (gold.letter, answer.letter)
+    ):  # e may be the constant
         return None
     return False
 
 
-def _equal_numbers(gold: Number, answer: Number) -> bool | None:
-    if gold.percent != answer.percent or max(gold.digits, answer.digits) > _SAFE_DIGITS:
+def _equal_numbers(gold: ExactNumber, answer: ExactNumber) -> bool | None:
+    if gold.percent != answer.percent or max(gold.decimals, answer.decimals) > _SAFE_DIGITS:
         return None
     if gold.value == answer.value:
         return True
-    decimal = gold.digits or answer.digits
-    return None if decimal and abs(gold.value - answer.value) < _ROUNDING else False
+    is_decimal = gold.decimals or answer.decimals
+    return None if is_decimal and abs(gold.value - answer.value) < _ROUNDING else False
 
 
-def _number(text: str) -> Number | None:
+def _exact_number(text: str) -> ExactNumber | None:
     fraction = _FRACTION.fullmatch(text)
     if fraction:
-        over, under = (int(group) for group in fraction.groups()[1:] if group)
-        return Number(Fraction(-over if fraction[1] == "-" else over, under), False, 0) if under else None
+        numerator, denominator = (int(group) for group in fraction.groups()[1:] if group)
+        if not denominator:
+            return None
+        return ExactNumber(Fraction(-numerator if fraction[1] == "-" else numerator, denominator), False, 0)
     number = _NUMBER.fullmatch(text)
     if not number:
         return None
     sign, digits, percent = number.groups()
     digits = digits.replace(",", "")
     value = Fraction(f"{sign}{digits}") / (100 if percent else 1)
-    return Number(value, bool(percent), len(digits) - 1 if "." in digits else 0)
+    return ExactNumber(value, bool(percent), len(digits) - 1 if "." in digits else 0)
 
 
 def _one_expression(text: str) -> str | Reason:
+    """Return the only expression or number of a text: boxed, in dollars, in prose, or the whole text."""
     if text.count("\\boxed") > 1:
         return Reason.SEVERAL_ANSWERS
     if "\\boxed" in text:
-        text = _boxed(text)
+        text = _box_content(text)
     text = _DELIMITER.sub(lambda match: "" if match[0] == "\\$" else "$", text)
     segments = set(_SEGMENT.findall(text)) if text.count("$") % 2 == 0 else set()
     outside = _SEGMENT.sub(" ", text) if segments else text.replace("$", "")
@@ -184,7 +196,7 @@ def _one_expression(text: str) -> str | Reason:
 
 
 def _split_unit(text: str) -> tuple[str, str]:
-    """A quantity without variables as its number and its unit; the unit is LaTeX."""
+    """Split a quantity without variables into number and unit, both LaTeX; the unit is empty without one."""
     unit = _UNIT.search(text)
     if not unit or re.search("[A-Za-z]", _COMMAND_TEXT.sub(" ", text[: unit.start()])):
         return text, ""
@@ -194,8 +206,8 @@ def _split_unit(text: str) -> tuple[str, str]:
     return text[: unit.start()], name
 
 
-def _boxed(text: str) -> str:
-    r"""What stands in the only `\boxed{…}`, or the text where its brace never closes."""
+def _box_content(text: str) -> str:
+    r"""Return the content of the only `\boxed{…}`, or the text if its brace never closes."""
     _, _, rest = text.partition("\\boxed")
     rest = rest.lstrip()
     depth = 0

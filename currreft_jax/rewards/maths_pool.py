@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Outcome(Enum):
-    """What became of a comparison; the values are the worker's words."""
+    """Result of a comparison; the values are the worker's replies."""
 
     EQUAL = "equal"
     NOT_EQUAL = "not_equal"
@@ -35,15 +35,15 @@ class Outcome(Enum):
 
 
 class MathsPoolError(RuntimeError):
-    """The workers cannot run here."""
+    """The workers cannot run on this machine."""
 
 
 class MathsPool:
-    """Processes that run math-verify, from opening to closing.
+    """A pool of processes that run math-verify, to be used as a context manager.
 
-    They are started by exec, never forked from this process, so JAX's threads do not matter to them. Every comparison
-    has a process of its own with limits on CPU time and memory: whatever an answer does, it costs that answer alone,
-    and its verdict depends neither on its neighbours nor on how busy the machine is.
+    Processes are started by exec and never forked from this one, which JAX's threads would forbid. Every comparison
+    runs in a child of its own with limits on CPU time and memory: a hostile answer costs its own verdict only, and no
+    verdict depends on other comparisons or on the machine's load.
     """
 
     def __init__(self, limits: Maths):
@@ -59,63 +59,63 @@ class MathsPool:
         self.close()
 
     def close(self) -> None:
-        """End the processes."""
+        """Kill the processes."""
         for worker in self._workers:
             worker.kill()
         self._workers = []
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
-        """The outcome of each; equal comparisons are made once.
+        """Return the outcome of each comparison; equal ones run once.
 
         Raises:
-            MathsPoolError: when a worker does not start, or the pool is closed.
+            MathsPoolError: a worker does not start, or the pool is closed.
         """
-        questions = list(dict.fromkeys(comparisons))
-        outcomes = dict(zip(questions, self._ask(questions), strict=True))
-        return [outcomes[question] for question in comparisons]
+        unique = list(dict.fromkeys(comparisons))
+        outcomes = dict(zip(unique, self._run(unique), strict=True))
+        return [outcomes[comparison] for comparison in comparisons]
 
-    def readable(self, golds: Sequence[str]) -> list[bool]:
-        """Whether math-verify can read each gold answer, within the limits."""
+    def can_parse(self, golds: Sequence[str]) -> list[bool]:
+        """Return for each gold answer whether math-verify can parse it within the limits."""
         return [outcome is Outcome.EQUAL for outcome in self.compare([Comparison(gold, None) for gold in golds])]
 
-    def _ask(self, questions: list[Comparison]) -> list[Outcome]:
+    def _run(self, comparisons: list[Comparison]) -> list[Outcome]:
         if not self._workers:
             raise MathsPoolError("this pool of maths workers is closed; open another")
         outcomes: dict[int, Outcome] = {}
-        waiting = deque(enumerate(questions))
-        asked: dict[_Worker, int] = {}
+        waiting = deque(enumerate(comparisons))
+        running: dict[_Worker, int] = {}
         try:
-            while waiting or asked:
+            while waiting or running:
                 for worker in self._workers:
-                    if waiting and worker not in asked:
-                        asked[worker], question = waiting.popleft()
-                        worker.ask(question)
-                patience = min(worker.deadline for worker in asked) - time.monotonic()
-                heard, _, _ = select.select(list(asked), [], [], max(patience, 0.0))
-                for worker in list(asked):
-                    outcome = worker.hear() if worker in heard else worker.overdue()
+                    if waiting and worker not in running:
+                        running[worker], comparison = waiting.popleft()
+                        worker.send(comparison)
+                timeout = min(worker.deadline for worker in running) - time.monotonic()
+                readable, _, _ = select.select(list(running), [], [], max(timeout, 0.0))
+                for worker in list(running):
+                    outcome = worker.receive() if worker in readable else worker.check_deadline()
                     if outcome:
-                        outcomes[asked.pop(worker)] = outcome
-        finally:  # an interrupted call leaves no reply for the next one to hear
-            for worker in asked:
+                        outcomes[running.pop(worker)] = outcome
+        finally:  # after an interrupt: no later call may receive a reply of this one
+            for worker in running:
                 worker.restart()
-        return [outcomes[index] for index in range(len(questions))]
+        return [outcomes[index] for index in range(len(comparisons))]
 
 
 class _Worker:
-    """One process, restarted when it dies."""
+    """One worker process, restarted when it dies."""
 
     def __init__(self, limits: Maths):
         self._limits = limits
         self._start()
 
     def fileno(self) -> int:
-        """What `select` waits for."""
+        """Return the pipe of replies, for `select`."""
         return self._replies
 
-    def ask(self, question: Comparison) -> None:
-        """Send a question; its outcome is to be heard before the next one."""
-        line = f"{json.dumps(asdict(question))}\n".encode()
+    def send(self, comparison: Comparison) -> None:
+        """Send a comparison; its outcome must be received before the next one is sent."""
+        line = f"{json.dumps(asdict(comparison))}\n".encode()
         self._wait_until_ready()
         try:
             os.write(self._requests, line)
@@ -123,34 +123,34 @@ class _Worker:
             self.restart()
             self._wait_until_ready()
             os.write(self._requests, line)
-        self._gold_read, self._text = False, b""
+        self._gold_parsed, self._buffer = False, b""
         self.deadline = time.monotonic() + self._limits.wall_seconds
 
-    def hear(self) -> Outcome | None:
-        """The outcome, or None while there is none yet."""
+    def receive(self) -> Outcome | None:
+        """Return the outcome, or None if it has not arrived in full."""
         data = os.read(self._replies, 4096)
         if not data:
-            return self._lost()
-        *lines, self._text = (self._text + data).split(b"\n")
+            return self._give_up()
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             if line == b"gold":
-                self._gold_read = True
+                self._gold_parsed = True
             else:
                 outcome = Outcome(line.decode())
-                return outcome if self._gold_read else Outcome.BAD_GOLD
+                return outcome if self._gold_parsed else Outcome.BAD_GOLD
         return None
 
-    def overdue(self) -> Outcome | None:
-        """The outcome of a comparison beyond the wall-clock limit, None before."""
+    def check_deadline(self) -> Outcome | None:
+        """Stop a comparison beyond the wall-clock limit and return its outcome; None before."""
         if time.monotonic() <= self.deadline:
             return None
         _LOG.warning(
             "stopped a maths comparison after %s s on the clock: CPU time had not run out", self._limits.wall_seconds
         )
-        return self._lost()
+        return self._give_up()
 
     def kill(self) -> None:
-        """End the process and the comparison it runs."""
+        """Kill the process and the comparison it runs."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._requests)
@@ -158,11 +158,11 @@ class _Worker:
         os.close(self._errors)
 
     def restart(self) -> None:
-        """Start afresh, whatever the process is doing."""
+        """Replace the process, whatever it is doing."""
         self.kill()
         self._start()
 
-    def _lost(self) -> Outcome:
+    def _give_up(self) -> Outcome:
         self.restart()
         return Outcome.OVER_LIMIT
 
@@ -186,8 +186,8 @@ class _Worker:
     def _wait_until_ready(self) -> None:
         if self._ready:
             return
-        heard, _, _ = select.select([self._replies], [], [], _START_SECONDS)
-        if not heard or os.read(self._replies, len(b"ready\n")) != b"ready\n":
+        readable, _, _ = select.select([self._replies], [], [], _START_SECONDS)
+        if not readable or os.read(self._replies, len(b"ready\n")) != b"ready\n":
             os.killpg(self._process.pid, signal.SIGKILL)
             errors = os.read(self._errors, 1 << 16).decode(errors="replace").strip().rpartition("\n")[2]
             raise MathsPoolError(

@@ -1,1 +1,1 @@
-"""A small world of coloured shapes to learn in: its scenes, questions, tokenizer and base checkpoint."""
+"""The embedded world of coloured shapes: scenes, questions, pretraining tasks, tokenizer and base checkpoint."""

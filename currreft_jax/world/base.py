@@ -1,4 +1,4 @@
-"""The base: a small Qwen2.5-VL trained from scratch in the world. Its shape stands here, its weights ship beside it."""
+"""The base: a small Qwen2.5-VL trained from scratch in the world, whose config and weights ship with the package."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).parent
-_CONFIG = _HERE / "base_config.json"
-_FOLDER = _HERE / "base"
+_PACKAGE = Path(__file__).parent
+_CONFIG = _PACKAGE / "base_config.json"
+_CHECKPOINT = _PACKAGE / "base"
 
 
 def config() -> dict[str, Any]:
-    """The model's shape, as a checkpoint's `config.json` has it."""
+    """Return the model's config, as in a checkpoint's `config.json`."""
     return json.loads(_CONFIG.read_text("utf-8"))
 
 
-def folder() -> Path:
-    """The base checkpoint, in Hugging Face's layout.
+def checkpoint() -> Path:
+    """Return the folder of the base checkpoint, in Hugging Face layout.
 
     Raises:
-        FileNotFoundError: this installation has none.
+        FileNotFoundError: the checkpoint is not installed.
     """
-    if not (_FOLDER / "config.json").exists():
+    if not (_CHECKPOINT / "config.json").exists():
         raise FileNotFoundError(
-            f"{_FOLDER} holds no checkpoint: `make base`, run in the repository, trains one; or give --model"
+            f"{_CHECKPOINT} holds no checkpoint: `make base`, run in the repository, trains one; or give --model"
         )
-    return _FOLDER
+    return _CHECKPOINT

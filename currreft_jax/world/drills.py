@@ -1,6 +1,6 @@
-"""Exercises in words alone, which make comparing a habit: is it the same name, and under which letter does it stand?
+"""Text-only exercises in comparing names and finding their option letters.
 
-A question about an image asks for two or three such comparisons, which is too few to learn them from.
+A question about an image needs two or three such comparisons, which is too few to learn them from.
 """
 
 from __future__ import annotations
@@ -10,52 +10,50 @@ from string import ascii_uppercase
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.structs import Row, Turn
-from currreft_jax.world.chance import pick, shuffled, stream, whole
-from currreft_jax.world.prompts import user_text
-from currreft_jax.world.questions import OPTIONS, ORIGIN, lettered, looked_for
+from currreft_jax.world.question_text import user_text
+from currreft_jax.world.questions import NUM_OPTIONS, ORIGIN, letters_thought, search_thought
+from currreft_jax.world.rng import hashed_rng, pick, randint, shuffled
 from currreft_jax.world.scenes import ALL_PAIRS, COLOURS, SHAPES
 
 _SUBJECTS = {"shapes": SHAPES, "colours": tuple(COLOURS), "objects": tuple(map(" ".join, ALL_PAIRS))}
 
 
-def drill(seed: int, index: int) -> Row:
-    """One exercise, as a chat row without an image; even indices look for names, odd ones for letters."""
-    rng = stream("drill", seed, index)
+def drill_row(seed: int, index: int) -> Row:
+    """Return a chat row without an image: about names for an even index, about letters for an odd one."""
+    rng = hashed_rng("drill", seed, index)
     subject = pick(rng, tuple(_SUBJECTS))
     names = shuffled(rng, _SUBJECTS[subject])
-    asked, answer = (_letters if index % 2 else _names)(rng, subject, names)
-    turns = Turn("user", asked), Turn("assistant", answer)
+    prompt, answer = (_letters_drill if index % 2 else _names_drill)(rng, subject, names)
     return Row(
         f"world-drills-{seed}-{index}",
         Task.OTHER,
         Kind.CHAT,
         "",
         "",
-        messages=turns,
+        messages=(Turn("user", prompt), Turn("assistant", answer)),
         source="world",
         split="drills",
         origin=ORIGIN,
     )
 
 
-def _names(rng: Random, subject: str, names: list[str]) -> tuple[str, str]:
-    """Whether each of three names is among some others, as judge rows think it out."""
+def _names_drill(rng: Random, subject: str, names: list[str]) -> tuple[str, str]:
+    """Search for each of three names among others, as the thoughts of judge rows do."""
     targets, others = names[:3], names[3:]
-    if subject == "objects":  # mostly such as share a word with one that is looked for
+    if subject == "objects":  # prefer names that share a word with a target
         near = [name for name in others if any(word in targets[0].split() for word in name.split())]
         others = [*near[:4], *others[:2]]
-    runs = []
+    searches = []
     for target in targets:
-        seen = shuffled(rng, others)[: whole(rng, 0, 2)]
-        found = [*seen, target] if not seen or rng.random() < 0.6 else seen
-        runs.append(f"{target}, {looked_for(target, found)}")
-    return f"is there any {', '.join(targets)}?", "; ".join(runs)
+        listed = shuffled(rng, others)[: randint(rng, 0, 2)]
+        listed = [*listed, target] if not listed or rng.random() < 0.6 else listed
+        searches.append(f"{target}, {search_thought(target, listed)}")
+    return f"is there any {', '.join(targets)}?", "; ".join(searches)
 
 
-def _letters(rng: Random, subject: str, names: list[str]) -> tuple[str, str]:
-    """The letters of some names among the options, as choice rows think it out."""
-    options = tuple(names[:OPTIONS])
+def _letters_drill(rng: Random, subject: str, names: list[str]) -> tuple[str, str]:
+    """Name the option letters of some names, as the thoughts of choice rows do."""
+    options = tuple(names[:NUM_OPTIONS])
     row = Row("", Task.CLASSIFY, Kind.CHOICE, f"which {subject} are there?", "", options=options, multiple=True)
-    return user_text(row), lettered(
-        shuffled(rng, names[: OPTIONS + 1]), dict(zip(options, ascii_uppercase, strict=False))
-    )
+    letters = dict(zip(options, ascii_uppercase, strict=False))
+    return user_text(row), letters_thought(shuffled(rng, names[: NUM_OPTIONS + 1]), letters)

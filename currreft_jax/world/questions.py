@@ -1,8 +1,7 @@
-"""Questions about a scene: three tasks, each asked in three kinds.
+"""Questions about a scene: three tasks, each in three kinds.
 
-The kinds of one task ask about the same thing of a scene: the judge row proposes an answer, the choice row offers four,
-the open row none. Right answers alternate with the index of the scene, so that yes and no, and the four letters, are
-equally frequent.
+The kinds of a task share its subject: the judge row proposes an answer, the choice row offers four, the open row none.
+Right answers cycle with the index of the scene, so that yes and no, and the four letters, are equally frequent.
 """
 
 from __future__ import annotations
@@ -14,20 +13,32 @@ from random import Random
 from string import ascii_uppercase
 from typing import TypeVar
 
+import numpy as np
+
 from currreft_jax.config import Kind, Task
+from currreft_jax.rewards.boxes import corners_iou, format_box
 from currreft_jax.structs import Row
-from currreft_jax.world.chance import pick, shuffled, stream, weighted, whole
-from currreft_jax.world.prompts import spell
-from currreft_jax.world.scenes import CELL, FRAME, SIZE, Box, Domain, Scene, Thing, askable, newsworthy
-from currreft_jax.world.settings import Settings
+from currreft_jax.world.rng import hashed_rng, pick, randint, shuffled, weighted_pick
+from currreft_jax.world.scenes import (
+    CELL,
+    FRAME,
+    SIZE,
+    Box,
+    Domain,
+    Scene,
+    SceneObject,
+    target_objects,
+    unambiguous_targets,
+)
+from currreft_jax.world.settings import WorldSettings
 
 TASKS = (Task.DETECTION, Task.CLASSIFY, Task.MATH)
 KINDS = (Kind.JUDGE, Kind.CHOICE, Kind.OPEN)
-OPTIONS = 4
+NUM_OPTIONS = 4
 ORIGIN = "Apache-2.0, drawn by currreft_jax.world"
 
-ROWS = ("top", "middle", "bottom")
-COLUMNS = ("left", "center", "right")
+GRID_ROWS = ("top", "middle", "bottom")
+GRID_COLUMNS = ("left", "center", "right")
 PLURALS = {
     "circle": "circles",
     "square": "squares",
@@ -36,7 +47,7 @@ PLURALS = {
     "cross": "crosses",
     "diamond": "diamonds",
 }
-# A wrong box overlaps the right one by less than this, half of what detection accepts.
+# Largest IoU of a wrong box with the right one: half of what detection accepts.
 _MAX_IOU = 0.25
 
 T = TypeVar("T")
@@ -44,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A row and how its answer is thought out.
+    """A row and the thought that leads to its answer.
 
     Attributes:
         row: the question with its gold answer.
@@ -56,13 +67,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A question before it is a row.
-
-    Attributes:
-        problem: as in the row, likewise `solution`, `options`, `multiple` and `boxes`.
-        thought: as in the question.
-    """
+class _QuestionDraft:
+    """The fields of a row and its thought that depend on task and kind; see `Row` and `Question`."""
 
     problem: str
     solution: str
@@ -73,304 +79,312 @@ class _Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Occasion:
-    """What a question is made from.
+class _Context:
+    """The inputs of a question.
 
     Attributes:
-        scene: what is in the image.
-        settings: how difficult the question may be.
-        subject: chance that the three kinds share, drawn from first: what is asked about.
-        details: chance of this kind alone: wrong answers and the order of options.
-        turn: counts up with the index; right answers alternate with it.
+        scene: the content of the image.
+        settings: the difficulty of the question.
+        subject_rng: draws the subject, which the three kinds share.
+        details_rng: draws wrong answers and the order of options, for this kind alone.
+        turn: counter with which right answers cycle.
     """
 
     scene: Scene
-    settings: Settings
-    subject: Random
-    details: Random
+    settings: WorldSettings
+    subject_rng: Random
+    details_rng: Random
     turn: int
 
 
-def ask(
-    scene: Scene, task: Task, kind: Kind, *, image: str, split: str, settings: Settings, number: int = 0
+def make_question(
+    scene: Scene,
+    task: Task,
+    kind: Kind,
+    *,
+    image: str,
+    split: str,
+    settings: WorldSettings,
+    question_index: int = 0,
 ) -> Question:
-    """The question of a task and kind about a scene.
+    """Return the question of a task and kind about a scene.
 
     Args:
-        scene: what is in the image.
+        scene: the content of the image.
         task: detection, classify or math.
         kind: judge, choice or open.
         image: path of the image.
-        split: of the row.
-        settings: how difficult it is.
-        number: further questions of the task have further numbers.
+        split: the row's split.
+        settings: the difficulty of the question.
+        question_index: counts the questions of one task about the scene.
     """
-    key = (scene.seed, scene.index, task.value, number)
-    turn = scene.index + number + TASKS.index(task)
-    subject, details = stream("subject", *key), stream("details", *key, kind.value)
-    asked = _ASK[task](_Occasion(scene, settings, subject, details, turn), kind)
-    suffix = f"-{number}" if number else ""
+    key = (scene.seed, scene.index, task.value, question_index)
+    turn = scene.index + question_index + TASKS.index(task)
+    context = _Context(scene, settings, hashed_rng("subject", *key), hashed_rng("details", *key, kind.value), turn)
+    draft = _DRAFTS[task](context, kind)
+    suffix = f"-{question_index}" if question_index else ""
     row = Row(
         id=f"world-{split}-{scene.seed}-{scene.index}-{task.value}-{kind.value}{suffix}",
         task=task,
         kind=kind,
-        problem=asked.problem,
-        solution=asked.solution,
+        problem=draft.problem,
+        solution=draft.solution,
         images=(image,),
-        options=asked.options,
-        multiple=asked.multiple,
+        options=draft.options,
+        multiple=draft.multiple,
         frame=FRAME,
-        boxes=asked.boxes,
+        boxes=draft.boxes,
         source="world",
         split=split,
         origin=ORIGIN,
     )
-    return Question(row, asked.thought)
+    return Question(row, draft.thought)
 
 
-def place(box: Box) -> str:
-    """Where the middle of a box lies in the image, as row and column."""
+def cell_name(box: Box) -> str:
+    """Name the grid row and column of a box's centre, as in `top left`."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return f"{ROWS[int(y // CELL)]} {COLUMNS[int(x // CELL)]}"
+    return f"{GRID_ROWS[int(y // CELL)]} {GRID_COLUMNS[int(x // CELL)]}"
 
 
-def _judged(occasion: _Occasion) -> bool:
-    return occasion.turn % 2 == 0
+def _judge_answer(context: _Context) -> bool:
+    return context.turn % 2 == 0
 
 
-def _offered(occasion: _Occasion, right: T, wrong: Sequence[T]) -> tuple[tuple[T, ...], str]:
-    """The options in their order, and the letter of the right one."""
-    position = occasion.turn % OPTIONS
+def _insert_right_option(context: _Context, right: T, wrong: Sequence[T]) -> tuple[tuple[T, ...], str]:
+    """Return the options in order, and the letter of the right one."""
+    position = context.turn % NUM_OPTIONS
     return (*wrong[:position], right, *wrong[position:]), ascii_uppercase[position]
 
 
-def _yes_or_no(verdict: bool) -> str:
-    return "yes" if verdict else "no"
+def _yes_or_no(answer: bool) -> str:
+    return "yes" if answer else "no"
 
 
-def _gone_through(shown: Iterable[str], letter: str) -> str:
-    """The options one after the other with a verdict on each, until the right one is found."""
-    seen = zip(ascii_uppercase[: ascii_uppercase.index(letter) + 1], shown, strict=False)
-    return ", ".join(f"{name} {text} {_yes_or_no(name == letter)}" for name, text in seen)
+def _options_thought(options: Iterable[str], right_letter: str) -> str:
+    """List the options with yes or no after each, up to the right one."""
+    letters = ascii_uppercase[: ascii_uppercase.index(right_letter) + 1]
+    return ", ".join(
+        f"{letter} {option} {_yes_or_no(letter == right_letter)}"
+        for letter, option in zip(letters, options, strict=False)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- detection
 
 
-def _detection(occasion: _Occasion, kind: Kind) -> _Asked:
-    target = pick(occasion.subject, askable(occasion.scene.things, occasion.scene.domain))
+def _detection_draft(context: _Context, kind: Kind) -> _QuestionDraft:
+    target = pick(context.subject_rng, unambiguous_targets(context.scene.objects, context.scene.domain))
     name = " ".join(target.pair)
-    problem, where = f"where is the {name}?", f"{name} {place(target.box)}"
+    problem, location = f"where is the {name}?", f"{name} {cell_name(target.box)}"
     if kind is Kind.OPEN:
-        return _Asked(problem, spell(target.box), where)
+        return _QuestionDraft(problem, format_box(target.box), location)
     if kind is Kind.JUDGE:
-        verdict = _judged(occasion)
-        shown = target.box if verdict else _wrong_boxes(occasion, target, 1)[0]
-        thought = f"{where}, box {place(shown)}"
-        return _Asked(f"{problem} is it {{box:0}}?", _yes_or_no(verdict), thought, boxes=(shown,))
-    boxes, letter = _offered(occasion, target.box, _wrong_boxes(occasion, target, OPTIONS - 1))
-    options = tuple(f"{{box:{index}}}" for index in range(OPTIONS))
-    thought = f"{where}, {_gone_through(map(place, boxes), letter)}"
-    return _Asked(problem, letter, thought, options, boxes=boxes)
+        answer = _judge_answer(context)
+        proposed = target.box if answer else _wrong_boxes(context, target, 1)[0]
+        thought = f"{location}, box {cell_name(proposed)}"
+        return _QuestionDraft(f"{problem} is it {{box:0}}?", _yes_or_no(answer), thought, boxes=(proposed,))
+    boxes, letter = _insert_right_option(context, target.box, _wrong_boxes(context, target, NUM_OPTIONS - 1))
+    options = tuple(f"{{box:{index}}}" for index in range(NUM_OPTIONS))
+    thought = f"{location}, {_options_thought(map(cell_name, boxes), letter)}"
+    return _QuestionDraft(problem, letter, thought, options, boxes=boxes)
 
 
-def _wrong_boxes(occasion: _Occasion, target: Thing, wanted: int) -> list[Box]:
-    """Boxes of the other objects; beside the target or on nothing where the settings say so, or no object is left."""
-    rng, settings = occasion.details, occasion.settings
-    others = shuffled(rng, (thing.box for thing in occasion.scene.things if thing is not target))
-    found: list[Box] = []
-    while len(found) < wanted:
+def _wrong_boxes(context: _Context, target: SceneObject, count: int) -> list[Box]:
+    """Return boxes of other objects, or boxes near the target or on no object as the settings ask for.
+
+    Boxes on no object also fill up where the scene has too few other objects.
+    """
+    rng, settings = context.details_rng, context.settings
+    others = shuffled(rng, (obj.box for obj in context.scene.objects if obj is not target))
+    wrong: list[Box] = []
+    while len(wrong) < count:
         if rng.random() < settings.near_boxes:
-            found.append(_box_beside(rng, target.box, [*others, *found], settings))
-        elif others and not (wanted == 1 and rng.random() < settings.empty_boxes):
-            found.append(others.pop())
+            wrong.append(_near_box(rng, target.box, [*others, *wrong], settings))
+        elif others and not (count == 1 and rng.random() < settings.empty_boxes):
+            wrong.append(others.pop())
         else:
-            found.append(_empty_box(rng, [target.box, *others, *found], settings))
-    return found
+            wrong.append(_empty_box(rng, [target.box, *others, *wrong], settings))
+    return wrong
 
 
-def _empty_box(rng: Random, taken: Sequence[Box], settings: Settings) -> Box:
-    """A box of an object's size that lies clear of those taken; as a last resort, one that touches them little."""
+def _empty_box(rng: Random, taken: Sequence[Box], settings: WorldSettings) -> Box:
+    """Draw a box of an object's size that overlaps none of those taken, or after 200 attempts only a little."""
     attempt = 0
     while True:
         attempt += 1
-        x, y = whole(rng, 0, SIZE - settings.sides[1]), whole(rng, 0, SIZE - settings.sides[1])
-        box = (x, y, x + whole(rng, *settings.sides), y + whole(rng, *settings.sides))
-        allowed = 0.0 if attempt < 200 else _MAX_IOU
-        if all(iou(box, other) <= allowed for other in taken):
-            return _floats(box)
+        x, y = randint(rng, 0, SIZE - settings.sides[1]), randint(rng, 0, SIZE - settings.sides[1])
+        box = _float_box(x, y, x + randint(rng, *settings.sides), y + randint(rng, *settings.sides))
+        if _max_iou(box, taken) <= (0.0 if attempt < 200 else _MAX_IOU):
+            return box
 
 
-def _box_beside(rng: Random, target: Box, taken: Sequence[Box], settings: Settings) -> Box:
-    """A box that overlaps the target, but too little to be right."""
+def _near_box(rng: Random, target: Box, taken: Sequence[Box], settings: WorldSettings) -> Box:
+    """Draw a box that overlaps the target, but too little to be right."""
     while True:
-        x = round(target[0]) + whole(rng, -settings.sides[1], settings.sides[1])
-        y = round(target[1]) + whole(rng, -settings.sides[1], settings.sides[1])
-        box = (x, y, x + whole(rng, *settings.sides), y + whole(rng, *settings.sides))
+        x = round(target[0]) + randint(rng, -settings.sides[1], settings.sides[1])
+        y = round(target[1]) + randint(rng, -settings.sides[1], settings.sides[1])
+        box = _float_box(x, y, x + randint(rng, *settings.sides), y + randint(rng, *settings.sides))
         inside = min(box) >= 0 and max(box) <= SIZE
-        if inside and 0 < iou(box, target) < _MAX_IOU and all(iou(box, other) <= 0.5 for other in taken):
-            return _floats(box)
+        if inside and 0 < _max_iou(box, [target]) < _MAX_IOU and _max_iou(box, taken) <= 0.5:
+            return box
 
 
-def iou(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
-    return width * height / (areas - width * height)
+def _max_iou(box: Box, others: Sequence[Box]) -> float:
+    """Return the largest IoU of a box with any of the others; 0 without others."""
+    return float(corners_iou(np.array([box]), np.array(others).reshape(-1, 4)).max(initial=0.0))
 
 
-def _floats(box: tuple[int, int, int, int]) -> Box:
-    return float(box[0]), float(box[1]), float(box[2]), float(box[3])
+def _float_box(x1: int, y1: int, x2: int, y2: int) -> Box:
+    return float(x1), float(y1), float(x2), float(y2)
 
 
 # ----------------------------------------------------------------------------------------------------------- classify
 
 
-def _names(things: Sequence[Thing], subject: str) -> list[str]:
-    """What the objects are called, one name for each, in reading order."""
+def _names(objects: Sequence[SceneObject], subject: str) -> list[str]:
+    """Return the shape, colour or both of each object, by the subject, in reading order."""
     name = {
-        "shapes": lambda thing: thing.shape,
-        "colours": lambda thing: thing.colour,
-        "objects": lambda thing: " ".join(thing.pair),
+        "shapes": lambda obj: obj.shape,
+        "colours": lambda obj: obj.colour,
+        "objects": lambda obj: " ".join(obj.pair),
     }[subject]
-    return [name(thing) for thing in things]
+    return [name(obj) for obj in objects]
 
 
-def _pool(domain: Domain, subject: str) -> list[str]:
-    """What the objects of a domain can be called."""
+def _domain_names(domain: Domain, subject: str) -> list[str]:
+    """Return every name that an object of the domain can have."""
     colours, shapes = zip(*domain.pairs, strict=True)
     pairs = [" ".join(pair) for pair in domain.pairs]
     return list(dict.fromkeys({"shapes": shapes, "colours": colours, "objects": pairs}[subject]))
 
 
-def _classify(occasion: _Occasion, kind: Kind) -> _Asked:
-    subject = weighted(occasion.subject, occasion.settings.subjects)
-    where, things = _looked_at(occasion)
-    labels = list(dict.fromkeys(_names(things, subject)))
+def _classify_draft(context: _Context, kind: Kind) -> _QuestionDraft:
+    subject = weighted_pick(context.subject_rng, context.settings.subjects)
+    region, objects = _random_region(context)
+    labels = list(dict.fromkeys(_names(objects, subject)))
     if kind is Kind.OPEN:
-        return _Asked(f"which {subject} are {where or 'there'}?", ", ".join(labels), ", ".join(_names(things, subject)))
-    absent = [name for name in _pool(occasion.scene.domain, subject) if name not in labels]
-    # Where a scene has all shapes or colours there are, nothing absent is left to ask for but whole objects.
+        thought = ", ".join(_names(objects, subject))
+        return _QuestionDraft(f"which {subject} are {region or 'there'}?", ", ".join(labels), thought)
+    absent = [name for name in _domain_names(context.scene.domain, subject) if name not in labels]
+    # A region may hold every shape or colour of the domain, but never every object.
     if not absent:
         subject = "objects"
-        labels = list(dict.fromkeys(_names(things, subject)))
-        absent = [name for name in _pool(occasion.scene.domain, subject) if name not in labels]
+        labels = list(dict.fromkeys(_names(objects, subject)))
+        absent = [name for name in _domain_names(context.scene.domain, subject) if name not in labels]
     if kind is Kind.JUDGE:
-        verdict = _judged(occasion)
-        name = pick(occasion.details, labels) if verdict else _absent(occasion, subject, absent, 1)[0]
-        thought = f"{name}, {looked_for(name, labels)}"
-        return _Asked(f"is there any {name}{where and ' '}{where}?", _yes_or_no(verdict), thought)
-    options, letters = _choose_labels(occasion, subject, labels, absent)
-    problem = f"which {subject} are {where or 'there'}?"
-    thought = lettered(labels, dict(zip(options, ascii_uppercase, strict=False)))
-    return _Asked(problem, ", ".join(letters), thought, options, multiple=True)
+        answer = _judge_answer(context)
+        name = pick(context.details_rng, labels) if answer else _absent_names(context, subject, absent, 1)[0]
+        thought = f"{name}, {search_thought(name, labels)}"
+        return _QuestionDraft(f"is there any {name}{region and ' '}{region}?", _yes_or_no(answer), thought)
+    options, letters = _label_options(context, subject, labels, absent)
+    problem = f"which {subject} are {region or 'there'}?"
+    thought = letters_thought(labels, dict(zip(options, ascii_uppercase, strict=False)))
+    return _QuestionDraft(problem, ", ".join(letters), thought, options, multiple=True)
 
 
-def looked_for(name: str, labels: list[str]) -> str:
-    """What is seen, in reading order with a verdict on each, until the name is found."""
+def search_thought(name: str, labels: list[str]) -> str:
+    """List the labels with yes or no after each, up to the name that is searched for."""
     end = labels.index(name) + 1 if name in labels else len(labels)
     return ", ".join(f"{label} {_yes_or_no(label == name)}" for label in labels[:end])
 
 
-def lettered(labels: Sequence[str], letters: Mapping[str, str]) -> str:
-    """What is seen, each with its letter among the options."""
+def letters_thought(labels: Sequence[str], letters: Mapping[str, str]) -> str:
+    """List the labels with the option letter of each, or none."""
     return ", ".join(f"{label} {letters.get(label, 'none')}" for label in labels)
 
 
-def _looked_at(occasion: _Occasion) -> tuple[str, Sequence[Thing]]:
-    """A row or column that holds something, and what it holds; or nothing said, and the whole scene."""
-    things = occasion.scene.things
-    if occasion.subject.random() >= occasion.settings.lines:
-        return "", things
-    side = pick(occasion.subject, list(dict.fromkeys(word for thing in things for word in place(thing.box).split())))
-    line = "row" if side in ROWS else "column"
-    return f"in the {side} {line}", [thing for thing in things if side in place(thing.box).split()]
+def _random_region(context: _Context) -> tuple[str, Sequence[SceneObject]]:
+    """Draw a grid row or column that is not empty, or the whole image with an empty text; return its objects too."""
+    objects = context.scene.objects
+    if context.subject_rng.random() >= context.settings.lines:
+        return "", objects
+    words = [word for obj in objects for word in cell_name(obj.box).split()]
+    line = pick(context.subject_rng, list(dict.fromkeys(words)))
+    axis = "row" if line in GRID_ROWS else "column"
+    return f"in the {line} {axis}", [obj for obj in objects if line in cell_name(obj.box).split()]
 
 
-def _choose_labels(
-    occasion: _Occasion, subject: str, labels: list[str], absent: list[str]
+def _label_options(
+    context: _Context, subject: str, labels: list[str], absent: list[str]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Options, some of them right, and the letters of those."""
-    rng = occasion.details
-    possible = [k for k in range(1, OPTIONS) if k <= len(labels) and OPTIONS - k <= len(absent)]
-    right = shuffled(rng, labels)[: pick(rng, possible)]
-    wrong = _absent(occasion, subject, absent, OPTIONS - len(right))
-    options, _ = _offered(occasion, right[0], shuffled(rng, [*right[1:], *wrong]))
+    """Return options, one to three of them right, and the letters of the right ones."""
+    rng = context.details_rng
+    num_right = [k for k in range(1, NUM_OPTIONS) if k <= len(labels) and NUM_OPTIONS - k <= len(absent)]
+    right = shuffled(rng, labels)[: pick(rng, num_right)]
+    wrong = _absent_names(context, subject, absent, NUM_OPTIONS - len(right))
+    options, _ = _insert_right_option(context, right[0], shuffled(rng, [*right[1:], *wrong]))
     return options, [letter for letter, option in zip(ascii_uppercase, options, strict=False) if option in right]
 
 
-def _absent(occasion: _Occasion, subject: str, absent: list[str], wanted: int) -> list[str]:
-    """Names of what is not in the image; of objects preferably those whose colour and shape both are."""
-    rng = occasion.details
-    rest = shuffled(rng, absent)
+def _absent_names(context: _Context, subject: str, absent: list[str], count: int) -> list[str]:
+    """Draw names that are not in the image; of objects, prefer those whose colour and shape both are."""
+    rng = context.details_rng
+    left = shuffled(rng, absent)
     if subject != "objects":
-        return rest[:wanted]
-    colours = {thing.colour for thing in occasion.scene.things}
-    shapes = {thing.shape for thing in occasion.scene.things}
-    found: list[str] = []
-    for _ in range(wanted):
-        mixed = [name for name in rest if name.split()[0] in colours and name.split()[1] in shapes]
-        choose_mixed = rng.random() < occasion.settings.mixed_pairs
-        found.append((mixed if mixed and choose_mixed else rest)[0])
-        rest.remove(found[-1])
-    return found
+        return left[:count]
+    colours = {obj.colour for obj in context.scene.objects}
+    shapes = {obj.shape for obj in context.scene.objects}
+    names: list[str] = []
+    for _ in range(count):
+        mixed = [name for name in left if name.split()[0] in colours and name.split()[1] in shapes]
+        prefers_mixed = rng.random() < context.settings.mixed_pairs
+        names.append((mixed if mixed and prefers_mixed else left)[0])
+        left.remove(names[-1])
+    return names
 
 
-# -------------------------------------------------------------------------------------------------------------- maths
+# --------------------------------------------------------------------------------------------------------------- math
 
 
-def _math(occasion: _Occasion, kind: Kind) -> _Asked:
-    things = occasion.scene.things
-    subject, counted = _counted(occasion)
-    found = [[thing for thing in things if name in thing.pair] for name in counted]
-    total = sum(map(len, found))
+def _math_draft(context: _Context, kind: Kind) -> _QuestionDraft:
+    subject, counted = _counted_names(context)
+    matches = [[obj for obj in context.scene.objects if name in obj.pair] for name in counted]
+    total = sum(map(len, matches))
     problem = f"how many {' plus '.join(PLURALS.get(name, name) for name in counted)}?"
     if len(counted) == 2:
-        thought = " plus ".join(str(len(matches)) for matches in found)
+        thought = " plus ".join(str(len(objects)) for objects in matches)
     else:
-        thought = " ".join(thing.colour if subject == "shapes" else thing.shape for thing in found[0]) or "none"
+        thought = " ".join(obj.colour if subject == "shapes" else obj.shape for obj in matches[0]) or "none"
     if kind is Kind.OPEN:
-        return _Asked(problem, str(total), thought)
+        return _QuestionDraft(problem, str(total), thought)
     thought = f"{thought}, {total}"
     if kind is Kind.JUDGE:
-        verdict = _judged(occasion)
-        shown = total if verdict else _wrong_number(occasion, total)
-        return _Asked(f"{problem} is it {shown}?", _yes_or_no(verdict), thought)
-    lowest = max(0, total - whole(occasion.details, 0, OPTIONS - 1))
-    wrong = [str(n) for n in shuffled(occasion.details, range(lowest, lowest + OPTIONS)) if n != total]
-    options, letter = _offered(occasion, str(total), wrong)
-    return _Asked(problem, letter, f"{thought}, {_gone_through(options, letter)}", options)
+        answer = _judge_answer(context)
+        proposed = total if answer else _wrong_number(context, total)
+        return _QuestionDraft(f"{problem} is it {proposed}?", _yes_or_no(answer), thought)
+    lowest = max(0, total - randint(context.details_rng, 0, NUM_OPTIONS - 1))
+    wrong = [str(n) for n in shuffled(context.details_rng, range(lowest, lowest + NUM_OPTIONS)) if n != total]
+    options, letter = _insert_right_option(context, str(total), wrong)
+    return _QuestionDraft(problem, letter, f"{thought}, {_options_thought(options, letter)}", options)
 
 
-def _counted(occasion: _Occasion) -> tuple[str, tuple[str, ...]]:
-    """Shapes or colours, and which of them to count: one, or two to be added.
+def _counted_names(context: _Context) -> tuple[str, tuple[str, ...]]:
+    """Draw the subject, shapes or colours, and the one or two names to count.
 
-    The total is drawn before the names are: with one name of one object after another, nearly all answers would be 1.
+    The total is drawn before the names: names drawn first would make nearly all answers 1.
     """
-    rng, settings = occasion.subject, occasion.settings
-    things = occasion.scene.things
+    rng, settings = context.subject_rng, context.settings
+    objects = context.scene.objects
     subject = pick(rng, ("shapes", "colours"))
-    names, pool = _names(things, subject), _pool(occasion.scene.domain, subject)
-    wanted = set(_names(newsworthy(things, occasion.scene.domain), subject))
-    tuples = combinations(shuffled(rng, pool), 2) if rng.random() < settings.sums else ((name,) for name in pool)
+    names, known = _names(objects, subject), _domain_names(context.scene.domain, subject)
+    target_names = set(_names(target_objects(objects, context.scene.domain), subject))
+    candidates = combinations(shuffled(rng, known), 2) if rng.random() < settings.sums else ((name,) for name in known)
     by_total: dict[int, list[tuple[str, ...]]] = {}
-    for counted in tuples:
+    for counted in candidates:
         total = sum(map(names.count, counted))
-        if not total or wanted & set(counted):
+        if not total or target_names & set(counted):
             by_total.setdefault(total, []).append(counted)
-    nothing = 0 in by_total and rng.random() < settings.zeros
-    # Small totals are there more often than large ones; weights that grow even them out.
-    total = 0 if nothing else weighted(rng, {total: total**2 for total in sorted(by_total)})
+    is_zero = 0 in by_total and rng.random() < settings.zeros
+    # Scenes offer small totals more often than large ones: weights that grow even them out.
+    total = 0 if is_zero else weighted_pick(rng, {total: total**2 for total in sorted(by_total)})
     return subject, pick(rng, by_total[total])
 
 
-def _wrong_number(occasion: _Occasion, total: int) -> int:
-    by_one = occasion.details.random() < occasion.settings.near_numbers
-    misses = (total - 1, total + 1) if by_one else (total - 2, total + 2, total + 3)
-    return pick(occasion.details, [n for n in misses if n >= 0])
+def _wrong_number(context: _Context, total: int) -> int:
+    is_near = context.details_rng.random() < context.settings.near_numbers
+    numbers = (total - 1, total + 1) if is_near else (total - 2, total + 2, total + 3)
+    return pick(context.details_rng, [n for n in numbers if n >= 0])
 
 
-_ASK = {Task.DETECTION: _detection, Task.CLASSIFY: _classify, Task.MATH: _math}
+_DRAFTS = {Task.DETECTION: _detection_draft, Task.CLASSIFY: _classify_draft, Task.MATH: _math_draft}

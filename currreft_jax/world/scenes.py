@@ -1,7 +1,7 @@
-"""Scenes of coloured shapes on a grid, drawn pixel for pixel alike on every machine.
+"""Scenes of coloured shapes on a grid, rendered to the same pixels on every machine.
 
 An image has 84 x 84 pixels and 3 x 3 cells of 28, the size of a merged unit of the vision tower. Each object lies in a
-cell of its own. Shapes are formulas, sampled 4 x 4 times a pixel and blended in whole numbers: no library draws.
+cell of its own. Shapes are formulas, sampled 4 x 4 times a pixel and blended in integers, without a drawing library.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from currreft_jax.structs import Frame
-from currreft_jax.world.chance import pick, shuffled, stream, whole
-from currreft_jax.world.settings import Settings
+from currreft_jax.world.rng import hashed_rng, pick, randint, shuffled
+from currreft_jax.world.settings import WorldSettings
 
 SIZE = 84
 CELL = 28
@@ -44,15 +44,15 @@ ALL_PAIRS: tuple[Pair, ...] = tuple(product(COLOURS, SHAPES))
 HELD_OUT: tuple[Pair, ...] = (("red", "star"), ("green", "triangle"), ("blue", "square"), ("yellow", "circle"))
 FAMILIAR: tuple[Pair, ...] = tuple(pair for pair in product(FAMILIAR_COLOURS, FAMILIAR_SHAPES) if pair not in HELD_OUT)
 
-_SAMPLES = 4
+_SAMPLES = 4  # along each side of a pixel
 # Corners of a five-pointed star in thousandths of its box.
 _STAR = ((500, 0), (639, 352), (1000, 382), (725, 630), (809, 1000), (500, 802), (191, 1000), (275, 630), (0, 382))
 _STAR += ((361, 352),)
-_HALF_BAR = 0.36
+_HALF_BAR = 0.36  # half the width of a cross's bar, of half its box
 
 
 class Backdrop(Enum):
-    """What lies behind the objects."""
+    """Kind of background."""
 
     LIGHT = "light"
     DARK = "dark"
@@ -62,29 +62,29 @@ class Backdrop(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Which scenes there are.
+    """A distribution of scenes.
 
     Attributes:
-        objects: least and greatest number of objects.
-        novel: pairs of colour and shape beyond the familiar ones. Where there are any, half of the objects are of them,
+        num_objects: least and greatest number of objects.
+        novel: pairs of colour and shape beyond the familiar ones. If there are any, half of the objects are of them,
             and at least one.
-        backdrops: one of them, equally often.
-        straddles: share of scenes whose grid is moved by half a cell, so that every object lies on a cell's border.
+        backdrops: backgrounds, equally likely.
+        straddles: share of scenes whose grid is shifted by half a cell, so that every object lies on a cell's border.
     """
 
-    objects: tuple[int, int]
+    num_objects: tuple[int, int]
     novel: tuple[Pair, ...] = ()
     backdrops: tuple[Backdrop, ...] = (Backdrop.LIGHT,)
     straddles: float = 0.0
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """Every pair of colour and shape that its scenes may show, in the order of the tables."""
+        """Every pair of colour and shape that its scenes may show, in the order of `ALL_PAIRS`."""
         return tuple(pair for pair in ALL_PAIRS if pair in FAMILIAR or pair in self.novel)
 
 
-def domains(settings: Settings) -> dict[str, Domain]:
-    """In domain, each axis out of it by itself, and all of them together."""
+def domains(settings: WorldSettings) -> dict[str, Domain]:
+    """Return the domains by name: `in`, one axis at a time, and `any`, which mixes all axes."""
     few = settings.objects
     some = min(max(few[0], 2), settings.many_objects[1]), settings.many_objects[1]
     unfamiliar = tuple(pair for pair in ALL_PAIRS if pair not in FAMILIAR)
@@ -102,17 +102,17 @@ def domains(settings: Settings) -> dict[str, Domain]:
     }
 
 
-AXES = tuple(name for name in domains(Settings()) if name not in ("in", "any"))
+AXES = tuple(name for name in domains(WorldSettings()) if name not in ("in", "any"))
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One object.
+class SceneObject:
+    """An object of a scene.
 
     Attributes:
-        colour: its name.
-        shape: its name.
-        box: (x1, y1, x2, y2) in pixels, 0-based and half-open, of exactly the pixels that are drawn.
+        colour: name of its colour.
+        shape: name of its shape.
+        box: (x1, y1, x2, y2) in pixels, 0-based and half-open; the exact bounds of its pixels.
         rgb: its shade of the colour.
     """
 
@@ -129,119 +129,120 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """What is painted behind the objects.
+    """The background of a scene.
 
     Attributes:
-        backdrop: how.
-        rgb: its colour, or the mean of it.
-        slope: direction in which a gradient grows lighter, as (x, y).
-        grain: seed of the noise.
+        backdrop: its kind.
+        rgb: its colour; the mean colour of a gradient or noise.
+        slope: direction (x, y) in which a gradient becomes lighter.
+        noise_seed: seed of the noise.
     """
 
     backdrop: Backdrop
     rgb: tuple[int, int, int]
     slope: tuple[int, int] = (0, 0)
-    grain: int = 0
+    noise_seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One image before it is drawn.
+    """The content of one image.
 
     Attributes:
-        seed: of the world.
-        index: of the scene in it.
-        domain: what it was drawn from.
-        background: behind the objects.
-        things: the objects in reading order: cell by cell, row by row.
+        seed: seed of the world.
+        index: index of the scene in the world.
+        domain: the distribution it is drawn from.
+        background: its background.
+        objects: its objects in reading order: cell by cell, row by row.
     """
 
     seed: int
     index: int
     domain: Domain
     background: Background
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
 
-def scene(seed: int, index: int, domain: Domain, settings: Settings) -> Scene:
-    """The scene of an index. It has an object that can be asked for: see `askable`."""
-    rng = stream("scene", seed, index)
+def make_scene(seed: int, index: int, domain: Domain, settings: WorldSettings) -> Scene:
+    """Return the scene of an index, which has at least one of the `unambiguous_targets`."""
+    rng = hashed_rng("scene", seed, index)
     while True:
-        things = _things(rng, domain, settings)
-        if askable(things, domain):
-            return Scene(seed, index, domain, _background(rng, pick(rng, domain.backdrops)), things)
+        objects = _random_objects(rng, domain, settings)
+        if unambiguous_targets(objects, domain):
+            return Scene(seed, index, domain, _random_background(rng, pick(rng, domain.backdrops)), objects)
 
 
-def newsworthy(things: Sequence[Thing], domain: Domain) -> list[Thing]:
-    """The objects that questions are about: those of novel pairs where the domain has any, else all."""
-    return [thing for thing in things if not domain.novel or thing.pair in domain.novel]
+def target_objects(objects: Sequence[SceneObject], domain: Domain) -> list[SceneObject]:
+    """Return the objects that questions may be about: those of novel pairs if the domain has any, else all."""
+    return [obj for obj in objects if not domain.novel or obj.pair in domain.novel]
 
 
-def askable(things: Sequence[Thing], domain: Domain) -> list[Thing]:
-    """Those of them that colour and shape tell from every other object."""
-    pairs = [thing.pair for thing in things]
-    return [thing for thing in newsworthy(things, domain) if pairs.count(thing.pair) == 1]
+def unambiguous_targets(objects: Sequence[SceneObject], domain: Domain) -> list[SceneObject]:
+    """Return the target objects whose pair of colour and shape no other object has."""
+    pairs = [obj.pair for obj in objects]
+    return [obj for obj in target_objects(objects, domain) if pairs.count(obj.pair) == 1]
 
 
-def _things(rng: Random, domain: Domain, settings: Settings) -> tuple[Thing, ...]:
-    count = whole(rng, *domain.objects)
-    cells = _cells(rng, count, rng.random() < domain.straddles)
-    novel = whole(rng, 0, count - 1)  # one is novel for certain, wherever it lies
-    things = []
-    for number, (left, top) in enumerate(cells):
-        is_novel = bool(domain.novel) and (number == novel or rng.random() < 0.5)
+def _random_objects(rng: Random, domain: Domain, settings: WorldSettings) -> tuple[SceneObject, ...]:
+    count = randint(rng, *domain.num_objects)
+    cells = _random_cells(rng, count, rng.random() < domain.straddles)
+    always_novel = randint(rng, 0, count - 1)
+    objects = []
+    for position, (left, top) in enumerate(cells):
+        is_novel = bool(domain.novel) and (position == always_novel or rng.random() < 0.5)
         colour, shape = pick(rng, domain.novel if is_novel else FAMILIAR)
-        width = whole(rng, *settings.sides)
-        height = min(max(width + whole(rng, -3, 3), settings.sides[0]), settings.sides[1])
-        x, y = left + whole(rng, 0, CELL - width), top + whole(rng, 0, CELL - height)
+        width = randint(rng, *settings.sides)
+        height = min(max(width + randint(rng, -3, 3), settings.sides[0]), settings.sides[1])
+        x, y = left + randint(rng, 0, CELL - width), top + randint(rng, 0, CELL - height)
         red, green, blue = (
-            min(max(value + whole(rng, -settings.shade, settings.shade), 0), 255) for value in COLOURS[colour]
+            min(max(value + randint(rng, -settings.shade, settings.shade), 0), 255) for value in COLOURS[colour]
         )
         box = (float(x), float(y), float(x + width), float(y + height))
-        things.append(Thing(colour, shape, box, (red, green, blue)))
-    return tuple(things)
+        objects.append(SceneObject(colour, shape, box, (red, green, blue)))
+    return tuple(objects)
 
 
-def _cells(rng: Random, count: int, straddle: bool) -> list[tuple[int, int]]:
-    """Left and top of as many cells, in reading order."""
+def _random_cells(rng: Random, count: int, straddle: bool) -> list[tuple[int, int]]:
+    """Return (left, top) of `count` cells in reading order; `straddle` shifts the grid by half a cell."""
     half = CELL // 2
-    moves = [(half, 0), (0, half), (half, half)] if straddle else [(0, 0)]
+    shifts = [(half, 0), (0, half), (half, half)] if straddle else [(0, 0)]
     grids = [
-        [(x, y) for y in range(dy, SIZE - CELL + 1, CELL) for x in range(dx, SIZE - CELL + 1, CELL)] for dx, dy in moves
+        [(x, y) for y in range(dy, SIZE - CELL + 1, CELL) for x in range(dx, SIZE - CELL + 1, CELL)]
+        for dx, dy in shifts
     ]
     grid = pick(rng, [grid for grid in grids if len(grid) >= count])
     return sorted(shuffled(rng, grid)[:count], key=lambda cell: (cell[1], cell[0]))
 
 
-def _background(rng: Random, backdrop: Backdrop) -> Background:
+def _random_background(rng: Random, backdrop: Backdrop) -> Background:
     if backdrop in (Backdrop.LIGHT, Backdrop.DARK):
         low, high = (232, 254) if backdrop is Backdrop.LIGHT else (8, 64)
-        return Background(backdrop, (whole(rng, low, high), whole(rng, low, high), whole(rng, low, high)))
-    grey = whole(rng, 90, 190)
-    tint = (grey + whole(rng, -10, 10), grey + whole(rng, -10, 10), grey + whole(rng, -10, 10))
+        return Background(backdrop, (randint(rng, low, high), randint(rng, low, high), randint(rng, low, high)))
+    grey = randint(rng, 90, 190)
+    tint = (grey + randint(rng, -10, 10), grey + randint(rng, -10, 10), grey + randint(rng, -10, 10))
     if backdrop is Backdrop.GRADIENT:
         return Background(backdrop, tint, slope=pick(rng, ((1, 0), (-1, 0), (0, 1), (0, -1))))
-    return Background(backdrop, tint, grain=whole(rng, 0, 2**32 - 1))
+    return Background(backdrop, tint, noise_seed=randint(rng, 0, 2**32 - 1))
 
 
-def pixels(scene: Scene) -> np.ndarray:
-    """The image, uint8 `[y, x, channel]`."""
-    canvas = _paint(scene.background)
-    for thing in scene.things:
-        x1, y1, x2, y2 = map(int, thing.box)
-        cover = coverage(thing.shape, x2 - x1, y2 - y1)[..., None]
-        behind = canvas[y1:y2, x1:x2]
+def render_array(scene: Scene) -> np.ndarray:
+    """Render the scene as uint8 `[y, x, channel]`."""
+    canvas = _render_background(scene.background)
+    for obj in scene.objects:
+        x1, y1, x2, y2 = map(int, obj.box)
+        cover = coverage(obj.shape, x2 - x1, y2 - y1)[..., None]
+        patch = canvas[y1:y2, x1:x2]
         full = _SAMPLES**2
-        behind[:] = (behind * (full - cover) + np.array(thing.rgb, np.uint16) * cover + full // 2) // full
+        patch[:] = (patch * (full - cover) + np.array(obj.rgb, np.uint16) * cover + full // 2) // full
     return canvas
 
 
-def render(scene: Scene) -> Image.Image:
-    """The image."""
-    return Image.fromarray(pixels(scene))
+def render_image(scene: Scene) -> Image.Image:
+    """Render the scene as an RGB image."""
+    return Image.fromarray(render_array(scene))
 
 
-def _paint(background: Background) -> np.ndarray:
+def _render_background(background: Background) -> np.ndarray:
     canvas = np.empty((SIZE, SIZE, 3), np.uint8)
     canvas[:] = background.rgb
     if background.backdrop is Backdrop.GRADIENT:
@@ -249,16 +250,16 @@ def _paint(background: Background) -> np.ndarray:
         dx, dy = background.slope
         return np.clip(canvas + (dx * ramp + dy * ramp[:, None])[..., None], 0, 255).astype(np.uint8)
     if background.backdrop is Backdrop.NOISE:
-        # Of NumPy's generators only the raw bits are promised to stay the same.
-        words = np.random.PCG64(background.grain).random_raw(SIZE * SIZE // 8).astype("<u8")
-        grains = words.view(np.uint8).reshape(SIZE, SIZE, 1).astype(np.int32) * 17 // 256 * 5 - 40
-        return np.clip(canvas + grains, 0, 255).astype(np.uint8)
+        # NumPy promises reproducible streams for its bit generators alone, not for `Generator`'s methods.
+        words = np.random.PCG64(background.noise_seed).random_raw(SIZE * SIZE // 8).astype("<u8")
+        noise = words.view(np.uint8).reshape(SIZE, SIZE, 1).astype(np.int32) * 17 // 256 * 5 - 40
+        return np.clip(canvas + noise, 0, 255).astype(np.uint8)
     return canvas
 
 
 @cache
 def coverage(shape: str, width: int, height: int) -> np.ndarray:
-    """How many of its 16 samples of each pixel a shape covers, uint16 `[height, width]`.
+    """Count the samples of each pixel, of 16, that a shape covers, as uint16 `[height, width]`.
 
     Raises:
         ValueError: there is no such shape.
@@ -284,20 +285,9 @@ def coverage(shape: str, width: int, height: int) -> np.ndarray:
 
 
 def _in_star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Whether a line from the point to the right crosses the outline an odd number of times."""
+    """Mark the points inside the star: a ray to the right crosses its outline an odd number of times."""
     inside = np.zeros((len(v), len(u)), bool)
     for (x1, y1), (x2, y2) in zip(_STAR, _STAR[1:] + _STAR[:1], strict=True):
         if y1 != y2:
             inside ^= ((y1 > v) != (y2 > v)) & (u < (x2 - x1) * (v - y1) / (y2 - y1) + x1)
     return inside
-
-
-def contact_sheet(scenes: Sequence[Scene], columns: int) -> Image.Image:
-    """The scenes as one page of pictures, row by row."""
-    gap = 4
-    rows = -(-len(scenes) // columns)
-    sheet = Image.new("RGB", (columns * (SIZE + gap) - gap, rows * (SIZE + gap) - gap), "white")
-    for number, scene in enumerate(scenes):
-        y, x = divmod(number, columns)
-        sheet.paste(render(scene), (x * (SIZE + gap), y * (SIZE + gap)))
-    return sheet

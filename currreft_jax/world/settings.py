@@ -1,4 +1,4 @@
-"""How difficult the world is: every number that decides it, in one place."""
+"""The difficulty of the world and the number of its scenes."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ def _tasks() -> dict[Task, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """The difficulty of scenes and questions, and what the base learns from. Shares are between 0 and 1.
+class WorldSettings:
+    """Difficulty of scenes and questions, and the mix that the base learns from. Shares are in [0, 1].
 
     Attributes:
         objects: least and greatest number of objects in a scene.
         many_objects: the same for the axis `counts`.
-        sides: least and greatest side of an object, in pixels: at least 14, below which a star's points are lost, and
-            at most a cell's 28. At 15 or more an object of the axis `straddle` always lies on a cell's border.
-        shade: how far each channel of an object's colour may be from the colour's own value.
-        near_boxes: share of wrong boxes that lie beside the right one and overlap it, rather than on another object.
-        empty_boxes: share of wrong boxes of judge rows that lie on nothing although another object could be shown.
-        subjects: weights of what classify rows are about: shapes, colours, or whole objects.
+        sides: least and greatest side of an object in pixels: at least 14, below which a star loses its points, and at
+            most 28, the side of a cell. From 15 on, every object of the axis `straddle` lies on a cell's border.
+        shade: largest distance of an object's RGB channels from those of its colour.
+        near_boxes: share of wrong boxes that overlap the right one a little, rather than show another object.
+        empty_boxes: share of wrong boxes of judge rows that show no object although another one could be shown.
+        subjects: weights of the subjects of classify rows: shapes, colours, or whole objects.
         lines: share of classify rows about one row or column of the grid, rather than the whole image.
-        base_lines: the same for what the base learns, which therefore knows the easier questions better.
-        mixed_pairs: share of absent objects whose colour and whose shape are both in the image, where there are such.
-        sums: share of maths rows that add two counts.
-        zeros: share of counted names that are not in the image.
-        near_numbers: share of wrong numbers of judge rows that miss by one.
-        odd_scenes: share of the base's scenes drawn from the domain `any`; the others are in domain.
-        captions: share of captions in what the base learns.
-        kinds: weights of the kinds of its questions.
-        tasks: weights of their tasks.
-        broken: share of its answers that break the format.
-        questions: questions and captions about each of its images.
-        turns: how many of them follow each other in one conversation.
+        base_lines: the same for the base's pretraining, which is to make the base better at the easier questions.
+        mixed_pairs: share of absent objects whose colour and shape are both in the image, where there are such.
+        sums: share of math rows that add two counts.
+        zeros: share of counts that are 0, where such names exist.
+        near_numbers: share of wrong numbers of judge rows that differ by 1 from the right one.
+        odd_scenes: share of pretraining scenes from the domain `any`; the others are in domain.
+        captions: share of captions among the pretraining examples of the split `base`.
+        kinds: weights of the kinds of pretraining questions.
+        tasks: weights of the tasks of pretraining questions.
+        broken: share of pretraining answers in a layout that earns no format reward.
+        questions: pretraining examples of each scene.
+        turns: pretraining examples of each conversation.
     """
 
     objects: tuple[int, int] = (1, 4)
@@ -71,14 +71,18 @@ class Settings:
     turns: int = 1
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be drawn or asked."""
-        for name, (low, high), least, most in (
+        """Validate the settings.
+
+        Raises:
+            ValueError: naming the setting, its value and the values it takes.
+        """
+        for name, (low, high), smallest, largest in (
             ("objects", self.objects, 1, 6),
             ("many_objects", self.many_objects, 1, 6),
             ("sides", self.sides, 14, 28),
         ):
-            if not least <= low <= high <= most:
-                raise ValueError(f"{name} = {(low, high)}: {least} to {most}, the lower first")
+            if not smallest <= low <= high <= largest:
+                raise ValueError(f"{name} = {(low, high)}: {smallest} to {largest}, the lower first")
         values: dict[str, Any] = asdict(self)
         for name in ("subjects", "kinds", "tasks"):
             weights = values[name].values()
@@ -94,16 +98,16 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """How many scenes each part of the world has.
+class WorldSizes:
+    """Number of scenes in each split of the world.
 
     Attributes:
-        captions: of the captions that the base learns first; each is described in every form of `lessons.CAPTIONS`.
-        base: of the questions that it learns next; see `Settings.questions`.
-        drills: exercises in words alone, which have no scene.
-        train: of the curriculum's training rows; each gives one row of every task and kind.
-        test: likewise of the test in domain.
-        axis: likewise of the test of each axis out of domain.
+        captions: scenes of the base's first stage; each makes one row for every form of `pretraining.CAPTION_PROMPTS`.
+        base: scenes of the base's second stage; each makes `WorldSettings.questions` examples.
+        drills: rows of text-only drills, which have no scene.
+        train: training scenes of the curriculum; each makes one row of every task and kind.
+        test: test scenes in domain; each makes one row of every task and kind.
+        axis: test scenes of each axis out of domain; each makes one row of every task and kind.
     """
 
     captions: int = 10_000

@@ -1,7 +1,7 @@
-"""The world's tokenizer, as a Hugging Face folder: a word a token, and bytes for every other text.
+"""The world's tokenizer, in Hugging Face format: one token a word, and bytes for text outside the vocabulary.
 
-A word, a digit or a sign is a token with the space before it and another one without. Text is cut into such pieces; a
-piece that the vocabulary lacks becomes its UTF-8 bytes. So nothing is unknown, and what is decoded is what was encoded.
+Text is split into words, digits and signs, each with the space before it. A piece outside the vocabulary becomes its
+UTF-8 bytes, so that there is no unknown token and decoding inverts encoding.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from currreft_jax.world.lessons import CAPTIONS
-from currreft_jax.world.prompts import MULTIPLE, SUFFIXES
-from currreft_jax.world.questions import COLUMNS, PLURALS, ROWS
+from currreft_jax.world.pretraining import CAPTION_PROMPTS
+from currreft_jax.world.question_text import MULTIPLE_SUFFIX, SUFFIXES
+from currreft_jax.world.questions import GRID_COLUMNS, GRID_ROWS, PLURALS
 from currreft_jax.world.scenes import COLOURS, SHAPES
 
 SPECIAL = (
@@ -28,7 +28,7 @@ SPECIAL = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 LETTERS = ("A", "B", "C", "D")
-# What chat templates write around every turn.
+# Text that chat templates write around every turn.
 PHRASES = ("You are a helpful assistant.", "system\n", "user\n", "assistant\n")
 OTHER_WORDS = (
     *("where", "is", "the", "it", "box", "which", "shapes", "colours", "objects", "are", "there", "any", "how", "many"),
@@ -39,14 +39,13 @@ OTHER_WORDS = (
 SIGNS = (*",.?:;()[]{}\"'+-=/<>",)
 DIGITS = (*"0123456789",)
 
-# A phrase; an option's line; a tag; a comma with the first digit behind it; a word, a digit or a sign; white space.
+# Phrases; options' lines; tags; a comma with the first digit after it; words; digits; signs; white space.
 _PIECES = (
     r"You are a helpful assistant\.|(?:system|user|assistant)\n|\n[A-D]\.| ?</?(?:think|answer)>|, \d"
     r"| ?[A-Za-z]+| ?\d| ?[^\sA-Za-z\d]|\s"
 )
 
-
-# Qwen's, without the system turn: nobody has told this model what it is.
+# Qwen's chat template without its default system turn.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -70,38 +69,39 @@ CHAT_TEMPLATE = """\
 
 
 def words() -> tuple[str, ...]:
-    """Every word of the world's texts."""
-    texts = " ".join((*SUFFIXES.values(), MULTIPLE, *CAPTIONS.values()))
-    worded = "".join(letter if letter.isalpha() else " " for letter in texts).split()
-    named = (*SHAPES, *PLURALS.values(), *COLOURS, *ROWS, *COLUMNS)
-    return tuple(dict.fromkeys((*named, *OTHER_WORDS, *worded)))
+    """Return every word of the world's texts."""
+    texts = " ".join((*SUFFIXES.values(), MULTIPLE_SUFFIX, *CAPTION_PROMPTS.values()))
+    text_words = "".join(character if character.isalpha() else " " for character in texts).split()
+    names = (*SHAPES, *PLURALS.values(), *COLOURS, *GRID_ROWS, *GRID_COLUMNS)
+    return tuple(dict.fromkeys((*names, *OTHER_WORDS, *text_words)))
 
 
 def pieces() -> tuple[str, ...]:
-    """Every token that is neither a byte nor special."""
+    """Return every token that is neither a byte nor special."""
     spaced = (*TAGS, *words(), *LETTERS, *SIGNS, *DIGITS)
     bare = (*TAGS, *words())
     lines = (*(f"\n{letter}." for letter in LETTERS), *(f", {digit}" for digit in DIGITS))
     return tuple(dict.fromkeys((*PHRASES, *lines, *bare, *(f" {text}" for text in spaced))))
 
 
-def build() -> Tokenizer:
-    """The tokenizer. Its ids: bytes, then pieces, then special tokens."""
-    cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+def build_tokenizer() -> Tokenizer:
+    """Build the tokenizer; its ids are those of bytes, then pieces, then special tokens."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    spelt = [cut.pre_tokenize_str(text)[0][0] for text in pieces()]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys((*alphabet, *spelt)))}
-    # Without merges a piece is a token of its own or falls into bytes.
+    piece_tokens = [byte_level.pre_tokenize_str(text)[0][0] for text in pieces()]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys((*alphabet, *piece_tokens)))}
+    # Without merges, a piece is either in the vocabulary or split into bytes.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"), cut])
+    split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     return tokenizer
 
 
-def write(folder: Path) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json` into a folder that exists."""
-    build().save(str(folder / "tokenizer.json"))
+def write_tokenizer(folder: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json` to an existing folder."""
+    build_tokenizer().save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",

@@ -1,4 +1,4 @@
-"""The world on disk: images, and rows in JSON lines, split by image."""
+"""Writes the world to disk: images, and rows as JSON lines, in splits that share no image."""
 
 from __future__ import annotations
 
@@ -14,119 +14,124 @@ from typing import Any
 from PIL import Image
 
 from currreft_jax.structs import Row
-from currreft_jax.world.chance import stream
-from currreft_jax.world.drills import drill
-from currreft_jax.world.lessons import CAPTIONS, caption_lesson, conversation, lessons
-from currreft_jax.world.questions import KINDS, TASKS, ask
-from currreft_jax.world.scenes import AXES, Scene, domains, pixels, scene
-from currreft_jax.world.settings import Settings, Sizes
+from currreft_jax.world.drills import drill_row
+from currreft_jax.world.pretraining import CAPTION_PROMPTS, caption_example, chat_row, pretraining_examples
+from currreft_jax.world.questions import KINDS, TASKS, make_question
+from currreft_jax.world.rng import hashed_rng
+from currreft_jax.world.scenes import AXES, Scene, domains, make_scene, render_array
+from currreft_jax.world.settings import WorldSettings, WorldSizes
 
 DESCRIPTION = "world.json"
-Keys = Callable[[Row], dict[str, Any]]
-Rows = Callable[[Scene, str, str, Settings], Iterator[tuple[str, Row]]]
+ToKeys = Callable[[Row], dict[str, Any]]
+SceneRows = Callable[[Scene, str, str, WorldSettings], Iterator[tuple[str, Row]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One of the sets that a world is split into.
+class WorldSplit:
+    """A split of the world.
 
     Attributes:
-        name: of the set, its rows' `split`.
-        first: index of its first scene.
-        scenes: how many it has.
-        domain: (seed, index, settings) -> the domain of a scene, by its name.
-        rows: (scene, image, split, settings) -> file name and row of each of its rows.
+        name: the `split` of its rows.
+        first_scene: index of its first scene.
+        num_scenes: number of its scenes.
+        domain: (seed, scene index, settings) -> name of the scene's domain.
+        rows: (scene, image, split, settings) -> file name and row of each of the scene's rows.
     """
 
     name: str
-    first: int
-    scenes: int
-    domain: Callable[[int, int, Settings], str]
-    rows: Rows
+    first_scene: int
+    num_scenes: int
+    domain: Callable[[int, int, WorldSettings], str]
+    rows: SceneRows
 
 
-def parts(sizes: Sizes) -> tuple[Part, ...]:
-    """The sets of a world. No two have a scene in common.
+def world_splits(sizes: WorldSizes) -> tuple[WorldSplit, ...]:
+    """Return the splits of a world.
 
-    The axes share the indices of the test: a scene of an axis is one of the test with that axis changed.
+    No two share a scene, but the axes share the test's scene indices: a scene of an axis is the test scene of the same
+    index with that axis changed.
     """
     return (
-        Part("captions", 0, sizes.captions, _mixed, _captions),
-        Part("base", 10_000_000, sizes.base, _mixed, _lessons),
-        Part("train", 20_000_000, sizes.train, lambda *_: "in", _questions),
-        Part("test", 30_000_000, sizes.test, lambda *_: "in", _questions),
-        *(Part(f"test_{axis}", 30_000_000, sizes.axis, lambda *_, axis=axis: axis, _questions) for axis in AXES),
+        WorldSplit("captions", 0, sizes.captions, _pretraining_domain, _caption_rows),
+        WorldSplit("base", 10_000_000, sizes.base, _pretraining_domain, _pretraining_rows),
+        WorldSplit("train", 20_000_000, sizes.train, lambda *_: "in", _question_rows),
+        WorldSplit("test", 30_000_000, sizes.test, lambda *_: "in", _question_rows),
+        *(
+            WorldSplit(f"test_{axis}", 30_000_000, sizes.axis, lambda *_, axis=axis: axis, _question_rows)
+            for axis in AXES
+        ),
     )
 
 
-def write(
+def write_world(
     folder: Path,
-    to_keys: Callable[[Row], dict[str, Any]],
+    to_keys: ToKeys,
     *,
     seed: int = 0,
-    sizes: Sizes | None = None,
-    settings: Settings | None = None,
+    sizes: WorldSizes | None = None,
+    settings: WorldSettings | None = None,
 ) -> dict[str, int]:
-    """Writes a world: images and rows.
+    """Write a world: images and rows.
 
-    `captions.jsonl`, `base.jsonl` and `drills.jsonl` are what the base learns from. Judge, choice and open rows are in
+    The base learns from `captions.jsonl`, `base.jsonl` and `drills.jsonl`. Judge, choice and open rows are in
     `train_KIND.jsonl`, `test_KIND.jsonl` and, for each axis out of domain, `test_AXIS_KIND.jsonl`. Image paths are
-    relative to the folder. `world.json`, written last, tells seed, sizes and settings.
+    relative to the folder. `world.json`, written last, holds seed, sizes, settings and counts.
 
     Args:
-        folder: made if it is not there.
-        to_keys: the JSON object of a row.
-        seed: of every scene and question.
-        sizes: the defaults where None.
-        settings: likewise.
+        folder: created if it does not exist.
+        to_keys: row -> JSON object.
+        seed: seed of all scenes and questions.
+        sizes: defaults where None.
+        settings: defaults where None.
 
     Returns:
         File name -> number of rows.
 
     Raises:
         FileExistsError: the folder has images already.
-        ValueError: an image would stand in two sets.
+        ValueError: two splits share an image.
     """
-    sizes, settings = sizes or Sizes(), settings or Settings()
+    sizes, settings = sizes or WorldSizes(), settings or WorldSettings()
     if (folder / "images").exists():
         raise FileExistsError(f"{folder} has images already: remove it, or write the world to another folder")
     counts: dict[str, int] = {}
     owners: dict[bytes, str] = {}
-    for part in parts(sizes):
-        counts |= _write_part(folder, to_keys, part, seed, settings, owners)
+    for split in world_splits(sizes):
+        counts |= _write_split(folder, to_keys, split, seed, settings, owners)
     if sizes.drills:
         with (folder / "drills.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(to_keys(drill(seed, index))) + "\n" for index in range(sizes.drills))
+            file.writelines(json.dumps(to_keys(drill_row(seed, index))) + "\n" for index in range(sizes.drills))
         counts["drills.jsonl"] = sizes.drills
-    described = {"seed": seed, "sizes": asdict(sizes), "settings": _plain(asdict(settings)), "rows": counts}
-    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    description = {"seed": seed, "sizes": asdict(sizes), "settings": _json_value(asdict(settings)), "rows": counts}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
     return counts
 
 
-def _write_part(
+def _write_split(
     folder: Path,
-    to_keys: Callable[[Row], dict[str, Any]],
-    part: Part,
+    to_keys: ToKeys,
+    split: WorldSplit,
     seed: int,
-    settings: Settings,
+    settings: WorldSettings,
     owners: dict[bytes, str],
 ) -> dict[str, int]:
-    images = Path("images") / part.name
+    """Write the images and rows of a split; `owners` maps the digest of every image so far to its split."""
+    images = Path("images") / split.name
     (folder / images).mkdir(parents=True)
     counts: dict[str, int] = {}
-    known = domains(settings)
+    known_domains = domains(settings)
     with ExitStack() as stack:
         files: dict[str, Any] = {}
-        for number in range(part.scenes):
-            index = part.first + number
-            shown = scene(seed, index, known[part.domain(seed, index, settings)], settings)
-            canvas = pixels(shown)
-            owner = owners.setdefault(blake2b(canvas.tobytes(), digest_size=16).digest(), part.name)
-            if owner != part.name:
-                raise ValueError(f"scene {index} of {part.name} is an image of {owner} too: choose another seed")
-            image = images / f"{number:06d}.png"
-            Image.fromarray(canvas).save(folder / image, compress_level=1)
-            for name, row in part.rows(shown, image.as_posix(), part.name, settings):
+        for offset in range(split.num_scenes):
+            index = split.first_scene + offset
+            scene = make_scene(seed, index, known_domains[split.domain(seed, index, settings)], settings)
+            pixels = render_array(scene)
+            owner = owners.setdefault(blake2b(pixels.tobytes(), digest_size=16).digest(), split.name)
+            if owner != split.name:
+                raise ValueError(f"scene {index} of {split.name} is an image of {owner} too: choose another seed")
+            image = images / f"{offset:06d}.png"
+            Image.fromarray(pixels).save(folder / image, compress_level=1)
+            for name, row in split.rows(scene, image.as_posix(), split.name, settings):
                 if name not in files:
                     files[name] = stack.enter_context((folder / name).open("w", encoding="utf-8"))
                 files[name].write(json.dumps(to_keys(row)) + "\n")
@@ -134,31 +139,31 @@ def _write_part(
     return counts
 
 
-def _mixed(seed: int, index: int, settings: Settings) -> str:
-    return "any" if stream("domain", seed, index).random() < settings.odd_scenes else "in"
+def _pretraining_domain(seed: int, index: int, settings: WorldSettings) -> str:
+    return "any" if hashed_rng("domain", seed, index).random() < settings.odd_scenes else "in"
 
 
-def _captions(shown: Scene, image: str, split: str, settings: Settings) -> Iterator[tuple[str, Row]]:
-    for form in CAPTIONS:
-        lesson = caption_lesson(shown, form, image=image, split=split)
-        yield f"{split}.jsonl", conversation((lesson,), lesson.row.id)
+def _caption_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:
+    for form in CAPTION_PROMPTS:
+        example = caption_example(scene, form, image=image, split=split)
+        yield f"{split}.jsonl", chat_row((example,), example.row.id)
 
 
-def _lessons(shown: Scene, image: str, split: str, settings: Settings) -> Iterator[tuple[str, Row]]:
-    taught = lessons(shown, image=image, split=split, settings=settings)
-    for start in range(0, len(taught), settings.turns):
-        identity = f"world-{split}-{shown.seed}-{shown.index}-{start}"
-        yield f"{split}.jsonl", conversation(taught[start : start + settings.turns], identity)
+def _pretraining_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:
+    examples = pretraining_examples(scene, image=image, split=split, settings=settings)
+    for start in range(0, len(examples), settings.turns):
+        row_id = f"world-{split}-{scene.seed}-{scene.index}-{start}"
+        yield f"{split}.jsonl", chat_row(examples[start : start + settings.turns], row_id)
 
 
-def _questions(shown: Scene, image: str, split: str, settings: Settings) -> Iterator[tuple[str, Row]]:
+def _question_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:
     for kind in KINDS:
         for task in TASKS:
-            row = ask(shown, task, kind, image=image, split=split, settings=settings).row
+            row = make_question(scene, task, kind, image=image, split=split, settings=settings).row
             yield f"{split}_{kind.value}.jsonl", row
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(_plain(key)): _plain(part) for key, part in value.items()}
+        return {str(_json_value(key)): _json_value(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value

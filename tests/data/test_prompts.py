@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.prompts import PAPER, Template, answer, question, spell, template, written_boxes
+from currreft_jax.data.prompts import PAPER, Template, answer, question, template, written_boxes
 from currreft_jax.rewards import RowError, score_completions
+from currreft_jax.rewards.boxes import format_box
 from currreft_jax.structs import Completion, Frame, Row, Turn
 
 THINK = (
@@ -113,7 +114,7 @@ def test_boxes_are_written_in_the_resized_frame(frame, box, written):
 def test_more_than_ten_boxes_and_boxes_in_options():
     boxes = tuple((float(n), 0.0, float(n + 1), 1.0) for n in range(12))
     row = row_of("judge", "detection", "".join(f"{{box:{n}}}" for n in range(12)), boxes=boxes)
-    assert text_of(row).startswith("".join(map(spell, boxes)))
+    assert text_of(row).startswith("".join(map(format_box, boxes)))
     row = row_of("choice", "detection", options=("{box:1}", "{box:0}"), boxes=((1, 1, 2, 2), (3, 3, 4, 4)))
     assert "\nA. [3, 3, 4, 4]\nB. [1, 1, 2, 2]\n" in text_of(row)
 
@@ -179,6 +180,6 @@ def test_unmarked_images_stand_before_the_first_users_words():
 
 @given(st.lists(st.floats(-0.49, 1e6), min_size=4, max_size=4))
 def test_spelt_boxes_are_whole_pixels(box):
-    numbers = [int(number) for number in spell(box)[1:-1].split(", ")]
+    numbers = [int(number) for number in format_box(box)[1:-1].split(", ")]
     assert all(abs(number - x) <= 0.5 for number, x in zip(numbers, box, strict=True))
-    assert "-" not in spell(box)
+    assert "-" not in format_box(box)

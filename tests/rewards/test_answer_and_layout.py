@@ -1,10 +1,10 @@
 import pytest
 
 from currreft_jax.rewards import RowError
-from currreft_jax.rewards.answer import extract, gold_text, read_json
-from currreft_jax.rewards.format import layout
+from currreft_jax.rewards.answer import extract_answer, gold_text, parse_json
+from currreft_jax.rewards.format import format_reward
 from currreft_jax.structs import Completion, Reason
-from tests.rewards.answered import make_row
+from tests.rewards.helpers import make_row
 
 R = Reason
 
@@ -50,19 +50,19 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("text", "expected"), [case[1:] for case in EXTRACTED], ids=[case[0] for case in EXTRACTED])
-def test_one_closed_answer_is_extracted(text, expected):
-    assert extract(Completion(text)) == expected
-    assert isinstance(extract(Completion(text)), Reason) == isinstance(expected, Reason)
+def test_extract_answer(text, expected):
+    assert extract_answer(Completion(text)) == expected
+    assert isinstance(extract_answer(Completion(text)), Reason) == isinstance(expected, Reason)
 
 
 @pytest.mark.parametrize(("text", "value"), [case[1:] for case in LAYOUTS], ids=[case[0] for case in LAYOUTS])
-def test_layout(text, value):
-    verdict = layout(text)
+def test_format_reward(text, value):
+    verdict = format_reward(text)
     assert (verdict.value, verdict.reason) == (value, None if value else R.BAD_LAYOUT)
 
 
-def test_a_truncated_completion_is_no_answer_even_if_it_holds_one():
-    assert extract(Completion("<think>x</think><answer>4</answer>", finished=False)) is R.TRUNCATED
+def test_a_truncated_completion_has_no_answer():
+    assert extract_answer(Completion("<think>x</think><answer>4</answer>", finished=False)) is R.TRUNCATED
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_gold_text(solution, gold):
 @pytest.mark.parametrize(
     "solution", ["", "  ", "<answer></answer>", "<answer>4", "<answer>1</answer><answer>2</answer>"]
 )
-def test_a_solution_without_one_answer_is_an_error_that_names_row_and_remedy(solution):
-    with pytest.raises(RowError, match=r"row r7: solution .* is no gold answer .*; kind open, task math wants"):
+def test_a_solution_without_exactly_one_answer_is_refused(solution):
+    with pytest.raises(RowError, match=r"row r7: solution .* is no gold answer .*; kind open, task math expects"):
         gold_text(make_row("open", "math", solution, name="r7"))
 
 
@@ -91,9 +91,9 @@ def test_a_solution_without_one_answer_is_an_error_that_names_row_and_remedy(sol
 )
 def test_json_is_strict(text):
     with pytest.raises(ValueError):
-        read_json(text)
+        parse_json(text)
 
 
 @pytest.mark.parametrize("text", ["[1]", "```json\n[1]\n```", "```\n[1]```", "```json[1]```", " [1] "])
 def test_json_may_be_fenced(text):
-    assert read_json(text) == [1]
+    assert parse_json(text) == [1]

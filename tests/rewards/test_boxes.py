@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 
 from currreft_jax.config import DetectionScore, Rewards
-from currreft_jax.rewards import RowError, boxes, detection
+from currreft_jax.rewards import RowError, boxes
+from currreft_jax.rewards.detection import detection_accuracy
 from currreft_jax.structs import Boxes, Frame, Reason
-from tests.rewards.answered import accuracy, make_row
+from tests.rewards.helpers import accuracy, make_row
 
 R = Reason
 
 ONE = "[0, 0, 10, 10]"
 TWO = "[[0, 0, 10, 10], [20, 0, 30, 10]]"
 
-# (what, solution, answer, value, reason); equations 6 and 7 with tau and threshold 0.5
+# (case, solution, answer, value, reason); equations 6 and 7 with tau and threshold 0.5
 PAPER = [
     ("the box", ONE, "[0, 0, 10, 10]", 1, None),
     ("floats", ONE, "[0.0, 0.4, 10.2, 9.9]", 1, None),
@@ -67,7 +68,7 @@ PAPER = [
     ("empty", ONE, "", 0, R.EMPTY_ANSWER),
 ]
 
-# (what, solution, answer, F1, soft IoU)
+# (case, solution, answer, F1, soft IoU)
 VARIANTS = [
     ("the box", ONE, "[0, 0, 10, 10]", 1, 1),
     ("IoU 6/10", ONE, "[0, 0, 10, 6]", 1, 0.6),
@@ -86,27 +87,27 @@ VARIANTS = [
 @pytest.mark.parametrize(
     ("solution", "answer", "value", "reason"), [case[1:] for case in PAPER], ids=[case[0] for case in PAPER]
 )
-def test_paper(solution, answer, value, reason):
+def test_paper_detection_score(solution, answer, value, reason):
     assert accuracy(make_row("open", "detection", solution), answer) == (value, reason)
 
 
 @pytest.mark.parametrize(
     ("solution", "answer", "f1", "soft"), [case[1:] for case in VARIANTS], ids=[case[0] for case in VARIANTS]
 )
-def test_variants(solution, answer, f1, soft):
+def test_f1_and_soft_iou(solution, answer, f1, soft):
     row = make_row("open", "detection", solution)
     scored = [accuracy(row, answer, Rewards(detection=name)) for name in (DetectionScore.F1, DetectionScore.SOFT_IOU)]
     assert [value for value, _ in scored] == pytest.approx([f1, soft])
     assert all((reason is None) == (value == 1) for value, reason in scored)
 
 
-def test_the_matching_is_the_best_one_and_not_the_greedy_one():
+def test_the_matching_is_optimal_and_not_greedy():
     # IoU: first answer 1 with the first gold box and 6/10 with the second; second answer 6/10 with the first only.
     gold = Boxes(np.array([[0, 0, 10, 10], [0, 0, 10, 6.0]]), None)
     answer = Boxes(np.array([[0, 0, 10, 10], [0, 4, 10, 10.0]]), None)
     np.testing.assert_allclose(boxes.iou(answer, gold), [[1, 0.6], [0.6, 0.2]])
-    assert detection.accuracy(gold, answer, Rewards(detection=DetectionScore.F1)).value == 1
-    assert detection.accuracy(gold, answer, Rewards(detection=DetectionScore.SOFT_IOU)).value == pytest.approx(0.6)
+    assert detection_accuracy(gold, answer, Rewards(detection=DetectionScore.F1)).value == 1
+    assert detection_accuracy(gold, answer, Rewards(detection=DetectionScore.SOFT_IOU)).value == pytest.approx(0.6)
 
 
 def test_iou_by_hand():
@@ -115,14 +116,14 @@ def test_iou_by_hand():
     np.testing.assert_allclose(boxes.iou(first, second), [[4 / 28, 1], [0, 4 / 16], [0, 0]])
 
 
-def test_boxes_move_by_a_factor_for_each_axis():
+def test_boxes_are_rescaled_by_one_factor_per_axis():
     original, resized = Frame(640, 480), Frame(616, 476)
     moved = boxes.rescale(Boxes(np.array([[64, 48, 320, 240.0]]), original), resized)
     np.testing.assert_allclose(moved.corners, [[61.6, 47.6, 308, 238]])
     assert moved.frame == resized
 
 
-def test_the_gold_box_is_compared_in_the_frame_that_the_model_saw():
+def test_gold_boxes_are_compared_in_the_resized_frame():
     row = make_row("open", "detection", "[100, 100, 200, 300]", frame=Frame(1000, 1000))
     resized = Frame(500, 250)  # x halved, y quartered: the gold box is [50, 25, 100, 75]
     assert accuracy(row, "[50, 25, 100, 75]", frame=resized) == (1, None)
@@ -140,7 +141,7 @@ def test_boxes_of_two_frames_are_not_compared():
         boxes.rescale(Boxes(first.corners, None), Frame(10, 10))
 
 
-def test_a_gold_box_of_an_unknown_frame_is_an_error_when_the_image_was_resized():
+def test_a_resized_image_needs_the_frame_of_the_gold_boxes():
     with pytest.raises(RowError, match="give the row its frame"):
         accuracy(make_row("open", "detection", ONE), ONE, frame=Frame(100, 100))
 
@@ -156,12 +157,12 @@ def test_a_gold_box_of_an_unknown_frame_is_an_error_when_the_image_was_resized()
         ("[-2, 0, 10, 10]", "leaves its frame"),
     ],
 )
-def test_a_bad_gold_answer_is_an_error_with_a_remedy(solution, remedy):
+def test_an_invalid_gold_answer_is_refused_with_a_remedy(solution, remedy):
     with pytest.raises(RowError, match=remedy):
         accuracy(make_row("open", "detection", solution, frame=Frame(100, 100)), ONE)
 
 
-def test_wrong_boxes_count_beyond_the_number_of_gold_ones():
+def test_only_boxes_beyond_the_number_of_gold_boxes_count_as_wrong():
     gold = [[i * 20, 0, i * 20 + 10, 10] for i in range(4)]
     noise = [[i * 20, 50, i * 20 + 10, 60] for i in range(12)]
     row = make_row("open", "detection", str(gold))
@@ -171,8 +172,8 @@ def test_wrong_boxes_count_beyond_the_number_of_gold_ones():
             assert value == (right > right + wrong - len(gold))
 
 
-def test_more_boxes_never_rescue_a_wrong_answer():
-    """Whatever is added beyond the number of gold boxes, an answer of 0 stays 0: spraying does not pay."""
+def test_extra_boxes_never_rescue_a_wrong_answer():
+    """A prediction that scores 0 with as many boxes as the gold answer still scores 0 with more."""
     rng = np.random.default_rng(0)
     for _ in range(500):
         corners = rng.integers(0, 40, (rng.integers(1, 4), 2))
@@ -180,13 +181,13 @@ def test_more_boxes_never_rescue_a_wrong_answer():
         guesses = rng.integers(0, 40, (rng.integers(1, 9), 2))
         answer = np.hstack([guesses, guesses + 10])
         row = make_row("open", "detection", str(gold.tolist()))
-        alone = [accuracy(row, str(answer[: len(gold)].tolist()))[0]]
-        sprayed = accuracy(row, str(answer.tolist()))[0]
-        assert sprayed <= max(alone)
+        without_extras, _ = accuracy(row, str(answer[: len(gold)].tolist()))
+        with_extras, _ = accuracy(row, str(answer.tolist()))
+        assert with_extras <= without_extras
 
 
 @pytest.mark.parametrize("variant", DetectionScore)
-def test_no_order_of_boxes_matters(variant):
+def test_the_order_of_boxes_does_not_matter(variant):
     gold = "[[0, 0, 10, 10], [2, 0, 12, 10], [40, 0, 50, 10]]"
     answer = [[1, 0, 11, 10], [0, 0, 10, 7], [41, 0, 50, 9], [3, 1, 12, 10]]
     row, settings = make_row("open", "detection", gold), Rewards(detection=variant)

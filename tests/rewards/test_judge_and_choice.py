@@ -3,11 +3,11 @@ import pytest
 from currreft_jax.config import PartialCredit, Rewards
 from currreft_jax.rewards import RowError, check_rows
 from currreft_jax.structs import Reason
-from tests.rewards.answered import accuracy, make_row
+from tests.rewards.helpers import accuracy, make_row
 
 R = Reason
 
-# (what, solution, answer, value, reason); equation 2
+# (case, solution, answer, value, reason); equation 2
 BINARY = [
     ("yes", "yes", "yes", 1, None),
     ("no", "no", "no", 1, None),
@@ -35,7 +35,7 @@ BINARY = [
     ("blank", "no", "  \n", 0, R.EMPTY_ANSWER),
 ]
 
-# (what, solution, answer, value, reason); equation 3, four options
+# (case, solution, answer, value, reason); equation 3, four options
 SINGLE = [
     ("the letter", "B", "B", 1, None),
     ("in brackets", "B", "(B)", 1, None),
@@ -63,7 +63,7 @@ SINGLE = [
     ("official: '' == ''", "B", "", 0, R.EMPTY_ANSWER),
 ]
 
-# (what, solution, answer, value, reason); equation 4, five options
+# (case, solution, answer, value, reason); equation 4, five options
 MULTIPLE = [
     ("all of them", "A, C", "A, C", 1, None),
     ("official: order matters", "A,C", "C,A", 1, None),
@@ -121,7 +121,7 @@ def test_the_readings_of_equation_4(credit, incomplete, mixed):
     assert {answer: accuracy(row, answer, settings)[0] for answer in answers} == answers
 
 
-def test_a_row_without_options_takes_any_letter():
+def test_a_row_without_options_accepts_any_letter():
     row = make_row("choice", "math", "H")
     assert accuracy(row, "H") == (1, None)
     assert accuracy(row, "Z") == (0, R.NOT_EQUAL)
@@ -130,15 +130,15 @@ def test_a_row_without_options_takes_any_letter():
 @pytest.mark.parametrize(
     ("kind", "solution", "options", "multiple", "remedy"),
     [
-        ("judge", "maybe", 0, False, "wants yes or no"),
-        ("judge", "yes no", 0, False, "wants yes or no"),
+        ("judge", "maybe", 0, False, "expects yes or no"),
+        ("judge", "yes no", 0, False, "expects yes or no"),
         ("choice", "E", 4, False, "it has 4 options"),
         ("choice", "dog", 4, True, "one or more of its letters"),
         ("choice", "A, B", 4, False, '"multiple": true'),
         ("choice", "2", 0, False, "no list of options"),
     ],
 )
-def test_a_bad_gold_answer_is_an_error_with_a_remedy(kind, solution, options, multiple, remedy):
+def test_an_invalid_gold_answer_is_refused_with_a_remedy(kind, solution, options, multiple, remedy):
     row = make_row(kind, "detection", solution, options, multiple, name="q3")
     with pytest.raises(RowError, match=remedy):
         accuracy(row, "A")

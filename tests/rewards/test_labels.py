@@ -3,11 +3,11 @@ import pytest
 from currreft_jax.config import Rewards, validate_rewards
 from currreft_jax.rewards import RowError
 from currreft_jax.structs import Reason
-from tests.rewards.answered import accuracy, make_row
+from tests.rewards.helpers import accuracy, make_row
 
 R = Reason
 
-# (what, solution, answer, |P ∩ G| / |P ∪ G|, reason); equation 5
+# (case, solution, answer, |P ∩ G| / |P ∪ G|, reason); equation 5
 LABELS = [
     ("one", "dog", "dog", 1, None),
     ("order", "dog, cat", "cat, dog", 1, None),
@@ -52,12 +52,12 @@ def test_labels(solution, answer, value, reason):
     assert accuracy(make_row("open", "classify", solution), answer) == (pytest.approx(value), reason)
 
 
-def test_every_class_of_coco_earns_one_eightieth():
+def test_naming_all_80_classes_earns_one_eightieth():
     names = ", ".join(f"class {n}" for n in range(80))
     assert accuracy(make_row("open", "classify", "class 7"), names) == (pytest.approx(1 / 80), R.LABELS_DIFFER)
 
 
-def test_aliases_hold_for_gold_and_answer():
+def test_aliases_apply_to_gold_and_answer():
     settings = Rewards(aliases={"tv": "tvmonitor", "sofa": "couch"})
     assert accuracy(make_row("open", "classify", "TV, couch"), "tvmonitor, Sofa", settings) == (1, None)
     assert accuracy(make_row("open", "classify", "tv"), "tvmonitor")[0] == 0
@@ -70,6 +70,6 @@ def test_an_alias_that_could_never_match_is_refused(aliases):
 
 
 @pytest.mark.parametrize("solution", ["[]", "[1]", ",", '{"a": 1}'])
-def test_a_bad_gold_answer_is_an_error_with_a_remedy(solution):
+def test_an_invalid_gold_answer_is_refused_with_a_remedy(solution):
     with pytest.raises(RowError, match="labels with commas between them, or a JSON list"):
         accuracy(make_row("open", "classify", solution), "dog")

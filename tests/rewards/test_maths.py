@@ -1,13 +1,14 @@
 import pytest
 
 from currreft_jax.config import Maths, Rewards
-from currreft_jax.rewards import RowError, check_rows, maths
+from currreft_jax.rewards import RowError, check_rows
+from currreft_jax.rewards.maths import Comparison, gold_expression, math_accuracy, parse_expression
 from currreft_jax.structs import Reason
-from tests.rewards.answered import accuracy, make_row
+from tests.rewards.helpers import accuracy, make_row
 
 R = Reason
 
-# (what, solution, answer, value, reason): decided without math-verify
+# (case, solution, answer, value, reason): decided without math-verify
 EXACT = [
     ("integer", "42", "42", 1, None),
     ("official: digits glued to the tag", "<answer>4</answer>", "4", 1, None),
@@ -76,7 +77,7 @@ EXACT = [
     ("deep nesting", "7", "(" * 200 + "7" + ")" * 200, 0, R.TIMEOUT),
 ]
 
-# (what, solution, answer, value, reason): decided by math-verify
+# (case, solution, answer, value, reason): decided by math-verify
 PARSED = [
     ("root", r"2\sqrt{3}", r"\sqrt{12}", 1, None),
     ("root without braces", r"\sqrt{2}", r"$\sqrt2$", 1, None),
@@ -112,8 +113,8 @@ def table(cases):
 @table(EXACT)
 def test_decided_exactly(row, answer, value, reason):
     limits = Maths()
-    read = maths.read(answer, limits)
-    assert isinstance(read, Reason) or not isinstance(maths.accuracy(maths.gold(row, limits), read), maths.Comparison)
+    parsed = parse_expression(answer, limits)
+    assert isinstance(parsed, Reason) or not isinstance(math_accuracy(gold_expression(row, limits), parsed), Comparison)
     assert accuracy(row, answer) == (value, reason)
 
 
@@ -122,11 +123,11 @@ def test_decided_by_math_verify(row, answer, value, reason, pool):
     assert accuracy(row, answer, pool=pool) == (value, reason)
 
 
-def test_without_a_pool_one_is_opened_for_the_call():
+def test_a_pool_is_opened_if_none_is_given():
     assert accuracy(make_row("open", "math", r"\sqrt{8}"), r"2\sqrt{2}", Rewards(maths=Maths(workers=1))) == (1, None)
 
 
-def test_rows_are_checked_when_they_are_loaded(pool):
+def test_check_rows_finds_gold_answers_that_cannot_be_parsed(pool):
     solutions = ["4", "B", "blue", r"\sqrt{2}", r"\foo{", "1/0", "1" * 2000, "5 apples and 3 pears", "9^{9^{9^{9}}}!"]
     rows = [make_row("open", "math", solution, name=f"row {n}") for n, solution in enumerate(solutions)]
     errors = check_rows(rows, pool=pool)
@@ -136,7 +137,7 @@ def test_rows_are_checked_when_they_are_loaded(pool):
     assert "rewrite it as LaTeX" in errors[2].problem
 
 
-def test_an_unreadable_gold_answer_is_an_error_when_it_is_met(pool):
+def test_scoring_refuses_a_gold_answer_that_cannot_be_parsed(pool):
     with pytest.raises(RowError, match=r"row r: .* math-verify cannot read"):
         accuracy(make_row("open", "math", r"\foo{"), r"\sqrt{2}", pool=pool)
 
@@ -151,7 +152,7 @@ def test_an_unreadable_gold_answer_is_an_error_when_it_is_met(pool):
         ("60^\\circ", "60", r"^\circ"),
     ],
 )
-def test_units(answer, text, unit):
-    read = maths.read(answer, Maths())
-    assert not isinstance(read, Reason)
-    assert (read.text, read.unit) == (text, unit)
+def test_units_are_split_off(answer, text, unit):
+    parsed = parse_expression(answer, Maths())
+    assert not isinstance(parsed, Reason)
+    assert (parsed.text, parsed.unit) == (text, unit)

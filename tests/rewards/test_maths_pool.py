@@ -6,8 +6,8 @@ from threading import Timer
 import pytest
 
 from currreft_jax.config import Maths
-from currreft_jax.rewards import MathsPool, MathsPoolError, maths, maths_pool
-from currreft_jax.rewards.maths import Comparison
+from currreft_jax.rewards import MathsPool, MathsPoolError, maths_pool
+from currreft_jax.rewards.maths import Comparison, parse_expression
 from currreft_jax.rewards.maths_pool import Outcome
 from currreft_jax.structs import Reason
 
@@ -28,14 +28,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("latex", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_answer_is_stopped_and_its_neighbours_keep_their_verdicts(latex):
+def test_a_hostile_answer_is_stopped_and_other_verdicts_stand(latex):
     root = r"2\sqrt{3}"
-    neighbours = [Comparison(root, r"\sqrt{12}"), Comparison(root, r"\sqrt{13}"), Comparison(root, r"\foo{")]
+    others = [Comparison(root, r"\sqrt{12}"), Comparison(root, r"\sqrt{13}"), Comparison(root, r"\foo{")]
     expected = [Outcome.EQUAL, Outcome.NOT_EQUAL, Outcome.UNPARSABLE]
     with MathsPool(LIMITS) as pool:
-        assert pool.compare(neighbours) == expected
+        assert pool.compare(others) == expected
         start = time.monotonic()
-        assert pool.compare([*neighbours, Comparison(root, latex), *neighbours]) == [
+        assert pool.compare([*others, Comparison(root, latex), *others]) == [
             *expected,
             Outcome.OVER_LIMIT,
             *expected,
@@ -53,13 +53,13 @@ def test_a_hostile_answer_is_stopped_and_its_neighbours_keep_their_verdicts(late
     ],
     ids=["brackets", "braces", "fractions", "digits"],
 )
-def test_a_hostile_text_never_reaches_a_worker(text):
+def test_oversized_text_never_reaches_a_worker(text):
     start = time.monotonic()
-    assert maths.read(text, Maths()) is Reason.TIMEOUT
+    assert parse_expression(text, Maths()) is Reason.TIMEOUT
     assert time.monotonic() - start < 1
 
 
-def test_the_limit_is_on_cpu_time_and_not_on_the_clock():
+def test_the_limit_is_cpu_time_and_not_wall_time():
     with MathsPool(Maths(workers=1, cpu_seconds=0.5)) as pool:
         assert pool.compare([Comparison("1", r"\sqrt{2}")]) == [Outcome.NOT_EQUAL]
         [worker] = pool._workers
@@ -70,7 +70,7 @@ def test_the_limit_is_on_cpu_time_and_not_on_the_clock():
         assert time.monotonic() - stopped > 1.5
 
 
-def test_the_clock_stops_what_uses_no_cpu_time(caplog):
+def test_wall_time_stops_a_worker_that_uses_no_cpu_time(caplog):
     with MathsPool(Maths(workers=1, cpu_seconds=0.5, wall_seconds=2.0)) as pool:
         assert pool.compare([Comparison("1", r"\sqrt{2}")]) == [Outcome.NOT_EQUAL]
         os.killpg(pool._workers[0]._process.pid, signal.SIGSTOP)
@@ -95,7 +95,7 @@ def test_a_killed_worker_is_replaced():
         assert pool.compare([Comparison("1", r"\sqrt{1}"), Comparison("1", "2")]) == [Outcome.EQUAL, Outcome.NOT_EQUAL]
 
 
-def test_an_interrupted_pool_leaves_no_process_behind():
+def test_an_interrupted_pool_leaves_no_process():
     with pytest.raises(KeyboardInterrupt), MathsPool(Maths(workers=2)) as pool:
         groups = [worker._process.pid for worker in pool._workers]
         raise KeyboardInterrupt
@@ -129,7 +129,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
         pool.compare([Comparison("1", "1")])
 
 
-def test_limits_that_leave_no_room_are_told_at_the_start():
+def test_limits_too_small_for_math_verify_are_refused_at_the_start():
     with (
         MathsPool(Maths(workers=1, cpu_seconds=1e-3)) as pool,
         pytest.raises(
@@ -139,13 +139,13 @@ def test_limits_that_leave_no_room_are_told_at_the_start():
         pool.compare([Comparison("1", "1")])
 
 
-def test_equal_comparisons_are_made_once_and_all_answered(pool):
+def test_equal_comparisons_share_one_outcome(pool):
     comparisons = [Comparison(r"\sqrt{4}", "2"), Comparison(r"\sqrt{4}", "3"), Comparison(r"\sqrt{4}", "2")]
     assert pool.compare(comparisons) == [Outcome.EQUAL, Outcome.NOT_EQUAL, Outcome.EQUAL]
     assert pool.compare([]) == []
 
 
-def test_a_verdict_does_not_depend_on_what_came_before(pool):
+def test_a_verdict_does_not_depend_on_earlier_comparisons(pool):
     comparisons = [Comparison(rf"{n}\sqrt{{3}}", rf"\sqrt{{{3 * n * n + n % 2}}}") for n in range(1, 9)]
     outcomes = pool.compare(comparisons)
     assert outcomes == [Outcome.NOT_EQUAL, Outcome.EQUAL] * 4

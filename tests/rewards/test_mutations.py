@@ -1,4 +1,4 @@
-"""A gold answer beats every automatic corruption of it, for every kind and task."""
+"""A gold answer outscores every corruption of it, for every kind and task."""
 
 import json
 from random import Random
@@ -7,7 +7,7 @@ from string import ascii_uppercase
 import pytest
 
 from currreft_jax.config import DetectionScore, Kind, Rewards, Task
-from currreft_jax.rewards import TABLE, score_completions
+from currreft_jax.rewards import RULES, score_completions
 from currreft_jax.structs import Completion, Frame, Row
 
 LABELS = ["dog", "cat", "dining table", "potted plant", "bus", "person", "tv", "hot dog", "bear", "teddy bear"]
@@ -46,25 +46,25 @@ def classify(random: Random):
 
 
 def detection(random: Random):
-    """Boxes in cells of their own, so that a shifted one meets no neighbour."""
+    """One box a cell, so that a shifted box overlaps no other."""
     original = Frame(random.randint(300, 900), random.randint(300, 900))
     resized = Frame(random.randint(10, 40) * 28, random.randint(10, 40) * 28)
     cells = random.sample([(x, y) for x in range(3) for y in range(3)], random.randint(1, 3))
-    gold, seen = [], []
+    gold, resized_gold = [], []
     sx, sy = resized.width / original.width, resized.height / original.height
-    for column, line in cells:
-        x, y = (column + random.uniform(0, 0.2)) / 3, (line + random.uniform(0, 0.2)) / 3
+    for column, row in cells:
+        x, y = (column + random.uniform(0, 0.2)) / 3, (row + random.uniform(0, 0.2)) / 3
         corners = x, y, x + random.uniform(0.3, 0.5) / 3, y + random.uniform(0.3, 0.5) / 3
         gold.append([v * (original.width, original.height)[i % 2] for i, v in enumerate(corners)])
-        seen.append([v * (sx, sy)[i % 2] for i, v in enumerate(gold[-1])])
-    shifted = [[x1 + 0.6 * (x2 - x1), y1, x2 + 0.6 * (x2 - x1), y2] for x1, y1, x2, y2 in seen]
+        resized_gold.append([v * (sx, sy)[i % 2] for i, v in enumerate(gold[-1])])
+    shifted = [[x1 + 0.6 * (x2 - x1), y1, x2 + 0.6 * (x2 - x1), y2] for x1, y1, x2, y2 in resized_gold]
     spray = [[x * 10.0, y * 10.0, x * 10.0 + 30, y * 10.0 + 30] for x in range(4) for y in range(4)]
-    swapped = [[x2, y2, x1, y1] for x1, y1, x2, y2 in seen]
-    beyond = [[x1 + 2 * resized.width, y1, x2 + 2 * resized.width, y2] for x1, y1, x2, y2 in seen]
-    objects = [{"label": "it", "bbox_2d": box} for box in seen]
+    swapped = [[x2, y2, x1, y1] for x1, y1, x2, y2 in resized_gold]
+    beyond = [[x1 + 2 * resized.width, y1, x2 + 2 * resized.width, y2] for x1, y1, x2, y2 in resized_gold]
+    objects = [{"label": "dog", "bbox_2d": box} for box in resized_gold]
     keys = {"solution": json.dumps(gold), "frame": original, "resized": resized}
-    corrupted = [shifted, seen + spray, spray, swapped, beyond, [0, 0, 0, 0]]
-    return keys, json.dumps(objects), [*map(json.dumps, corrupted), str(seen)[1:-2]]
+    corrupted = [shifted, resized_gold + spray, spray, swapped, beyond, [0, 0, 0, 0]]
+    return keys, json.dumps(objects), [*map(json.dumps, corrupted), str(resized_gold)[1:-2]]
 
 
 def math(random: Random):
@@ -82,7 +82,7 @@ def math(random: Random):
     elif form < 0.98:
         letter, other = random.sample("ABCD", 2)
         gold, answer, wrong = letter, f"({letter})", other
-    else:  # for math-verify, which takes its time
+    else:  # decided by math-verify, which is slow
         gold, answer, wrong = rf"{d}\sqrt{{2}}", rf"$\sqrt{{{2 * d * d}}}$", rf"{d + 1}\sqrt{{2}}"
         return {"solution": gold}, answer, [wrong, f"{wrong}, {gold}", f"{gold} or {wrong}", f"{d}"]
     hedges = [
@@ -94,15 +94,15 @@ def math(random: Random):
 
 
 MAKERS = {
-    **{pair: judge for pair in TABLE if pair[0] is Kind.JUDGE},
-    **{pair: choice for pair in TABLE if pair[0] is Kind.CHOICE},
+    **{pair: judge for pair in RULES if pair[0] is Kind.JUDGE},
+    **{pair: choice for pair in RULES if pair[0] is Kind.CHOICE},
     (Kind.OPEN, Task.DETECTION): detection,
     (Kind.OPEN, Task.CLASSIFY): classify,
     (Kind.OPEN, Task.MATH): math,
 }
 
 
-def mutate(kind: Kind, task: Task, count: int, pool, settings=None) -> None:
+def check_corruptions(kind: Kind, task: Task, count: int, pool, settings=None) -> None:
     random = Random(f"{kind} {task}")
     rows, frames, completions, answers = [], [], [], []
     for n in range(count):
@@ -133,21 +133,21 @@ def mutate(kind: Kind, task: Task, count: int, pool, settings=None) -> None:
         assert ((values > 0) | (scores.reasons[part] != None)).all()  # noqa: E711
 
 
-def test_every_kind_and_task_is_mutated():
-    assert MAKERS.keys() == TABLE.keys()
+def test_every_kind_and_task_has_corruptions():
+    assert MAKERS.keys() == RULES.keys()
 
 
-@pytest.mark.parametrize(("kind", "task"), TABLE)
+@pytest.mark.parametrize(("kind", "task"), RULES)
 def test_gold_beats_every_corruption(kind, task, pool):
-    mutate(kind, task, 1200, pool)  # 10,800 rows in all
+    check_corruptions(kind, task, 1200, pool)  # 10,800 rows in all
 
 
 @pytest.mark.parametrize("variant", [DetectionScore.F1, DetectionScore.SOFT_IOU])
 def test_gold_beats_every_corruption_of_boxes(variant, pool):
-    mutate(Kind.OPEN, Task.DETECTION, 1200, pool, Rewards(detection=variant))
+    check_corruptions(Kind.OPEN, Task.DETECTION, 1200, pool, Rewards(detection=variant))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "task"), TABLE)
+@pytest.mark.parametrize(("kind", "task"), RULES)
 def test_gold_beats_every_corruption_of_ten_thousand_rows(kind, task, pool):
-    mutate(kind, task, 10_000, pool)
+    check_corruptions(kind, task, 10_000, pool)

@@ -5,11 +5,11 @@ ROOT = Path(__file__).parents[2]
 LEDGER = (ROOT / "docs" / "paper.md").read_text()
 
 
-def test_the_ledger_names_every_equation():
+def test_the_ledger_lists_every_equation():
     assert re.findall(r"^\| (\d) \|", LEDGER, re.MULTILINE) == [str(n) for n in range(1, 10)]
 
 
-def test_what_the_ledger_names_exists():
+def test_functions_and_tests_named_by_the_ledger_exist():
     functions = re.findall(r"`(rewards/\w+\.py): (\w+)`", LEDGER)
     tests = [
         (file, name) for cell in re.findall(r"`(test_\w+\.py: [^|\n]*)", LEDGER) for file, name in named_tests(cell)
@@ -19,7 +19,7 @@ def test_what_the_ledger_names_exists():
     for file, name in functions:
         assert f"def {name}(" in (ROOT / "currreft_jax" / file).read_text()
     for file, name in tests:
-        folder = next(it for it in Path(__file__).parents[:2] if (it / file).exists())
+        folder = next(parent for parent in Path(__file__).parents[:2] if (parent / file).exists())
         assert f"def {name}(" in (folder / file).read_text()
 
 

@@ -7,15 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from currreft_jax.config import DetectionScore, Maths, PartialCredit, Rewards
-from currreft_jax.rewards import boxes, detection, maths, score_completions
+from currreft_jax.rewards import boxes, score_completions
+from currreft_jax.rewards.detection import detection_accuracy
+from currreft_jax.rewards.maths import Comparison, gold_expression, math_accuracy, parse_expression
 from currreft_jax.structs import Boxes, Completion, Frame, Reason, Row
-from tests.rewards.answered import accuracy, make_row, tagged
+from tests.rewards.helpers import accuracy, make_row, well_formed
 
-UNIT = {"accuracy": (0, 1), "format": (0, 1), "length": (-1, 0), "repetition": (-1, 0), "overlong": (-1, 0)}
-ALL_PARTS = Rewards(weights=dict.fromkeys(UNIT, 1.0))
+RANGES = {"accuracy": (0, 1), "format": (0, 1), "length": (-1, 0), "repetition": (-1, 0), "overlong": (-1, 0)}
+ALL_REWARDS = Rewards(weights=dict.fromkeys(RANGES, 1.0))
 FRAME = Frame(100, 80)
 
-RULED = [
+ROWS = [
     make_row("judge", "detection", "yes"),
     make_row("choice", "math", "B", 4),
     make_row("choice", "classify", "A, C", 5, True),
@@ -23,7 +25,7 @@ RULED = [
     make_row("open", "detection", "[1, 2, 30, 40]", frame=FRAME),
     make_row("open", "detection", "[[1, 2, 30, 40], [50, 50, 60, 70]]", frame=FRAME),
 ]
-MATHS = make_row("open", "math", r"2\sqrt{3}")
+MATH_ROW = make_row("open", "math", r"2\sqrt{3}")
 
 FRAGMENTS = st.sampled_from(
     [
@@ -84,37 +86,37 @@ FRAGMENTS = st.sampled_from(
 TEXT = st.one_of(
     st.text(max_size=60),
     st.lists(FRAGMENTS, max_size=12).map("".join),
-    st.text(max_size=40).map(tagged),
-    st.lists(FRAGMENTS, max_size=10).map("".join).map(tagged),
+    st.text(max_size=40).map(well_formed),
+    st.lists(FRAGMENTS, max_size=10).map("".join).map(well_formed),
 )
 
 
-def holds_for_any_text(text: str, tokens: int, finished: bool) -> None:
+def check_any_text(text: str, tokens: int, finished: bool) -> None:
     completion = Completion(text, tokens, finished)
-    scores = score_completions(RULED, [[completion]] * len(RULED), ALL_PARTS)
-    for part, (low, high) in UNIT.items():
-        values, reasons = scores.parts[part], scores.reasons[part]
+    scores = score_completions(ROWS, [[completion]] * len(ROWS), ALL_REWARDS)
+    for name, (low, high) in RANGES.items():
+        values, reasons = scores.parts[name], scores.reasons[name]
         assert ((values >= low) & (values <= high)).all()
         assert all(isinstance(reason, Reason) for reason in reasons[values < high])
         assert all(reason is None for reason in reasons[values == high])
-    # What math-verify is asked is shown by the tests of the pool: here, that the question can be made.
-    read = maths.read(text, Maths())
-    if not isinstance(read, Reason):
-        verdict = maths.accuracy(maths.gold(MATHS, Maths()), read)
-        assert isinstance(verdict, maths.Comparison) or verdict.value in (0, 1)
+    # Only up to the comparison: math-verify itself is covered by `survives_math_verify` and the tests of the pool.
+    parsed = parse_expression(text, Maths())
+    if not isinstance(parsed, Reason):
+        verdict = math_accuracy(gold_expression(MATH_ROW, Maths()), parsed)
+        assert isinstance(verdict, Comparison) or verdict.value in (0, 1)
 
 
 @settings(max_examples=400, deadline=None)
 @given(TEXT, st.integers(0, 3000), st.booleans())
 def test_any_text_gets_values_in_range_and_reasons(text, tokens, finished):
-    holds_for_any_text(text, tokens, finished)
+    check_any_text(text, tokens, finished)
 
 
 @pytest.mark.slow
 @settings(max_examples=100_000, deadline=None, database=None)
 @given(TEXT, st.integers(0, 3000), st.booleans())
 def test_a_hundred_thousand_texts_get_values_in_range_and_reasons(text, tokens, finished):
-    holds_for_any_text(text, tokens, finished)
+    check_any_text(text, tokens, finished)
 
 
 @settings(max_examples=25, deadline=None)
@@ -132,8 +134,10 @@ def test_eight_thousand_texts_survive_math_verify(pool, texts):
 
 def survives_math_verify(pool, texts) -> None:
     answers = [text.replace("<answer>", "").replace("</answer>", "") for text in texts]
-    right = tagged(r"\sqrt{12}")
-    scores = score_completions([MATHS], [[Completion(right), *[Completion(tagged(it)) for it in answers]]], pool=pool)
+    right = well_formed(r"\sqrt{12}")
+    scores = score_completions(
+        [MATH_ROW], [[Completion(right), *[Completion(well_formed(answer)) for answer in answers]]], pool=pool
+    )
     values = scores.parts["accuracy"][0]
     assert values[0] == 1
     assert set(values) <= {0, 1}
@@ -145,7 +149,7 @@ def survives_math_verify(pool, texts) -> None:
 SPACE = st.text(" \n\t", max_size=3)
 
 
-@given(st.sampled_from([*RULED, MATHS]), SPACE, SPACE, SPACE)
+@given(st.sampled_from([*ROWS, MATH_ROW]), SPACE, SPACE, SPACE)
 def test_white_space_around_tags_and_answer_changes_nothing(row: Row, first, second, third):
     text = f"{first}<think>x</think>{second}<answer>{third}{row.solution}{first}</answer>{second}"
     scores = score_completions([row], [[Completion(text)]])
@@ -164,7 +168,7 @@ def test_white_space_and_order_of_labels_change_nothing(labels, before, after):
 def test_white_space_and_order_of_keys_change_nothing(keys, indent, fenced):
     values = {"bbox_2d": [1, 2, 30, 40], "label": "dog", "score": 0.5}
     answer = json.dumps([{key: values[key] for key in keys}], indent=indent)
-    assert accuracy(RULED[4], f"```json\n{answer}\n```" if fenced else answer) == (1, None)
+    assert accuracy(ROWS[4], f"```json\n{answer}\n```" if fenced else answer) == (1, None)
 
 
 @given(st.permutations("ACD"), st.sampled_from([",", ", ", " ", "\n", ";", "、"]))
@@ -177,7 +181,7 @@ def test_order_and_separators_of_options_change_nothing(letters, separator):
 
 
 @st.composite
-def some_boxes(draw):
+def corner_arrays(draw):
     corners = []
     for _ in range(draw(st.integers(1, 5))):
         x, y = draw(st.integers(0, 90)), draw(st.integers(0, 70))
@@ -185,45 +189,45 @@ def some_boxes(draw):
     return np.array(corners, np.float64)
 
 
-@given(some_boxes(), some_boxes(), st.sampled_from(DetectionScore), st.integers(1, 9), st.integers(1, 9))
+@given(corner_arrays(), corner_arrays(), st.sampled_from(DetectionScore), st.integers(1, 9), st.integers(1, 9))
 def test_scaling_image_and_boxes_together_changes_nothing(gold, answer, variant, sx, sy):
     rewards = Rewards(detection=variant)
-    plain = detection.accuracy(Boxes(gold, FRAME), Boxes(answer, FRAME), rewards)
+    plain = detection_accuracy(Boxes(gold, FRAME), Boxes(answer, FRAME), rewards)
     larger = Frame(FRAME.width * sx, FRAME.height * sy)
     scaled = [boxes.rescale(Boxes(corners, FRAME), larger) for corners in (gold, answer)]
-    assert detection.accuracy(scaled[0], scaled[1], rewards).value == pytest.approx(plain.value)
+    assert detection_accuracy(scaled[0], scaled[1], rewards).value == pytest.approx(plain.value)
 
 
-@given(some_boxes(), some_boxes(), st.sampled_from([(2, 4), (0.5, 2), (8, 0.25)]))
-def test_the_frame_that_the_model_saw_changes_no_verdict(gold, answer, factors):
+@given(corner_arrays(), corner_arrays(), st.sampled_from([(2, 4), (0.5, 2), (8, 0.25)]))
+def test_the_resized_frame_changes_no_verdict(gold, answer, factors):
     row = make_row("open", "detection", json.dumps(gold.tolist()), frame=FRAME)
     sx, sy = factors
-    seen = Frame(int(FRAME.width * sx), int(FRAME.height * sy))
+    resized = Frame(int(FRAME.width * sx), int(FRAME.height * sy))
     moved = (answer * np.array([sx, sy, sx, sy])).tolist()
-    assert accuracy(row, json.dumps(moved), frame=seen) == accuracy(row, json.dumps(answer.tolist()))
+    assert accuracy(row, json.dumps(moved), frame=resized) == accuracy(row, json.dumps(answer.tolist()))
 
 
-@given(some_boxes(), some_boxes(), st.sampled_from(DetectionScore), st.randoms(use_true_random=False))
+@given(corner_arrays(), corner_arrays(), st.sampled_from(DetectionScore), st.randoms(use_true_random=False))
 def test_permuting_boxes_changes_nothing(gold, answer, variant, random):
     rewards = Rewards(detection=variant)
-    plain = detection.accuracy(Boxes(gold, FRAME), Boxes(answer, FRAME), rewards)
+    plain = detection_accuracy(Boxes(gold, FRAME), Boxes(answer, FRAME), rewards)
     for corners in (gold, answer):
         order = list(range(len(corners)))
         random.shuffle(order)
         corners[:] = corners[order]
-    assert detection.accuracy(Boxes(gold, FRAME), Boxes(answer, FRAME), rewards) == plain
+    assert detection_accuracy(Boxes(gold, FRAME), Boxes(answer, FRAME), rewards) == plain
 
 
-@given(some_boxes(), some_boxes())
-def test_one_gold_box_is_best_answered_by_one_box(gold, answer):
+@given(corner_arrays(), corner_arrays())
+def test_one_box_is_the_best_answer_to_one_gold_box(gold, answer):
     one = Boxes(gold[:1], FRAME)
     for variant in DetectionScore:
         rewards = Rewards(detection=variant)
-        values = [detection.accuracy(one, Boxes(box[None], FRAME), rewards).value for box in answer]
-        assert detection.accuracy(one, Boxes(answer, FRAME), rewards).value <= max(values)
+        values = [detection_accuracy(one, Boxes(box[None], FRAME), rewards).value for box in answer]
+        assert detection_accuracy(one, Boxes(answer, FRAME), rewards).value <= max(values)
 
 
-def test_numbers_of_any_notation_are_read_exactly():
+def test_fractions_of_any_notation_are_parsed_exactly():
     numbers = st.fractions(max_denominator=999)
 
     @given(numbers, numbers, st.booleans())
@@ -234,7 +238,7 @@ def test_numbers_of_any_notation_are_read_exactly():
                 rf"{sign}\frac{{{abs(x.numerator)}}}{{{x.denominator}}}" if latex else f"{x.numerator}/{x.denominator}"
             )
 
-        row = replace(MATHS, solution=write(a))
+        row = replace(MATH_ROW, solution=write(a))
         assert accuracy(row, write(b))[0] == (a == b)
         assert accuracy(row, write(a)) == (1, None)
 

@@ -6,18 +6,25 @@ import sys
 import pytest
 
 from currreft_jax import score
-from tests.rewards.answered import tagged
+from tests.rewards.helpers import well_formed
 
 ROWS = [
-    {"kind": "judge", "task": "detection", "solution": "yes", "completion": tagged("Yes.")},
-    {"kind": "choice", "task": "math", "solution": "<answer>A, C</answer>", "completion": tagged("A"), "id": "m7"}
+    {"kind": "judge", "task": "detection", "solution": "yes", "completion": well_formed("Yes.")},
+    {"kind": "choice", "task": "math", "solution": "<answer>A, C</answer>", "completion": well_formed("A"), "id": "m7"}
     | {"options": ["1", "2", "3"], "multiple": True, "problem": "which?"},
-    {"kind": "open", "task": "math", "solution": r"2\sqrt{3}", "completion": tagged(r"\sqrt{12}")},
-    {"kind": "open", "task": "math", "solution": r"2\sqrt{3}", "completion": tagged("9^{9^{9^{9}}}")},
-    {"kind": "open", "task": "detection", "solution": "[0, 0, 10, 20]", "completion": tagged("[0, 0, 20, 20]")}
+    {"kind": "open", "task": "math", "solution": r"2\sqrt{3}", "completion": well_formed(r"\sqrt{12}")},
+    {"kind": "open", "task": "math", "solution": r"2\sqrt{3}", "completion": well_formed("9^{9^{9^{9}}}")},
+    {"kind": "open", "task": "detection", "solution": "[0, 0, 10, 20]", "completion": well_formed("[0, 0, 20, 20]")}
     | {"frame": [20, 20], "resized": [40, 20]},
     {"kind": "open", "task": "classify", "solution": "dog, dining table", "completion": "<answer>dog</answer>"},
-    {"kind": "judge", "task": "math", "solution": "no", "completion": tagged("no"), "finished": False, "num_tokens": 9},
+    {
+        "kind": "judge",
+        "task": "math",
+        "solution": "no",
+        "completion": well_formed("no"),
+        "finished": False,
+        "num_tokens": 9,
+    },
 ]
 
 VERDICTS = [
@@ -59,7 +66,7 @@ def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def refusal(monkeypatch, capsys):
-    """What the program says when it ends with an error, and nothing on standard output."""
+    """Run the program in this process; return the error it exits with, after checking that it printed nothing."""
 
     def call(*arguments: str, text: str = "") -> str:
         monkeypatch.setattr(sys, "argv", ["score", *arguments])
@@ -88,10 +95,10 @@ def test_a_pipe_is_scored():
     assert done.stderr.startswith("kind    task ")
 
 
-def test_settings():
+def test_settings_change_the_scores():
     rows = [
-        {"kind": "choice", "task": "math", "multiple": True, "solution": "A, C", "completion": tagged("A, B")},
-        {"kind": "open", "task": "detection", "solution": "[0, 0, 10, 10]", "completion": tagged("[0, 0, 10, 4]")},
+        {"kind": "choice", "task": "math", "multiple": True, "solution": "A, C", "completion": well_formed("A, B")},
+        {"kind": "open", "task": "detection", "solution": "[0, 0, 10, 10]", "completion": well_formed("[0, 0, 10, 4]")},
     ]
     settings = ["--partial-credit", "overlap", "--detection", "soft_iou", "--weight", "format=0.5"]
     done = run("-", "--out", "-", *settings, text=lines(rows))
@@ -100,7 +107,7 @@ def test_settings():
     assert "open    detection        1       1.000       1.000\n" in done.stdout
 
 
-def test_keys_that_play_no_part_are_named():
+def test_unused_keys_are_named():
     done = run("-", text=lines([ROWS[0] | {"otpions": [], "model": "m"}]))
     assert done.returncode == 0
     assert done.stderr == "score: keys that play no part: model, otpions\n"
@@ -139,20 +146,20 @@ def test_keys_that_play_no_part_are_named():
         ),
     ],
 )
-def test_what_cannot_be_scored_names_line_and_remedy(text, message, refusal):
+def test_a_line_that_cannot_be_scored_is_refused_with_a_remedy(text, message, refusal):
     if isinstance(text, dict):
         row = {key: value for key, value in (ROWS[0] | text).items() if value is not None}
         text = lines([ROWS[0], row])
     assert message in refusal("-", text=text)
 
 
-def test_every_bad_gold_answer_is_named(tmp_path, refusal):
+def test_invalid_gold_answers_are_listed(tmp_path, refusal):
     file = tmp_path / "rows.jsonl"
     file.write_text(lines([ROWS[0] | {"solution": "maybe"}] * 25))
-    said = refusal(str(file))
-    assert f"score: {file}:1: solution" in said
-    assert f"{file}:20: solution" in said
-    assert said.endswith("and 5 more")
+    message = refusal(str(file))
+    assert f"score: {file}:1: solution" in message
+    assert f"{file}:20: solution" in message
+    assert message.endswith("and 5 more")
 
 
 @pytest.mark.parametrize(
@@ -167,17 +174,17 @@ def test_every_bad_gold_answer_is_named(tmp_path, refusal):
         (["-", "--out", "/no/such/folder/x"], "No such file or directory: '/no/such/folder/x'"),
     ],
 )
-def test_what_cannot_be_asked_says_what_can(arguments, message, refusal):
+def test_invalid_flags_are_refused_with_a_remedy(arguments, message, refusal):
     assert message in refusal(*arguments, text=lines(ROWS[:1]))
 
 
-def test_a_file_of_bytes_is_refused(tmp_path, refusal):
+def test_a_file_that_is_not_utf8_is_refused(tmp_path, refusal):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\xff\xfe{")
     assert f"score: {file} is not UTF-8" in refusal(str(file))
 
 
-def test_an_error_ends_the_program_with_one_line():
+def test_an_error_is_one_line_on_stderr():
     done = run("-", text="{")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("score: standard input:1: not JSON")

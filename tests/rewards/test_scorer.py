@@ -4,7 +4,6 @@ import sys
 import numpy as np
 import pytest
 
-from currreft_jax import rewards
 from currreft_jax.config import (
     Kind,
     Length,
@@ -16,37 +15,50 @@ from currreft_jax.config import (
     Task,
     validate_rewards,
 )
-from currreft_jax.rewards import TABLE, RewardError, RowError, check_rows, parts, register, score_completions
+from currreft_jax.rewards import (
+    RULES,
+    RewardError,
+    RowError,
+    check_rows,
+    maths_pool,
+    register,
+    registry,
+    score_completions,
+)
+from currreft_jax.rewards.penalties import length_penalty, overlong_penalty, repetition_penalty
 from currreft_jax.structs import Completion, Frame, Reason, Row, Verdict
-from tests.rewards.answered import make_row, tagged
+from tests.rewards.helpers import make_row, well_formed
 
 YES = make_row("judge", "detection", "yes", name="q1")
 LETTER = make_row("choice", "math", "B", 4, name="q2")
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr(rewards, "_REGISTERED", {})
+def empty_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTERED", {})
 
 
-def only(name: str) -> Rewards:
-    settings = Rewards(weights={name: 1.0})
-    return settings
+def only_reward(name: str) -> Rewards:
+    return Rewards(weights={name: 1.0})
 
 
-def score_user(name: str, row: Row = YES, text: str = tagged("yes")):
-    return score_completions([row], [[Completion(text)]], only(name))
+def score_user(name: str, row: Row = YES, text: str = well_formed("yes")):
+    return score_completions([row], [[Completion(text)]], only_reward(name))
 
 
-def test_the_table_holds_every_kind_and_task_but_conversations():
-    ruled = [task for task in Task if task is not Task.OTHER]
-    assert TABLE.keys() == {(kind, task) for kind in Kind for task in ruled if kind is not Kind.CHAT}
+def test_every_kind_and_task_but_conversations_has_a_rule():
+    tasks = [task for task in Task if task is not Task.OTHER]
+    assert RULES.keys() == {(kind, task) for kind in Kind for task in tasks if kind is not Kind.CHAT}
 
 
-def test_totals_parts_and_reasons_of_two_groups():
+def test_totals_rewards_and_reasons_of_two_groups():
     completions = [
-        [Completion(tagged("yes")), Completion("<answer>yes</answer>"), Completion("yes")],
-        [Completion(tagged("C")), Completion(tagged("B"), finished=False), Completion(tagged("it is B"))],
+        [Completion(well_formed("yes")), Completion("<answer>yes</answer>"), Completion("yes")],
+        [
+            Completion(well_formed("C")),
+            Completion(well_formed("B"), finished=False),
+            Completion(well_formed("it is B")),
+        ],
     ]
     scores = score_completions([YES, LETTER], completions)
     assert scores.total.tolist() == [[2, 1, 0], [1, 0, 0]]
@@ -62,19 +74,21 @@ def test_totals_parts_and_reasons_of_two_groups():
     ]
 
 
-def test_weights_make_the_total():
+def test_the_total_is_weighted():
     settings = Rewards(weights={"accuracy": 2.0, "format": 0.5})
-    scores = score_completions([LETTER], [[Completion(tagged("B")), Completion(tagged("C"))]], settings)
+    scores = score_completions([LETTER], [[Completion(well_formed("B")), Completion(well_formed("C"))]], settings)
     assert scores.total.tolist() == [[2.5, 0.5]]
 
 
-def test_a_part_of_weight_zero_is_not_computed():
-    scores = score_completions([YES], [[Completion(tagged("yes"))]], Rewards(weights={"accuracy": 1.0, "length": 0.0}))
+def test_a_reward_of_weight_zero_is_not_computed():
+    scores = score_completions(
+        [YES], [[Completion(well_formed("yes"))]], Rewards(weights={"accuracy": 1.0, "length": 0.0})
+    )
     assert scores.parts.keys() == scores.reasons.keys() == {"accuracy"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "task", "solution", "answer", "shape"),
+    ("kind", "task", "solution", "answer", "format_value"),
     [
         ("judge", "detection", "yes", "no", 1),  # official: detection wants boxes in every stage
         ("judge", "detection", "yes", "[0, 0, 10, 10]", 0),
@@ -88,16 +102,16 @@ def test_a_part_of_weight_zero_is_not_computed():
         ("open", "math", "5", "", 0),
     ],
 )
-def test_the_format_wants_an_answer_of_its_kind(kind, task, solution, answer, shape):
-    scores = score_completions([make_row(kind, task, solution)], [[Completion(tagged(answer))]])
-    assert scores.parts["format"][0, 0] == shape
+def test_the_format_reward_needs_an_answer_of_the_rows_kind(kind, task, solution, answer, format_value):
+    scores = score_completions([make_row(kind, task, solution)], [[Completion(well_formed(answer))]])
+    assert scores.parts["format"][0, 0] == format_value
 
 
-def test_no_rows_make_no_scores():
+def test_no_rows_give_empty_scores():
     assert score_completions([], []).total.shape == (0, 0)
 
 
-def test_groups_and_frames_must_fit():
+def test_rows_groups_and_frames_must_match():
     one = [Completion("")]
     with pytest.raises(ValueError, match="2 rows with 1 groups"):
         score_completions([YES, YES], [one])
@@ -107,7 +121,7 @@ def test_groups_and_frames_must_fit():
         score_completions([YES], [one], frames=[None, None])
 
 
-def test_conversations_are_scored_by_users_rewards_only(registry):
+def test_conversations_are_scored_by_users_rewards_only(empty_registry):
     row = make_row("chat", "math", "hello", name="c9")
     with pytest.raises(RowError, match="row c9: no rule scores chat rows; let a judge"):
         score_completions([row], [[Completion("")]])
@@ -120,18 +134,20 @@ def test_conversations_are_scored_by_users_rewards_only(registry):
 
 
 def brevity(row, completion, answer, frame):
-    """By import path; its range is 0 to 1."""
+    """A reward named by import path, in [0, 1]."""
     return Verdict(1.0) if len(completion.text) < 50 else Verdict(0.0, Reason.UNREWARDED)
 
 
 def test_a_reward_by_import_path():
     settings = Rewards(weights={"accuracy": 1.0, f"{__name__}:brevity": 0.5})
-    scores = score_completions([YES], [[Completion(tagged("yes")), Completion(tagged("yes") + " " * 99)]], settings)
+    scores = score_completions(
+        [YES], [[Completion(well_formed("yes")), Completion(well_formed("yes") + " " * 99)]], settings
+    )
     assert scores.total.tolist() == [[1.5, 1.0]]
     assert scores.reasons[f"{__name__}:brevity"].tolist() == [[None, Reason.UNREWARDED]]
 
 
-def test_a_registered_reward_sees_row_completion_answer_and_frame(registry):
+def test_a_registered_reward_sees_row_completion_answer_and_frame(empty_registry):
     seen = []
 
     @register("spy", low=-2.0, high=2.0)
@@ -139,8 +155,8 @@ def test_a_registered_reward_sees_row_completion_answer_and_frame(registry):
         seen.append((row.id, completion.num_tokens, answer, frame))
         return Verdict(-1.5, Reason.UNREWARDED)
 
-    completions = [[Completion(tagged(" no "), 7), Completion("no", 1)]]
-    scores = score_completions([YES], completions, only("spy"), frames=[Frame(5, 6)])
+    completions = [[Completion(well_formed(" no "), 7), Completion("no", 1)]]
+    scores = score_completions([YES], completions, only_reward("spy"), frames=[Frame(5, 6)])
     assert scores.total.tolist() == [[-1.5, -1.5]]
     assert seen == [("q1", 7, "no", Frame(5, 6)), ("q1", 1, None, Frame(5, 6))]
 
@@ -160,13 +176,13 @@ def test_a_registered_reward_sees_row_completion_answer_and_frame(registry):
         (lambda row: Verdict(1.0), "TypeError"),
     ],
 )
-def test_a_broken_promise_names_reward_row_and_completion(registry, function, message):
+def test_an_invalid_verdict_names_reward_row_and_completion(empty_registry, function, message):
     register("mine")(function)
     with pytest.raises(RewardError, match=rf"reward 'mine', row q1, completion '<think>look.*{message}"):
         score_user("mine")
 
 
-def test_a_name_is_registered_once_and_its_range_is_a_range(registry):
+def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
     register("mine")(brevity)
     for name in ("mine", "accuracy", "length"):
         with pytest.raises(ValueError, match="exists already"):
@@ -183,22 +199,22 @@ def test_a_name_is_registered_once_and_its_range_is_a_range(registry):
         (f"{__name__}:f", "defines no 'f'"),
     ],
 )
-def test_an_unknown_part_is_an_error(name, message):
+def test_an_unknown_reward_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         score_user(name)
 
 
-# Optional parts, worked by hand
+# Penalties, worked by hand
 
 
 @pytest.mark.parametrize(("tokens", "value"), [(0, 0), (50, -0.25), (200, -1), (999, -1)])
-def test_length(tokens, value):
-    assert parts.length(tokens, Length(200)) == Verdict(value, Reason.TOO_LONG if value else None)
+def test_length_penalty(tokens, value):
+    assert length_penalty(tokens, Length(200)) == Verdict(value, Reason.TOO_LONG if value else None)
 
 
 @pytest.mark.parametrize(("tokens", "value"), [(0, 0), (60, 0), (70, -0.25), (90, -0.75), (100, -1), (999, -1)])
-def test_overlong(tokens, value):
-    assert parts.overlong(tokens, Overlong(100, 40)) == Verdict(value, Reason.TOO_LONG if value else None)
+def test_overlong_penalty(tokens, value):
+    assert overlong_penalty(tokens, Overlong(100, 40)) == Verdict(value, Reason.TOO_LONG if value else None)
 
 
 @pytest.mark.parametrize(
@@ -212,24 +228,24 @@ def test_overlong(tokens, value):
         ("a b\nc a b", -1 / 4),  # ab, bc, ca, ab
     ],
 )
-def test_repetition(text, value):
-    verdict = parts.repetition(Completion(text), Repetition(2))
+def test_repetition_penalty(text, value):
+    verdict = repetition_penalty(Completion(text), Repetition(2))
     assert verdict == Verdict(pytest.approx(value), Reason.REPEATS if value else None)
 
 
-def test_penalties_join_the_total():
+def test_penalties_count_in_the_total():
     settings = Rewards(
         weights={"accuracy": 1.0, "length": 0.5, "repetition": 1.0, "overlong": 1.0},
         length=Length(100),
         overlong=Overlong(100, 50),
     )
-    scores = score_completions([YES], [[Completion(tagged("yes"), 75)]], settings)
+    scores = score_completions([YES], [[Completion(well_formed("yes"), 75)]], settings)
     assert scores.total[0, 0] == 1 - 0.5 * 0.75 - 0.5
 
 
-def test_a_penalty_on_length_needs_a_length():
+def test_the_length_penalties_need_num_tokens():
     with pytest.raises(RewardError, match=r"reward 'overlong', row q1.*num_tokens is unknown; give it"):
-        score_completions([YES], [[Completion(tagged("yes"))]], Rewards(weights={"overlong": 1.0}))
+        score_completions([YES], [[Completion(well_formed("yes"))]], Rewards(weights={"overlong": 1.0}))
 
 
 # Settings
@@ -255,7 +271,7 @@ def test_a_penalty_on_length_needs_a_length():
         (Rewards(overlong=Overlong(10, 20)), r"overlong.buffer_tokens is 20; it takes 1 to overlong.max_tokens \(10\)"),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         validate_rewards(settings)
     with pytest.raises(ValueError, match=message):
@@ -273,7 +289,7 @@ def test_settings_can_be_overridden_by_flags():
     code = (
         "from absl import flags; from ml_collections import config_flags; from currreft_jax.config import Rewards\n"
         "settings = config_flags.DEFINE_config_dataclass('rewards', Rewards()); import sys; flags.FLAGS(sys.argv)\n"
-        "it = settings.value; print(it.tau, it.detection.value, it.weights['length'], it.maths.workers)"
+        "value = settings.value; print(value.tau, value.detection.value, value.weights['length'], value.maths.workers)"
     )
     changed = ["tau=0.7", "detection=f1", "weights.length=0.5", "maths.workers=3"]
     command = [sys.executable, "-c", code, *(f"--rewards.{setting}" for setting in changed)]
@@ -292,7 +308,7 @@ def test_the_rewards_and_their_program_load_no_jax():
 
 def test_the_maths_workers_load_no_jax():
     code = (
-        f"import sys, runpy; runpy.run_path({str(rewards.maths_pool._SCRIPT)!r})\n"
+        f"import sys, runpy; runpy.run_path({str(maths_pool._SCRIPT)!r})\n"
         "print([name for name in ('jax', 'flax', 'torch', 'numpy', 'currreft_jax') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)

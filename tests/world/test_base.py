@@ -12,15 +12,15 @@ def test_the_base_is_a_small_qwen2_5_vl():
     assert config.to_hf() == base.config()
     model = tiny.model_of(config)
     assert 1e6 < model.num_parameters < 2e6
-    # A window holds four units of the image's nine: blocks with windows and a block with all are both at work.
+    # A window holds four of the image's nine units, so that window and full attention differ.
     assert config.vision.window_units == 2
     assert config.vision.fullatt_block_indexes == (config.vision.depth - 1,)
 
 
-def test_positions_differ_visibly_between_neighbouring_cells():
-    """With the published base of 1e6 and small heads, a step of one row would turn by a thirtieth and less.
+def test_rotary_angles_separate_neighbouring_cells():
+    """The published theta of 1e6 would rotate such small heads by at most 1/30 a row, too little to tell rows apart.
 
-    And slowly turning pairs are left for words: what stands thirty tokens away is still compared by what it is.
+    The slowest pairs rotate little over thirty tokens, so that words are still compared by content.
     """
     config = ModelConfig.from_hf(base.config())
     half = config.head_dim // 2
@@ -31,10 +31,10 @@ def test_positions_differ_visibly_between_neighbouring_cells():
     assert jax.default_backend() == "cpu"
 
 
-def test_a_missing_base_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(base, "_FOLDER", tmp_path / "base")
+def test_a_missing_checkpoint_names_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(base, "_CHECKPOINT", tmp_path / "base")
     with pytest.raises(FileNotFoundError, match="make base"):
-        base.folder()
+        base.checkpoint()
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
-    assert base.folder() == tmp_path / "base"
+    assert base.checkpoint() == tmp_path / "base"

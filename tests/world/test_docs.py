@@ -1,4 +1,4 @@
-"""docs/world.md shows the world as it is."""
+"""docs/world.md against the code."""
 
 from pathlib import Path
 
@@ -6,36 +6,37 @@ import numpy as np
 from PIL import Image
 
 from currreft_jax.world import tokenizer
-from currreft_jax.world.lessons import BROKEN, reasoned
-from currreft_jax.world.prompts import user_text
-from currreft_jax.world.questions import KINDS, TASKS, ask
-from currreft_jax.world.scenes import contact_sheet, domains, scene
-from currreft_jax.world.settings import Settings
+from currreft_jax.world.pretraining import BAD_LAYOUTS, completion_text
+from currreft_jax.world.question_text import user_text
+from currreft_jax.world.questions import KINDS, TASKS, make_question
+from currreft_jax.world.scenes import domains, make_scene
+from currreft_jax.world.settings import WorldSettings
+from tests.world.contact_sheet import contact_sheet
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "world.md").read_text("utf-8")
-DOMAINS = domains(Settings())
+DOMAINS = domains(WorldSettings())
 
 
-def test_the_page_of_pictures_is_what_is_drawn():
-    scenes = [scene(0, index, domain, Settings()) for index in range(5) for domain in DOMAINS.values()]
+def test_the_page_of_scenes_is_up_to_date():
+    scenes = [make_scene(0, index, domain, WorldSettings()) for index in range(5) for domain in DOMAINS.values()]
     with Image.open(DOCS / "world.png") as page:
         np.testing.assert_array_equal(np.asarray(page), np.asarray(contact_sheet(scenes, len(DOMAINS))))
-    places = [TEXT.index(f"*{'in domain' if name == 'in' else name}*") for name in DOMAINS]
-    assert places == sorted(places)
+    positions = [TEXT.index(f"*{'in domain' if name == 'in' else name}*") for name in DOMAINS]
+    assert positions == sorted(positions)
 
 
-def test_the_examples_are_what_is_asked():
-    shown = scene(0, 2, DOMAINS["in"], Settings())
+def test_the_example_questions_are_up_to_date():
+    scene = make_scene(0, 2, DOMAINS["in"], WorldSettings())
     for task in TASKS:
         for kind in KINDS:
-            question = ask(shown, task, kind, image="", split="", settings=Settings())
-            answer = reasoned(question.thought, question.row.solution)
+            question = make_question(scene, task, kind, image="", split="", settings=WorldSettings())
+            answer = completion_text(question.thought, question.row.solution)
             assert f"[{task.value}, {kind.value}]\n{user_text(question.row)}\n=> {answer}\n" in TEXT
 
 
-def test_the_figures_are_those_of_the_settings():
-    assert f"has {tokenizer.build().get_vocab_size()} tokens" in TEXT
-    assert len(BROKEN) == 7 and "one of seven ways" in TEXT
-    shares = Settings().kinds
+def test_the_figures_match_the_settings():
+    assert f"has {tokenizer.build_tokenizer().get_vocab_size()} tokens" in TEXT
+    assert len(BAD_LAYOUTS) == 7 and "one of seven ways" in TEXT
+    shares = WorldSettings().kinds
     assert ", ".join(f"{round(100 * share)}% {kind.value}" for kind, share in shares.items()) in TEXT

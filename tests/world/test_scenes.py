@@ -19,35 +19,35 @@ from currreft_jax.world.scenes import (
     SHAPES,
     SIZE,
     Backdrop,
-    askable,
-    contact_sheet,
     coverage,
     domains,
-    pixels,
-    render,
-    scene,
+    make_scene,
+    render_array,
+    render_image,
+    unambiguous_targets,
 )
-from currreft_jax.world.settings import Settings
+from currreft_jax.world.settings import WorldSettings
+from tests.world.contact_sheet import contact_sheet
 
-SETTINGS = Settings()
+SETTINGS = WorldSettings()
 DOMAINS = domains(SETTINGS)
 
 
-def some(domain: str, count: int = 200):
-    return [scene(7, index, DOMAINS[domain], SETTINGS) for index in range(count)]
+def make_scenes(domain: str, count: int = 200):
+    return [make_scene(7, index, DOMAINS[domain], SETTINGS) for index in range(count)]
 
 
 @given(st.sampled_from(sorted(DOMAINS)), st.integers(0, 10**9))
-def test_a_box_holds_exactly_the_pixels_that_its_object_changes(domain, index):
-    shown = scene(0, index, DOMAINS[domain], SETTINGS)
-    for number, thing in enumerate(shown.things):
-        without = replace(shown, things=shown.things[:number] + shown.things[number + 1 :])
-        y, x = np.nonzero((pixels(shown) != pixels(without)).any(-1))
-        assert thing.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+def test_a_box_is_the_exact_bounds_of_its_objects_pixels(domain, index):
+    scene = make_scene(0, index, DOMAINS[domain], SETTINGS)
+    for position, obj in enumerate(scene.objects):
+        without = replace(scene, objects=scene.objects[:position] + scene.objects[position + 1 :])
+        y, x = np.nonzero((render_array(scene) != render_array(without)).any(-1))
+        assert obj.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_reaches_all_sides_of_its_box(shape):
+def test_every_shape_touches_all_sides_of_its_box(shape):
     for width in range(14, CELL + 1):
         for height in range(14, CELL + 1):
             cover = coverage(shape, width, height)
@@ -56,7 +56,7 @@ def test_every_shape_reaches_all_sides_of_its_box(shape):
             assert all(side.any() for side in (cover[0], cover[-1], cover[:, 0], cover[:, -1]))
 
 
-def test_a_small_triangle_can_be_checked_by_eye():
+def test_the_coverage_of_a_small_triangle():
     """In sixteenths of each pixel."""
     assert coverage("triangle", 4, 4).tolist() == [
         [0, 4, 4, 0],
@@ -67,24 +67,24 @@ def test_a_small_triangle_can_be_checked_by_eye():
 
 
 @pytest.mark.parametrize("domain", sorted(DOMAINS))
-def test_scenes_are_what_their_domain_says(domain):
-    wanted = DOMAINS[domain]
-    scenes = some(domain)
-    assert {len(shown.things) for shown in scenes} == set(range(wanted.objects[0], wanted.objects[1] + 1))
-    assert {shown.background.backdrop for shown in scenes} == set(wanted.backdrops)
-    for shown in scenes:
-        pairs = [thing.pair for thing in shown.things]
-        assert set(pairs) <= {*FAMILIAR, *wanted.novel}
-        assert not wanted.novel or set(pairs) & set(wanted.novel)
-        assert askable(shown.things, wanted)
-        for thing in shown.things:
-            x1, y1, x2, y2 = thing.box
+def test_scenes_follow_their_domain(domain):
+    expected = DOMAINS[domain]
+    scenes = make_scenes(domain)
+    assert {len(scene.objects) for scene in scenes} == set(range(expected.num_objects[0], expected.num_objects[1] + 1))
+    assert {scene.background.backdrop for scene in scenes} == set(expected.backdrops)
+    for scene in scenes:
+        pairs = [obj.pair for obj in scene.objects]
+        assert set(pairs) <= {*FAMILIAR, *expected.novel}
+        assert not expected.novel or set(pairs) & set(expected.novel)
+        assert unambiguous_targets(scene.objects, expected)
+        for obj in scene.objects:
+            x1, y1, x2, y2 = obj.box
             assert 0 <= x1 < x2 <= FRAME.width and 0 <= y1 < y2 <= FRAME.height
             assert all(SETTINGS.sides[0] <= side <= SETTINGS.sides[1] for side in (x2 - x1, y2 - y1))
 
 
-def test_in_domain_shows_nothing_that_the_axes_keep_for_themselves():
-    pairs = {thing.pair for shown in some("in") for thing in shown.things}
+def test_in_domain_scenes_show_familiar_pairs_only():
+    pairs = {obj.pair for scene in make_scenes("in") for obj in scene.objects}
     assert pairs == set(FAMILIAR)
     assert not pairs & set(HELD_OUT)
     assert not {colour for colour, _ in pairs} & set(NEW_COLOURS)
@@ -93,23 +93,23 @@ def test_in_domain_shows_nothing_that_the_axes_keep_for_themselves():
 
 @pytest.mark.parametrize("domain", [name for name in sorted(DOMAINS) if name not in ("straddle", "any")])
 def test_each_object_has_a_cell_of_its_own_in_reading_order(domain):
-    for shown in some(domain):
-        first = [(thing.box[1] // CELL, thing.box[0] // CELL) for thing in shown.things]
-        last = [((thing.box[3] - 1) // CELL, (thing.box[2] - 1) // CELL) for thing in shown.things]
+    for scene in make_scenes(domain):
+        first = [(obj.box[1] // CELL, obj.box[0] // CELL) for obj in scene.objects]
+        last = [((obj.box[3] - 1) // CELL, (obj.box[2] - 1) // CELL) for obj in scene.objects]
         assert first == last == sorted(set(first))
 
 
-def test_straddling_objects_all_lie_on_the_border_of_a_cell():
-    for shown in some("straddle"):
-        for x1, y1, x2, y2 in (thing.box for thing in shown.things):
+def test_straddling_objects_lie_on_a_cells_border():
+    for scene in make_scenes("straddle"):
+        for x1, y1, x2, y2 in (obj.box for obj in scene.objects):
             assert x1 // CELL != (x2 - 1) // CELL or y1 // CELL != (y2 - 1) // CELL
 
 
 @pytest.mark.parametrize("backdrop", Backdrop)
-def test_backdrops_look_as_they_are_called(backdrop):
-    for shown in some("any"):
-        if shown.background.backdrop is backdrop:
-            empty = pixels(replace(shown, things=())).astype(int)
+def test_backdrops_match_their_names(backdrop):
+    for scene in make_scenes("any"):
+        if scene.background.backdrop is backdrop:
+            empty = render_array(replace(scene, objects=())).astype(int)
             spread = empty.max((0, 1)) - empty.min((0, 1))
             plain = backdrop in (Backdrop.LIGHT, Backdrop.DARK)
             assert (spread == 0).all() if plain else (spread > 40).all()
@@ -117,16 +117,20 @@ def test_backdrops_look_as_they_are_called(backdrop):
             assert backdrop is not Backdrop.DARK or empty.max() <= 64
 
 
-def test_an_axis_changes_nothing_but_itself():
-    """The same index in domain and on a backdrop's axis: the same objects."""
+def test_a_backdrop_axis_changes_only_the_backdrop():
+    """The objects of an index are the same in domain and on the axis."""
     for index in range(50):
-        plain, *others = (scene(1, index, DOMAINS[name], SETTINGS) for name in ("in", "dark", "gradient", "noise"))
-        assert all(other.things == plain.things for other in others)
+        plain, *others = (make_scene(1, index, DOMAINS[name], SETTINGS) for name in ("in", "dark", "gradient", "noise"))
+        assert all(other.objects == plain.objects for other in others)
 
 
 def test_scenes_depend_on_seed_and_index_alone():
-    assert scene(3, 4, DOMAINS["in"], SETTINGS) == scene(3, 4, DOMAINS["in"], Settings())
-    distinct = {pixels(scene(seed, index, DOMAINS["in"], SETTINGS)).tobytes() for seed in (0, 1) for index in range(99)}
+    assert make_scene(3, 4, DOMAINS["in"], SETTINGS) == make_scene(3, 4, DOMAINS["in"], WorldSettings())
+    distinct = {
+        render_array(make_scene(seed, index, DOMAINS["in"], SETTINGS)).tobytes()
+        for seed in (0, 1)
+        for index in range(99)
+    }
     assert len(distinct) == 198
 
 
@@ -134,7 +138,7 @@ def test_pixels_are_the_same_on_every_machine():
     digest = hashlib.blake2b(digest_size=8)
     for name in DOMAINS:
         for index in range(4):
-            digest.update(pixels(scene(0, index, DOMAINS[name], SETTINGS)).tobytes())
+            digest.update(render_array(make_scene(0, index, DOMAINS[name], SETTINGS)).tobytes())
     assert digest.hexdigest() == "95243d6ad99f8f2b"
 
 
@@ -150,20 +154,24 @@ def test_pixels_are_the_same_on_every_machine():
         ({"turns": 0}, "turns = 0: 1 or more"),
     ],
 )
-def test_impossible_settings_are_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        Settings(**change)
+        WorldSettings(**change)
 
 
-def test_images_and_pages_of_them():
-    shown = some("any", 5)
-    assert isinstance(render(shown[0]), Image.Image)
-    assert render(shown[0]).size == (SIZE, SIZE)
-    sheet = np.asarray(contact_sheet(shown, columns=3))
+def test_images_and_contact_sheets():
+    scenes = make_scenes("any", 5)
+    assert isinstance(render_image(scenes[0]), Image.Image)
+    assert render_image(scenes[0]).size == (SIZE, SIZE)
+    sheet = np.asarray(contact_sheet(scenes, columns=3))
     assert sheet.shape == (2 * SIZE + 4, 3 * SIZE + 8, 3)
-    np.testing.assert_array_equal(sheet[SIZE + 4 :, SIZE + 4 : 2 * SIZE + 4], pixels(shown[4]))
+    np.testing.assert_array_equal(sheet[SIZE + 4 :, SIZE + 4 : 2 * SIZE + 4], render_array(scenes[4]))
 
 
 def test_the_axes_are_all_domains_but_two():
     assert set(AXES) == set(DOMAINS) - {"in", "any"}
-    assert (DOMAINS["in"].objects, DOMAINS["counts"].objects, DOMAINS["any"].objects) == ((1, 4), (5, 6), (2, 6))
+    assert (DOMAINS["in"].num_objects, DOMAINS["counts"].num_objects, DOMAINS["any"].num_objects) == (
+        (1, 4),
+        (5, 6),
+        (2, 6),
+    )

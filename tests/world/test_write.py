@@ -9,28 +9,30 @@ from PIL import Image
 from currreft_jax.config import Kind
 from currreft_jax.data.rows import to_keys
 from currreft_jax.world import write as module
-from currreft_jax.world.questions import KINDS, TASKS, ask
-from currreft_jax.world.scenes import AXES, domains, pixels, scene
-from currreft_jax.world.settings import Settings, Sizes
-from currreft_jax.world.write import parts, write
+from currreft_jax.world.questions import KINDS, TASKS, make_question
+from currreft_jax.world.scenes import AXES, domains, make_scene, render_array
+from currreft_jax.world.settings import WorldSettings, WorldSizes
+from currreft_jax.world.write import world_splits, write_world
 
-SIZES = Sizes(captions=6, base=10, drills=12, train=8, test=8, axis=4)
+SIZES = WorldSizes(captions=6, base=10, drills=12, train=8, test=8, axis=4)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> tuple[Path, dict[str, int]]:
     folder = tmp_path_factory.mktemp("written")
-    return folder, write(folder, to_keys, sizes=SIZES)
+    return folder, write_world(folder, to_keys, sizes=SIZES)
 
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_all_files_are_there_with_as_many_rows_as_told(world):
+def test_every_file_has_the_reported_number_of_rows(world):
     folder, counts = world
-    kinds = {f"{part}_{kind.value}.jsonl" for part in ("train", "test", *(f"test_{a}" for a in AXES)) for kind in KINDS}
-    assert set(counts) == {"captions.jsonl", "base.jsonl", "drills.jsonl", *kinds}
+    question_files = {
+        f"{split}_{kind.value}.jsonl" for split in ("train", "test", *(f"test_{a}" for a in AXES)) for kind in KINDS
+    }
+    assert set(counts) == {"captions.jsonl", "base.jsonl", "drills.jsonl", *question_files}
     assert counts["captions.jsonl"] == 18 and counts["base.jsonl"] == 40 and counts["drills.jsonl"] == 12
     assert counts["train_open.jsonl"] == 24 and counts["test_dark_judge.jsonl"] == 12
     for name, count in counts.items():
@@ -43,22 +45,26 @@ def test_all_files_are_there_with_as_many_rows_as_told(world):
             with Image.open(folder / row["image"]) as image:
                 assert image.size == (84, 84)
     assert len({row["id"] for name in counts for row in lines(folder / name)}) == sum(counts.values())
-    told = json.loads((folder / "world.json").read_text())
-    assert told["rows"] == counts and told["seed"] == 0 and told["settings"]["kinds"]["open"] == 0.25
+    description = json.loads((folder / "world.json").read_text())
+    assert (
+        description["rows"] == counts and description["seed"] == 0 and description["settings"]["kinds"]["open"] == 0.25
+    )
 
 
-def test_images_are_the_scenes(world):
+def test_images_show_their_scenes(world):
     folder, _ = world
-    shown = scene(0, 30_000_002, domains(Settings())["straddle"], Settings())
+    scene = make_scene(0, 30_000_002, domains(WorldSettings())["straddle"], WorldSettings())
     with Image.open(folder / "images/test_straddle/000002.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), pixels(shown))
+        np.testing.assert_array_equal(np.asarray(image), render_array(scene))
 
 
-def test_rows_are_written_with_every_field_that_is_not_its_default(world):
+def test_rows_have_every_field_that_is_not_its_default(world):
     folder, _ = world
-    shown = scene(0, 20_000_000, domains(Settings())["in"], Settings())
+    scene = make_scene(0, 20_000_000, domains(WorldSettings())["in"], WorldSettings())
     for line, task in zip(lines(folder / "train_choice.jsonl"), TASKS, strict=False):
-        row = ask(shown, task, Kind.CHOICE, image="images/train/000000.png", split="train", settings=Settings()).row
+        row = make_question(
+            scene, task, Kind.CHOICE, image="images/train/000000.png", split="train", settings=WorldSettings()
+        ).row
         assert (
             line
             == to_keys(row)
@@ -83,46 +89,48 @@ def test_rows_are_written_with_every_field_that_is_not_its_default(world):
     assert [turn["role"] for turn in chat["messages"]] == ["user", "assistant"]
 
 
-def test_no_image_stands_in_two_sets():
-    """At a tenth of the shipped sizes; `write` itself looks at every image."""
-    known = domains(Settings())
-    sizes = Sizes(captions=1000, base=2000, drills=0, train=300, test=100, axis=50)
+def test_no_two_splits_share_an_image():
+    """At a tenth of the default sizes; `write_world` itself checks every image."""
+    domains_by_name = domains(WorldSettings())
+    sizes = WorldSizes(captions=1000, base=2000, drills=0, train=300, test=100, axis=50)
     owners: dict[bytes, str] = {}
-    for part in parts(sizes):
-        for index in range(part.first, part.first + part.scenes):
-            drawn = pixels(scene(0, index, known[part.domain(0, index, Settings())], Settings())).tobytes()
-            assert owners.setdefault(drawn, part.name) == part.name
+    for split in world_splits(sizes):
+        for index in range(split.first_scene, split.first_scene + split.num_scenes):
+            pixels = render_array(
+                make_scene(0, index, domains_by_name[split.domain(0, index, WorldSettings())], WorldSettings())
+            ).tobytes()
+            assert owners.setdefault(pixels, split.name) == split.name
     assert len(owners) == 1000 + 2000 + 300 + 100 + 50 * len(AXES)
 
 
-def test_an_image_in_two_sets_is_refused(monkeypatch, tmp_path):
-    train = parts(SIZES)[2]
-    monkeypatch.setattr(module, "parts", lambda sizes: (train, replace(train, name="test")))
+def test_an_image_in_two_splits_is_refused(monkeypatch, tmp_path):
+    train = world_splits(SIZES)[2]
+    monkeypatch.setattr(module, "world_splits", lambda sizes: (train, replace(train, name="test")))
     with pytest.raises(ValueError, match="scene 20000000 of test is an image of train too"):
-        write(tmp_path, to_keys, sizes=SIZES)
+        write_world(tmp_path, to_keys, sizes=SIZES)
 
 
-def test_half_of_the_bases_scenes_are_odd():
-    base = parts(SIZES)[1]
-    names = [base.domain(0, base.first + number, Settings()) for number in range(2000)]
+def test_half_of_the_pretraining_scenes_are_of_the_domain_any():
+    base = world_splits(SIZES)[1]
+    names = [base.domain(0, base.first_scene + offset, WorldSettings()) for offset in range(2000)]
     assert abs(names.count("any") / 2000 - 0.5) < 0.03
 
 
 def test_the_same_seed_writes_the_same_rows_and_another_seed_others(world, tmp_path):
     folder, counts = world
-    write(tmp_path / "again", to_keys, sizes=SIZES)
-    write(tmp_path / "other", to_keys, sizes=SIZES, seed=1)
+    write_world(tmp_path / "again", to_keys, sizes=SIZES)
+    write_world(tmp_path / "other", to_keys, sizes=SIZES, seed=1)
     for name in counts:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
         assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
 
 
-def test_turns_share_an_image(tmp_path):
-    write(tmp_path, to_keys, sizes=replace(SIZES, base=3), settings=Settings(questions=5, turns=2))
+def test_turns_of_a_conversation_share_an_image(tmp_path):
+    write_world(tmp_path, to_keys, sizes=replace(SIZES, base=3), settings=WorldSettings(questions=5, turns=2))
     turns = [len(row["messages"]) // 2 for row in lines(tmp_path / "base.jsonl")]
     assert turns == [2, 2, 1] * 3
 
 
-def test_two_worlds_are_not_mixed(world):
+def test_a_folder_with_images_is_refused(world):
     with pytest.raises(FileExistsError, match="has images already"):
-        write(world[0], to_keys, sizes=SIZES)
+        write_world(world[0], to_keys, sizes=SIZES)

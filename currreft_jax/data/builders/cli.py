@@ -26,8 +26,8 @@ from currreft_jax.models.folder import write_json
 from currreft_jax.rewards import MathsPool, MathsPoolError
 from currreft_jax.structs import Frame, Row
 from currreft_jax.world import base, tokenizer
-from currreft_jax.world import write as world
-from currreft_jax.world.settings import Sizes
+from currreft_jax.world.settings import WorldSizes
+from currreft_jax.world.write import write_world
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,11 +163,11 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
 
 def _build_world(options: argparse.Namespace) -> str:
     """Writes the embedded world, and its base model's config and tokenizer, without weights."""
-    sizes = Sizes(**{name: max(1, size // options.shrink) for name, size in asdict(Sizes()).items()})
-    files = world.write(options.out, to_keys, seed=options.seed, sizes=sizes)
+    sizes = WorldSizes(**{name: max(1, size // options.shrink) for name, size in asdict(WorldSizes()).items()})
+    files = write_world(options.out, to_keys, seed=options.seed, sizes=sizes)
     model = options.out / "model"
     model.mkdir()
-    tokenizer.write(model)
+    tokenizer.write_tokenizer(model)
     write_json(model / "config.json", base.config())
     return "\n".join(f"{count:>8}  {options.out / name}" for name, count in files.items())
 

@@ -82,7 +82,7 @@ def _cell(record: Fields, column: str, required: bool) -> Any:
 
 
 def _solution_boxes(solution: str, record: Fields) -> list[list[float]]:
-    corners = boxes.read(solution.strip())
+    corners = boxes.parse_corners(solution.strip())
     if isinstance(corners, Reason):
         record.refuse(f"the solution {solution[:80]!r} is no box ({corners}); it takes [a, b, c, d] or a list of these")
     return corners.tolist()

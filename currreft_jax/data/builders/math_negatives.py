@@ -84,10 +84,10 @@ def compare_unequal(pairs: Sequence[tuple[str, str]], pool: MathsPool) -> list[b
 def _compare_fast(gold: str, answer: str) -> bool | Comparison:
     """Returns whether two answers are unequal, or the comparison that math-verify must make."""
     limits = Maths()
-    first, second = maths.read(gold, limits), maths.read(answer, limits)
+    first, second = maths.parse_expression(gold, limits), maths.parse_expression(answer, limits)
     if isinstance(first, Reason) or isinstance(second, Reason):
         return False
-    verdict = maths.accuracy(first, second)
+    verdict = maths.math_accuracy(first, second)
     return verdict if isinstance(verdict, Comparison) else verdict.value == 0
 
 

@@ -101,7 +101,7 @@ def split_choices(text: str) -> tuple[str, dict[str, str]]:
 
 def reason_against_open(gold: str) -> str:
     """Returns why a gold answer cannot be asked for without choices; empty if it can."""
-    expression = maths.read(gold, Maths())
+    expression = maths.parse_expression(gold, Maths())
     if isinstance(expression, Reason):
         return f"the answer is no single expression ({expression})"
     if expression.words or expression.letter:

@@ -132,7 +132,7 @@ def gold_boxes(row: Row) -> list[Box]:
     Raises:
         RowError: the gold answer cannot be read.
     """
-    corners = detection.gold(row, None).corners
+    corners = detection.gold_boxes(row, None).corners
     return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in corners]
 
 
@@ -183,7 +183,7 @@ def _label_candidates(
     golds: dict[str, dict[str, frozenset[str]]] = {}
     for row in data.rows:
         if row.task is Task.CLASSIFY and row.kind is Kind.OPEN:
-            golds.setdefault(row.source, {})[row.id] = classify.gold(row, Rewards())
+            golds.setdefault(row.source, {})[row.id] = classify.gold_labels(row, Rewards())
     vocabularies = {source: frozenset[str]().union(*labels.values()) for source, labels in golds.items()}
     pair_counts = {source: image_negatives.count_pairs(labels.values()) for source, labels in golds.items()}
     results: list[AnswerCandidates | str] = []
@@ -217,7 +217,7 @@ def _math_candidates(
 def _image_labels(row: Row, data: ConvertedData) -> frozenset[str]:
     """Returns the annotated labels of a row's image, normalized as the reward compares them."""
     image = data.images.get(row.images[0]) if row.images else None
-    labels = classify.read(json.dumps(sorted(image.labels)), Rewards()) if image else frozenset()
+    labels = classify.parse_labels(json.dumps(sorted(image.labels)), Rewards()) if image else frozenset()
     return frozenset() if isinstance(labels, Reason) else labels
 
 

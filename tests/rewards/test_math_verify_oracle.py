@@ -1,4 +1,4 @@
-"""math-verify itself as the oracle, called in this process: we accept nothing wrong that it does not."""
+"""Verdicts against those of math-verify, called in this process: no false accept that it does not make too."""
 
 from fractions import Fraction
 from random import Random
@@ -7,13 +7,14 @@ import math_verify
 import pytest
 
 from currreft_jax.config import Maths
-from currreft_jax.rewards import maths, score_completions
+from currreft_jax.rewards import score_completions
+from currreft_jax.rewards.maths import gold_expression, math_accuracy, parse_expression
 from currreft_jax.structs import Completion, Reason, Verdict
-from tests.rewards.answered import make_row
+from tests.rewards.helpers import make_row
 
 
 def verify(gold: str, answer: str) -> bool:
-    """math-verify's own verdict, on the texts in dollars or as they are."""
+    """math-verify's own verdict on the texts, in dollars or bare."""
     return any(
         math_verify.verify(math_verify.parse(wrap.format(gold)), math_verify.parse(wrap.format(answer)))
         for wrap in ("${}$", "{}")
@@ -21,23 +22,23 @@ def verify(gold: str, answer: str) -> bool:
 
 
 def notations(value: Fraction) -> list[str]:
-    """Ways to write a value, in which every reader finds the same one."""
+    """Ways to write a value that any parser should agree on."""
     sign, n, d = "-" if value < 0 else "", abs(value.numerator), value.denominator
-    ways = [
+    texts = [
         rf"{sign}\frac{{{n}}}{{{d}}}",
         rf"{sign}\dfrac{{{2 * n}}}{{{2 * d}}}",
         f"{sign}{n}/{d}",
         f"{sign}{3 * n}/{3 * d}",
     ]
     if d == 1:
-        ways += [f"{sign}{n}", f"{sign}{n:,}", f"{sign}{n}.0", f"{sign}0{n}"]
+        texts += [f"{sign}{n}", f"{sign}{n:,}", f"{sign}{n}.0", f"{sign}0{n}"]
     if 10**4 % d == 0:
         decimal = f"{n / d:.4f}"
-        ways += [f"{sign}{decimal}", f"{sign}{decimal}0", f"{sign}{decimal.lstrip('0')}"]
-    return ways
+        texts += [f"{sign}{decimal}", f"{sign}{decimal}0", f"{sign}{decimal.lstrip('0')}"]
+    return texts
 
 
-def numbers(random: Random) -> tuple[Fraction, str, Fraction, str]:
+def gold_and_other(random: Random) -> tuple[Fraction, str, Fraction, str]:
     gold = Fraction(random.randint(-3000, 3000), random.choice([1, 1, 1, 2, 3, 4, 5, 7, 8, 16, 100]))
     near = [
         Fraction(0),
@@ -52,13 +53,13 @@ def numbers(random: Random) -> tuple[Fraction, str, Fraction, str]:
     return gold, random.choice(notations(gold)), other, random.choice(notations(other))
 
 
-def test_the_exact_path_agrees_with_math_verify_wherever_both_decide():
+def test_exact_number_verdicts_agree_with_math_verify():
     random, limits, decided = Random(0), Maths(), 0
     for _ in range(1500):
-        gold, gold_text, other, text = numbers(random)
-        read = maths.read(text, limits)
-        assert not isinstance(read, Reason)
-        verdict = maths.accuracy(maths.gold(make_row("open", "math", gold_text), limits), read)
+        gold, gold_text, other, text = gold_and_other(random)
+        parsed = parse_expression(text, limits)
+        assert not isinstance(parsed, Reason)
+        verdict = math_accuracy(gold_expression(make_row("open", "math", gold_text), limits), parsed)
         if isinstance(verdict, Verdict):
             decided += 1
             assert (verdict.value == 1) == (gold == other), (gold_text, text)
@@ -67,26 +68,26 @@ def test_the_exact_path_agrees_with_math_verify_wherever_both_decide():
 
 
 @pytest.mark.parametrize("percent", ["%", r"\%"])
-def test_the_exact_path_agrees_on_percentages(percent):
+def test_exact_percentage_verdicts_agree_with_math_verify(percent):
     random, limits = Random(1), Maths()
     for _ in range(150):
         tenths = random.randint(0, 2000)
         gold, answer = f"{tenths / 10}%", f"{(tenths + random.choice([0, 0, 1, -10])) / 10}0{percent}"
-        read = maths.read(answer, limits)
-        assert not isinstance(read, Reason)
-        verdict = maths.accuracy(maths.gold(make_row("open", "math", gold), limits), read)
+        parsed = parse_expression(answer, limits)
+        assert not isinstance(parsed, Reason)
+        verdict = math_accuracy(gold_expression(make_row("open", "math", gold), limits), parsed)
         assert isinstance(verdict, Verdict)
         assert (verdict.value == 1) == verify(gold, answer), (gold, answer)
 
 
 @pytest.mark.parametrize("letter", [*"ABCDEFGHINOabcdefghijkxyz", "(C)", "C."])
-def test_the_exact_path_agrees_on_letters(letter):
+def test_exact_letter_verdicts_agree_with_math_verify(letter):
     limits = Maths()
     for other in ("5", "-0.5", "3/4", "25%", "B", "(x)", "e", "2.718281828459"):
         for gold, answer in ((letter, other), (other, letter)):
-            read = maths.read(answer, limits)
-            assert not isinstance(read, Reason)
-            verdict = maths.accuracy(maths.gold(make_row("open", "math", gold), limits), read)
+            parsed = parse_expression(answer, limits)
+            assert not isinstance(parsed, Reason)
+            verdict = math_accuracy(gold_expression(make_row("open", "math", gold), limits), parsed)
             if isinstance(verdict, Verdict):
                 assert (verdict.value == 1) == verify(gold, answer), (gold, answer)
 
@@ -129,7 +130,7 @@ def pairs() -> list[tuple[str, str, bool]]:
     return list(dict.fromkeys(made))
 
 
-def test_no_false_accept_beyond_math_verify_on_hundreds_of_pairs(pool):
+def test_no_false_accepts_beyond_those_of_math_verify(pool):
     cases = pairs()
     assert len(cases) >= 500
     rows = [make_row("open", "math", gold) for gold, _, _ in cases]
@@ -137,10 +138,14 @@ def test_no_false_accept_beyond_math_verify_on_hundreds_of_pairs(pool):
     ours = score_completions(rows, completions, pool=pool).parts["accuracy"][:, 0] == 1
     oracle = [verify(gold, answer) for gold, answer, _ in cases]
     labels = [equal for *_, equal in cases]
-    false_accepts = {case for case, mine, equal in zip(cases, ours, labels, strict=True) if mine and not equal}
-    oracle_false_accepts = {case for case, its, equal in zip(cases, oracle, labels, strict=True) if its and not equal}
+    false_accepts = {case for case, accepted, equal in zip(cases, ours, labels, strict=True) if accepted and not equal}
+    oracle_false_accepts = {
+        case for case, accepted, equal in zip(cases, oracle, labels, strict=True) if accepted and not equal
+    }
     missed = {
-        case for case, mine, its, equal in zip(cases, ours, oracle, labels, strict=True) if equal and its and not mine
+        case
+        for case, accepted, oracle_accepted, equal in zip(cases, ours, oracle, labels, strict=True)
+        if equal and oracle_accepted and not accepted
     }
     print(
         f"{len(cases)} pairs, {sum(labels)} equal: false accepts {len(false_accepts)} (math-verify "

@@ -1,0 +1,146 @@
+"""Files of completions and their scores: parsing, scoring, the table of means and the verdicts of `--out`."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from currreft_jax.config import Kind, Rewards, Task
+from currreft_jax.data.rows import MAX_OPTIONS, Fields
+from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
+from currreft_jax.structs import Completion, Frame, Reason, Row, Scores
+
+STDIN = "-"
+_SHOWN_ERRORS = 20
+_KEYS = {
+    *("kind", "task", "solution", "completion", "id", "problem", "options", "multiple"),
+    *("frame", "resized", "num_tokens", "finished"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionLine:
+    """One line of a file of completions.
+
+    Attributes:
+        location: file and line, for errors.
+        row: the question and its gold answer.
+        completion: the model's completion.
+        resized: the frame in which the model saw the image; None for the row's own.
+        unused_keys: keys of the line that have no meaning.
+    """
+
+    location: str
+    row: Row
+    completion: Completion
+    resized: Frame | None
+    unused_keys: frozenset[str]
+
+
+def read_completions(file: str) -> list[CompletionLine]:
+    """Read a file of JSON lines; `-` reads standard input.
+
+    Raises:
+        ValueError: a line is invalid, or the file is empty or not UTF-8.
+        OSError: the file cannot be read.
+    """
+    name = "standard input" if file == STDIN else file
+    with nullcontext(sys.stdin) if file == STDIN else open(file, encoding="utf-8") as stream:
+        try:
+            lines = [
+                parse_completion_line(text, f"{name}:{line_number}", line_number)
+                for line_number, text in enumerate(stream, 1)
+                if text.strip()
+            ]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not UTF-8 ({error}); convert it") from error
+    if not lines:
+        raise ValueError(f"{name} holds no rows; write one JSON object a line")
+    return lines
+
+
+def parse_completion_line(text: str, location: str, line_number: int) -> CompletionLine:
+    """Parse and check one line.
+
+    Raises:
+        LineError: the line is invalid; the message names the line, the key and the values it takes.
+    """
+    fields = Fields.of_line(text, location)
+    num_tokens = fields.keys.get("num_tokens")
+    if num_tokens is not None and (type(num_tokens) is not int or num_tokens < 0):
+        fields.refuse_value("num_tokens", "a whole number")
+    row = Row(
+        id=fields.identity(str(line_number)),
+        task=fields.choose("task", Task),
+        kind=fields.choose("kind", Kind),
+        problem=fields.text("problem", ""),
+        solution=fields.text("solution", meaning="the gold answer"),
+        options=fields.texts("options", f"a list of at most {MAX_OPTIONS} strings", MAX_OPTIONS),
+        multiple=fields.take("multiple", bool, "true or false", False),
+        frame=fields.frame("frame"),
+    )
+    completion = Completion(
+        fields.text("completion", meaning="what the model wrote"),
+        num_tokens,
+        fields.take("finished", bool, "true or false", True),
+    )
+    return CompletionLine(location, row, completion, fields.frame("resized"), frozenset(fields.keys) - _KEYS)
+
+
+def score_lines(lines: Sequence[CompletionLine], settings: Rewards, pool: MathsPool) -> Scores:
+    """Score one completion a line, `[P, 1]`.
+
+    Raises:
+        ValueError: rows cannot be scored; the message names file and line of the first 20 of them.
+        RewardError: a reward function failed.
+    """
+    rows = [line.row for line in lines]
+    errors = check_rows(rows, settings, pool=pool)
+    try:
+        if not errors:
+            frames = [line.resized for line in lines]
+            return score_completions(rows, [[line.completion] for line in lines], settings, frames=frames, pool=pool)
+    except RowError as error:
+        errors = [error]
+    locations = {id(line.row): line.location for line in lines}
+    messages = [f"{locations[id(error.row)]}: {error.problem}" for error in errors[:_SHOWN_ERRORS]]
+    if len(errors) > len(messages):
+        messages.append(f"and {len(errors) - len(messages)} more")
+    raise ValueError("\n       ".join(messages))
+
+
+def verdict_records(lines: Sequence[CompletionLine], scores: Scores) -> list[dict[str, Any]]:
+    """Return one JSON object a line: id, total, each reward and the first reason, or null."""
+    return [
+        {
+            "id": line.row.id,
+            "total": float(scores.total[p, 0]),
+            **{name: float(values[p, 0]) for name, values in scores.parts.items()},
+            "reason": _first_reason(scores, p),
+        }
+        for p, line in enumerate(lines)
+    ]
+
+
+def score_table(lines: Sequence[CompletionLine], scores: Scores) -> str:
+    """Format the means of every kind and task, and below them how often each reason was given."""
+    groups = np.array([f"{line.row.kind.value:<8}{line.row.task.value:<10}" for line in lines])
+    columns = {"total": scores.total, **scores.parts}
+    report = [f"{'kind':<8}{'task':<10}{'rows':>8}" + "".join(f"{name:>12}" for name in columns)]
+    for group in [*sorted(set(groups)), "all"]:
+        members = np.ones(len(lines), bool) if group == "all" else groups == group
+        means = "".join(f"{values[members].mean():>12.3f}" for values in columns.values())
+        report.append(f"{group:<18}{members.sum():>8}{means}")
+    counts = Counter((group, reason) for p, group in enumerate(groups) if (reason := _first_reason(scores, p)))
+    if counts:
+        report += ["", f"{'kind':<8}{'task':<10}{'rows':>8}   reason"]
+    report += [f"{group:<18}{count:>8}   {reason}" for (group, reason), count in sorted(counts.items())]
+    return "\n".join(report)
+
+
+def _first_reason(scores: Scores, p: int) -> Reason | None:
+    return next((reasons[p, 0] for reasons in scores.reasons.values() if reasons[p, 0]), None)

@@ -1,0 +1,96 @@
+"""The rule by which each kind and task of rows is scored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from currreft_jax.config import Kind, Rewards, Task
+from currreft_jax.rewards.answer import RowError
+from currreft_jax.rewards.binary import binary_accuracy, gold_yes_no, parse_yes_no
+from currreft_jax.rewards.choice import choice_accuracy, gold_letters, parse_letters
+from currreft_jax.rewards.classify import classify_accuracy, gold_labels, parse_labels
+from currreft_jax.rewards.detection import detection_accuracy, gold_boxes, parse_boxes
+from currreft_jax.rewards.maths import Comparison, Expression, gold_expression, math_accuracy, parse_expression
+from currreft_jax.structs import Boxes, Frame, Reason, Row, Verdict
+
+Parsed = TypeVar("Parsed")
+AnswerScorer = Callable[[str], Verdict | Comparison | Reason]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRule(Generic[Parsed]):
+    """How answers to one kind and task are parsed and scored.
+
+    Attributes:
+        gold: (row, frame, settings) -> the parsed gold answer; raises `RowError`.
+        parse: (answer, row, frame, settings) -> the parsed answer, or the reason why it cannot be parsed.
+        accuracy: (gold, parsed answer, settings) -> the verdict, or the comparison that math-verify must decide.
+    """
+
+    gold: Callable[[Row, Frame | None, Rewards], Parsed]
+    parse: Callable[[str, Row, Frame | None, Rewards], Parsed | Reason]
+    accuracy: Callable[[Parsed, Parsed, Rewards], Verdict | Comparison]
+
+    def answer_scorer(self, row: Row, frame: Frame | None, settings: Rewards) -> AnswerScorer:
+        """Parse the row's gold answer and return the function that scores an answer against it.
+
+        The function returns a `Reason` for an answer that cannot be parsed.
+
+        Raises:
+            RowError: the gold answer cannot be parsed.
+        """
+        gold = self.gold(row, frame, settings)
+
+        def score(answer: str) -> Verdict | Comparison | Reason:
+            parsed = self.parse(answer, row, frame, settings)
+            return parsed if isinstance(parsed, Reason) else self.accuracy(gold, parsed, settings)
+
+        return score
+
+
+_YES_NO: ScoringRule[bool] = ScoringRule(
+    gold=lambda row, frame, settings: gold_yes_no(row),
+    parse=lambda answer, row, frame, settings: parse_yes_no(answer),
+    accuracy=lambda gold, answer, settings: binary_accuracy(gold, answer),
+)
+_LETTERS: ScoringRule[frozenset[str]] = ScoringRule(
+    gold=lambda row, frame, settings: gold_letters(row),
+    parse=lambda answer, row, frame, settings: parse_letters(answer, row),
+    accuracy=choice_accuracy,
+)
+_BOXES: ScoringRule[Boxes] = ScoringRule(
+    gold=lambda row, frame, settings: gold_boxes(row, frame),
+    parse=lambda answer, row, frame, settings: parse_boxes(answer, row, frame),
+    accuracy=detection_accuracy,
+)
+_LABELS: ScoringRule[frozenset[str]] = ScoringRule(
+    gold=lambda row, frame, settings: gold_labels(row, settings),
+    parse=lambda answer, row, frame, settings: parse_labels(answer, settings),
+    accuracy=lambda gold, answer, settings: classify_accuracy(gold, answer),
+)
+_EXPRESSION: ScoringRule[Expression] = ScoringRule(
+    gold=lambda row, frame, settings: gold_expression(row, settings.maths),
+    parse=lambda answer, row, frame, settings: parse_expression(answer, settings.maths),
+    accuracy=lambda gold, answer, settings: math_accuracy(gold, answer),
+)
+
+AnyRule = ScoringRule[bool] | ScoringRule[frozenset[str]] | ScoringRule[Boxes] | ScoringRule[Expression]
+
+RULES: dict[tuple[Kind, Task], AnyRule] = {
+    **{(Kind.JUDGE, task): _YES_NO for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH)},
+    **{(Kind.CHOICE, task): _LETTERS for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH)},
+    (Kind.OPEN, Task.DETECTION): _BOXES,
+    (Kind.OPEN, Task.CLASSIFY): _LABELS,
+    (Kind.OPEN, Task.MATH): _EXPRESSION,
+}
+
+
+def rule_of(row: Row) -> AnyRule:
+    """Return the rule of the row's kind and task.
+
+    Raises:
+        RowError: no rule scores such rows.
+    """
+    if (row.kind, row.task) not in RULES:
+        raise RowError(row, f"no rule scores {row.kind.value} rows; let a judge score it, or leave it to SFT")
+    return RULES[row.kind, row.task]
