@@ -5,7 +5,10 @@ import pytest
 from PIL import Image
 
 from currreft_jax import generate as program
-from currreft_jax.structs import Frame, Rollout
+from currreft_jax.data.answer_boxes import answer_boxes
+from currreft_jax.sampling import console
+from currreft_jax.structs import Frame, Reason, Rollout
+from currreft_jax.world.demo import demo_scene
 from currreft_jax.world.scenes import render_image
 from tests import tiny
 
@@ -33,12 +36,12 @@ def test_one_answer_is_written_as_it_grows_and_no_character_before_it_is_whole(c
             yield rollout
             shown.append(capsys.readouterr().out)
 
-    assert program.show(watched(), as_text, 8) == ["a é!"]
+    assert console.print_completions(watched(), as_text, 8) == ["a é!"]
     assert shown == ["a", " ", "", "é", "!\n", "", "", ""]
 
 
 def test_several_answers_wait_for_each_other_and_cut_ones_are_marked(capsys):
-    program.show(rollouts([b"long one", b"short", b"cut off"], 7, [False, True, False]), as_text, 7)
+    console.print_completions(rollouts([b"long one", b"short", b"cut off"], 7, [False, True, False]), as_text, 7)
     assert capsys.readouterr().out == (
         "--- 1 of 3\nlong on [cut off: raise --max-new-tokens]\n--- 2 of 3\nshort\n"
         "--- 3 of 3\ncut off [cut off: raise --max-new-tokens]\n"
@@ -50,12 +53,14 @@ def test_several_answers_wait_for_each_other_and_cut_ones_are_marked(capsys):
     [
         ("<think>x</think><answer>[10, 20, 30, 40]</answer>", [[20, 10, 60, 20]]),
         ('[{"bbox_2d": [0, 0, 1, 2]}, [4, 4, 4, 9]]', [[0, 0, 2, 1]]),
-        ("no box", []),
     ],
 )
 def test_boxes_are_moved_to_the_images_own_frame(text, boxes):
-    found = program.answered_boxes(text, Frame(100, 200), Frame(200, 100))
-    np.testing.assert_allclose(found, np.reshape(np.array(boxes, float), (-1, 4)))
+    np.testing.assert_allclose(answer_boxes(text, Frame(100, 200), Frame(200, 100)), np.array(boxes, float))
+
+
+def test_a_text_without_boxes_has_a_reason():
+    assert answer_boxes("no box", Frame(100, 200), Frame(200, 100)) is Reason.BAD_JSON
 
 
 def test_an_image_is_asked_about_and_drawn_on(checkpoint, tmp_path, capsys, monkeypatch):
@@ -65,7 +70,7 @@ def test_an_image_is_asked_about_and_drawn_on(checkpoint, tmp_path, capsys, monk
     greedy = capsys.readouterr().out
     assert program.main(arguments) == 0
     assert capsys.readouterr().out == greedy
-    monkeypatch.setattr(program, "show", lambda *arguments: ["[28, 28, 56, 56]"])
+    monkeypatch.setattr(console, "print_completions", lambda *arguments: ["[28, 28, 56, 56]"])
     assert program.main([*arguments, f"--boxes={tmp_path / 'out.png'}"]) == 0
     assert "with 1 box" in capsys.readouterr().err
     with Image.open(tmp_path / "out.png") as drawn:
@@ -102,7 +107,7 @@ def test_the_demo_needs_no_other_argument(tmp_path, capsys):
     assert program.main(["--demo", f"--boxes={tmp_path / 'out.png'}"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("<think> blue triangle bottom left </think> <answer> [") and "with 1 box" in said.err
-    render_image(program.demo()).save(tmp_path / "scene.png")
+    render_image(demo_scene()).save(tmp_path / "scene.png")
     assert program.main([f"--image={tmp_path / 'scene.png'}"]) == 0
     assert "blue triangle [" in capsys.readouterr().out
 

@@ -74,6 +74,13 @@ def test_a_missing_compiler_names_its_extra(monkeypatch, name, extra):
         topology_by_name(name)
 
 
+@pytest.mark.parametrize("version", [12, 13])
+def test_the_compiler_is_the_installed_one(monkeypatch, version):
+    monkeypatch.setattr(devices, "find_spec", lambda module: module == f"jax_cuda{version}_plugin" or None)
+    monkeypatch.setattr(devices, "_cuda_devices", lambda *_: [])
+    assert topology_by_name("h200:1x1").compiler_package == f"jax-cuda{version}-plugin"
+
+
 # ---------------------------------------------------------------------------------------------------------------- FLOPs
 
 

@@ -28,7 +28,7 @@ class Platform(Enum):
     TPU = "tpu"
 
 
-_COMPILER_PACKAGES = {Platform.CUDA: "jax-cuda12-plugin", Platform.TPU: "libtpu"}
+_COMPILER_PACKAGES = {Platform.CUDA: ("jax-cuda12-plugin", "jax-cuda13-plugin"), Platform.TPU: ("libtpu",)}
 
 
 class MissingCompiler(ModuleNotFoundError):
@@ -180,6 +180,7 @@ def topology_by_name(name: str) -> Topology:
             f" devices are {', '.join(DEVICES)}"
         )
     spec = DEVICES[kind]
+    compiler_package = _compiler_package(spec.platform, name)
     if spec.platform is Platform.CUDA:
         devices = _cuda_devices(spec, name, shape)
         devices_per_host = int(shape.split("x")[1])
@@ -187,7 +188,7 @@ def topology_by_name(name: str) -> Topology:
         devices = _tpu_devices(spec, name)
         devices_per_host = len(devices)
     usable_bytes = spec.memory * spec.usable_fraction
-    return Topology(name, spec, devices, devices_per_host, usable_bytes, _COMPILER_PACKAGES[spec.platform])
+    return Topology(name, spec, devices, devices_per_host, usable_bytes, compiler_package)
 
 
 def attached_topology(devices: Sequence[Any] | None = None) -> Topology:
@@ -200,8 +201,6 @@ def attached_topology(devices: Sequence[Any] | None = None) -> Topology:
 
 
 def _cuda_devices(spec: DeviceSpec, name: str, shape: str) -> Sequence[Any]:
-    if not any(find_spec(module) for module in ("jax_cuda12_plugin", "jax_cuda13_plugin")):
-        raise _missing_compiler(Platform.CUDA, name)
     if shape.count("x") != 1:
         raise ValueError(f"topology {name!r}: write a GPU topology as GPU:HOSTSxGPUS, such as a800:2x8")
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the check queries a driver
@@ -212,8 +211,6 @@ def _cuda_devices(spec: DeviceSpec, name: str, shape: str) -> Sequence[Any]:
 
 
 def _tpu_devices(spec: DeviceSpec, name: str) -> Sequence[Any]:
-    if not find_spec("libtpu"):
-        raise _missing_compiler(Platform.TPU, name)
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",  # no cloud metadata server
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling opens no device that another process may hold
@@ -227,8 +224,12 @@ def _tpu_devices(spec: DeviceSpec, name: str) -> Sequence[Any]:
         raise ValueError(f"topology {name!r}: libtpu knows no such slice of {spec.name}: {error}") from error
 
 
-def _missing_compiler(platform: Platform, name: str) -> MissingCompiler:
-    return MissingCompiler(
+def _compiler_package(platform: Platform, name: str) -> str:
+    """Returns the installed package that compiles for a platform."""
+    for package in _COMPILER_PACKAGES[platform]:
+        if find_spec(package.replace("-", "_")):
+            return package
+    raise MissingCompiler(
         f"{name} needs the compiler of its platform, not its hardware: pip install 'currreft_jax[{platform.value}]'"
     )
 
