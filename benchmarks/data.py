@@ -21,8 +21,9 @@ from PIL import Image, ImageFilter
 import currreft_jax as cr
 from currreft_jax.config import Data, Kind, Source, Stage
 from currreft_jax.data import pipeline
-from currreft_jax.data.mixture import mixture
-from currreft_jax.data.prompts import template
+from currreft_jax.data.buckets import shape_buckets
+from currreft_jax.data.mixture import load_mixture
+from currreft_jax.data.prompts import load_template
 from currreft_jax.world import base
 
 PIXELS = 401_408
@@ -49,9 +50,15 @@ def main() -> None:
         for threads in map(int, options.threads.split(",")):
             data = Data(batch_size=8, threads=threads)
             stage = Stage("rows", [Source(str(rows))], kinds=(Kind.OPEN,))
-            shapes = pipeline.ladders(data, processor, data.batch_size)
+            shapes = shape_buckets(data, processor, data.batch_size)
             source = pipeline.Pipeline(
-                mixture([stage], 0, data, 0), processor, template(data.template), data, shapes, seed=0, with_answer=True
+                load_mixture([stage], 0, data, 0),
+                processor,
+                load_template(data.template),
+                data,
+                shapes,
+                seed=0,
+                with_answer=True,
             )
             batches = source.batches(0)
             next(batches)

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 import currreft_jax as cr
 from currreft_jax.config import Kind, Maths, Precision, Sampling, Task
-from currreft_jax.data.examples import example
-from currreft_jax.data.prompts import template
-from currreft_jax.data.rows import RowFile
+from currreft_jax.data.examples import make_example
+from currreft_jax.data.prompts import load_template
+from currreft_jax.data.row_files import RowFile
 from currreft_jax.rewards import MathsPool
 from currreft_jax.rollout import decode_params
 from currreft_jax.structs import Completion
@@ -58,7 +58,7 @@ def main() -> None:
     options = _parser().parse_args()
     processor = cr.load_processor(options.model)
     model, params = cr.load_model(options.model, mesh=cr.make_mesh(devices=jax.devices()[:1]), dtype="float32")
-    wording = template("world")
+    wording = load_template("world")
     table = []
     domains = ["test", *(f"test_{axis}" for axis in AXES if options.axis_rows)]
     print(f"{'domain':<16}{'kind':<8}{'task':<11}{'rows':>6}{'greedy':>8}{'at 1':>8}{'format':>8}")
@@ -70,7 +70,9 @@ def main() -> None:
                 for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH):
                     most = options.rows if domain == "test" else options.axis_rows
                     asked = [row for row in rows if row.task is task][:most]
-                    examples = [example(row, processor, wording, where=row.id) for row in tqdm(asked, leave=False)]
+                    examples = [
+                        make_example(row, processor, wording, location=row.id) for row in tqdm(asked, leave=False)
+                    ]
                     cell = {"domain": domain, "kind": kind.value, "task": task.value, "rows": len(asked)}
                     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
                         said = answers(model, params, processor, examples, temperature)

@@ -15,13 +15,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Config, Method, Task
-from currreft_jax.data import pipeline
+from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, batch_dims, shape_buckets
 from currreft_jax.data.budget import prompt_text
 from currreft_jax.data.examples import Example
+from currreft_jax.data.microbatches import collate_gold, make_microbatches
 from currreft_jax.data.packing import collate, padding_waste
 from currreft_jax.data.processor import Processor
-from currreft_jax.data.prompts import template
-from currreft_jax.data.rows import to_keys
+from currreft_jax.data.prompts import load_template
+from currreft_jax.data.rows import row_to_json
 from currreft_jax.losses import group_advantages, loss_counts, loss_weights
 from currreft_jax.models.qwen2_5_vl import Model, Parameters, token_logprobs
 from currreft_jax.rewards import MathsPool, score_completions
@@ -50,7 +51,7 @@ class Context:
     number: int
     reader: Processor
     model: Model
-    ladders: pipeline.Ladders
+    ladders: ShapeBuckets
     pool: MathsPool | None = None
     reference: Parameters | None = None
 
@@ -91,17 +92,16 @@ def gold_batch(context: Context, examples: Sequence[Example]) -> Batch:
     """The gold answers of a step's rows, on the devices."""
     config, model, ladders = context.config, context.model, context.ladders
     shards = data_shards(model.mesh) // jax.process_count()
-    parts = pipeline.arranged(examples, model.config, shards, config.microbatches)
-    tokens = sum(len(it.prompt.tokens) + len(it.tokens) for it in examples)
-    needed = agreed_needs([pipeline.needs(part, model.config, shards) for part in parts])
-    counts, tokens = _added((loss_counts([it.mask for it in examples]), np.array(tokens)))
+    parts = make_microbatches(examples, model.config, shards, config.microbatches)
+    tokens = sum(len(it.prompt.tokens) + len(it.completion_tokens) for it in examples)
+    needed = agreed_needs([batch_dims(part, model.config, shards) for part in parts])
+    counts, tokens = _added((loss_counts([it.loss_mask for it in examples]), np.array(tokens)))
     batches = [
-        pipeline.gold_batch(part, model.config, *ladders.shape(most), shards)
-        for part, most in zip(parts, needed, strict=True)
+        collate_gold(part, model.config, *ladders.fit(most), shards) for part, most in zip(parts, needed, strict=True)
     ]
     groups = [group for group, _ in batches]
     weights = [loss_weights(mask, config.loss_average, counts) for _, mask in batches]
-    used = sum(len(it.tokens) for it in examples) / sum(part.tokens.size for part in groups)
+    used = sum(len(it.completion_tokens) for it in examples) / sum(part.tokens.size for part in groups)
     about = {
         "num_tokens": float(tokens),
         "learnt_tokens": float(counts[0]),
@@ -304,12 +304,12 @@ def everyone(numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def agreed_needs(needs: Sequence[pipeline.Needs]) -> list[pipeline.Needs]:
+def agreed_needs(needs: Sequence[BatchDims]) -> list[BatchDims]:
     """The largest needs of any host."""
     if jax.process_count() == 1:
         return list(needs)
     every = multihost_utils.process_allgather(np.array([dataclasses.astuple(part) for part in needs]))
-    return [pipeline.Needs(*map(int, row)) for row in np.asarray(every).max(axis=0)]
+    return [BatchDims(*map(int, row)) for row in np.asarray(every).max(axis=0)]
 
 
 def _collated(
@@ -325,15 +325,15 @@ def _collated(
     parts = [
         part
         for start in range(0, len(examples), of_move)
-        for part in pipeline.arranged(examples[start : start + of_move], model.config, shards, config.microbatches)
+        for part in make_microbatches(examples[start : start + of_move], model.config, shards, config.microbatches)
     ]
     size = len(parts[0]) // shards
     ordered = [it for s in range(shards) for part in parts for it in part[s * size : (s + 1) * size]]
     rows = np.arange(len(ordered)).reshape(shards, len(parts), size)
-    needed = agreed_needs([pipeline.needs(part, model.config, shards) for part in (ordered, *parts)])
+    needed = agreed_needs([batch_dims(part, model.config, shards) for part in (ordered, *parts)])
 
-    def collated(part: Sequence[Example], ladders: pipeline.Ladders, most: pipeline.Needs) -> PromptBatch:
-        shape, _ = ladders.shape(most)
+    def collated(part: Sequence[Example], ladders: ShapeBuckets, most: BatchDims) -> PromptBatch:
+        shape, _ = ladders.fit(most)
         return collate([it.prompt for it in part], model.config, shape, shards)
 
     if len(parts) == 1:
@@ -347,7 +347,7 @@ def _collated(
     return to_devices(whole, model.mesh), placed, ordered, prompt_padding(ordered, cut)
 
 
-def whole_ladders(config: Config, reader: pipeline.Budgeted, prompts: int) -> pipeline.Ladders:
+def whole_ladders(config: Config, reader: ProcessorLike, prompts: int) -> ShapeBuckets:
     """The shapes of a step's prompts that are drawn for together and learnt from in parts.
 
     Args:
@@ -355,7 +355,7 @@ def whole_ladders(config: Config, reader: pipeline.Budgeted, prompts: int) -> pi
         reader: of texts and images.
         prompts: of a data shard.
     """
-    return pipeline.ladders(dataclasses.replace(config.data, slots=()), reader, prompts)
+    return shape_buckets(dataclasses.replace(config.data, slots=()), reader, prompts)
 
 
 @lru_cache
@@ -389,8 +389,8 @@ def _row_told(config: Config, it: Example) -> dict[str, Any]:
     """The row, the frame in which the model saw its image, what seeds its completions, and its prompt."""
     resized = {"resized": [it.frame.width, it.frame.height]} if it.frame else {}
     frames = [(picture.original, picture.resized) for picture in it.prompt.pictures]
-    prompt = prompt_text(it.row, template(config.data.template), frames)
-    return to_keys(it.row) | resized | {"key": it.prompt.key, "prompt": prompt}
+    prompt = prompt_text(it.row, load_template(config.data.template), frames)
+    return row_to_json(it.row) | resized | {"key": it.prompt.key, "prompt": prompt}
 
 
 def _rounded(values: np.ndarray) -> list[float]:

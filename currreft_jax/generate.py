@@ -182,7 +182,7 @@ def answered_boxes(text: str, resized: Frame, original: Frame) -> np.ndarray:
 
 def draw(image: Image.Image, boxes: np.ndarray, path: Path) -> None:
     """Writes the image with the boxes on it."""
-    from currreft_jax.data.draw import draw_boxes
+    from currreft_jax.data.visualize import draw_boxes
 
     corners = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes]
     draw_boxes(image, corners).save(path)

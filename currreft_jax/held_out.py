@@ -11,10 +11,10 @@ import numpy as np
 
 from currreft_jax.config import Config, OnBadRow, Stage
 from currreft_jax.curriculum import Measurement
-from currreft_jax.data.examples import Example, example
-from currreft_jax.data.mixture import mixture
+from currreft_jax.data.examples import Example, make_example
+from currreft_jax.data.mixture import load_mixture
 from currreft_jax.data.processor import Processor
-from currreft_jax.data.prompts import template
+from currreft_jax.data.prompts import load_template
 from currreft_jax.experience import Context, completions, everyone, score
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.rewards import MathsPool, check_rows
@@ -50,20 +50,20 @@ def held_out_rows(config: Config, reader: Processor, pool: MathsPool | None) -> 
         ImageError: an image cannot be shown.
         RowError: a row cannot be scored.
     """
-    wording, hosts, host = template(config.data.template), jax.process_count(), jax.process_index()
+    wording, hosts, host = load_template(config.data.template), jax.process_count(), jax.process_index()
     data = dataclasses.replace(config.data, pass_rates="", on_bad_row=OnBadRow.ERROR)
     sets = []
     for number, stage in enumerate(config.stages):
         if not stage.held_out:
             continue
         judged = Stage(stage.name, stage.held_out, kinds=stage.kinds, tasks=stage.tasks)
-        mixed = mixture([judged], 0, data, config.seed)
-        share = -(-config.logging.evaluate_rows // len(mixed.parts))
-        places = [(part.file, int(index)) for part in mixed.parts for index in _spread(part.indices, share)]
+        mixed = load_mixture([judged], 0, data, config.seed)
+        share = -(-config.logging.evaluate_rows // len(mixed.sources))
+        places = [(part.file, int(index)) for part in mixed.sources for index in _spread(part.indices, share)]
         if errors := check_rows([file[index] for file, index in places], config.rewards, pool=pool):
             raise errors[0]
         own = [places[min(place, len(places) - 1)] for place in range(host, -(-len(places) // hosts) * hosts, hosts)]
-        examples = tuple(example(file[i], reader, wording, where=file.where(i)) for file, i in own)
+        examples = tuple(make_example(file[i], reader, wording, location=file.location(i)) for file, i in own)
         sets.append(HeldOut(stage.name, number, examples, len(places)))
         mixed.close()
     return sets

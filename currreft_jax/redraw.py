@@ -12,9 +12,10 @@ import numpy as np
 from currreft_jax.checkpoint import restore_item
 from currreft_jax.config import Config, Init
 from currreft_jax.data import processor
-from currreft_jax.data.examples import example
-from currreft_jax.data.prompts import template
-from currreft_jax.data.rows import Fields, parse
+from currreft_jax.data.examples import make_example
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.prompts import load_template
+from currreft_jax.data.rows import parse_row
 from currreft_jax.models import hf
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.rollout import replay
@@ -53,8 +54,8 @@ def redraw(place: str) -> Redrawn:
     """
     path, line, g = _parsed(place)
     where, stage_folder = f"{path}:{line}", path.parent.parent
-    fields = Fields.of_line(_line(path, line), where)
-    row = parse(fields, image_root=path.parent)
+    fields = Fields.from_json(_line(path, line), where)
+    row = parse_row(fields, image_root=path.parent)
     key = fields.take("key", int, "the number that seeded the completions; this run was made without it")
     said = fields.take("completions", list, "what was drawn")
     if not 1 <= g <= len(said):
@@ -71,7 +72,9 @@ def redraw(place: str) -> Redrawn:
         config.model.path, min_pixels=config.model.min_pixels or None, max_pixels=config.model.max_pixels or None
     )
     model, policy = _policy_before(config, number, step, stage_folder, reader)
-    prompt = dataclasses.replace(example(row, reader, template(config.data.template), where=where).prompt, key=key)
+    prompt = dataclasses.replace(
+        make_example(row, reader, load_template(config.data.template), location=where).prompt, key=key
+    )
     sampling = dataclasses.replace(config.sampling, mesh=(-1, 1))
     rollout = replay(model, policy, reader, prompt, g - 1, sampling, seed=config.seed, stage=number, step=step)
     length = int(np.asarray(rollout.lengths)[0, 0])

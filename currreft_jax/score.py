@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 
 from currreft_jax.config import DetectionScore, Kind, PartialCredit, Rewards, Task
-from currreft_jax.data.rows import MAX_OPTIONS, Fields
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.rows import MAX_OPTIONS
 from currreft_jax.rewards import MathsPool, MathsPoolError, RewardError, RowError, check_rows, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row, Scores
 
@@ -89,14 +90,14 @@ def parse_line(text: str, where: str, line_number: int) -> Answered:
     Raises:
         LineError: naming the line, the key and the values it takes.
     """
-    fields = Fields.of_line(text, where)
+    fields = Fields.from_json(text, where)
     tokens = fields.keys.get("num_tokens")
     if tokens is not None and (type(tokens) is not int or tokens < 0):
         fields.refuse_value("num_tokens", "a whole number")
     row = Row(
-        id=fields.identity(str(line_number)),
-        task=fields.choose("task", Task),
-        kind=fields.choose("kind", Kind),
+        id=fields.row_id(str(line_number)),
+        task=fields.enum("task", Task),
+        kind=fields.enum("kind", Kind),
         problem=fields.text("problem", ""),
         solution=fields.text("solution", meaning="the gold answer"),
         options=fields.texts("options", f"a list of at most {MAX_OPTIONS} strings", MAX_OPTIONS),

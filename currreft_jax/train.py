@@ -35,9 +35,10 @@ from currreft_jax import curriculum, distributed
 from currreft_jax.checkpoint import Checkpoints
 from currreft_jax.config import Config, Handover, Init, Method, Reference, validate
 from currreft_jax.data import pipeline, processor, world_rows
+from currreft_jax.data.buckets import ShapeBuckets, shape_buckets
 from currreft_jax.data.examples import Example
-from currreft_jax.data.mixture import Mixture, mixture
-from currreft_jax.data.prompts import template
+from currreft_jax.data.mixture import Mixture, load_mixture
+from currreft_jax.data.prompts import load_template
 from currreft_jax.experience import Context, drawn_batch, gold_batch, shard_prompts
 from currreft_jax.held_out import HeldOut, held_out_rows, measure
 from currreft_jax.losses import PER_TOKEN
@@ -148,7 +149,7 @@ def run(config: Config, workdir: Path) -> Path | None:
     with only_run(workdir) if lead else nullcontext(), Interrupt() as interrupt:
         if config.data.world:
             if lead:
-                world_rows.make(Path(config.data.world), _say)
+                world_rows.ensure_world(Path(config.data.world), _say)
             distributed.barrier("the world is drawn", 0, 1800)
         matrix = curriculum.Matrix(workdir / MATRIX, writes=lead)
         for number, stage in enumerate(config.stages):
@@ -377,9 +378,7 @@ def forget_rollouts(folder: Path, step: int) -> None:
             path.unlink()
 
 
-def read_rows(
-    config: Config, number: int, reader: processor.Processor, model: Model
-) -> tuple[Mixture, pipeline.Ladders]:
+def read_rows(config: Config, number: int, reader: processor.Processor, model: Model) -> tuple[Mixture, ShapeBuckets]:
     """The rows of a stage, and the shapes that batches of them may take."""
     gold, prompts = config.method is Method.SFT, shard_prompts(config, model.mesh)
     if data_shards(model.mesh) % jax.process_count():
@@ -387,13 +386,13 @@ def read_rows(
             f"{data_shards(model.mesh)} data shards (mesh.data x mesh.fsdp) do not divide into {jax.process_count()}"
             " hosts: a tensor axis must stay within a host"
         )
-    ladders = pipeline.ladders(config.data, reader, prompts)
-    rows = mixture(config.stages, number, config.data, config.seed)
-    wording = template(config.data.template)
-    rows = pipeline.usable(rows, reader, wording, config.data, ladders, with_answer=gold)
+    ladders = shape_buckets(config.data, reader, prompts)
+    rows = load_mixture(config.stages, number, config.data, config.seed)
+    wording = load_template(config.data.template)
+    rows = pipeline.drop_bad_rows(rows, reader, wording, config.data, ladders, with_answer=gold)
     _refuse_other_rows(rows.fingerprint())
-    _say(f"stage {config.stages[number].name}: {rows.size} rows of {len(rows.parts)} files")
-    for reason, count in rows.left_out.items():
+    _say(f"stage {config.stages[number].name}: {rows.num_rows} rows of {len(rows.sources)} files")
+    for reason, count in rows.excluded.items():
         _say(f"  {count} rows left out: {reason}")
     for error in rows.errors:
         _say(f"  {error}")
@@ -405,14 +404,22 @@ def example_batches(
     reader: processor.Processor,
     model: Model,
     rows: Mixture,
-    ladders: pipeline.Ladders,
+    ladders: ShapeBuckets,
     start: int,
 ) -> Iterator[list[Example]]:
     """This host's examples of the steps behind `start`."""
-    wording, gold = template(config.data.template), config.method is Method.SFT
+    wording, gold = load_template(config.data.template), config.method is Method.SFT
     hosts, host = jax.process_count(), jax.process_index()
     source = pipeline.Pipeline(
-        rows, reader, wording, config.data, ladders, seed=config.seed, host=host, hosts=hosts, with_answer=gold
+        rows,
+        reader,
+        wording,
+        config.data,
+        ladders,
+        seed=config.seed,
+        host_index=host,
+        num_hosts=hosts,
+        with_answer=gold,
     )
     return source.batches(start)
 
@@ -423,9 +430,9 @@ def refuse_unscorable(rows: Mixture, config: Config, pool: MathsPool | None) -> 
     Raises:
         ValueError: naming each by file and line.
     """
-    placed = [(part.file, int(index)) for part in rows.parts for index in part.indices]
+    placed = [(part.file, int(index)) for part in rows.sources for index in part.indices]
     asked = [file[index] for file, index in placed]
-    wheres = {id(row): file.where(index) for row, (file, index) in zip(asked, placed, strict=True)}
+    wheres = {id(row): file.location(index) for row, (file, index) in zip(asked, placed, strict=True)}
     if errors := check_rows(asked, config.rewards, pool=pool):
         shown = "\n  ".join(f"{wheres[id(error.row)]}: {error}" for error in errors[:20])
         raise ValueError(f"{len(errors)} rows cannot be scored:\n  {shown}")

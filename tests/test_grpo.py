@@ -34,10 +34,11 @@ from currreft_jax.config import (
     Stage,
 )
 from currreft_jax.curriculum import Matrix
-from currreft_jax.data import pipeline, processor, world_rows
-from currreft_jax.data.examples import example
-from currreft_jax.data.mixture import mixture
-from currreft_jax.data.prompts import template
+from currreft_jax.data import processor, world_rows
+from currreft_jax.data.buckets import shape_buckets
+from currreft_jax.data.examples import make_example
+from currreft_jax.data.mixture import load_mixture
+from currreft_jax.data.prompts import load_template
 from currreft_jax.experience import Context
 from currreft_jax.metrics import read_metrics
 from currreft_jax.redraw import redraw
@@ -227,12 +228,12 @@ def test_completions_stay_with_their_prompts_when_a_batch_is_cut_up(checkpoint, 
     reader = processor.load(checkpoint)
     config = config_of(checkpoint, rows, microbatches=2, grpo=Grpo(minibatches=2))
     config.data.batch_size, config.data.slots = 16, ()
-    wording = template("paper")
-    mixed = mixture(config.stages, 0, config.data, 0)
-    asked = [mixed.parts[0].file[i] for i in range(16)]
-    examples = [example(row, reader, wording, where=row.id) for row in asked]
+    wording = load_template("paper")
+    mixed = load_mixture(config.stages, 0, config.data, 0)
+    asked = [mixed.sources[0].file[i] for i in range(16)]
+    examples = [make_example(row, reader, wording, location=row.id) for row in asked]
     model = tiny.model_of(mesh=mesh)
-    context = Context(config, 0, reader, model, pipeline.ladders(config.data, reader, 2))
+    context = Context(config, 0, reader, model, shape_buckets(config.data, reader, 2))
     whole, parts, ordered, _ = experience._collated(context, examples)
     mixed.close()
     assert [it.row.id for it in ordered] != [it.row.id for it in examples]
@@ -387,10 +388,10 @@ def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkp
 def test_the_world_is_drawn_once_and_never_over_something_else(tmp_path, monkeypatch):
     monkeypatch.setattr(world_rows, "SIZES", Sizes(captions=0, base=0, drills=0, train=3, test=2, axis=1))
     said = []
-    world_rows.make(tmp_path / "world", said.append)
-    world_rows.make(tmp_path / "world", said.append)
+    world_rows.ensure_world(tmp_path / "world", said.append)
+    world_rows.ensure_world(tmp_path / "world", said.append)
     assert len(said) == 1
     assert len((tmp_path / "world" / "train_judge.jsonl").read_text().splitlines()) == 9
     (tmp_path / "other").mkdir()
     with pytest.raises(FileExistsError, match="other holds no whole world"):
-        world_rows.make(tmp_path / "other", said.append)
+        world_rows.ensure_world(tmp_path / "other", said.append)

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Config, Method, Sampling
-from currreft_jax.data import pipeline
+from currreft_jax.data.buckets import ProcessorLike, shape_buckets
 from currreft_jax.data.packing import BatchShape, collate, fitting, largest_slots
 from currreft_jax.data.processor import MAX_PIXELS
 from currreft_jax.experience import scorer, shard_prompts, whole_ladders
@@ -134,7 +134,7 @@ class Programs:
     """
 
     config: Config
-    reader: pipeline.Budgeted
+    reader: ProcessorLike
     ends: tuple[int, ...]
     model: Model
     state: TrainState
@@ -177,14 +177,14 @@ def programs_of(config: Config, number: int, reader: Reader, devices: Sequence[A
 def buckets(programs: Programs) -> list[Bucket]:
     """The shapes that microbatches may take, the largest last; those without images first."""
     config = programs.config
-    ladders = pipeline.ladders(config.data, programs.reader, shard_prompts(config, programs.model.mesh))
+    ladders = shape_buckets(config.data, programs.reader, shard_prompts(config, programs.model.mesh))
     segment, most = _segment(config.sampling), config.sampling.max_new_tokens
     drawn = tuple(min(length, most) for length in range(segment, most + segment, segment))
-    completions = drawn if programs.grpo else ladders.completions
-    images = [(0, 0), *((s, r) for s, r in product(ladders.slots, ladders.reaches) if s >= r > 0)]
+    completions = drawn if programs.grpo else ladders.completion_lengths
+    images = [(0, 0), *((s, r) for s, r in product(ladders.image_slots, ladders.max_slots_per_image) if s >= r > 0)]
     return [
         Bucket(BatchShape(length, *image), completion)
-        for image, length, completion in product(images, ladders.lengths, completions)
+        for image, length, completion in product(images, ladders.prompt_lengths, completions)
     ]
 
 
@@ -328,7 +328,7 @@ def _whole(programs: Programs, bucket: Bucket) -> PromptBatch:
     config, mesh, shape = programs.config, programs.model.mesh, bucket.shape
     prompts, cut = shard_prompts(config, mesh), _cut(config)
     if cut > 1 and shape.slots:
-        rungs = whole_ladders(config, programs.reader, prompts * cut).slots
+        rungs = whole_ladders(config, programs.reader, prompts * cut).image_slots
         shape = dataclasses.replace(shape, slots=fitting(min(shape.slots * cut, rungs[-1]), rungs, "data.slots"))
     return _prompts(programs.model, shape, prompts * cut * data_shards(mesh))
 

@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.doctor import gold_corners
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.images import ImageError, open_image
-from currreft_jax.data.rows import Fields, LineError, parse
+from currreft_jax.data.row_boxes import gold_corners
+from currreft_jax.data.rows import parse_row
 from currreft_jax.report.embed import embedded
 from currreft_jax.report.runs import Run, StageRun
 from currreft_jax.rewards import RowError, boxes, choice
@@ -171,8 +172,8 @@ def told(group: Group, pictures: Pictures) -> dict[str, Any]:
     Raises:
         LineError: the line is no group of completions.
     """
-    fields = Fields.of_line(group.text, group.where)
-    row = parse(fields, image_root=group.path.parent)
+    fields = Fields.from_json(group.text, group.where)
+    row = parse_row(fields, image_root=group.path.parent)
     frame = fields.frame("resized") or row.frame
     said = fields.take("completions", list, "what was said")
     try:

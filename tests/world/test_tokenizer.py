@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from currreft_jax.config import Kind
-from currreft_jax.data.examples import example
+from currreft_jax.data.examples import make_example
 from currreft_jax.data.processor import load
-from currreft_jax.data.prompts import template
+from currreft_jax.data.prompts import load_template
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.world import base, tokenizer
 from currreft_jax.world.lessons import BROKEN, CAPTIONS, caption, lessons, reasoned
@@ -137,6 +137,6 @@ def test_the_template_asks_as_the_base_was_taught(folder, tmp_path):
         for kind in KINDS:
             for task in TASKS:
                 row = ask(shown, task, kind, image=str(tmp_path / f"{index}.png"), split="", settings=SETTINGS).row
-                prompt = example(row, processor, template("world"), where=row.id).prompt
+                prompt = make_example(row, processor, load_template("world"), location=row.id).prompt
                 text = TOKENIZER.decode(prompt.tokens.tolist(), skip_special_tokens=False)
                 assert text.partition("<|vision_end|>")[2].partition("<|im_end|>")[0] == user_text(row)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from currreft_jax.config import Kind
-from currreft_jax.data.rows import to_keys
+from currreft_jax.data.rows import row_to_json
 from currreft_jax.world import write as module
 from currreft_jax.world.questions import KINDS, TASKS, ask
 from currreft_jax.world.scenes import AXES, domains, pixels, scene
@@ -20,7 +20,7 @@ SIZES = Sizes(captions=6, base=10, drills=12, train=8, test=8, axis=4)
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> tuple[Path, dict[str, int]]:
     folder = tmp_path_factory.mktemp("written")
-    return folder, write(folder, to_keys, sizes=SIZES)
+    return folder, write(folder, row_to_json, sizes=SIZES)
 
 
 def lines(path: Path) -> list[dict]:
@@ -61,7 +61,7 @@ def test_rows_are_written_with_every_field_that_is_not_its_default(world):
         row = ask(shown, task, Kind.CHOICE, image="images/train/000000.png", split="train", settings=Settings()).row
         assert (
             line
-            == to_keys(row)
+            == row_to_json(row)
             == {
                 "id": row.id,
                 "task": task.value,
@@ -99,7 +99,7 @@ def test_an_image_in_two_sets_is_refused(monkeypatch, tmp_path):
     train = parts(SIZES)[2]
     monkeypatch.setattr(module, "parts", lambda sizes: (train, replace(train, name="test")))
     with pytest.raises(ValueError, match="scene 20000000 of test is an image of train too"):
-        write(tmp_path, to_keys, sizes=SIZES)
+        write(tmp_path, row_to_json, sizes=SIZES)
 
 
 def test_half_of_the_bases_scenes_are_odd():
@@ -110,19 +110,19 @@ def test_half_of_the_bases_scenes_are_odd():
 
 def test_the_same_seed_writes_the_same_rows_and_another_seed_others(world, tmp_path):
     folder, counts = world
-    write(tmp_path / "again", to_keys, sizes=SIZES)
-    write(tmp_path / "other", to_keys, sizes=SIZES, seed=1)
+    write(tmp_path / "again", row_to_json, sizes=SIZES)
+    write(tmp_path / "other", row_to_json, sizes=SIZES, seed=1)
     for name in counts:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
         assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
 
 
 def test_turns_share_an_image(tmp_path):
-    write(tmp_path, to_keys, sizes=replace(SIZES, base=3), settings=Settings(questions=5, turns=2))
+    write(tmp_path, row_to_json, sizes=replace(SIZES, base=3), settings=Settings(questions=5, turns=2))
     turns = [len(row["messages"]) // 2 for row in lines(tmp_path / "base.jsonl")]
     assert turns == [2, 2, 1] * 3
 
 
 def test_two_worlds_are_not_mixed(world):
     with pytest.raises(FileExistsError, match="has images already"):
-        write(world[0], to_keys, sizes=SIZES)
+        write(world[0], row_to_json, sizes=SIZES)

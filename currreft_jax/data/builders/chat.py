@@ -9,17 +9,17 @@ from typing import Any
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders import coco, pixels, tables
 from currreft_jax.data.builders.items import Dropped, Item, Source, each
-from currreft_jax.data.rows import IMAGE, Fields
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.prompts import format_options
+from currreft_jax.data.rows import IMAGE, ROLES
 from currreft_jax.structs import Row, Turn
-
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 def llava(source: Source) -> Iterator[Item]:
     """LLaVA conversations as they are: LLaVA-CoT-100k, the subsets of LLaVA-OneVision-Data, Geo170K."""
 
     def convert(record: Fields) -> Iterator[Item]:
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        id = f"{source.name}-{record.location.rpartition('/')[2]}"
         turns = [_turn(turn) for turn in tables.items(record, "conversations", "a list of turns")]
         if not turns or turns[-1].role != "assistant" or turns[0].role == "assistant":
             record.refuse('"conversations" takes turns, of which an assistant speaks last')
@@ -38,7 +38,7 @@ def cauldron(source: Source) -> Iterator[Item]:
     """The Cauldron: images, and texts of user and assistant; each text makes a row."""
 
     def convert(record: Fields) -> Iterator[Item]:
-        name = record.where.rpartition("/")[2]
+        name = record.location.rpartition("/")[2]
         cells = record.take("images", list, "a list of images")
         images = [pixels.stored_image(cell, source, record)[0] for cell in cells]
         for number, text in enumerate(tables.items(record, "texts", "a list of texts")):
@@ -58,7 +58,7 @@ def science_qa(source: Source) -> Iterator[Item]:
         split = str(record.keys.get("split", ""))
         if source.split and split and split != source.split:
             return
-        id = f"{source.name}-{key or record.where.rpartition('/')[2]}"
+        id = f"{source.name}-{key or record.location.rpartition('/')[2]}"
         choices = record.texts("choices", "a list of options")
         answer = coco.number(record, "answer")
         if not 0 <= answer < len(choices):
@@ -119,7 +119,7 @@ def vsr(source: Source) -> Iterator[Item]:
         image, _ = pixels.stored_image(record.keys.get("image"), source, record)
         asked = f"Is this statement about the image true? Answer yes or no. {record.text('caption')}"
         turns = [Turn("user", asked), Turn("assistant", "Yes" if label else "No")]
-        yield _chat(f"{source.name}-{record.where.rpartition('/')[2]}", turns, [image], source)
+        yield _chat(f"{source.name}-{record.location.rpartition('/')[2]}", turns, [image], source)
 
     for path in tables.files(source.folder, (".jsonl", ".parquet")):
         yield from each(tables.records(path), convert)
@@ -133,7 +133,7 @@ def geomverse(source: Source) -> Iterator[Item]:
         label = record.keys.get("label")
         if type(label) not in (str, int, float):
             record.refuse_value("label", "the answer")
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        id = f"{source.name}-{record.location.rpartition('/')[2]}"
         if source.kind is Kind.CHAT:
             said = f"{record.text('cot')}\nThe answer is {label}."
             turns = [Turn("user", record.text("question")), Turn("assistant", said)]
@@ -153,7 +153,7 @@ def text_only(source: Source) -> Iterator[Item]:
         kind = str(record.keys.get("cot_type", ""))
         if source.split and kind != source.split:
             return
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        id = f"{source.name}-{record.location.rpartition('/')[2]}"
         answer = str(record.keys.get("solution") or record.keys.get("answer") or "").strip()
         if not answer:
             yield Dropped(id, "no solution")
@@ -168,16 +168,15 @@ def text_only(source: Source) -> Iterator[Item]:
 def _turn(turn: Any) -> Turn:
     if not isinstance(turn, Fields):
         raise turn
-    role = _ROLES.get(str(turn.keys.get("from")))
+    role = ROLES.get(str(turn.keys.get("from")))
     if role is None:
-        turn.refuse_value("from", ", ".join(_ROLES))
+        turn.refuse_value("from", ", ".join(ROLES))
     return Turn(role, turn.text("value"))
 
 
 def _with_options(question: str, options: Sequence[str], context: str = "") -> str:
-    letters = "".join(f"\n{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
     before = f"Context: {context.strip()}\n" if context.strip() else ""
-    return f"{before}{question}\nOptions:{letters}"
+    return f"{before}{question}\nOptions:{format_options(options)}"
 
 
 def _chat(id: str, turns: Sequence[Turn], images: Sequence[str], source: Source, split: str = "") -> Row:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders import pixels, tables
 from currreft_jax.data.builders.items import BuildError, Dropped, Item, Source, each
-from currreft_jax.data.rows import Fields
+from currreft_jax.data.fields import Fields
 from currreft_jax.structs import Row
 
 HOW_MANY = "How many different items are there in the image?"  # of R1-V's Super-CLEVR test
@@ -18,7 +18,7 @@ def questions(source: Source) -> Iterator[Item]:
 
     def convert(record: Fields) -> Iterator[Item]:
         name = record.text("image_filename")
-        id = f"{source.name}-{record.identity(str(record.keys.get('question_index')))}-{name}"
+        id = f"{source.name}-{record.row_id(str(record.keys.get('question_index')))}-{name}"
         if source.split and record.keys.get("split") != source.split:
             return
         answer = str(record.keys.get("answer"))
@@ -58,7 +58,7 @@ def r1v(source: Source) -> Iterator[Item]:
         answer = str(record.keys.get("ground_truth"))
         if not answer.isdigit():
             record.refuse_value("ground_truth", "a count")
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        id = f"{source.name}-{record.location.rpartition('/')[2]}"
         yield _count(id, record.text("question"), answer, record.text("image_path"), record, source)
 
     for path in tables.files(source.folder, (".jsonl",)):

@@ -9,7 +9,7 @@ from pathlib import Path
 from currreft_jax.data.builders import pixels, tables
 from currreft_jax.data.builders.items import Item, Source, each
 from currreft_jax.data.builders.scenes import Annotated, Thing, questions
-from currreft_jax.data.rows import Fields, LineError
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.structs import Frame
 
 

@@ -9,7 +9,7 @@ from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders import pixels, tables
 from currreft_jax.data.builders.items import BuildError, Item, Scene, Source, each
 from currreft_jax.data.builders.scenes import written_labels
-from currreft_jax.data.rows import Fields
+from currreft_jax.data.fields import Fields
 from currreft_jax.rewards import boxes
 from currreft_jax.structs import Reason, Row
 
@@ -42,7 +42,7 @@ def convert(source: Source) -> Iterator[Item]:
         elif source.task is Task.CLASSIFY and isinstance(cells["solution"], list):
             solution = written_labels(cells["solution"])
         yield Row(
-            id=f"{source.name}-{cells['id'] or record.where.rpartition('/')[2]}",
+            id=f"{source.name}-{cells['id'] or record.location.rpartition('/')[2]}",
             task=source.task,
             kind=source.kind,
             problem=str(cells["problem"]),

@@ -8,7 +8,8 @@ from pathlib import Path
 from currreft_jax.config import Kind
 from currreft_jax.data.builders import chat, clevr, coco, columns, maths, refer, tables, voc
 from currreft_jax.data.builders.items import BuildError, Dropped, Format, Item, Scene, Source, Wrong, each
-from currreft_jax.data.rows import Fields, RowFile, check
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.row_files import RowFile, parse_rows
 
 # Below the rows and not among them, so that `*.jsonl` are rows.
 SCENES = "material/scenes.jsonl"
@@ -27,7 +28,7 @@ def built(source: Source) -> Iterator[Item]:
         )
     for path in paths:
         with RowFile(path) as file:
-            found = check(file)
+            found = parse_rows(file)
         yield from found.errors
         yield from (row if row.kind is Kind.OPEN else Dropped(row.id, "not an open row") for row in found.rows)
     scenes, wrong = source.folder / SCENES, source.folder / WRONG

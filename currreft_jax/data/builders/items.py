@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.rows import Fields, LineError
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.structs import Frame, Row
 
 Box = tuple[float, float, float, float]

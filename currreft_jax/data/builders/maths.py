@@ -9,7 +9,8 @@ from string import ascii_uppercase
 from currreft_jax.config import Kind, Maths, Task
 from currreft_jax.data.builders import pixels, tables
 from currreft_jax.data.builders.items import BuildError, Dropped, Item, Source, Wrong, each
-from currreft_jax.data.rows import IMAGE, Fields
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.rows import IMAGE
 from currreft_jax.rewards import maths
 from currreft_jax.structs import Reason, Row
 
@@ -32,7 +33,7 @@ def conversations(source: Source) -> Iterator[Item]:
     _only_open(source)
 
     def convert(record: Fields) -> Iterator[Item]:
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        id = f"{source.name}-{record.location.rpartition('/')[2]}"
         turns = list(tables.items(record, "conversations", "a list of turns"))
         if len(turns) != 2:
             yield Dropped(id, "not one question with one reply")
@@ -53,7 +54,7 @@ def problems(source: Source) -> Iterator[Item]:
     _only_open(source)
 
     def convert(record: Fields) -> Iterator[Item]:
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        id = f"{source.name}-{record.location.rpartition('/')[2]}"
         tagged = _TAGGED.findall(record.text("solution"))
         if len(tagged) != 1:
             yield Dropped(id, "the solution has not one answer in its tags")

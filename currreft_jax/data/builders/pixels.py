@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from currreft_jax.data.builders.items import Box, Source
+from currreft_jax.data.fields import Fields
 from currreft_jax.data.images import FORMATS, MAX_FILE_PIXELS
-from currreft_jax.data.rows import Fields
 from currreft_jax.structs import Frame
 
 _ORIENTATION = 0x0112  # EXIF; 5 to 8 lie on their side

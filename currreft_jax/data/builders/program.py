@@ -18,7 +18,8 @@ from currreft_jax.data.builders.keyed import ranked
 from currreft_jax.data.builders.pixels import FORMS, SCALES
 from currreft_jax.data.builders.split import split_by_image
 from currreft_jax.data.builders.stages import generate, with_scenes
-from currreft_jax.data.rows import LineError, to_keys
+from currreft_jax.data.fields import LineError
+from currreft_jax.data.rows import row_to_json
 from currreft_jax.models.folder import write_json
 from currreft_jax.rewards import MathsPool, MathsPoolError
 from currreft_jax.structs import Frame, Row
@@ -147,7 +148,7 @@ def build(options: argparse.Namespace) -> str:
 def _world(options: argparse.Namespace) -> str:
     """Writes the embedded world, and the folder that its base starts from: a shape and a tokenizer without weights."""
     sizes = Sizes(**{name: max(1, size // options.shrink) for name, size in asdict(Sizes()).items()})
-    files = world.write(options.out, to_keys, seed=options.seed, sizes=sizes)
+    files = world.write(options.out, row_to_json, seed=options.seed, sizes=sizes)
     model = options.out / "model"
     model.mkdir()
     tokenizer.write(model)

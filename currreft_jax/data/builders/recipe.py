@@ -22,7 +22,7 @@ from currreft_jax.data.builders.keyed import digest, ranked
 from currreft_jax.data.builders.split import components, identities, shared
 from currreft_jax.data.builders.stages import generate, with_scenes
 from currreft_jax.data.builders.tables import SUFFIXES, records
-from currreft_jax.data.rows import Fields
+from currreft_jax.data.fields import Fields
 from currreft_jax.rewards import MathsPool
 from currreft_jax.structs import Row
 

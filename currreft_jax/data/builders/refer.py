@@ -9,7 +9,8 @@ from typing import Any
 
 from currreft_jax.data.builders import coco, pixels, scenes, tables, wording
 from currreft_jax.data.builders.items import Box, BuildError, Dropped, Item, Scene, Source, each
-from currreft_jax.data.rows import IMAGE, Fields
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.rows import IMAGE
 from currreft_jax.structs import Frame
 
 _FOUR_NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
@@ -41,7 +42,7 @@ def published(source: Source) -> Iterator[Item]:
         for sentence in tables.items(ref, "sentences", "a list of sentences"):
             if not isinstance(sentence, Fields):
                 raise sentence
-            id = f"{source.name}-{ref.identity(str(ref.keys.get('ref_id')))}-{coco.number(sentence, 'sent_id')}"
+            id = f"{source.name}-{ref.row_id(str(ref.keys.get('ref_id')))}-{coco.number(sentence, 'sent_id')}"
             yield scenes.region(id, sentence.text("sent"), box, image.image, image.frame, split, source)
 
     for path in paths:
@@ -80,7 +81,7 @@ def lmms(source: Source) -> Iterator[Item]:
     """Parquet files with the image in the row, the expressions as answers, and the box as (x, y, width, height)."""
 
     def convert(ref: Fields) -> Iterator[Item]:
-        split = Path(ref.where.rpartition(":")[0]).name.partition("-")[0]
+        split = Path(ref.location.rpartition(":")[0]).name.partition("-")[0]
         if source.split and split != source.split:
             return
         image, frame = pixels.stored_image(ref.keys.get("image"), source, ref)
@@ -91,7 +92,7 @@ def lmms(source: Source) -> Iterator[Item]:
         if not isinstance(expressions, list) or not all(isinstance(it, str) for it in expressions):
             ref.refuse('"answer" takes a list of expressions')
         for number, expression in enumerate(expressions):
-            id = f"{source.name}-{split}-{ref.identity(str(ref.keys.get('question_id')))}-{number}"
+            id = f"{source.name}-{split}-{ref.row_id(str(ref.keys.get('question_id')))}-{number}"
             yield scenes.region(id, expression, box, image, frame, split, source)
 
     for path in tables.files(source.folder, (".parquet", ".jsonl")):
@@ -107,7 +108,7 @@ def vlm_r1(source: Source) -> Iterator[Item]:
         problem, told = _asked(record)
         box = pixels.read_box(told, "xyxy", frame, record)
         yield Scene(image, frame, (("", box),))
-        id = f"{source.name}-{record.where.rpartition('/')[2]}"
+        id = f"{source.name}-{record.location.rpartition('/')[2]}"
         if not problem.startswith(wording.REGION.ask):
             yield Dropped(id, f"the question does not begin with {wording.REGION.ask!r}")
             return

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from currreft_jax.data.builders.items import BuildError
-from currreft_jax.data.rows import Fields, LineError, RowFile
+from currreft_jax.data.fields import Fields, LineError
+from currreft_jax.data.row_files import RowFile
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 _BATCH = 64
@@ -51,7 +52,7 @@ def json_object(path: Path) -> Fields:
     if not path.exists():
         raise BuildError(f"{path} is missing; `build --list` says what the folder must hold")
     try:
-        return Fields.of_line(path.read_bytes(), str(path))
+        return Fields.from_json(path.read_bytes(), str(path))
     except LineError as error:
         raise BuildError(str(error)) from error
 
@@ -59,7 +60,7 @@ def json_object(path: Path) -> Fields:
 def items(fields: Fields, key: str, wanted: str) -> Iterator[Fields | LineError]:
     """The objects of a list in a record, each with its place in it."""
     for index, item in enumerate(fields.take(key, list, wanted)):
-        where = f"{fields.where} {key}[{index}]"
+        where = f"{fields.location} {key}[{index}]"
         if isinstance(item, dict):
             yield Fields(item, where)
         else:
@@ -70,8 +71,8 @@ def nested(fields: Fields, key: str) -> Fields:
     """A JSON object that a column holds, as an object or as text."""
     value = fields.keys.get(key)
     if isinstance(value, str):
-        return Fields.of_line(value, f"{fields.where} {key}")
-    return Fields(fields.take(key, dict, "a JSON object"), f"{fields.where} {key}")
+        return Fields.from_json(value, f"{fields.location} {key}")
+    return Fields(fields.take(key, dict, "a JSON object"), f"{fields.location} {key}")
 
 
 def _json(path: Path) -> Iterator[Fields | LineError]:
@@ -82,7 +83,7 @@ def _json(path: Path) -> Iterator[Fields | LineError]:
             except LineError as error:
                 yield error
             else:  # a list may stand on one line, and ids are made of places
-                yield Fields(record.keys, f"{record.where}[{index}]") if path.suffix == ".json" else record
+                yield Fields(record.keys, f"{record.location}[{index}]") if path.suffix == ".json" else record
 
 
 def _columns(path: Path, delimiter: str) -> Iterator[Fields | LineError]:

@@ -10,7 +10,7 @@ from xml.parsers import expat
 from currreft_jax.data.builders import pixels, tables
 from currreft_jax.data.builders.items import BuildError, Item, Source, each
 from currreft_jax.data.builders.scenes import Annotated, Thing, questions
-from currreft_jax.data.rows import Fields, LineError
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.structs import Frame
 
 CATEGORIES = (

@@ -11,7 +11,7 @@ from typing import Any
 from currreft_jax.config import Kind
 from currreft_jax.data.builders.formats import SCENES, WRONG, scene_keys
 from currreft_jax.data.builders.items import BuildError, Material
-from currreft_jax.data.rows import RowFile, check, write_rows
+from currreft_jax.data.row_files import RowFile, parse_rows, write_rows
 from currreft_jax.structs import Row
 
 
@@ -36,7 +36,7 @@ def write_checked(path: Path, rows: Sequence[Row]) -> int:
     """Writes one file and reads it back; returns how many rows it has."""
     count = write_rows(path, rows)
     with RowFile(path) as file:
-        errors = check(file).errors
+        errors = parse_rows(file).errors
     if errors:
         raise BuildError(f"{len(errors)} rows cannot be read back, the first: {errors[0]}")
     return count

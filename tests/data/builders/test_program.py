@@ -10,7 +10,7 @@ import pytest
 
 from currreft_jax.data import builders
 from currreft_jax.data.builders.split import shared
-from currreft_jax.data.rows import RowFile, check
+from currreft_jax.data.row_files import RowFile, parse_rows
 from currreft_jax.structs import Frame
 from tests.data.builders import published as pub
 
@@ -23,7 +23,7 @@ def build(*arguments) -> None:
 
 def read(path):
     with RowFile(path) as file:
-        found = check(file)
+        found = parse_rows(file)
     assert not found.errors
     return found.rows
 

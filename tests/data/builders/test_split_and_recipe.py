@@ -10,7 +10,7 @@ from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders import recipe
 from currreft_jax.data.builders.items import BuildError
 from currreft_jax.data.builders.split import identities, shared, split_by_image
-from currreft_jax.data.rows import RowFile, check
+from currreft_jax.data.row_files import RowFile, parse_rows
 from currreft_jax.structs import Row
 from tests.data.builders import published as pub
 
@@ -113,7 +113,7 @@ def root(tmp_path):
 
 def read(path):
     with RowFile(path) as file:
-        found = check(file)
+        found = parse_rows(file)
     assert not found.errors
     return found.rows
 

@@ -14,7 +14,7 @@ from currreft_jax.data.builders import answers, negatives, stages
 from currreft_jax.data.builders.formats import FORMATS
 from currreft_jax.data.builders.items import Material, Scene, Source, collect
 from currreft_jax.data.images import smart_resize
-from currreft_jax.data.prompts import PAPER, question
+from currreft_jax.data.prompts import PAPER, question_messages
 from currreft_jax.rewards import MathsPool, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row
 from tests.data.builders import published as pub
@@ -285,7 +285,7 @@ def test_boxes_in_the_text_match_the_pixels_after_the_resize(tmp_path, pool):
                 frames = Frame(image.width, image.height), Frame(width, height)
                 measured = pub.red_box(image.resize((width, height), Image.Resampling.BICUBIC))
             assert frames[0] != frames[1]
-            text = question(row, PAPER, [frames])[-1]["content"][-1]["text"]
+            text = question_messages(row, PAPER, [frames])[-1]["content"][-1]["text"]
             written = [[int(x) for x in match.split(", ")] for match in re.findall(r"\[(\d+(?:, \d+){3})\]", text)]
             assert len(written) == (1 if kind is Kind.JUDGE else 4)
             if kind is Kind.JUDGE and row.solution == "no":
