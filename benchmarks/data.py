@@ -22,10 +22,11 @@ from PIL import Image, ImageFilter
 import currreft_jax as cr
 from currreft_jax.config import Data, Kind, Pretrained, Source, Stage
 from currreft_jax.data import pipeline
+from currreft_jax.data.buckets import shape_buckets
 from currreft_jax.data.examples import Example
-from currreft_jax.data.mixture import mixture
+from currreft_jax.data.mixture import load_mixture
 from currreft_jax.data.processor import Processor
-from currreft_jax.data.prompts import template
+from currreft_jax.data.prompts import load_template
 from currreft_jax.world import base
 
 MAX_PIXELS = Pretrained().max_pixels
@@ -77,9 +78,15 @@ def load_batches(rows: Path, processor: Processor, threads: int) -> Iterator[lis
     """Returns the endless batches of the pipeline, with answers as for SFT."""
     data = Data(batch_size=8, threads=threads)
     stage = Stage("rows", [Source(str(rows))], kinds=(Kind.OPEN,))
-    shapes = pipeline.ladders(data, processor, data.batch_size)
+    shapes = shape_buckets(data, processor, data.batch_size)
     source = pipeline.Pipeline(
-        mixture([stage], 0, data, 0), processor, template(data.template), data, shapes, seed=0, with_answer=True
+        load_mixture([stage], 0, data, 0),
+        processor,
+        load_template(data.template),
+        data,
+        shapes,
+        seed=0,
+        with_answer=True,
     )
     return source.batches(0)
 

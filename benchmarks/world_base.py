@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 import currreft_jax as cr
 from currreft_jax.config import Kind, Maths, Precision, Sampling
-from currreft_jax.data.examples import example
-from currreft_jax.data.prompts import template
-from currreft_jax.data.rows import RowFile
+from currreft_jax.data.examples import make_example
+from currreft_jax.data.prompts import load_template
+from currreft_jax.data.row_files import RowFile
 from currreft_jax.rewards import MathsPool
 from currreft_jax.sampling.sampler import decode_params
 from currreft_jax.structs import Completion
@@ -58,8 +58,8 @@ def main() -> None:
 
 def measure(model, params, processor, rows, pool: MathsPool) -> dict[str, float]:
     """Return mean accuracy and format of the rows, greedy and at temperature 1."""
-    world_template = template("world")
-    examples = [example(row, processor, world_template, where=row.id) for row in tqdm(rows, leave=False)]
+    world_template = load_template("world")
+    examples = [make_example(row, processor, world_template, location=row.id) for row in tqdm(rows, leave=False)]
     prompts = [item.prompt for item in examples]
     means = {}
     for name, temperature in TEMPERATURES.items():

@@ -35,10 +35,11 @@ from currreft_jax.config import (
     Source,
     Stage,
 )
-from currreft_jax.data import pipeline, processor, world_rows
-from currreft_jax.data.examples import example
-from currreft_jax.data.mixture import mixture
-from currreft_jax.data.prompts import template
+from currreft_jax.data import processor, world_rows
+from currreft_jax.data.buckets import shape_buckets
+from currreft_jax.data.examples import make_example
+from currreft_jax.data.mixture import load_mixture
+from currreft_jax.data.prompts import load_template
 from currreft_jax.runtime.checkpoint import Checkpoints
 from currreft_jax.runtime.metrics import read_metrics
 from currreft_jax.runtime.sharding import make_mesh
@@ -238,12 +239,12 @@ def test_completions_stay_with_their_prompts_when_a_batch_is_cut_up(checkpoint, 
     reader = processor.load(checkpoint)
     config = config_of(checkpoint, rows, microbatches=2, grpo=Grpo(minibatches=2))
     config.data.batch_size, config.data.slots = 16, ()
-    wording = template("paper")
-    mixed = mixture(config.stages, 0, config.data, 0)
-    asked = [mixed.parts[0].file[i] for i in range(16)]
-    examples = [example(row, reader, wording, where=row.id) for row in asked]
+    wording = load_template("paper")
+    mixed = load_mixture(config.stages, 0, config.data, 0)
+    asked = [mixed.sources[0].file[i] for i in range(16)]
+    examples = [make_example(row, reader, wording, location=row.id) for row in asked]
     model = tiny.model_of(mesh=mesh)
-    buckets = pipeline.ladders(config.data, reader, 2)
+    buckets = shape_buckets(config.data, reader, 2)
     context = batches.StageContext(config=config, processor=reader, model=model, stage_index=0, buckets=buckets)
     prompts, whole = batches.collate_prompts(context, examples)
     ordered, parts = prompts.examples, list(zip(prompts.microbatches, prompts.rows, strict=True))
@@ -430,10 +431,10 @@ def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkp
 def test_the_world_is_drawn_once_and_never_over_something_else(tmp_path, monkeypatch):
     monkeypatch.setattr(world_rows, "SIZES", WorldSizes(captions=0, base=0, drills=0, train=3, test=2, axis=1))
     said = []
-    world_rows.make(tmp_path / "world", said.append)
-    world_rows.make(tmp_path / "world", said.append)
+    world_rows.ensure_world(tmp_path / "world", said.append)
+    world_rows.ensure_world(tmp_path / "world", said.append)
     assert len(said) == 1
     assert len((tmp_path / "world" / "train_judge.jsonl").read_text().splitlines()) == 9
     (tmp_path / "other").mkdir()
     with pytest.raises(FileExistsError, match="other holds no whole world"):
-        world_rows.make(tmp_path / "other", said.append)
+        world_rows.ensure_world(tmp_path / "other", said.append)

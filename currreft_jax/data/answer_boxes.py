@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from currreft_jax.data.draw import draw_boxes
 from currreft_jax.data.images import open_image
+from currreft_jax.data.visualize import draw_boxes
 from currreft_jax.rewards.answer import extract_answer
 from currreft_jax.rewards.boxes import degenerate, parse_corners, rescale
 from currreft_jax.structs import Boxes, Completion, Frame, Reason

@@ -1,39 +1,38 @@
-"""How much of a prompt's budget a row takes, told from the sizes of its images alone."""
+"""The token budget of a prompt, computed from the sizes of its images without reading their pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from currreft_jax.config import Data, Pretrained
 from currreft_jax.data.images import smart_resize
 from currreft_jax.data.processor import MIN_PIXELS, Processor
-from currreft_jax.data.prompts import Template, question
+from currreft_jax.data.prompts import Template, question_messages
+from currreft_jax.data.row_boxes import FramePairs
 from currreft_jax.data.rows import IMAGE
 from currreft_jax.models.config import VisionConfig
 from currreft_jax.structs import Frame, Picture, Prompt, Row
 
-PAPER_PIXELS = 401_408
-PAPER_PROMPT_TOKENS = 2048
-
-Frames = Sequence[tuple[Frame, Frame]]  # of each image the original frame and the resized one
+DEFAULT_MAX_PIXELS = Pretrained().max_pixels
+DEFAULT_MAX_PROMPT_TOKENS = max(Data().prompt_lengths)
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """What a prompt may take.
+class PromptBudget:
+    """Limits of a prompt.
 
     Attributes:
         max_prompt_tokens: of the text and its images together.
         min_pixels: area that smaller images are enlarged to.
         max_pixels: area that larger images are shrunk to.
-        vision: of the model.
+        vision: config of the model's vision tower.
     """
 
-    max_prompt_tokens: int = PAPER_PROMPT_TOKENS
+    max_prompt_tokens: int = DEFAULT_MAX_PROMPT_TOKENS
     min_pixels: int = MIN_PIXELS
-    max_pixels: int = PAPER_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS
     vision: VisionConfig = field(default_factory=VisionConfig)
 
     def __post_init__(self) -> None:
@@ -42,38 +41,40 @@ class Budget:
                 f"min_pixels = {self.min_pixels} and max_pixels = {self.max_pixels} leave no size for an image"
             )
 
-    def resized(self, original: Frame) -> Frame:
-        """The frame in which the model sees an image.
+    def resized_frame(self, original: Frame) -> Frame:
+        """Returns the frame in which the model sees an image.
 
         Raises:
-            ImageError: one side is too many times the other.
+            ImageError: the aspect ratio is too large.
         """
-        side = self.vision.patch_size * self.vision.spatial_merge_size
-        height, width = smart_resize(original.height, original.width, side, self.min_pixels, self.max_pixels)
+        factor = self.vision.patch_size * self.vision.spatial_merge_size
+        height, width = smart_resize(original.height, original.width, factor, self.min_pixels, self.max_pixels)
         return Frame(width, height)
 
-    def grid(self, resized: Frame) -> tuple[int, int]:
-        """Patches along (y, x)."""
+    def patch_grid(self, resized: Frame) -> tuple[int, int]:
+        """Returns the number of patches along (y, x)."""
         return resized.height // self.vision.patch_size, resized.width // self.vision.patch_size
 
     def image_tokens(self, resized: Frame) -> int:
-        """Tokens that an image takes in the prompt."""
-        return int(np.prod(self.grid(resized))) // self.vision.unit
+        """Returns the number of prompt tokens of an image."""
+        return int(np.prod(self.patch_grid(resized))) // self.vision.unit
 
 
-def prompt_text(row: Row, wording: Template, frames: Frames) -> str:
-    """What is asked, as one text with `<image>` where an image stands; without the chat template."""
-    contents = [message["content"] for message in question(row, wording, frames)]
+def prompt_text(row: Row, template: Template, frames: FramePairs) -> str:
+    """Returns the text of a prompt with `<image>` for each image, without the chat template."""
+    contents = [message["content"] for message in question_messages(row, template, frames)]
     items = [item for content in contents for item in ([content] if isinstance(content, str) else content)]
     return "".join(item if isinstance(item, str) else item.get("text", IMAGE) for item in items)
 
 
-def prompt_of(row: Row, processor: Processor, wording: Template, frames: Frames, budget: Budget, name: str) -> Prompt:
-    """The prompt of a row whose images need not be cut: its pictures have frames and grids, but no patches.
+def prompt_without_patches(
+    row: Row, processor: Processor, template: Template, frames: FramePairs, budget: PromptBudget, name: str
+) -> Prompt:
+    """Builds the prompt of a row whose pictures have frames and grids but no patches.
 
     Raises:
-        PromptError: the conversation does not fit its images.
+        PromptError: the messages do not match the images.
     """
     empty = np.empty((0, budget.vision.patch_values), np.uint8)
-    pictures = [Picture(empty, budget.grid(resized), original, resized) for original, resized in frames]
-    return processor.prompt(question(row, wording, frames), pictures, name=name)
+    pictures = [Picture(empty, budget.patch_grid(resized), original, resized) for original, resized in frames]
+    return processor.prompt(question_messages(row, template, frames), pictures, name=name)

@@ -1,4 +1,4 @@
-"""From a row to what the model reads and, in supervised training, learns to write."""
+"""Training examples: a row's prompt and, for supervised training, its target tokens."""
 
 from __future__ import annotations
 
@@ -8,60 +8,57 @@ import numpy as np
 
 from currreft_jax.data.packing import row_key
 from currreft_jax.data.processor import Processor
-from currreft_jax.data.prompts import Template, answer, question
+from currreft_jax.data.prompts import Template, answer_turns, question_messages
 from currreft_jax.structs import Frame, Prompt, Row
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row, ready for a batch.
+    """One row, tokenized.
 
     Attributes:
-        row: where it comes from, with the frame that its boxes are measured in.
-        prompt: what the model reads.
-        tokens: int32 `[T]`, the gold completion; empty where none was asked for.
-        mask: bool `[T]`, which of its tokens are learnt.
+        row: the source, with the frame that its boxes are measured in.
+        prompt: tokens and images of the question.
+        completion_tokens: int32 `[T]`, the gold completion; empty unless requested.
+        loss_mask: bool `[T]`, true for the tokens that are trained on.
     """
 
     row: Row
     prompt: Prompt
-    tokens: np.ndarray
-    mask: np.ndarray
+    completion_tokens: np.ndarray
+    loss_mask: np.ndarray
 
     @property
     def frame(self) -> Frame | None:
-        """The resized frame in which the model saw the first image: rewards compare boxes in it."""
+        """The resized frame of the first image, in which rewards compare boxes."""
         return self.prompt.pictures[0].resized if self.prompt.pictures else None
 
 
-def example(
-    row: Row, processor: Processor, wording: Template, *, where: str, occurrence: int = 0, with_answer: bool = False
+def make_example(
+    row: Row, processor: Processor, template: Template, *, location: str, occurrence: int = 0, with_answer: bool = False
 ) -> Example:
-    """Reads a row's images and renders its text.
-
-    Images come first, so that the boxes in a text are written in the frame that the model will see.
+    """Reads a row's images, then renders and tokenizes its text, with boxes in the resized frame.
 
     Args:
-        row: of a file.
+        row: to tokenize.
         processor: of the model.
-        wording: of the prompt.
-        where: file and line, for errors.
-        occurrence: how many times the row was met before; with the row's id it seeds what is sampled.
-        with_answer: whether the gold completion is wanted.
+        template: of the prompt.
+        location: file and line, for error messages.
+        occurrence: how often the row was used before; seeds the sampling together with the row's id.
+        with_answer: whether to tokenize the gold completion.
 
     Raises:
-        ImageError: an image cannot be read or shown.
-        PromptError: the conversation does not fit its images.
-        RowError: the gold answer cannot be read.
+        ImageError: an image is unreadable or too thin.
+        PromptError: the messages do not match the images.
+        RowError: the gold answer is malformed.
     """
-    pictures = [processor.picture(image, where) for image in row.images]
+    pictures = [processor.picture(image, location) for image in row.images]
     frames = [(picture.original, picture.resized) for picture in pictures]
     if frames and not row.frame:
         row = replace(row, frame=frames[0][0])
-    messages = question(row, wording, frames)
-    key = row_key(row.id, occurrence)
-    prompt = processor.prompt(messages, pictures, name=where, key=key)
+    messages = question_messages(row, template, frames)
+    prompt = processor.prompt(messages, pictures, name=location, key=row_key(row.id, occurrence))
     if not with_answer:
         return Example(row, prompt, np.empty(0, np.int32), np.empty(0, bool))
-    tokens, mask = processor.completion(messages, answer(row, frames), name=where)
+    tokens, mask = processor.completion(messages, answer_turns(row, frames), name=location)
     return Example(row, prompt, tokens, mask)

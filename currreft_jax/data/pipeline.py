@@ -1,292 +1,201 @@
-"""From a mixture to batches: a global order that any host can continue, read ahead in threads.
+"""The input pipeline: examples of a mixture in a global order, prefetched in threads.
 
-Row i of the global order belongs to step i // batch_size, and of a step's rows each host takes every H-th. The order
-is a function of the seed alone, so that a run on another number of hosts goes on with exactly the rows that would have
-come.
+Row i of the global order belongs to step i // batch_size; of the rows of a step, each of H hosts takes every H-th. The
+order depends on the seed alone, so a run that is resumed on another number of hosts continues with the same rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import ceil
-from typing import Protocol
 
 import grain
 import numpy as np
 from tqdm import tqdm
 
 from currreft_jax.config import Data, OnBadRow
-from currreft_jax.data.examples import Example, example
+from currreft_jax.data.buckets import ShapeBuckets, batch_dims
+from currreft_jax.data.examples import Example, make_example
+from currreft_jax.data.fields import LineError
 from currreft_jax.data.images import ImageError
 from currreft_jax.data.mixture import Mixture, MixtureError
-from currreft_jax.data.packing import (
-    BatchShape,
-    BudgetError,
-    balanced,
-    collate,
-    fitting,
-    largest_slots,
-    slots_needed,
-    slots_of,
-)
+from currreft_jax.data.packing import BudgetError
 from currreft_jax.data.processor import Processor, PromptError
 from currreft_jax.data.prompts import Template
-from currreft_jax.data.rows import LineError
-from currreft_jax.models.config import ModelConfig
 from currreft_jax.rewards import RowError
-from currreft_jax.structs import GroupBatch
 
-_BAD = (LineError, ImageError, PromptError, RowError, BudgetError)
+_ROW_ERRORS = (LineError, ImageError, PromptError, RowError, BudgetError)
+_MAX_ERRORS_SHOWN = 20
 
 
-class BadRow(LineError, MixtureError):
-    """A row that cannot be shown or is too long for its batch; the message names file and line."""
+class BadRowError(LineError, MixtureError):
+    """A row cannot be tokenized or exceeds the largest bucket; the message names file and line."""
 
-    def __init__(self, where: str, problem: str):
-        super().__init__(where, problem.removeprefix(f"{where}: "))
+    def __init__(self, location: str, problem: str):
+        super().__init__(location, problem.removeprefix(f"{location}: "))
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a row of the global order stands.
+class RowRef:
+    """A row of the global order.
 
     Attributes:
-        part: of the mixture.
+        source: index of its source in the mixture.
         index: of the row in its file.
-        occurrence: how many times the row was met before.
+        occurrence: how often the row came before.
     """
 
-    part: int
+    source: int
     index: int
     occurrence: int
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What the largest members of a microbatch need; the maximum over hosts decides for all.
-
-    Attributes:
-        length: tokens of a prompt.
-        slots: of a data shard.
-        reach: slots of an image.
-        completion: tokens of a completion.
-    """
-
-    length: int
-    slots: int
-    reach: int
-    completion: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ladders:
-    """The static shapes that batches may take.
-
-    Attributes:
-        lengths: of prompts.
-        slots: of a data shard; 0 stands for a batch without images.
-        reaches: slots of the largest image.
-        completions: lengths of completions.
-    """
-
-    lengths: tuple[int, ...]
-    slots: tuple[int, ...]
-    reaches: tuple[int, ...]
-    completions: tuple[int, ...]
-
-    def shape(self, needs: Needs) -> tuple[BatchShape, int]:
-        """The smallest shape and completion length that hold a batch.
-
-        Raises:
-            BudgetError: none does.
-        """
-        slots = fitting(needs.slots, self.slots, "data.slots")
-        length = fitting(needs.length, self.lengths, "data.prompt_lengths")
-        reach = fitting(needs.reach, self.reaches, "slots of an image")
-        completion = fitting(needs.completion, self.completions, "data.completion_lengths")
-        return BatchShape(length, slots, reach), completion
-
-
-def order(mixture: Mixture, seed: int) -> grain.MapDataset[Place]:
-    """The endless global order: each part is shuffled anew in every epoch, and parts are interleaved by weight."""
+def global_order(mixture: Mixture, seed: int) -> grain.MapDataset[RowRef]:
+    """Returns the infinite global order: sources are shuffled anew each epoch and interleaved by weight."""
     datasets = [
-        grain.MapDataset.source(part.indices.tolist())
-        .seed(seed + number)
+        grain.MapDataset.source(source.indices.tolist())
+        .seed(seed + source_index)
         .shuffle()
         .repeat()
-        .map_with_index(_placed(number, len(part.indices)))
-        for number, part in enumerate(mixture.parts)
+        .map_with_index(_row_ref(source_index, len(source.indices)))
+        for source_index, source in enumerate(mixture.sources)
     ]
-    return grain.MapDataset.mix(datasets, weights=[part.weight for part in mixture.parts])
+    return grain.MapDataset.mix(datasets, weights=[source.weight for source in mixture.sources])
 
 
-def _placed(number: int, size: int) -> Callable[[int, int], Place]:
-    return lambda position, index: Place(number, index, position // size)
+def _row_ref(source_index: int, num_rows: int) -> Callable[[int, int], RowRef]:
+    return lambda position, index: RowRef(source_index, index, position // num_rows)
 
 
 class Pipeline:
-    """The examples of a stage, read ahead in threads.
+    """The examples of a stage, prefetched in threads.
 
     Attributes:
-        mixture: what is read.
+        mixture: rows of the stage.
     """
 
     def __init__(
         self,
         mixture: Mixture,
         processor: Processor,
-        wording: Template,
+        template: Template,
         data: Data,
-        ladders: Ladders,
+        buckets: ShapeBuckets,
         *,
         seed: int,
-        host: int = 0,
-        hosts: int = 1,
+        host_index: int = 0,
+        num_hosts: int = 1,
         with_answer: bool = False,
     ):
-        """Prepares to read; see `batches`.
+        """Configures the pipeline; nothing is read before `batches`.
+
+        Args:
+            mixture: rows of the stage.
+            processor: of the model.
+            template: of the prompts.
+            data: batch size, threads and prefetching.
+            buckets: the shapes that examples must fit into.
+            seed: of the global order.
+            host_index: of this host.
+            num_hosts: that share each batch.
+            with_answer: whether to tokenize gold completions.
 
         Raises:
             ValueError: the batch does not divide into hosts.
         """
-        if data.batch_size % hosts:
-            raise ValueError(f"data.batch_size ({data.batch_size}) does not divide into {hosts} hosts")
+        if data.batch_size % num_hosts:
+            raise ValueError(f"data.batch_size ({data.batch_size}) does not divide into {num_hosts} hosts")
         self.mixture = mixture
-        self._read = lambda place: _load(mixture, processor, wording, ladders, place, with_answer)
+        self._load = lambda ref: _load_example(mixture, processor, template, buckets, ref, with_answer)
         self._data = data
         self._seed = seed
-        self._host, self._hosts = host, hosts
+        self._host_index, self._num_hosts = host_index, num_hosts
 
     def batches(self, start: int) -> Iterator[list[Example]]:
-        """This host's examples of step `start`, `start + 1` and so on, endlessly.
+        """Yields this host's examples of step `start`, `start + 1` and so on, without end.
 
         Raises:
-            BadRow: a row cannot be shown or is too long.
+            BadRowError: a row cannot be tokenized or exceeds the largest bucket.
         """
-        own = self._data.batch_size // self._hosts
-        rows = order(self.mixture, self._seed)[start * self._data.batch_size + self._host :: self._hosts]
-        options = grain.ReadOptions(num_threads=self._data.threads, prefetch_buffer_size=self._data.prefetch * own)
-        examples = iter(rows.map(self._read).to_iter_dataset(options))
+        local_batch_size = self._data.batch_size // self._num_hosts
+        first = start * self._data.batch_size + self._host_index
+        refs = global_order(self.mixture, self._seed)[first :: self._num_hosts]
+        options = grain.ReadOptions(
+            num_threads=self._data.threads, prefetch_buffer_size=self._data.prefetch * local_batch_size
+        )
+        examples = iter(refs.map(self._load).to_iter_dataset(options))
         while True:
-            yield list(islice(examples, own))
+            yield list(islice(examples, local_batch_size))
 
 
-def _load(
-    mixture: Mixture, processor: Processor, wording: Template, ladders: Ladders, place: Place, with_answer: bool
-) -> Example:
-    file = mixture.parts[place.part].file
-    where = file.where(place.index)
-    try:
-        row = file[place.index]
-        it = example(row, processor, wording, where=where, occurrence=place.occurrence, with_answer=with_answer)
-        ladders.shape(needs([it], processor.config, 1))
-    except _BAD as error:
-        raise BadRow(where, error.problem if isinstance(error, RowError | LineError) else str(error)) from error
-    return it
-
-
-def usable(
-    mixture: Mixture, processor: Processor, wording: Template, data: Data, ladders: Ladders, *, with_answer: bool
+def drop_bad_rows(
+    mixture: Mixture,
+    processor: Processor,
+    template: Template,
+    data: Data,
+    buckets: ShapeBuckets,
+    *,
+    with_answer: bool,
 ) -> Mixture:
-    """The mixture without the rows that cannot be shown; reads every image once.
+    """Removes rows that cannot be tokenized or exceed the largest bucket, if `data.on_bad_row` is skip.
+
+    Decodes every image once.
 
     Raises:
-        MixtureError: more than `data.max_bad_rows` rows are bad, or nothing is left.
+        MixtureError: more than `data.max_bad_rows` rows are bad, or no rows are left.
     """
     if data.on_bad_row is OnBadRow.ERROR:
         return mixture
-    errors = list(mixture.errors)
-    places = [(number, int(index)) for number, part in enumerate(mixture.parts) for index in part.indices]
+    refs = [RowRef(k, int(index), 0) for k, source in enumerate(mixture.sources) for index in source.indices]
 
-    def problem(place: tuple[int, int]) -> BadRow | None:
+    def find_error(ref: RowRef) -> BadRowError | None:
         try:
-            _load(mixture, processor, wording, ladders, Place(*place, 0), with_answer)
-        except BadRow as error:
+            _load_example(mixture, processor, template, buckets, ref, with_answer)
+        except BadRowError as error:
             return error
         return None
 
     with ThreadPoolExecutor(data.threads) as threads:
-        problems = list(tqdm(threads.map(problem, places), "checking rows", len(places), unit=" rows", leave=False))
-    errors += [found for found in problems if found]
+        found = list(tqdm(threads.map(find_error, refs), "checking rows", len(refs), unit=" rows", leave=False))
+    bad = {ref: error for ref, error in zip(refs, found, strict=True) if error}
+    errors = [*mixture.errors, *bad.values()]
     if len(errors) > data.max_bad_rows:
-        raise MixtureError(
-            "\n  ".join([f"{len(errors)} bad rows, more than data.max_bad_rows:", *map(str, errors[:20])])
-        )
-    good = {place for place, found in zip(places, problems, strict=True) if not found}
-    parts = [
-        replace(part, indices=np.array([i for i in part.indices if (number, int(i)) in good], np.int64))
-        for number, part in enumerate(mixture.parts)
+        shown = map(str, errors[:_MAX_ERRORS_SHOWN])
+        raise MixtureError("\n  ".join([f"{len(errors)} bad rows, more than data.max_bad_rows:", *shown]))
+    sources = [
+        replace(source, indices=np.array([i for i in source.indices if RowRef(k, int(i), 0) not in bad], np.int64))
+        for k, source in enumerate(mixture.sources)
     ]
-    kept = tuple(part for part in parts if len(part.indices))
-    if not kept:
+    remaining = tuple(source for source in sources if len(source.indices))
+    if not remaining:
         raise MixtureError("no row is left: " + str(errors[0]))
-    left_out = mixture.left_out + type(mixture.left_out)({"unusable": sum(map(bool, problems))})
-    return replace(mixture, parts=kept, errors=tuple(errors), left_out=left_out)
+    excluded = mixture.excluded + Counter({"unusable": len(bad)})
+    return replace(mixture, sources=remaining, errors=tuple(errors), excluded=excluded)
 
 
-class Budgeted(Protocol):
-    """A processor, or what stands for one that is not there."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """Of the model."""
-        ...
-
-    @property
-    def max_pixels(self) -> int:
-        """Area that larger images are shrunk to."""
-        ...
-
-
-def ladders(data: Data, processor: Budgeted, prompts: int) -> Ladders:
-    """The shapes for batches whose data shards hold `prompts` prompts each, of a microbatch."""
-    largest = largest_slots(processor.max_pixels, processor.config.vision)
-    slots = tuple(data.slots) or _rungs(largest * prompts, 1.25)
-    return Ladders(tuple(data.prompt_lengths), (0, *slots), (0, *_rungs(largest, 1.5)), tuple(data.completion_lengths))
-
-
-def _rungs(top: int, ratio: float) -> tuple[int, ...]:
-    """Whole numbers up to `top`, each at most about `ratio` times the one before it."""
-    rungs = [top]
-    while rungs[-1] > 1:
-        rungs.append(min(rungs[-1] - 1, ceil(rungs[-1] / ratio)))
-    return tuple(reversed(rungs))
-
-
-def arranged(examples: Sequence[Example], config: ModelConfig, shards: int, parts: int) -> list[list[Example]]:
-    """A host's examples of a step as microbatches: of similar length, their images spread evenly over data shards."""
-    by_prompt = {id(it.prompt): it for it in examples}
-    ordered = sorted(examples, key=lambda it: len(it.prompt.tokens) + len(it.tokens))
-    size = len(ordered) // parts
-    return [
-        [
-            by_prompt[id(prompt)]
-            for prompt in balanced([it.prompt for it in ordered[start : start + size]], config.vision, shards)
-        ]
-        for start in range(0, len(ordered), size)
-    ]
-
-
-def needs(examples: Sequence[Example], config: ModelConfig, shards: int) -> Needs:
-    """What a microbatch of this host needs."""
-    return Needs(
-        length=max(len(it.prompt.tokens) for it in examples),
-        slots=slots_needed([it.prompt for it in examples], config.vision, shards),
-        reach=max((slots_of(image, config.vision) for it in examples for image in it.prompt.pictures), default=0),
-        completion=max(len(it.tokens) for it in examples),
-    )
-
-
-def gold_batch(
-    examples: Sequence[Example], config: ModelConfig, shape: BatchShape, completion: int, shards: int
-) -> tuple[GroupBatch, np.ndarray]:
-    """One microbatch with its gold completions, G = 1, and which of their tokens are learnt, bool `[P, 1, T]`."""
-    tokens = np.full((len(examples), 1, completion), config.bos_token_id, np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    for row, it in enumerate(examples):
-        tokens[row, 0, : len(it.tokens)] = it.tokens
-        mask[row, 0, : len(it.tokens)] = it.mask
-    return GroupBatch(collate([it.prompt for it in examples], config, shape, shards), tokens), mask
+def _load_example(
+    mixture: Mixture,
+    processor: Processor,
+    template: Template,
+    buckets: ShapeBuckets,
+    ref: RowRef,
+    with_answer: bool,
+) -> Example:
+    file = mixture.sources[ref.source].file
+    location = file.location(ref.index)
+    try:
+        example = make_example(
+            file[ref.index],
+            processor,
+            template,
+            location=location,
+            occurrence=ref.occurrence,
+            with_answer=with_answer,
+        )
+        buckets.fit(batch_dims([example], processor.config, 1))
+    except _ROW_ERRORS as error:
+        raise BadRowError(location, error.problem if isinstance(error, RowError | LineError) else str(error)) from error
+    return example

@@ -1,4 +1,4 @@
-"""What the model is asked: one table of wordings, the same in training and in evaluation."""
+"""Prompt templates, and the messages they make of a row; the same in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.rows import IMAGE
-from currreft_jax.rewards import boxes, choice, detection
+from currreft_jax.data.row_boxes import FramePairs, resize_boxes, text_corners
+from currreft_jax.data.rows import IMAGE, split_conversation
+from currreft_jax.rewards import detection
 from currreft_jax.rewards.answer import gold_text
-from currreft_jax.structs import Boxes, Frame, Row, Turn
+from currreft_jax.rewards.boxes import format_box
+from currreft_jax.rewards.choice import format_options
+from currreft_jax.structs import Row, Turn
 from currreft_jax.world import question_text
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The instructions that follow a question.
+    """The text around a question.
 
     Attributes:
-        instruction: for every row: thoughts, then the answer.
-        suffixes: (kind, task) -> what further is asked of such rows.
-        multiple: for choice rows that may have several right options, instead of their suffix.
-        options: what stands between the question and the options.
-        system: the system turn; None leaves it to the chat template.
+        instruction: appended to every question; asks for reasoning, then the answer.
+        suffixes: appended to the instruction, by kind and task.
+        multiple: replaces the suffix for choice rows that may have several correct options.
+        options: header between the question and the options.
+        system: system message; None for the chat template's default.
     """
 
     instruction: str
@@ -36,21 +37,21 @@ class Template:
     system: str | None = None
 
 
-_RULED = (Task.DETECTION, Task.CLASSIFY, Task.MATH)
+_SCORED_TASKS = (Task.DETECTION, Task.CLASSIFY, Task.MATH)
 
-# The authors' wording. Their classify template lacks the instruction's full stop; here one wording serves all.
+# The authors' prompts, except that their classify instruction lacks the full stop.
 PAPER = Template(
     instruction=(
         "First output the thinking process in <think> </think> tags and then output the final answer in <answer>"
         " </answer> tags."
     ),
     suffixes={
-        **{(Kind.JUDGE, task): "Ensure your final answer is exactly 'yes' or 'no'." for task in _RULED},
+        **{(Kind.JUDGE, task): "Ensure your final answer is exactly 'yes' or 'no'." for task in _SCORED_TASKS},
         **{
             (Kind.CHOICE, task): (
                 "Ensure your final answer is exactly one of the provided option letters without any additional text."
             )
-            for task in _RULED
+            for task in _SCORED_TASKS
         },
         (Kind.OPEN, Task.DETECTION): "Output the final answer in JSON format in <answer> </answer> tags.",
     },
@@ -65,11 +66,11 @@ WORLD = Template(instruction="", suffixes=question_text.SUFFIXES, multiple=quest
 TEMPLATES: dict[str, Template] = {"paper": PAPER, "world": WORLD}
 
 
-def template(name: str) -> Template:
-    """A template of `TEMPLATES`, or a user's by import path, `package.module:NAME`.
+def load_template(name: str) -> Template:
+    """Returns a template of `TEMPLATES`, or imports a user's from `package.module:NAME`.
 
     Raises:
-        ValueError: there is none of that name; the message lists those there are.
+        ValueError: the template does not exist; the message lists the known names.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
@@ -77,73 +78,70 @@ def template(name: str) -> Template:
     if not colon:
         raise ValueError(f"no prompt template {name!r}; write package.module:NAME, or one of {', '.join(TEMPLATES)}")
     try:
-        found = vars(import_module(module)).get(attribute)
+        template = vars(import_module(module)).get(attribute)
     except ImportError as error:
         raise ValueError(f"prompt template {name!r}: {module} cannot be imported: {error}") from error
-    if not isinstance(found, Template):
+    if not isinstance(template, Template):
         raise ValueError(f"prompt template {name!r}: {module} defines no Template of the name {attribute!r}")
-    return found
+    return template
 
 
-def question(row: Row, wording: Template, frames: Sequence[tuple[Frame, Frame]]) -> list[dict[str, Any]]:
-    """The messages up to the model's answer.
+def question_messages(row: Row, template: Template, frames: FramePairs) -> list[dict[str, Any]]:
+    """Builds the messages of a prompt.
 
     Args:
-        row: what to ask.
-        wording: how to ask it; a chat row is asked in its own words.
-        frames: of each image the original frame and the resized one that the model sees. Boxes in the texts are
-            written in the latter.
+        row: to ask; a chat row is used as is, without the template.
+        template: text around the question.
+        frames: original and resized frame of each image. Boxes in the texts are written in the resized frame.
     """
     if row.kind is Kind.CHAT:
-        first = next(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
-        return _messages(row.messages[:first], len(row.images))
-    options = choice.format_options(row.options)
-    asked = f"{row.problem}{wording.options}{options}\n" if options else f"{row.problem} "
-    suffix = wording.multiple if row.multiple else wording.suffixes.get((row.kind, row.task), "")
-    text = (asked + f"{wording.instruction} {suffix}".strip()).rstrip()
-    for index, written in enumerate(written_boxes(row, frames)):
-        text = text.replace(f"{{box:{index}}}", written)
-    system = [{"role": "system", "content": wording.system}] if wording.system else []
+        turns, _ = split_conversation(row)
+        return _chat_messages(turns, len(row.images))
+    options = format_options(row.options)
+    question = f"{row.problem}{template.options}{options}\n" if options else f"{row.problem} "
+    suffix = template.multiple if row.multiple else template.suffixes.get((row.kind, row.task), "")
+    text = (question + f"{template.instruction} {suffix}".strip()).rstrip()
+    for index, box in enumerate(format_boxes(row, frames)):
+        text = text.replace(f"{{box:{index}}}", box)
+    system = [{"role": "system", "content": template.system}] if template.system else []
     content = [*({"type": "image"} for _ in row.images), {"type": "text", "text": text}]
     return [*system, {"role": "user", "content": content}]
 
 
-def answer(row: Row, frames: Sequence[tuple[Frame, Frame]]) -> list[Turn]:
-    """The turns that supervised training learns from: a chat row's own, else the gold answer in its tags.
+def answer_turns(row: Row, frames: FramePairs) -> list[Turn]:
+    """Returns the target of supervised training: the rest of a chat, or the gold answer in `<answer>` tags.
+
+    Boxes are written in the resized frame of the first image.
 
     Raises:
-        RowError: the gold answer cannot be read.
+        RowError: the gold answer is malformed.
     """
     if row.kind is Kind.CHAT:
-        first = next(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
-        return list(row.messages[first:])
-    gold = gold_text(row)
+        _, turns = split_conversation(row)
+        return list(turns)
+    answer = gold_text(row)
     if (row.kind, row.task) == (Kind.OPEN, Task.DETECTION):
         original, resized = frames[0]
-        placed = detection.gold_boxes(row if row.frame else replace(row, frame=original), resized)
-        written = [boxes.format_box(box) for box in placed.corners]
-        gold = written[0] if len(written) == 1 else f"[{', '.join(written)}]"
-    return [Turn("assistant", f"<answer>{gold}</answer>")]
+        gold = detection.gold_boxes(row if row.frame else replace(row, frame=original), resized)
+        boxes = [format_box((x1, y1, x2, y2)) for x1, y1, x2, y2 in gold.corners.tolist()]
+        answer = boxes[0] if len(boxes) == 1 else f"[{', '.join(boxes)}]"
+    return [Turn("assistant", f"<answer>{answer}</answer>")]
 
 
-def written_boxes(row: Row, frames: Sequence[tuple[Frame, Frame]]) -> list[str]:
-    """The row's boxes as its texts show them: in the first image's resized frame, rounded to pixels."""
-    if not row.boxes:
-        return []
-    original, resized = frames[0]
-    placed = boxes.rescale(Boxes(np.array(row.boxes), row.frame or original), resized)
-    return [boxes.format_box(box) for box in placed.corners]
+def format_boxes(row: Row, frames: FramePairs) -> list[str]:
+    """Returns the boxes of a row as `[x1, y1, x2, y2]`, in whole pixels of the first image's resized frame."""
+    return [format_box(box) for box in resize_boxes(text_corners(row), row, frames)]
 
 
-def _messages(turns: Sequence[Turn], images: int) -> list[dict[str, Any]]:
-    """Turns as the processor takes them; images that no text marks stand before the first user's words."""
-    marked = any(IMAGE in turn.text for turn in turns)
+def _chat_messages(turns: Sequence[Turn], num_images: int) -> list[dict[str, Any]]:
+    """Converts turns to messages; images that no text marks come before the text of the first user turn."""
+    has_marks = any(IMAGE in turn.text for turn in turns)
     messages: list[dict[str, Any]] = []
-    unplaced = 0 if marked else images
+    unmarked = 0 if has_marks else num_images
     for turn in turns:
         items: list[dict[str, Any]] = []
-        if turn.role == "user" and unplaced:
-            items, unplaced = [{"type": "image"}] * unplaced, 0
+        if turn.role == "user" and unmarked:
+            items, unmarked = [{"type": "image"}] * unmarked, 0
         for index, text in enumerate(turn.text.split(IMAGE)):
             items += [{"type": "image"}] * (index > 0)
             items += [{"type": "text", "text": text}] * bool(text)

@@ -1,4 +1,4 @@
-"""The embedded world's rows, made where they are missing."""
+"""The rows of the embedded world, generated on first use."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from currreft_jax.data.rows import to_keys
+from currreft_jax.data.rows import row_to_json
 from currreft_jax.world.settings import WorldSizes
 from currreft_jax.world.write import DESCRIPTION, write_world
 
-# What a curriculum needs; the rows that the base was taught with are left to `dataset build world`.
+# A curriculum's rows only; `dataset build world` also writes those that the base model was pretrained on.
 SIZES = WorldSizes(captions=0, base=0, drills=0, axis=200)
 
 
-def make(folder: Path, say: Callable[[str], None]) -> None:
-    """Makes the world's training and test rows, unless the folder holds a world. Runs that want it at once wait.
+def ensure_world(folder: Path, log: Callable[[str], None]) -> None:
+    """Generates the world's training and test rows unless the folder has them.
+
+    A lock file makes concurrent runs wait for the first one.
 
     Args:
-        folder: made if it is not there.
-        say: told what is done, as it takes a while.
+        folder: of the world; created if missing.
+        log: called with a message before rows are generated, which takes a while.
 
     Raises:
-        FileExistsError: the folder holds something else, or a world that was not finished.
+        FileExistsError: the folder exists and is not a complete world.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
@@ -34,6 +36,6 @@ def make(folder: Path, say: Callable[[str], None]) -> None:
             raise FileExistsError(f"{folder} holds no whole world: remove it, or put data.world elsewhere")
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        say(f"drawing the world into {folder}")
-        write_world(partial, to_keys, sizes=SIZES)
+        log(f"drawing the world into {folder}")
+        write_world(partial, row_to_json, sizes=SIZES)
         partial.rename(folder)

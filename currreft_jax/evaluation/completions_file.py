@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from currreft_jax.config import Kind, Rewards, Task
-from currreft_jax.data.rows import MAX_OPTIONS, Fields
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.rows import MAX_OPTIONS
 from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row, Scores
 
@@ -69,14 +70,14 @@ def parse_completion_line(text: str, location: str, line_number: int) -> Complet
     Raises:
         LineError: the line is invalid; the message names the line, the key and the values it takes.
     """
-    fields = Fields.of_line(text, location)
+    fields = Fields.from_json(text, location)
     num_tokens = fields.keys.get("num_tokens")
     if num_tokens is not None and (type(num_tokens) is not int or num_tokens < 0):
         fields.refuse_value("num_tokens", "a whole number")
     row = Row(
-        id=fields.identity(str(line_number)),
-        task=fields.choose("task", Task),
-        kind=fields.choose("kind", Kind),
+        id=fields.row_id(str(line_number)),
+        task=fields.enum("task", Task),
+        kind=fields.enum("kind", Kind),
         problem=fields.text("problem", ""),
         solution=fields.text("solution", meaning="the gold answer"),
         options=fields.texts("options", f"a list of at most {MAX_OPTIONS} strings", MAX_OPTIONS),

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from currreft_jax.config import OnBadRow, Stage
-from currreft_jax.data.examples import Example, example
-from currreft_jax.data.mixture import mixture
-from currreft_jax.data.prompts import template
+from currreft_jax.data.examples import Example, make_example
+from currreft_jax.data.mixture import load_mixture
+from currreft_jax.data.prompts import load_template
 from currreft_jax.evaluation.measurement import Measurement
 from currreft_jax.evaluation.scoring import score_rollout
 from currreft_jax.models.qwen2_5_vl import Parameters
@@ -53,21 +53,23 @@ def held_out_rows(session: Session) -> list[HeldOut]:
     """
     config, num_hosts, host = session.config, jax.process_count(), jax.process_index()
     data = dataclasses.replace(config.data, pass_rates="", on_bad_row=OnBadRow.ERROR)
-    prompt_template = template(config.data.template)
+    prompt_template = load_template(config.data.template)
     sets = []
     for stage_index, stage in enumerate(config.stages):
         if not stage.held_out:
             continue
         evaluated = Stage(stage.name, stage.held_out, kinds=stage.kinds, tasks=stage.tasks)
-        mixed = mixture([evaluated], 0, data, config.seed)
-        rows_per_file = -(-config.logging.evaluate_rows // len(mixed.parts))
-        rows = [(part.file, int(i)) for part in mixed.parts for i in _spread(part.indices, rows_per_file)]
+        mixed = load_mixture([evaluated], 0, data, config.seed)
+        rows_per_file = -(-config.logging.evaluate_rows // len(mixed.sources))
+        rows = [(part.file, int(i)) for part in mixed.sources for i in _spread(part.indices, rows_per_file)]
         errors = check_rows([file[i] for file, i in rows], config.rewards, pool=session.reward_pool)
         if errors:
             raise errors[0]
         rounds = -(-len(rows) // num_hosts)  # hosts take turns
         own = [rows[min(turn * num_hosts + host, len(rows) - 1)] for turn in range(rounds)]
-        examples = tuple(example(file[i], session.processor, prompt_template, where=file.where(i)) for file, i in own)
+        examples = tuple(
+            make_example(file[i], session.processor, prompt_template, location=file.location(i)) for file, i in own
+        )
         sets.append(HeldOut(stage.name, stage_index, examples, len(rows)))
         mixed.close()
     return sets

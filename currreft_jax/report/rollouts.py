@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.doctor import gold_corners
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.images import ImageError, open_image
-from currreft_jax.data.rows import Fields, LineError, parse
+from currreft_jax.data.row_boxes import gold_corners
+from currreft_jax.data.rows import parse_row
 from currreft_jax.report.embed import html_safe_json
 from currreft_jax.report.runs import Run, StageRun
 from currreft_jax.rewards import RowError, boxes, choice
@@ -173,8 +174,8 @@ def group_record(group: RolloutGroup, embedded: EmbeddedImages) -> dict[str, Any
     Raises:
         LineError: the line is not a group of completions.
     """
-    fields = Fields.of_line(group.content, group.location)
-    row = parse(fields, image_root=group.path.parent)
+    fields = Fields.from_json(group.content, group.location)
+    row = parse_row(fields, image_root=group.path.parent)
     frame = fields.frame("resized") or row.frame
     completions = fields.take("completions", list, "a list of completions")
     try:

@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Config, Method, Stage
-from currreft_jax.data import pipeline
+from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, batch_dims, shape_buckets
 from currreft_jax.data.examples import Example
+from currreft_jax.data.microbatches import make_microbatches
 from currreft_jax.data.packing import collate, padding_waste
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.multihost import max_over_hosts, shards_per_host, to_devices
@@ -35,7 +36,7 @@ class StageContext(Session):
     """
 
     stage_index: int
-    buckets: pipeline.Ladders
+    buckets: ShapeBuckets
     ref_params: Parameters | None = None
 
     @property
@@ -96,7 +97,7 @@ def collate_prompts(context: StageContext, examples: Sequence[Example]) -> tuple
     parts = [
         part
         for start in range(0, len(examples), minibatch_size)
-        for part in pipeline.arranged(
+        for part in make_microbatches(
             examples[start : start + minibatch_size], model.config, shards, config.microbatches
         )
     ]
@@ -104,10 +105,10 @@ def collate_prompts(context: StageContext, examples: Sequence[Example]) -> tuple
     ordered = [one for s in range(shards) for part in parts for one in part[s * size : (s + 1) * size]]
     by_shard = np.arange(len(ordered)).reshape(shards, len(parts), size)
     rows = [by_shard[:, k].ravel() for k in range(len(parts))]
-    dims = agree_on_dims([pipeline.needs(part, model.config, shards) for part in (ordered, *parts)])
+    dims = agree_on_dims([batch_dims(part, model.config, shards) for part in (ordered, *parts)])
 
-    def collated(part: Sequence[Example], buckets: pipeline.Ladders, dims: pipeline.Needs) -> PromptBatch:
-        shape, _ = buckets.shape(dims)
+    def collated(part: Sequence[Example], buckets: ShapeBuckets, dims: BatchDims) -> PromptBatch:
+        shape, _ = buckets.fit(dims)
         return collate([one.prompt for one in part], model.config, shape, shards)
 
     if len(parts) == 1:
@@ -121,7 +122,7 @@ def collate_prompts(context: StageContext, examples: Sequence[Example]) -> tuple
     return StepPrompts(ordered, microbatches, rows, prompt_padding(ordered, host_batches)), batch
 
 
-def step_buckets(config: Config, processor: pipeline.Budgeted, prompts: int) -> pipeline.Ladders:
+def step_buckets(config: Config, processor: ProcessorLike, prompts: int) -> ShapeBuckets:
     """The static shapes of a step's whole batch, where it is trained on in several microbatches.
 
     Args:
@@ -129,13 +130,13 @@ def step_buckets(config: Config, processor: pipeline.Budgeted, prompts: int) -> 
         processor: of texts and images.
         prompts: of a data shard.
     """
-    return pipeline.ladders(dataclasses.replace(config.data, slots=()), processor, prompts)
+    return shape_buckets(dataclasses.replace(config.data, slots=()), processor, prompts)
 
 
-def agree_on_dims(dims: Sequence[pipeline.Needs]) -> list[pipeline.Needs]:
+def agree_on_dims(dims: Sequence[BatchDims]) -> list[BatchDims]:
     """The largest dimensions over hosts, of each microbatch."""
     largest = max_over_hosts(np.array([dataclasses.astuple(one) for one in dims]))
-    return [pipeline.Needs(*map(int, row)) for row in largest]
+    return [BatchDims(*map(int, row)) for row in largest]
 
 
 def prompt_padding(examples: Sequence[Example], host_batches: Sequence[PromptBatch]) -> dict[str, float]:

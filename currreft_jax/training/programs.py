@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from currreft_jax.config import Config, Method
-from currreft_jax.data import pipeline
+from currreft_jax.data.buckets import ProcessorLike, shape_buckets
 from currreft_jax.data.packing import BatchShape, collate, fitting, largest_slots
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.planning.spec import ModelSpec
@@ -62,7 +62,7 @@ class StagePrograms:
     """
 
     config: Config
-    spec: pipeline.Budgeted
+    spec: ProcessorLike
     stop_token_ids: tuple[int, ...]
     model: Model
     state: TrainState
@@ -105,16 +105,19 @@ class StagePrograms:
     def buckets(self) -> list[Bucket]:
         """Lists the static shapes that microbatches may take, the largest last, those without images first."""
         sampling = self.config.sampling
-        buckets = pipeline.ladders(self.config.data, self.spec, prompts_per_shard(self.config, self.model.mesh))
+        buckets = shape_buckets(self.config.data, self.spec, prompts_per_shard(self.config, self.model.mesh))
         segment = min(sampling.segment, sampling.max_new_tokens)
         sampled = range(segment, sampling.max_new_tokens + segment, segment)
         completions = (
-            tuple(min(length, sampling.max_new_tokens) for length in sampled) if self.is_grpo else buckets.completions
+            tuple(min(length, sampling.max_new_tokens) for length in sampled)
+            if self.is_grpo
+            else buckets.completion_lengths
         )
-        images = [(0, 0), *((s, r) for s, r in product(buckets.slots, buckets.reaches) if s >= r > 0)]
+        pairs = product(buckets.image_slots, buckets.max_slots_per_image)
+        images = [(0, 0), *((slots, largest) for slots, largest in pairs if slots >= largest > 0)]
         return [
             Bucket(BatchShape(length, *image), completion)
-            for image, length, completion in product(images, buckets.lengths, completions)
+            for image, length, completion in product(images, buckets.prompt_lengths, completions)
         ]
 
     def step(self, bucket: Bucket) -> Iterator[StepProgram]:
@@ -216,7 +219,7 @@ class StagePrograms:
         prompts, microbatches = prompts_per_shard(self.config, self.model.mesh), num_microbatches(self.config)
         shape = bucket.shape
         if microbatches > 1 and shape.slots:
-            sizes = step_buckets(self.config, self.spec, prompts * microbatches).slots
+            sizes = step_buckets(self.config, self.spec, prompts * microbatches).image_slots
             slots = fitting(min(shape.slots * microbatches, sizes[-1]), sizes, "data.slots")
             shape = dataclasses.replace(shape, slots=slots)
         return self._prompt_batch(shape, prompts * microbatches * data_shards(self.model.mesh))

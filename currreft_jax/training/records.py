@@ -14,8 +14,8 @@ from currreft_jax.config import Config, Task
 from currreft_jax.data.budget import prompt_text
 from currreft_jax.data.examples import Example
 from currreft_jax.data.processor import Processor
-from currreft_jax.data.prompts import template
-from currreft_jax.data.rows import to_keys
+from currreft_jax.data.prompts import load_template
+from currreft_jax.data.rows import row_to_json
 from currreft_jax.evaluation.scoring import ScoredRollout
 from currreft_jax.runtime.multihost import local_rows
 from currreft_jax.structs import Array, Completion, Reason, Rollout, Scores
@@ -65,8 +65,8 @@ def row_record(config: Config, example: Example) -> dict[str, Any]:
     """Describes a row: its keys, the resized frame, the key that seeds its completions, and its prompt."""
     resized = {"resized": [example.frame.width, example.frame.height]} if example.frame else {}
     frames = [(picture.original, picture.resized) for picture in example.prompt.pictures]
-    prompt = prompt_text(example.row, template(config.data.template), frames)
-    return to_keys(example.row) | resized | {"key": example.prompt.key, "prompt": prompt}
+    prompt = prompt_text(example.row, load_template(config.data.template), frames)
+    return row_to_json(example.row) | resized | {"key": example.prompt.key, "prompt": prompt}
 
 
 def rollout_records(

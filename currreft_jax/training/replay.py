@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from currreft_jax.config import Config, Init
-from currreft_jax.data.examples import example
+from currreft_jax.data.examples import make_example
+from currreft_jax.data.fields import Fields
 from currreft_jax.data.processor import Processor
-from currreft_jax.data.prompts import template
-from currreft_jax.data.rows import Fields, parse
+from currreft_jax.data.prompts import load_template
+from currreft_jax.data.rows import parse_row
 from currreft_jax.models import hf
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.sharding import make_mesh
@@ -52,8 +53,8 @@ def replay_completion(location: str) -> ReplayResult:
     """
     path, line, g = _parse_location(location)
     where, stage_dir = f"{path}:{line}", path.parent.parent
-    fields = Fields.of_line(_read_line(path, line), where)
-    row = parse(fields, image_root=path.parent)
+    fields = Fields.from_json(_read_line(path, line), where)
+    row = parse_row(fields, image_root=path.parent)
     key = fields.take("key", int, "the number that seeded the completions; this run was made without it")
     completions = fields.take("completions", list, "the completions")
     if not 1 <= g <= len(completions):
@@ -68,8 +69,8 @@ def replay_completion(location: str) -> ReplayResult:
     step = int(path.stem.partition("-")[0])
     processor = load_processor(config.model)
     model, policy = _policy_before(config, stage_index, step, stage_dir, processor)
-    prompt_template = template(config.data.template)
-    prompt = dataclasses.replace(example(row, processor, prompt_template, where=where).prompt, key=key)
+    prompt_template = load_template(config.data.template)
+    prompt = dataclasses.replace(make_example(row, processor, prompt_template, location=where).prompt, key=key)
     sampling = dataclasses.replace(config.sampling, mesh=(-1, 1))
     seeds = {"seed": config.seed, "stage": stage_index, "step": step}
     rollout = replay(model, policy, processor, prompt, g - 1, sampling, **seeds)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from currreft_jax.data import pipeline
+from currreft_jax.data.buckets import batch_dims
 from currreft_jax.data.examples import Example
+from currreft_jax.data.microbatches import collate_gold, make_microbatches
 from currreft_jax.runtime.multihost import shards_per_host, sum_over_hosts, to_devices
 from currreft_jax.training.batches import StageContext, agree_on_dims, prompt_padding
 from currreft_jax.training.grpo import StepResult
@@ -38,17 +39,19 @@ def sft_batch(context: StageContext, examples: Sequence[Example]) -> tuple[Minib
     """Collates gold completions into microbatches, the arguments of `sft_gradient`; and their metrics."""
     config, model = context.config, context.model
     shards = shards_per_host(model.mesh)
-    parts = pipeline.arranged(examples, model.config, shards, config.microbatches)
-    dims = agree_on_dims([pipeline.needs(part, model.config, shards) for part in parts])
-    num_tokens = sum(len(example.prompt.tokens) + len(example.tokens) for example in examples)
-    counts, num_tokens = sum_over_hosts((loss_counts([example.mask for example in examples]), np.array(num_tokens)))
+    parts = make_microbatches(examples, model.config, shards, config.microbatches)
+    dims = agree_on_dims([batch_dims(part, model.config, shards) for part in parts])
+    num_tokens = sum(len(example.prompt.tokens) + len(example.completion_tokens) for example in examples)
+    counts, num_tokens = sum_over_hosts(
+        (loss_counts([example.loss_mask for example in examples]), np.array(num_tokens))
+    )
     collated = [
-        pipeline.gold_batch(part, model.config, *context.buckets.shape(of_part), shards)
+        collate_gold(part, model.config, *context.buckets.fit(of_part), shards)
         for part, of_part in zip(parts, dims, strict=True)
     ]
     groups = [group for group, _ in collated]
     weights = [loss_weights(mask, config.loss_average, counts) for _, mask in collated]
-    used = sum(len(example.tokens) for example in examples) / sum(group.tokens.size for group in groups)
+    used = sum(len(example.completion_tokens) for example in examples) / sum(group.tokens.size for group in groups)
     metrics = {
         "num_tokens": float(num_tokens),
         "learnt_tokens": float(counts[0]),

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from currreft_jax.config import Config, Handover, Init, Method, Reference
 from currreft_jax.data import pipeline
+from currreft_jax.data.buckets import ShapeBuckets, shape_buckets
 from currreft_jax.data.examples import Example
-from currreft_jax.data.mixture import Mixture, mixture
-from currreft_jax.data.prompts import template
+from currreft_jax.data.mixture import Mixture, load_mixture
+from currreft_jax.data.prompts import load_template
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.rewards import check_rows
 from currreft_jax.runtime.checkpoint import Checkpoints
@@ -28,7 +29,7 @@ from currreft_jax.training.optimizer import StageOptimizer, restart_schedule
 from currreft_jax.training.update import TrainState, abstract_state, init_state
 
 
-def read_rows(session: Session, stage_index: int) -> tuple[Mixture, pipeline.Ladders]:
+def read_rows(session: Session, stage_index: int) -> tuple[Mixture, ShapeBuckets]:
     """Reads the rows of a stage, and fixes the static shapes of its microbatches.
 
     Raises:
@@ -37,20 +38,20 @@ def read_rows(session: Session, stage_index: int) -> tuple[Mixture, pipeline.Lad
     """
     config, processor = session.config, session.processor
     shards_per_host(session.model.mesh)
-    buckets = pipeline.ladders(config.data, processor, prompts_per_shard(config, session.model.mesh))
-    rows = mixture(config.stages, stage_index, config.data, config.seed)
-    rows = pipeline.usable(
+    buckets = shape_buckets(config.data, processor, prompts_per_shard(config, session.model.mesh))
+    rows = load_mixture(config.stages, stage_index, config.data, config.seed)
+    rows = pipeline.drop_bad_rows(
         rows,
         processor,
-        template(config.data.template),
+        load_template(config.data.template),
         config.data,
         buckets,
         with_answer=config.method is Method.SFT,
     )
     if not same_on_all_hosts(bytes.fromhex(rows.fingerprint())):
         raise ValueError("the hosts have different rows: give all of them the same files, and see what each left out")
-    say(f"stage {config.stages[stage_index].name}: {rows.size} rows of {len(rows.parts)} files")
-    for reason, count in rows.left_out.items():
+    say(f"stage {config.stages[stage_index].name}: {rows.num_rows} rows of {len(rows.sources)} files")
+    for reason, count in rows.excluded.items():
         say(f"  {count} rows left out: {reason}")
     for error in rows.errors:
         say(f"  {error}")
@@ -61,26 +62,26 @@ def read_rows(session: Session, stage_index: int) -> tuple[Mixture, pipeline.Lad
 
 def _refuse_unscorable(rows: Mixture, session: Session) -> None:
     """Raises ValueError for rows whose gold no reward can read, naming files and lines."""
-    located = [(part.file, int(index)) for part in rows.parts for index in part.indices]
+    located = [(part.file, int(index)) for part in rows.sources for index in part.indices]
     all_rows = [file[index] for file, index in located]
-    locations = {id(row): file.where(index) for row, (file, index) in zip(all_rows, located, strict=True)}
+    locations = {id(row): file.location(index) for row, (file, index) in zip(all_rows, located, strict=True)}
     if errors := check_rows(all_rows, session.config.rewards, pool=session.reward_pool):
         shown = "\n  ".join(f"{locations[id(error.row)]}: {error}" for error in errors[:20])
         raise ValueError(f"{len(errors)} rows cannot be scored:\n  {shown}")
 
 
-def example_batches(session: Session, rows: Mixture, buckets: pipeline.Ladders, start: int) -> Iterator[list[Example]]:
+def example_batches(session: Session, rows: Mixture, buckets: ShapeBuckets, start: int) -> Iterator[list[Example]]:
     """Yields this host's examples of each step after `start`."""
     config = session.config
     source = pipeline.Pipeline(
         rows,
         session.processor,
-        template(config.data.template),
+        load_template(config.data.template),
         config.data,
         buckets,
         seed=config.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        host_index=jax.process_index(),
+        num_hosts=jax.process_count(),
         with_answer=config.method is Method.SFT,
     )
     return source.batches(start)

@@ -70,7 +70,7 @@ def run(config: Config, workdir: str | Path) -> Path | None:
     with only_run(workdir) if is_main else nullcontext(), Interrupt() as interrupt:
         if config.data.world:
             if is_main:
-                world_rows.make(Path(config.data.world), say)
+                world_rows.ensure_world(Path(config.data.world), say)
             distributed.barrier("the world is drawn", 0, 1800)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):

@@ -65,7 +65,7 @@ def world_splits(sizes: WorldSizes) -> tuple[WorldSplit, ...]:
 
 def write_world(
     folder: Path,
-    to_keys: ToKeys,
+    row_to_json: ToKeys,
     *,
     seed: int = 0,
     sizes: WorldSizes | None = None,
@@ -79,7 +79,7 @@ def write_world(
 
     Args:
         folder: created if it does not exist.
-        to_keys: row -> JSON object.
+        row_to_json: row -> JSON object.
         seed: seed of all scenes and questions.
         sizes: defaults where None.
         settings: defaults where None.
@@ -97,10 +97,10 @@ def write_world(
     counts: dict[str, int] = {}
     owners: dict[bytes, str] = {}
     for split in world_splits(sizes):
-        counts |= _write_split(folder, to_keys, split, seed, settings, owners)
+        counts |= _write_split(folder, row_to_json, split, seed, settings, owners)
     if sizes.drills:
         with (folder / "drills.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(to_keys(drill_row(seed, index))) + "\n" for index in range(sizes.drills))
+            file.writelines(json.dumps(row_to_json(drill_row(seed, index))) + "\n" for index in range(sizes.drills))
         counts["drills.jsonl"] = sizes.drills
     description = {"seed": seed, "sizes": asdict(sizes), "settings": _json_value(asdict(settings)), "rows": counts}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
@@ -109,7 +109,7 @@ def write_world(
 
 def _write_split(
     folder: Path,
-    to_keys: ToKeys,
+    row_to_json: ToKeys,
     split: WorldSplit,
     seed: int,
     settings: WorldSettings,
@@ -134,7 +134,7 @@ def _write_split(
             for name, row in split.rows(scene, image.as_posix(), split.name, settings):
                 if name not in files:
                     files[name] = stack.enter_context((folder / name).open("w", encoding="utf-8"))
-                files[name].write(json.dumps(to_keys(row)) + "\n")
+                files[name].write(json.dumps(row_to_json(row)) + "\n")
                 counts[name] = counts.get(name, 0) + 1
     return counts
 

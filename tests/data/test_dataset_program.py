@@ -1,4 +1,4 @@
-"""`python -m currreft_jax.dataset`: what it prints, writes and refuses."""
+"""`python -m currreft_jax.dataset`: its output, files and errors."""
 
 import json
 import re
@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from currreft_jax import dataset
-from currreft_jax.data.doctor import NOTES, Problem
-from currreft_jax.data.draw import GREEN, ORANGE
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.findings import NOTES, Problem
 from currreft_jax.data.prompts import PAPER
-from currreft_jax.data.rows import KEYS, Fields, parse
-from tests.data.test_draw import where
+from currreft_jax.data.rows import KEYS, parse_row
+from currreft_jax.data.visualize import GREEN, ORANGE
+from tests.data.test_visualize import extent
 
 ROWS = [
     {"id": "d", "task": "detection", "kind": "open", "problem": "Where?", "solution": "[10, 20, 60, 70]"}
@@ -33,8 +34,8 @@ ROWS = [
 
 LETTER = "Ensure your final answer is exactly one of the provided option letters without any additional text."
 OPTIONS = "Options:\nA. [0, 11, 37, 67]\nB. [84, 34, 131, 90]\n"
-MOST = len(f"Which?\n{OPTIONS}{PAPER.instruction} {LETTER}")
-WHERE = f"Where? {PAPER.instruction} Output the final answer in JSON format in <answer> </answer> tags."
+MAX_CHARACTERS = len(f"Which?\n{OPTIONS}{PAPER.instruction} {LETTER}")
+DETECTION_PROMPT = f"Where? {PAPER.instruction} Output the final answer in JSON format in <answer> </answer> tags."
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """The program's exit code or last words, and what it printed."""
+    """Runs the program; returns its exit code or error message, and its output."""
 
     def call(*arguments) -> tuple[int | str | None, str]:
         monkeypatch.setattr(sys, "argv", ["dataset", *map(str, arguments)])
@@ -66,7 +67,7 @@ def run(monkeypatch, capsys):
     return call
 
 
-def test_a_clean_file(file):
+def test_check_of_a_clean_file(file):
     done = subprocess.run(
         [sys.executable, "-m", "currreft_jax.dataset", "check", str(file)],
         capture_output=True,
@@ -79,7 +80,7 @@ def test_a_clean_file(file):
     assert done.stdout == (
         f"{'file':<40}    rows  images    image tokens  characters\n"
         f"{'':<56}  median    most        most\n"
-        f"{'rows.jsonl':<40}       4       2      20      26{MOST:>12}\n"
+        f"{'rows.jsonl':<40}       4       2      20      26{MAX_CHARACTERS:>12}\n"
         "\n"
         f"{'file':<40}kind    task          rows   right answers\n"
         f"{'rows.jsonl':<40}choice  detection        1   A 0, B 1\n"
@@ -91,12 +92,12 @@ def test_a_clean_file(file):
     )
 
 
-def test_faults_are_tabled_written_and_change_the_exit_code(file, run):
+def test_check_prints_and_writes_errors_and_exits_with_1(file, run):
     bad = [ROWS[0] | {"id": n, "problem": f"{n}?", "solution": "x"} for n in range(7)]
     test = write(Path("test.jsonl"), [*bad, ROWS[2] | {"extra": 1}])
-    code, said = run("check", "--train", file, "--test", test, "--out", "report.json", "--examples", 2)
+    code, output = run("check", "--train", file, "--test", test, "--out", "report.json", "--examples", 2)
     assert code == 1
-    table = said.partition("problem")[2]
+    table = output.partition("problem")[2]
     assert table.splitlines()[1] == f"{'gold answer unreadable':<40}       7   test.jsonl"
     assert "    test.jsonl:1: solution 'x' is no gold answer (bad_json)" in table
     assert "test.jsonl:3: solution" not in table
@@ -112,36 +113,36 @@ def test_faults_are_tabled_written_and_change_the_exit_code(file, run):
     assert report["findings"][0]["where"] == "test.jsonl:1"
 
 
-def test_notes_leave_the_exit_code(file, run):
+def test_notes_do_not_change_the_exit_code(file, run):
     write(file, [ROWS[0] | {"otpions": []}])
-    code, said = run("check", file)
+    code, output = run("check", file)
     assert code is None
-    assert "note: key that plays no part" in said
-    assert said.endswith("errors 0, notes 1\n")
+    assert "note: key that plays no part" in output
+    assert output.endswith("errors 0, notes 1\n")
 
 
-def test_the_authors_files_take_kind_task_and_image_root(file, run):
+def test_check_takes_kind_task_and_image_root(file, run):
     Path("data").mkdir()
     path = write(Path("data/counting.jsonl"), [{"problem": "How many?", "solution": 4, "image": "a.png"}])
     assert run("check", path)[0] == 1
     assert run("check", path, "--kind", "open", "--task", "math", "--image-root", ".")[0] is None
 
 
-def test_pixels_and_limits_are_taken(file, run, checkpoint):
+def test_check_takes_pixels_and_token_limits(file, run, checkpoint):
     assert run("check", file, "--max-prompt-tokens", 25)[0] == 1
-    code, said = run("check", file, "--max-prompt-tokens", 25, "--max-pixels", 5000)
+    code, output = run("check", file, "--max-prompt-tokens", 25, "--max-pixels", 5000)
     assert code is None
-    assert f"{'rows.jsonl':<40}       4       2       6      12{MOST - 2:>12}\n" in said
-    code, said = run("check", file, "--model", checkpoint, "--max-pixels", 5000)
+    assert f"{'rows.jsonl':<40}       4       2       6      12{MAX_CHARACTERS - 2:>12}\n" in output
+    code, output = run("check", file, "--model", checkpoint, "--max-pixels", 5000)
     assert code is None
-    assert "image tokens" not in said
-    assert "tokens of texts" not in said
+    assert "image tokens" not in output
+    assert "tokens of texts" not in output
 
 
-def test_an_open_row_is_shown(file, run):
-    code, said = run("show", file, 1)
+def test_show_an_open_row(file, run):
+    code, output = run("show", file, 1)
     assert code is None
-    assert said == (
+    assert output == (
         "row        rows.jsonl:1, id d\n"
         "asks       open detection\n"
         f"image      {Path('a.png').absolute()}: 150 x 100, seen as 140 x 112 in 20 tokens\n"
@@ -149,53 +150,53 @@ def test_an_open_row_is_shown(file, run):
         "origin     CC-BY\n"
         "gold       [10, 20, 60, 70]\n"
         "learnt     <answer>[9, 22, 56, 78]</answer>\n"
-        f"prompt     20 tokens of images, {len(WHERE)} characters of text; 2048 tokens may be; --model counts the"
-        f" text's and shows the chat template\n{'-' * 40}\n<image>{WHERE}\n{'-' * 40}\n"
+        f"prompt     20 tokens of images, {len(DETECTION_PROMPT)} characters of text; 2048 tokens may be; --model"
+        f" counts the text's and shows the chat template\n{'-' * 40}\n<image>{DETECTION_PROMPT}\n{'-' * 40}\n"
         "written    row-1.png\n"
     )
     drawn = Image.open("row-1.png")
     assert drawn.size == (140, 112)
-    x1, _, x2, y2 = where(drawn, GREEN)
+    x1, _, x2, y2 = extent(drawn, GREEN)
     assert (x1, x2, y2) == (9, 56, 78)
 
 
-def test_a_choice_row_is_shown_by_id_with_its_right_option_in_green(file, run):
-    code, said = run("show", file, "id=44", "--out", "c.png")
+def test_show_a_choice_row_by_id_with_the_correct_option_in_green(file, run):
+    code, output = run("show", file, "id=44", "--out", "c.png")
     assert code is None
-    assert "frame      boxes are measured in 150 x 100\n" in said
-    assert OPTIONS in said
+    assert "frame      boxes are measured in 150 x 100\n" in output
+    assert OPTIONS in output
     drawn = Image.open("c.png")
-    assert where(drawn, ORANGE)[2:] == (37, 67)
-    assert where(drawn, GREEN)[2:] == (131, 90)
+    assert extent(drawn, ORANGE)[2:] == (37, 67)
+    assert extent(drawn, GREEN)[2:] == (131, 90)
 
 
-def test_the_chat_template_is_shown_with_a_model(file, run, checkpoint):
-    code, said = run("show", file, "t", "--model", checkpoint)
+def test_show_renders_the_chat_template_of_a_model(file, run, checkpoint):
+    code, output = run("show", file, "t", "--model", checkpoint)
     assert code is None
-    tokens = int(said.partition("prompt     ")[2].split()[0])
-    assert "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n2 + 2? First" in said
-    assert f"prompt     {tokens} tokens, 0 of them images; 2048 may be\n" in said
-    assert tokens > len(PAPER.instruction)  # the small tokenizer's are bytes
+    tokens = int(output.partition("prompt     ")[2].split()[0])
+    assert "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n2 + 2? First" in output
+    assert f"prompt     {tokens} tokens, 0 of them images; 2048 may be\n" in output
+    assert tokens > len(PAPER.instruction)  # the tiny tokenizer is byte-level
     assert not list(Path().glob("row-*.png"))
 
 
-def test_several_images_are_written_and_control_characters_are_not(file, run, checkpoint):
-    code, said = run("show", file, 4, "--model", checkpoint)
+def test_show_writes_several_images_and_escapes_control_characters(file, run, checkpoint):
+    code, output = run("show", file, 4, "--model", checkpoint)
     assert code is None
-    assert "<|image_pad|> x 20<|vision_end|>and<|vision_start|><|image_pad|> x 6<|vision_end|><|im_end|>" in said
-    assert "\x1b" not in said
-    assert "learnt     x\\x1b[2J\n" in said
+    assert "<|image_pad|> x 20<|vision_end|>and<|vision_start|><|image_pad|> x 6<|vision_end|><|im_end|>" in output
+    assert "\x1b" not in output
+    assert "learnt     x\\x1b[2J\n" in output
     assert (Image.open("row-4.png").size, Image.open("row-4-2.png").size) == ((140, 112), (84, 56))
     assert np.asarray(Image.open("row-4-2.png")).max() == 0
 
 
-def test_a_template_of_ones_own(file, run, monkeypatch):
+def test_show_with_a_user_template(file, run, monkeypatch):
     Path("my_prompts.py").write_text(
         "from currreft_jax.data.prompts import Template\nSHORT = Template('Be short.', system='Hi.')\n"
     )
     monkeypatch.syspath_prepend(".")
-    _, said = run("show", file, 3, "--template", "my_prompts:SHORT")
-    assert "\nHi.2 + 2? Be short.\n" in said
+    _, output = run("show", file, 3, "--template", "my_prompts:SHORT")
+    assert "\nHi.2 + 2? Be short.\n" in output
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_a_template_of_ones_own(file, run, monkeypatch):
         (["show", "rows.jsonl", "1", "--out", "row.xyz"], "unknown file extension: .xyz"),
     ],
 )
-def test_a_users_mistake_ends_in_one_line(file, run, arguments, message):
+def test_user_errors_print_one_line(file, run, arguments, message):
     Path("empty.jsonl").write_text("")
     Path("damaged.json").write_text('[{"a": 1}')
     bad = [json.dumps(ROWS[0] | {"solution": "here"}), "{", json.dumps(ROWS[0] | {"image": "gone.png"})]
@@ -232,14 +233,14 @@ def test_a_users_mistake_ends_in_one_line(file, run, arguments, message):
     assert "\n" not in code
 
 
-def test_what_the_command_line_cannot_mean_is_usage(run, capsys):
+def test_invalid_arguments_exit_with_2(run, capsys):
     for arguments in ([], ["check", "f", "--max-pixels", "0"], ["check", "f", "--kind", "x"], ["show", "f"], ["mend"]):
         assert run(*arguments)[0] == 2
 
 
-def test_the_document_names_every_problem_and_key_and_its_rows_are_rows(tmp_path):
+def test_the_docs_name_every_problem_and_key_and_their_rows_parse(tmp_path):
     document = (Path(dataset.__file__).parent.parent / "docs" / "data.md").read_text()
     rows = re.findall(r"```json\n(.*?)```", document, re.S)[0].splitlines()
-    assert [parse(Fields.of_line(row, "docs:1"), image_root=tmp_path).id for row in rows] == ["d1", "c1", "s1"]
+    assert [parse_row(Fields.from_json(row, "docs:1"), image_root=tmp_path).id for row in rows] == ["d1", "c1", "s1"]
     assert all(problem.value in document for problem in set(Problem) - NOTES)
     assert all(f"`{key}`" in document for key in KEYS)

@@ -1,4 +1,4 @@
-"""From a row to what the model reads and learns: boxes match pixels, masks are exact."""
+"""Examples: boxes in prompts match the resized pixels, loss masks are exact."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.examples import example
+from currreft_jax.data.examples import make_example
 from currreft_jax.data.images import ImageError
 from currreft_jax.data.packing import row_key
 from currreft_jax.data.processor import Processor, PromptError, load
@@ -35,7 +35,7 @@ def text_of(processor, tokens) -> str:
 
 
 def pixels_of(picture) -> np.ndarray:
-    """The picture put together again from its patches, uint8 `[height, width, 3]`."""
+    """Reassembles a picture from its patches, uint8 `[height, width, 3]`."""
     merge, patch = tiny.CONFIG.vision.spatial_merge_size, tiny.CONFIG.vision.patch_size
     rows, columns = (side // merge for side in picture.grid)
     units = picture.patches.reshape(rows, columns, merge, merge, 3, patch, patch)
@@ -43,7 +43,7 @@ def pixels_of(picture) -> np.ndarray:
 
 
 @given(st.data())
-def test_boxes_written_after_resizing_match_the_pixels(processor, tmp_path_factory, data):
+def test_boxes_in_the_prompt_match_the_resized_pixels(processor, tmp_path_factory, data):
     width, height = (data.draw(st.integers(40, 700), label=side) for side in ("width", "height"))
     x1, y1 = data.draw(st.integers(0, width - 20)), data.draw(st.integers(0, height - 20))
     x2, y2 = data.draw(st.integers(x1 + 20, width)), data.draw(st.integers(y1 + 20, height))
@@ -51,7 +51,7 @@ def test_boxes_written_after_resizing_match_the_pixels(processor, tmp_path_facto
     pixels[y1:y2, x1:x2] = (255, 0, 0)
     path = tmp_path_factory.mktemp("boxes") / "red.png"
     Image.fromarray(pixels).save(path)
-    scale = data.draw(st.sampled_from([1, 2]), label="frame in which the box is measured")
+    scale = data.draw(st.sampled_from([1, 2]), label="scale of the frame")
     box = tuple(float(scale * x) for x in (x1, y1, x2, y2))
     row = Row(
         "r",
@@ -63,44 +63,44 @@ def test_boxes_written_after_resizing_match_the_pixels(processor, tmp_path_facto
         frame=Frame(scale * width, scale * height) if scale > 1 else None,
         boxes=(box,),
     )
-    seen = example(row, processor, PAPER, where="f:1")
-    red = pixels_of(seen.prompt.pictures[0])[..., 0] > 127
+    example = make_example(row, processor, PAPER, location="f:1")
+    red = pixels_of(example.prompt.pictures[0])[..., 0] > 127
     assume(red.any())
     ys, xs = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
     measured = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
-    written = text_of(processor, seen.prompt.tokens).partition("Is [")[2].partition("]")[0]
+    written = text_of(processor, example.prompt.tokens).partition("Is [")[2].partition("]")[0]
     np.testing.assert_allclose([int(x) for x in written.split(", ")], measured, atol=1)
 
 
 @pytest.mark.parametrize("frame", [None, Frame(200, 160)])
-def test_what_is_learnt_of_a_detection_row_earns_the_full_reward(processor, dog, frame):
+def test_gold_completions_of_detection_rows_earn_the_full_reward(processor, dog, frame):
     row = Row("r", Task.DETECTION, Kind.OPEN, "Where?", "[10, 20, 51, 60]", (dog,), frame=frame)
-    learnt = example(row, processor, PAPER, where="f:1", with_answer=True)
-    text = processor.decode(learnt.tokens)
+    example = make_example(row, processor, PAPER, location="f:1", with_answer=True)
+    text = processor.decode(example.completion_tokens)
     assert text == {None: "<answer>[11, 21, 57, 63]</answer>"}.get(frame, "<answer>[6, 10, 29, 32]</answer>")
-    assert learnt.frame == Frame(112, 84)
-    assert learnt.row.frame == frame or learnt.row.frame == Frame(100, 80)
-    scores = score_completions([learnt.row], [[Completion(text)]], frames=[learnt.frame])
+    assert example.frame == Frame(112, 84)
+    assert example.row.frame == frame or example.row.frame == Frame(100, 80)
+    scores = score_completions([example.row], [[Completion(text)]], frames=[example.frame])
     assert scores.parts["accuracy"][0, 0] == 1
 
 
-def test_a_ruled_row(processor, dog):
+def test_prompt_and_completion_of_a_maths_row(processor, dog):
     row = Row("r7", Task.MATH, Kind.OPEN, "How many?", "<answer>4</answer>", (dog,))
-    seen = example(row, processor, PAPER, where="f:1", occurrence=2)
-    assert len(seen.tokens) == len(seen.mask) == 0
-    assert seen.prompt.key == row_key("r7", 2) != row_key("r7", 0)
-    assert text_of(processor, seen.prompt.tokens) == (
+    question = make_example(row, processor, PAPER, location="f:1", occurrence=2)
+    assert len(question.completion_tokens) == len(question.loss_mask) == 0
+    assert question.prompt.key == row_key("r7", 2) != row_key("r7", 0)
+    assert text_of(processor, question.prompt.tokens) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
         + "<|image_pad|>" * 12
         + f"<|vision_end|>How many? {PAPER.instruction}<|im_end|>\n<|im_start|>assistant\n"
     )
-    learnt = example(row, processor, PAPER, where="f:1", with_answer=True)
-    np.testing.assert_array_equal(learnt.prompt.tokens, seen.prompt.tokens)
-    assert text_of(processor, learnt.tokens) == "<answer>4</answer><|im_end|>"
-    assert learnt.mask.all()
+    example = make_example(row, processor, PAPER, location="f:1", with_answer=True)
+    np.testing.assert_array_equal(example.prompt.tokens, question.prompt.tokens)
+    assert text_of(processor, example.completion_tokens) == "<answer>4</answer><|im_end|>"
+    assert example.loss_mask.all()
 
 
-# What stands in brackets is learnt; the prompt ends where the drawing begins.
+# Completions with their trained tokens in brackets.
 MASKS = {
     "one answer": ("ua", "[A1<|im_end|>]"),
     "several turns": (
@@ -124,7 +124,7 @@ ROLES = {"s": "system", "u": "user", "a": "assistant"}
 
 
 def marked(processor, tokens, mask) -> str:
-    """The completion with brackets around what is learnt."""
+    """Returns the completion with brackets around its trained tokens."""
     edges = np.diff(np.concatenate([[False], mask, [False]]).astype(int))
     text = ""
     for index in range(len(tokens) + 1):
@@ -135,19 +135,19 @@ def marked(processor, tokens, mask) -> str:
 
 @pytest.mark.parametrize("images", [0, 1])
 @pytest.mark.parametrize("name", MASKS)
-def test_masks_as_drawn(processor, dog, name, images):
+def test_loss_masks(processor, dog, name, images):
     speakers, drawn = MASKS[name]
     turns = tuple(Turn(ROLES[who], f"{who.upper()}{index}") for index, who in enumerate(speakers))
     row = Row("r", Task.OTHER, Kind.CHAT, "", "", (dog,) * images, messages=turns)
-    learnt = example(row, processor, PAPER, where="f:1", with_answer=True)
-    assert marked(processor, learnt.tokens, learnt.mask) == drawn
-    assert learnt.tokens.dtype == np.int32
-    assert learnt.mask.dtype == bool
-    assert len(learnt.prompt.pictures) == images
-    whole = [{"role": turn.role, "content": turn.text} for turn in turns]
-    rendered = processor.prompt(whole, add_generation_prompt=False).tokens
+    example = make_example(row, processor, PAPER, location="f:1", with_answer=True)
+    assert marked(processor, example.completion_tokens, example.loss_mask) == drawn
+    assert example.completion_tokens.dtype == np.int32
+    assert example.loss_mask.dtype == bool
+    assert len(example.prompt.pictures) == images
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    rendered = processor.prompt(messages, add_generation_prompt=False).tokens
     if not images:
-        np.testing.assert_array_equal(np.concatenate([learnt.prompt.tokens, learnt.tokens]), rendered[:-1])
+        np.testing.assert_array_equal(np.concatenate([example.prompt.tokens, example.completion_tokens]), rendered[:-1])
 
 
 ANSWERS = st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0"), max_size=12).filter(
@@ -156,20 +156,20 @@ ANSWERS = st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0"), max
 
 
 @given(st.lists(st.tuples(ANSWERS, ANSWERS), min_size=1, max_size=3))
-def test_what_is_learnt_is_the_assistants_words_and_ends(processor, pairs):
+def test_only_assistant_text_and_end_tokens_are_trained(processor, pairs):
     turns = tuple(turn for user, said in pairs for turn in (Turn("user", user), Turn("assistant", said)))
     row = Row("r", Task.OTHER, Kind.CHAT, "", "", (), messages=turns)
-    learnt = example(row, processor, PAPER, where="f:1", with_answer=True)
+    example = make_example(row, processor, PAPER, location="f:1", with_answer=True)
     words = "".join(said + "<|im_end|>" for _, said in pairs)
     expected = processor.encode(words)
-    np.testing.assert_array_equal(learnt.tokens[learnt.mask], expected)
+    np.testing.assert_array_equal(example.completion_tokens[example.loss_mask], expected)
 
 
 @pytest.mark.parametrize("text", ["<|image_pad|>", "a<|vision_start|>b"])
-def test_placeholders_in_an_answer_stay_text(processor, text):
+def test_placeholders_in_answers_stay_text(processor, text):
     turns = (Turn("user", "q"), Turn("assistant", text))
     row = Row("r", Task.OTHER, Kind.CHAT, "", "", (), messages=turns)
-    tokens = example(row, processor, PAPER, where="f:1", with_answer=True).tokens
+    tokens = make_example(row, processor, PAPER, location="f:1", with_answer=True).completion_tokens
     assert not np.isin(tokens, [tiny.CONFIG.image_token_id, tiny.CONFIG.vision_start_token_id]).any()
     assert text_of(processor, tokens) == f"{text}<|im_end|>"
 
@@ -182,22 +182,22 @@ def test_placeholders_in_an_answer_stay_text(processor, text):
     ],
     ids=["no end", "earlier answers are dropped"],
 )
-def test_a_template_that_does_not_go_on_behind_a_turn_is_refused(processor, template):
+def test_chat_templates_that_rewrite_earlier_turns_raise(processor, template):
     broken = Processor(processor.folder, tiny.CONFIG, processor.tokenizer, template, 784, 40_000)
     turns = tuple(Turn(role, role) for role in ("user", "assistant") * 2)
     row = Row("r", Task.OTHER, Kind.CHAT, "", "", (), messages=turns)
     with pytest.raises(PromptError, match=r"f:1: the chat template of .* does not end a turn with <\|im_end\|>"):
-        example(row, broken, PAPER, where="f:1", with_answer=True)
+        make_example(row, broken, PAPER, location="f:1", with_answer=True)
 
 
 def test_errors_name_file_and_line(processor, dog, tmp_path):
     gone = Row("r", Task.MATH, Kind.OPEN, "q", "4", (str(tmp_path / "gone.png"),))
     with pytest.raises(ImageError, match=r"f\.jsonl:3: .*gone\.png: not a readable image"):
-        example(gone, processor, PAPER, where="f.jsonl:3")
+        make_example(gone, processor, PAPER, location="f.jsonl:3")
     tiny.picture(3, 900).save(tmp_path / "thin.png")
     thin = Row("r", Task.MATH, Kind.OPEN, "q", "4", (str(tmp_path / "thin.png"),))
     with pytest.raises(ImageError, match=r"f\.jsonl:3: 3 x 900 pixels: one side is over 200 times the other"):
-        example(thin, processor, PAPER, where="f.jsonl:3")
+        make_example(thin, processor, PAPER, location="f.jsonl:3")
     unreadable = Row("r", Task.DETECTION, Kind.OPEN, "q", "here", (dog,))
     with pytest.raises(RowError, match="row r: solution 'here' is no gold answer"):
-        example(unreadable, processor, PAPER, where="f.jsonl:3", with_answer=True)
+        make_example(unreadable, processor, PAPER, location="f.jsonl:3", with_answer=True)

@@ -1,4 +1,4 @@
-"""The global order, its shards and its resumption; shapes and microbatches."""
+"""The global order, its split over hosts and its resumption; buckets and microbatches."""
 
 import json
 from itertools import islice, pairwise
@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 
 from currreft_jax.config import Data, OnBadRow, Source, Stage
-from currreft_jax.data import pipeline, processor
-from currreft_jax.data.mixture import MixtureError, mixture
+from currreft_jax.data.buckets import BatchDims, batch_dims, shape_buckets
+from currreft_jax.data.microbatches import collate_gold, make_microbatches
+from currreft_jax.data.mixture import MixtureError, load_mixture
 from currreft_jax.data.packing import BudgetError, largest_slots, row_key
+from currreft_jax.data.pipeline import Pipeline, drop_bad_rows, global_order
+from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def reader(checkpoint):
-    return processor.load(checkpoint, max_pixels=100 * 28 * 28)
+def processor(checkpoint):
+    return load(checkpoint, max_pixels=100 * 28 * 28)
 
 
 def write(folder: Path, name: str, count: int, **keys) -> str:
@@ -29,78 +32,81 @@ def write(folder: Path, name: str, count: int, **keys) -> str:
     return str(folder / f"{name}.jsonl")
 
 
-def source(mixed, reader, data: Data, **settings) -> pipeline.Pipeline:
-    return pipeline.Pipeline(mixed, reader, PAPER, data, pipeline.ladders(data, reader, 1), seed=3, **settings)
+def make_pipeline(mixture, processor, data: Data, **settings) -> Pipeline:
+    return Pipeline(mixture, processor, PAPER, data, shape_buckets(data, processor, 1), seed=3, **settings)
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
+def mixture(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     sources = [Source(write(folder, "a", 37), weight=2), Source(write(folder, "b", 11), weight=1)]
-    return mixture([Stage("one", sources)], 0, Data(), 0)
+    return load_mixture([Stage("one", sources)], 0, Data(), 0)
 
 
-def met(batches, count: int) -> list[set[tuple[str, int]]]:
-    return [{(it.row.id, it.prompt.key) for it in batch} for batch in islice(batches, count)]
+Batch = set[tuple[str, int]]  # (row id, key) of each example
 
 
-def together(hosts: list, count: int) -> list[set[tuple[str, int]]]:
-    return [set().union(*parts) for parts in zip(*(met(host, count) for host in hosts), strict=True)]
+def take(batches, count: int) -> list[Batch]:
+    return [{(example.row.id, example.prompt.key) for example in batch} for batch in islice(batches, count)]
 
 
-def test_a_thousand_batches_are_the_same_in_one_go_and_interrupted(mixed, reader):
+def take_from_hosts(hosts: list, count: int) -> list[Batch]:
+    return [set().union(*shares) for shares in zip(*(take(host, count) for host in hosts), strict=True)]
+
+
+def test_a_thousand_batches_are_the_same_when_resumed_on_other_hosts(mixture, processor):
     data = Data(batch_size=2)
-    whole = met(source(mixed, reader, data).batches(0), 1000)
-    assert all(len(batch) == 2 for batch in whole)
-    first = met(source(mixed, reader, data).batches(0), 400)
-    two = [source(mixed, reader, data, host=host, hosts=2).batches(400) for host in range(2)]
-    then = together(two, 350)
-    last = met(source(mixed, reader, data).batches(750), 250)
-    assert first + then + last == whole
+    uninterrupted = take(make_pipeline(mixture, processor, data).batches(0), 1000)
+    assert all(len(batch) == 2 for batch in uninterrupted)
+    first = take(make_pipeline(mixture, processor, data).batches(0), 400)
+    hosts = [make_pipeline(mixture, processor, data, host_index=i, num_hosts=2).batches(400) for i in range(2)]
+    second = take_from_hosts(hosts, 350)
+    third = take(make_pipeline(mixture, processor, data).batches(750), 250)
+    assert first + second + third == uninterrupted
 
 
-def test_rows_are_met_once_an_epoch_and_by_weight(mixed, reader):
-    batches = met(source(mixed, reader, Data(batch_size=3)).batches(0), 37)
-    counts = [sum(it[0].startswith(name) for batch in batches for it in batch) for name in "ab"]
-    assert counts == [74, 37]  # two epochs of the one; three and a part of the other
-    a = [it for batch in batches for it in batch if it[0].startswith("a")]
-    assert set(a) == {(f"a{n}", row_key(f"a{n}", epoch)) for n in range(37) for epoch in range(2)}
+def test_rows_come_once_an_epoch_and_sources_by_weight(mixture, processor):
+    batches = take(make_pipeline(mixture, processor, Data(batch_size=3)).batches(0), 37)
+    counts = [sum(row_id.startswith(name) for batch in batches for row_id, _ in batch) for name in "ab"]
+    assert counts == [74, 37]  # two epochs of a, three and a part of b
+    from_a = [example for batch in batches for example in batch if example[0].startswith("a")]
+    assert set(from_a) == {(f"a{n}", row_key(f"a{n}", epoch)) for n in range(37) for epoch in range(2)}
 
 
-def test_another_seed_is_another_order(mixed, reader):
-    orders = [[place.index for place in islice(iter(pipeline.order(mixed, seed)), 30)] for seed in (0, 0, 1)]
+def test_the_order_depends_on_the_seed(mixture, processor):
+    orders = [[ref.index for ref in islice(iter(global_order(mixture, seed)), 30)] for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_epochs_are_shuffled_anew(mixed):
-    places = [place for place in islice(iter(pipeline.order(mixed, 0)), 111) if place.part == 0]
-    assert [it.occurrence for it in places] == [0] * 37 + [1] * 37
-    assert [it.index for it in places[:37]] != [it.index for it in places[37:]]
-
-
-def test_parts_of_equal_size_are_shuffled_apart(tmp_path):
+def test_sources_of_equal_size_are_shuffled_apart(tmp_path):
     sources = [Source(write(tmp_path, name, 30)) for name in "ab"]
-    mixed = mixture([Stage("one", sources)], 0, Data(), 0)
-    places = list(islice(iter(pipeline.order(mixed, 0)), 60))
-    first, second = ([place.index for place in places if place.part == number] for number in (0, 1))
+    mixture = load_mixture([Stage("one", sources)], 0, Data(), 0)
+    refs = list(islice(iter(global_order(mixture, 0)), 60))
+    first, second = ([ref.index for ref in refs if ref.source == index] for index in (0, 1))
     assert sorted(first) == sorted(second) == list(range(30))
     assert first != second
 
 
-def test_a_row_that_fails_in_a_thread_names_its_file_and_line(tmp_path, reader):
+def test_epochs_are_shuffled_anew(mixture):
+    refs = [ref for ref in islice(iter(global_order(mixture, 0)), 111) if ref.source == 0]
+    assert [ref.occurrence for ref in refs] == [0] * 37 + [1] * 37
+    assert [ref.index for ref in refs[:37]] != [ref.index for ref in refs[37:]]
+
+
+def test_errors_in_threads_name_file_and_line(tmp_path, processor):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    mixed = mixture([Stage("one", [Source(write(tmp_path, "a", 5, image="bad.png"))])], 0, Data(), 0)
+    mixture = load_mixture([Stage("one", [Source(write(tmp_path, "a", 5, image="bad.png"))])], 0, Data(), 0)
     with pytest.raises(MixtureError, match=r"a\.jsonl:\d: .*bad\.png: not a readable image"):
-        next(source(mixed, reader, Data(batch_size=2)).batches(0))
+        next(make_pipeline(mixture, processor, Data(batch_size=2)).batches(0))
 
 
-def test_a_row_that_is_too_long_names_its_line(mixed, reader):
+def test_rows_over_the_largest_bucket_raise_with_file_and_line(mixture, processor):
     data = Data(batch_size=2, prompt_lengths=(16,))
     with pytest.raises(MixtureError, match=r"\.jsonl:\d+: data\.prompt_lengths: \d+ needed"):
-        next(source(mixed, reader, data).batches(0))
+        next(make_pipeline(mixture, processor, data).batches(0))
 
 
-def test_rows_that_cannot_be_shown_are_left_out_when_asked(tmp_path, reader):
+def test_drop_bad_rows(tmp_path, processor):
     tiny.picture(60, 60).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     rows = [
@@ -111,59 +117,59 @@ def test_rows_that_cannot_be_shown_are_left_out_when_asked(tmp_path, reader):
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = Data(on_bad_row=OnBadRow.SKIP, prompt_lengths=(512,), completion_lengths=(64,))
-    mixed = mixture([Stage("one", [Source(str(tmp_path / "a.jsonl"))])], 0, data, 0)
-    ladders = pipeline.ladders(data, reader, 1)
-    found = pipeline.usable(mixed, reader, PAPER, data, ladders, with_answer=True)
-    assert [part.indices.tolist() for part in found.parts] == [[0, 4]]
-    assert [error.where.rpartition(":")[2] for error in found.errors] == ["2", "3", "4"]
-    assert found.left_out == {"unusable": 3}
-    few = Data(on_bad_row=OnBadRow.SKIP, max_bad_rows=2, prompt_lengths=(512,), completion_lengths=(64,))
+    mixture = load_mixture([Stage("one", [Source(str(tmp_path / "a.jsonl"))])], 0, data, 0)
+    buckets = shape_buckets(data, processor, 1)
+    remaining = drop_bad_rows(mixture, processor, PAPER, data, buckets, with_answer=True)
+    assert [source.indices.tolist() for source in remaining.sources] == [[0, 4]]
+    assert [error.location.rpartition(":")[2] for error in remaining.errors] == ["2", "3", "4"]
+    assert remaining.excluded == {"unusable": 3}
+    strict = Data(on_bad_row=OnBadRow.SKIP, max_bad_rows=2, prompt_lengths=(512,), completion_lengths=(64,))
     with pytest.raises(MixtureError, match=r"3 bad rows, more than data\.max_bad_rows"):
-        pipeline.usable(mixed, reader, PAPER, few, ladders, with_answer=True)
+        drop_bad_rows(mixture, processor, PAPER, strict, buckets, with_answer=True)
 
 
-def test_hosts_share_a_batch_evenly_or_not_at_all(mixed, reader):
+def test_a_batch_that_does_not_divide_into_hosts_raises(mixture, processor):
     with pytest.raises(ValueError, match="does not divide into 3 hosts"):
-        source(mixed, reader, Data(batch_size=4), hosts=3)
+        make_pipeline(mixture, processor, Data(batch_size=4), num_hosts=3)
 
 
-def test_a_batch_takes_the_smallest_shape_that_holds_it(reader):
+def test_batches_get_the_smallest_buckets_that_fit(processor):
     data = Data(prompt_lengths=(64, 128), completion_lengths=(8, 32))
-    ladders = pipeline.ladders(data, reader, 2)
-    top = 2 * largest_slots(reader.max_pixels, reader.config.vision)
-    assert ladders.slots[0] == 0 and ladders.slots[-1] == top
-    assert all(
-        after <= max(before + 1, 1.34 * before)
-        for before, after in zip(ladders.slots[1:], ladders.slots[2:], strict=False)
-    )
-    shape, completion = ladders.shape(pipeline.Needs(65, 0, 0, 8))
-    assert (shape.length, shape.slots, shape.reach, completion) == (128, 0, 0, 8)
-    for needs, name in [
-        (pipeline.Needs(129, 0, 0, 1), "data.prompt_lengths"),
-        (pipeline.Needs(1, top + 1, 1, 1), "data.slots"),
-        (pipeline.Needs(1, 1, 1, 33), "data.completion_lengths"),
+    buckets = shape_buckets(data, processor, 2)
+    largest = 2 * largest_slots(processor.max_pixels, processor.config.vision)
+    assert buckets.image_slots[0] == 0 and buckets.image_slots[-1] == largest
+    assert all(large <= max(small + 1, 1.34 * small) for small, large in pairwise(buckets.image_slots[1:]))
+    shape, completion_length = buckets.fit(BatchDims(65, 0, 0, 8))
+    assert (shape.length, shape.slots, shape.reach, completion_length) == (128, 0, 0, 8)
+    for dims, name in [
+        (BatchDims(129, 0, 0, 1), "data.prompt_lengths"),
+        (BatchDims(1, largest + 1, 1, 1), "data.slots"),
+        (BatchDims(1, 1, 1, 33), "data.completion_lengths"),
     ]:
         with pytest.raises(BudgetError, match=name):
-            ladders.shape(needs)
+            buckets.fit(dims)
 
 
-def test_microbatches_are_of_similar_length_and_lose_nothing(mixed, reader):
-    examples = next(source(mixed, reader, Data(batch_size=16), with_answer=True).batches(0))
-    parts = pipeline.arranged(examples, reader.config, 2, 4)
-    assert [len(part) for part in parts] == [4] * 4
-    assert {it.row.id for part in parts for it in part} == {it.row.id for it in examples}
-    sizes = [[len(it.prompt.tokens) + len(it.tokens) for it in part] for part in parts]
-    assert all(max(before) <= min(after) for before, after in pairwise(sizes))
+def test_microbatches_have_similar_lengths_and_hold_all_examples(mixture, processor):
+    examples = next(make_pipeline(mixture, processor, Data(batch_size=16), with_answer=True).batches(0))
+    microbatches = make_microbatches(examples, processor.config, 2, 4)
+    assert [len(microbatch) for microbatch in microbatches] == [4] * 4
+    ids = {example.row.id for microbatch in microbatches for example in microbatch}
+    assert ids == {example.row.id for example in examples}
+    lengths = [[len(e.prompt.tokens) + len(e.completion_tokens) for e in microbatch] for microbatch in microbatches]
+    assert all(max(shorter) <= min(longer) for shorter, longer in pairwise(lengths))
 
 
-def test_gold_completions_are_padded_on_the_right_and_masked(mixed, reader):
-    examples = next(source(mixed, reader, Data(batch_size=4), with_answer=True).batches(0))
-    needs = pipeline.needs(examples, reader.config, 2)
-    ladders = pipeline.ladders(Data(completion_lengths=(64,)), reader, 2)
-    batch, mask = pipeline.gold_batch(examples, reader.config, *ladders.shape(needs), 2)
+def test_gold_completions_are_padded_on_the_right_and_masked(mixture, processor):
+    examples = next(make_pipeline(mixture, processor, Data(batch_size=4), with_answer=True).batches(0))
+    dims = batch_dims(examples, processor.config, 2)
+    buckets = shape_buckets(Data(completion_lengths=(64,)), processor, 2)
+    batch, mask = collate_gold(examples, processor.config, *buckets.fit(dims), 2)
     assert batch.tokens.shape == mask.shape == (4, 1, 64)
-    for row, it in enumerate(examples):
-        text = reader.tokenizer.decode(batch.tokens[row, 0][mask[row, 0]])
-        assert text == f"<answer>{it.row.solution}</answer><|im_end|>"
-        assert mask[row, 0, : len(it.tokens)].all() and not mask[row, 0, len(it.tokens) :].any()
-    np.testing.assert_array_equal(batch.prompts.key[:, 1], [it.prompt.key & 0xFFFFFFFF for it in examples])
+    for index, example in enumerate(examples):
+        text = processor.tokenizer.decode(batch.tokens[index, 0][mask[index, 0]])
+        assert text == f"<answer>{example.row.solution}</answer><|im_end|>"
+        length = len(example.completion_tokens)
+        assert mask[index, 0, :length].all() and not mask[index, 0, length:].any()
+    keys = [example.prompt.key & 0xFFFFFFFF for example in examples]
+    np.testing.assert_array_equal(batch.prompts.key[:, 1], keys)

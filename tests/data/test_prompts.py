@@ -1,4 +1,4 @@
-"""Prompts say what the authors' say, and boxes stand in them as the model sees them."""
+"""Prompt templates match the authors' prompts; boxes are written in the resized frame."""
 
 import sys
 from types import ModuleType
@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.prompts import PAPER, Template, answer, question, template, written_boxes
+from currreft_jax.data.prompts import (
+    PAPER,
+    Template,
+    answer_turns,
+    format_boxes,
+    load_template,
+    question_messages,
+)
 from currreft_jax.rewards import RowError, score_completions
 from currreft_jax.rewards.boxes import format_box
 from currreft_jax.structs import Completion, Frame, Row, Turn
@@ -25,7 +32,7 @@ LETTERS = (
 )
 JSON = f"{THINK} Output the final answer in JSON format in <answer> </answer> tags."
 
-WORDINGS = [
+PROMPTS = [
     ("judge", "detection", {}, f"Q? {YES_OR_NO}"),
     ("judge", "classify", {}, f"Q? {YES_OR_NO}"),
     ("judge", "math", {}, f"Q? {YES_OR_NO}"),
@@ -47,39 +54,39 @@ def row_of(kind: str, task: str, problem: str = "Q?", solution: str = "yes", **f
     return Row("r", Task(task), Kind(kind), problem, solution, **{"images": ("a.png",), **fields})
 
 
-def text_of(row: Row, wording: Template = PAPER, frames=SAME) -> str:
-    *_, user = question(row, wording, frames)
+def text_of(row: Row, template: Template = PAPER, frames=SAME) -> str:
+    *_, user = question_messages(row, template, frames)
     return user["content"][-1]["text"]
 
 
-@pytest.mark.parametrize(("kind", "task", "fields", "text"), WORDINGS)
-def test_the_authors_wording(kind, task, fields, text):
+@pytest.mark.parametrize(("kind", "task", "fields", "text"), PROMPTS)
+def test_paper_template_matches_the_authors_prompts(kind, task, fields, text):
     row = row_of(kind, task, **fields)
-    assert question(row, PAPER, []) == [
+    assert question_messages(row, PAPER, []) == [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
     ]
 
 
-def test_several_images_and_none():
+def test_any_number_of_images():
     for images in ((), ("a", "b", "c")):
-        (user,) = question(row_of("open", "math", images=images), PAPER, [])
+        (user,) = question_messages(row_of("open", "math", images=images), PAPER, [])
         assert [item["type"] for item in user["content"]] == ["image"] * len(images) + ["text"]
 
 
-def test_a_template_with_a_system_turn_and_nothing_to_add():
+def test_a_template_with_a_system_message_and_no_instruction():
     bare = Template("", system="Think.", options="\nChoose:")
     row = row_of("choice", "math", options=("1", "2"))
-    system, user = question(row, bare, [])
+    system, user = question_messages(row, bare, [])
     assert system == {"role": "system", "content": "Think."}
     assert user["content"][-1]["text"] == "Q?\nChoose:\nA. 1\nB. 2"
 
 
-def test_templates_by_name_and_by_path(monkeypatch):
-    assert template("paper") is PAPER
+def test_load_template_by_name_and_import_path(monkeypatch):
+    assert load_template("paper") is PAPER
     module = ModuleType("my_templates")
     vars(module).update(MINE=Template("Answer."), OTHER="Answer.")
     monkeypatch.setitem(sys.modules, "my_templates", module)
-    assert template("my_templates:MINE") == Template("Answer.")
+    assert load_template("my_templates:MINE") == Template("Answer.")
     for name, message in [
         ("papre", "no prompt template 'papre'; write package.module:NAME, or one of paper"),
         ("my_templates:OTHER", "my_templates defines no Template of the name 'OTHER'"),
@@ -87,7 +94,7 @@ def test_templates_by_name_and_by_path(monkeypatch):
         ("no_such_module:X", "no_such_module cannot be imported"),
     ]:
         with pytest.raises(ValueError, match=message):
-            template(name)
+            load_template(name)
 
 
 # original 100 x 80 -> resized 56 x 84; boxes measured in 200 x 160, or in the original where no frame is given
@@ -105,10 +112,10 @@ FRAMES = [(Frame(100, 80), Frame(56, 84))]
 )
 def test_boxes_are_written_in_the_resized_frame(frame, box, written):
     row = row_of("judge", "detection", "Is {box:0} the dog?", frame=frame, boxes=(box,))
-    assert written_boxes(row, FRAMES) == [written]
+    assert format_boxes(row, FRAMES) == [written]
     assert text_of(row, frames=FRAMES) == f"Is {written} the dog? {YES_OR_NO}"
     gold = row_of("open", "detection", solution=str(list(box)), frame=frame)
-    assert answer(gold, FRAMES) == [Turn("assistant", f"<answer>{written}</answer>")]
+    assert answer_turns(gold, FRAMES) == [Turn("assistant", f"<answer>{written}</answer>")]
 
 
 def test_more_than_ten_boxes_and_boxes_in_options():
@@ -119,12 +126,12 @@ def test_more_than_ten_boxes_and_boxes_in_options():
     assert "\nA. [3, 3, 4, 4]\nB. [1, 1, 2, 2]\n" in text_of(row)
 
 
-def test_an_image_without_a_number_of_boxes_needs_no_frames():
-    assert written_boxes(row_of("open", "math", images=()), []) == []
+def test_rows_without_boxes_need_no_frames():
+    assert format_boxes(row_of("open", "math", images=()), []) == []
 
 
 @pytest.mark.parametrize(
-    ("kind", "task", "solution", "fields", "learnt"),
+    ("kind", "task", "solution", "fields", "target"),
     [
         ("judge", "math", " yes ", {}, "yes"),
         ("choice", "math", "<answer> B </answer>", {"options": ("1", "2")}, "B"),
@@ -134,19 +141,19 @@ def test_an_image_without_a_number_of_boxes_needs_no_frames():
         ("open", "detection", "[[0, 0, 9, 9], [1, 1, 2, 2]]", {}, "[[0, 0, 9, 9], [1, 1, 2, 2]]"),
     ],
 )
-def test_supervised_training_learns_the_gold_answer_and_it_is_right(kind, task, solution, fields, learnt):
+def test_answer_turns_hold_the_gold_answer_with_full_reward(kind, task, solution, fields, target):
     row = row_of(kind, task, solution=solution, frame=Frame(9, 9), **fields)
-    (turn,) = answer(row, SAME)
-    assert turn == Turn("assistant", f"<answer>{learnt}</answer>")
+    (turn,) = answer_turns(row, SAME)
+    assert turn == Turn("assistant", f"<answer>{target}</answer>")
     scores = score_completions([row], [[Completion(turn.text)]])
     assert scores.parts["accuracy"][0, 0] == 1
 
 
-def test_a_gold_answer_that_cannot_be_read_is_no_lesson():
+def test_malformed_gold_answers_raise():
     with pytest.raises(RowError, match="row r: solution 'x' is no gold answer"):
-        answer(row_of("open", "detection", solution="x"), FRAMES)
+        answer_turns(row_of("open", "detection", solution="x"), FRAMES)
     with pytest.raises(RowError, match="leaves its frame"):
-        answer(row_of("open", "detection", solution="[0, 0, 120, 80]"), FRAMES)
+        answer_turns(row_of("open", "detection", solution="[0, 0, 120, 80]"), FRAMES)
 
 
 CHAT = (
@@ -158,19 +165,19 @@ CHAT = (
 )
 
 
-def test_a_chat_row_is_asked_in_its_own_words():
+def test_chat_rows_bypass_the_template():
     row = Row("r", Task.OTHER, Kind.CHAT, "", "", ("a", "b"), messages=CHAT)
     image = {"type": "image"}
-    assert question(row, PAPER, []) == [
+    assert question_messages(row, PAPER, []) == [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": [image, {"type": "text", "text": "\nWhat"}, image]},
     ]
-    assert answer(row, []) == list(CHAT[2:])
+    assert answer_turns(row, []) == list(CHAT[2:])
 
 
-def test_unmarked_images_stand_before_the_first_users_words():
+def test_unmarked_images_precede_the_first_user_text():
     turns = (Turn("system", "s"), Turn("user", "q"), Turn("user", "r"), Turn("assistant", "a"))
-    messages = question(Row("r", Task.OTHER, Kind.CHAT, "", "", ("a", "b"), messages=turns), PAPER, [])
+    messages = question_messages(Row("r", Task.OTHER, Kind.CHAT, "", "", ("a", "b"), messages=turns), PAPER, [])
     assert [[item["type"] for item in message["content"]] for message in messages] == [
         ["text"],
         ["image", "image", "text"],
@@ -179,7 +186,7 @@ def test_unmarked_images_stand_before_the_first_users_words():
 
 
 @given(st.lists(st.floats(-0.49, 1e6), min_size=4, max_size=4))
-def test_spelt_boxes_are_whole_pixels(box):
-    numbers = [int(number) for number in format_box(box)[1:-1].split(", ")]
-    assert all(abs(number - x) <= 0.5 for number, x in zip(numbers, box, strict=True))
+def test_formatted_boxes_are_whole_pixels(box):
+    rounded = [int(x) for x in format_box(box)[1:-1].split(", ")]
+    assert all(abs(a - b) <= 0.5 for a, b in zip(rounded, box, strict=True))
     assert "-" not in format_box(box)

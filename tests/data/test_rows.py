@@ -1,4 +1,4 @@
-"""Files of all published forms load; whatever is no row is refused with its place and a remedy."""
+"""Row files in all published formats load; malformed rows raise with location and remedy."""
 
 import json
 import threading
@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.rows import KEYS, Fields, LineError, RowFile, check, parse, to_keys, write_rows
+from currreft_jax.data.fields import Fields, LineError
+from currreft_jax.data.row_files import RowFile, parse_rows, write_rows
+from currreft_jax.data.rows import KEYS, parse_row, row_to_json
 from currreft_jax.structs import Frame, Row, Turn
 
 DETECTION = {
@@ -59,11 +61,11 @@ def rows_of(path: Path, **defaults) -> list[Row]:
 def refusal(row, **defaults) -> str:
     text = row if isinstance(row, str | bytes) else json.dumps(row)
     with pytest.raises(LineError) as refused:
-        parse(Fields.of_line(text, "f.jsonl:3"), image_root=Path("/data"), **defaults)
+        parse_row(Fields.from_json(text, "f.jsonl:3"), image_root=Path("/data"), **defaults)
     return str(refused.value)
 
 
-def test_every_field(tmp_path):
+def test_all_fields_are_parsed(tmp_path):
     (row,) = rows_of(write(tmp_path / "rows.jsonl", DETECTION))
     assert row == Row(
         "d1",
@@ -91,7 +93,7 @@ AUTHORS = [
 
 
 @pytest.mark.parametrize("form", ["lines", "list", "indented list", "list with a byte-order mark"])
-def test_the_authors_files_load_as_they_are(tmp_path, form):
+def test_authors_files_load_unchanged(tmp_path, form):
     path = tmp_path / "math_math_train.json"
     if form == "lines":
         write(path, *AUTHORS)
@@ -106,7 +108,7 @@ def test_the_authors_files_load_as_they_are(tmp_path, form):
     assert [row.id for row in rows] == [row.id for row in rows_of(path, kind=Kind.OPEN, task=Task.MATH)]
 
 
-def test_rows_without_ids_get_different_ones_even_when_they_are_equal(tmp_path):
+def test_equal_rows_without_ids_get_distinct_ids(tmp_path):
     for text in (json.dumps([AUTHORS[0]] * 3), "\n".join([json.dumps(AUTHORS[0])] * 3)):
         (tmp_path / "f.json").write_text(text)
         rows = rows_of(tmp_path / "f.json", kind=Kind.OPEN)
@@ -117,14 +119,14 @@ def test_rows_without_ids_get_different_ones_even_when_they_are_equal(tmp_path):
 @pytest.mark.parametrize(
     ("task", "kind", "multiple"), [("classify", "choice", True), ("math", "choice", False), ("classify", "open", False)]
 )
-def test_the_authors_choices_of_labels_have_several_right_options(task, kind, multiple):
+def test_authors_classify_choices_default_to_multiple(task, kind, multiple):
     fields = Fields({"problem": "q", "solution": "A", "task": task, "image": "a.png"}, "f:1")
-    assert parse(fields, image_root=Path("/"), kind=Kind(kind)).multiple is multiple
+    assert parse_row(fields, image_root=Path("/"), kind=Kind(kind)).multiple is multiple
     own = Fields({**fields.keys, "kind": kind}, "f:1")
-    assert parse(own, image_root=Path("/")).multiple is False
+    assert parse_row(own, image_root=Path("/")).multiple is False
 
 
-def test_conversations_of_llava_and_sharegpt(tmp_path):
+def test_llava_conversations_load(tmp_path):
     llava = {
         "id": "000000033471",
         "image": "coco/train2017/000000033471.jpg",
@@ -146,7 +148,7 @@ def test_conversations_of_llava_and_sharegpt(tmp_path):
     )
 
 
-def test_messages_of_ms_swift(tmp_path):
+def test_ms_swift_messages_load(tmp_path):
     text_only = {"messages": CHAT["messages"][2:] and [{"role": "user", "content": "2 + 2?"}, CHAT["messages"][2]]}
     first, second = rows_of(write(tmp_path / "sft.jsonl", CHAT | {"task": "math"}, text_only))
     assert (first.kind, first.task) == (Kind.CHAT, Task.MATH)
@@ -154,13 +156,13 @@ def test_messages_of_ms_swift(tmp_path):
     assert (second.images, second.messages[0]) == ((), Turn("user", "2 + 2?"))
 
 
-def test_nulls_are_absent_and_blank_lines_are_no_rows(tmp_path):
+def test_nulls_and_blank_lines_are_ignored(tmp_path):
     nulls = {"id": None, "options": None, "multiple": None, "frame": None, "boxes": None, "images": None, "split": None}
     path = write(tmp_path / "rows.jsonl", "", DETECTION | nulls, "  ", DETECTION | {"messages": None})
     with RowFile(path) as file:
         assert len(file) == 2
         assert file[0].frame is None
-        assert file.where(1) == f"{path}:4"
+        assert file.location(1) == f"{path}:4"
 
 
 REFUSED = [
@@ -218,13 +220,13 @@ REFUSED = [
     (CHAT | {"images": []}, "the messages have 1 <image>, but there are 0 images"),
     (
         CHAT | {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<image>"}]},
-        "<image> in or behind the first answer; write the turns before it as a row of their own",
+        "<image> in or after the first answer; write the turns before it as a row of their own",
     ),
 ]
 
 
 @pytest.mark.parametrize(("row", "message"), REFUSED, ids=range(len(REFUSED)))
-def test_what_is_no_row_names_its_place_and_a_remedy(row, message):
+def test_malformed_rows_raise_with_location_and_remedy(row, message):
     assert refusal(row).startswith("f.jsonl:3: ")
     assert message in refusal(row)
 
@@ -234,19 +236,19 @@ def test_what_is_no_row_names_its_place_and_a_remedy(row, message):
     [
         ('[\n{"a": 1},\n{"b": ]', ":3: not JSON"),
         ('[{"a": 1}', ":1: not JSON"),
-        ('[{"a": 1} {"b": 2}]', ":1: not JSON (no comma behind an item)"),
-        ('[{"a": 1}]\n[{"b": 2}]', ":1: not JSON (something stands behind the list)"),
+        ('[{"a": 1} {"b": 2}]', ":1: not JSON (no comma after an item)"),
+        ('[{"a": 1}]\n[{"b": 2}]', ":1: not JSON (text after the list)"),
         ("[" * 9000, ":1: not JSON"),
     ],
 )
-def test_a_damaged_list_is_refused_whole(tmp_path, text, message):
+def test_malformed_lists_raise(tmp_path, text, message):
     (tmp_path / "f.json").write_text(text)
     with pytest.raises(LineError, match=r"f\.json:\d") as refused:
         RowFile(tmp_path / "f.json")
     assert message in str(refused.value)
 
 
-def test_an_empty_file_a_missing_one_and_other_encodings(tmp_path):
+def test_empty_missing_and_wrongly_encoded_files_raise(tmp_path):
     for text in ("", "\n \n", "[]"):
         (tmp_path / "f.json").write_text(text)
         with pytest.raises(ValueError, match=r"f\.json holds no rows; write one JSON object a line"):
@@ -258,20 +260,20 @@ def test_an_empty_file_a_missing_one_and_other_encodings(tmp_path):
         RowFile(tmp_path / "f.json")
 
 
-def test_every_row_of_a_file_is_checked(tmp_path):
+def test_parse_rows_returns_rows_and_errors(tmp_path):
     path = write(tmp_path / "rows.jsonl", DETECTION, "{", DETECTION | {"task": "x"}, CHOICE)
     with RowFile(path) as file:
-        checked = check(file)
+        checked = parse_rows(file)
     assert [row.id for row in checked.rows] == ["d1", "7"]
     assert checked.indices == [0, 3]
-    assert [error.where for error in checked.errors] == [f"{path}:2", f"{path}:3"]
+    assert [error.location for error in checked.errors] == [f"{path}:2", f"{path}:3"]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([DETECTION, DETECTION | {"task": "x"}, 5]))
     with RowFile(path) as file:
-        assert [error.where for error in check(file).errors] == [f"{path}:1: item 2", f"{path}:1: item 3"]
+        assert [error.location for error in parse_rows(file).errors] == [f"{path}:1: item 2", f"{path}:1: item 3"]
 
 
-def test_threads_may_share_a_file(tmp_path):
+def test_row_files_are_thread_safe(tmp_path):
     with RowFile(write(tmp_path / "rows.jsonl", *({**DETECTION, "id": n} for n in range(300)))) as file:
         wrong: list[int] = []
 
@@ -295,7 +297,7 @@ NAMES = {"source": TEXT, "split": TEXT, "origin": TEXT}
 
 
 @st.composite
-def ruled_rows(draw, folder: Path) -> Row:
+def scored_rows(draw, folder: Path) -> Row:
     boxes = tuple(draw(st.lists(CORNERS, max_size=4)))
     options = [draw(TEXT) + f"{{box:{index}}}" for index in range(len(boxes))]
     return Row(
@@ -336,31 +338,31 @@ def chats(draw, folder: Path) -> Row:
 
 
 @given(data=st.data())
-def test_what_is_written_is_read(tmp_path_factory, data):
+def test_rows_survive_a_round_trip(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("rows")
-    rows = data.draw(st.lists(ruled_rows(folder / "images") | chats(folder), min_size=1, max_size=4))
+    rows = data.draw(st.lists(scored_rows(folder / "images") | chats(folder), min_size=1, max_size=4))
     for path in (folder / "rows.jsonl", folder / "deeper" / "rows.jsonl"):
         assert write_rows(path, rows) == len(rows)
-        read = rows_of(path)
-        assert [replace(row, images=tuple(map(normpath, row.images))) for row in read] == rows
+        written = rows_of(path)
+        assert [replace(row, images=tuple(map(normpath, row.images))) for row in written] == rows
         assert not list(path.parent.glob("*.partial"))
     for row in rows:
-        assert parse(Fields(json.loads(json.dumps(to_keys(row))), "f:1"), image_root=Path("/other")) == row
+        assert parse_row(Fields(json.loads(json.dumps(row_to_json(row))), "f:1"), image_root=Path("/other")) == row
 
 
-def test_a_file_of_rows_can_be_moved_with_its_images(tmp_path):
-    row = parse(Fields(DETECTION, "f:1"), image_root=tmp_path / "a")
+def test_row_files_can_be_moved_with_their_images(tmp_path):
+    row = parse_row(Fields(DETECTION, "f:1"), image_root=tmp_path / "a")
     write_rows(tmp_path / "a" / "rows.jsonl", [row])
     assert json.loads((tmp_path / "a" / "rows.jsonl").read_text()) == DETECTION
     (tmp_path / "a").rename(tmp_path / "b")
     assert rows_of(tmp_path / "b" / "rows.jsonl")[0].images == (str(tmp_path / "b/images/dog.jpg"),)
 
 
-def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = write(tmp_path / "rows.jsonl", DETECTION)
 
     def failing():
-        yield parse(Fields(CHOICE, "f:1"), image_root=tmp_path)
+        yield parse_row(Fields(CHOICE, "f:1"), image_root=tmp_path)
         raise RuntimeError("builder")
 
     with pytest.raises(RuntimeError, match="builder"):
@@ -377,10 +379,10 @@ JSON = st.recursive(
 
 @given(st.sampled_from([DETECTION, CHOICE, CHAT]), st.dictionaries(st.sampled_from(sorted(KEYS)), JSON, max_size=3))
 @settings(max_examples=300)
-def test_whatever_a_line_holds_is_a_row_or_refused(row, changed):
+def test_arbitrary_values_parse_or_raise_line_errors(row, changed):
     try:
-        read = parse(Fields.of_line(json.dumps(row | changed), "f:1"), image_root=Path("/"))
+        parsed = parse_row(Fields.from_json(json.dumps(row | changed), "f:1"), image_root=Path("/"))
     except LineError as error:
-        assert error.where == "f:1"
+        assert error.location == "f:1"
     else:
-        assert parse(Fields(to_keys(read), "f:1"), image_root=Path("/")) == read
+        assert parse_row(Fields(row_to_json(parsed), "f:1"), image_root=Path("/")) == parsed

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from currreft_jax.config import Kind, LossAverage, Task
-from currreft_jax.data import pipeline
-from currreft_jax.data.examples import example
+from currreft_jax.data.examples import make_example
+from currreft_jax.data.microbatches import collate_gold
 from currreft_jax.data.packing import BatchShape, slots_needed
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
@@ -49,8 +49,8 @@ def test_loss_and_gradients_are_transformers(tmp_path, average):
     folder = tmp_path / "checkpoint"
     model, parameters = tiny.write_checkpoint(folder)
     reader = load(folder)
-    examples = [example(row, reader, PAPER, where=row.id, with_answer=True) for row in rows(tmp_path)]
-    learnt = [reader.tokenizer.decode(it.tokens[it.mask]) for it in examples]
+    examples = [make_example(row, reader, PAPER, location=row.id, with_answer=True) for row in rows(tmp_path)]
+    learnt = [reader.tokenizer.decode(it.completion_tokens[it.loss_mask]) for it in examples]
     assert learnt == [
         "left and right<|im_end|>neither<|im_end|>",
         "2, of course<|im_end|>",
@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_transformers(tmp_path, average):
     ]
 
     shape = BatchShape(512, slots_needed([it.prompt for it in examples], model.config.vision), 6)
-    batch, mask = pipeline.gold_batch(examples, model.config, shape, 128, 1)
+    batch, mask = collate_gold(examples, model.config, shape, 128, 1)
     weights = loss_weights(mask, average, loss_counts([mask]))
     zeros = jax.tree.map(jnp.zeros_like, parameters)
     gradient, told = jax.jit(partial(sft_gradient, model))(parameters, zeros, batch, weights)
@@ -66,13 +66,15 @@ def test_loss_and_gradients_are_transformers(tmp_path, average):
     oracle = reference.open_model(folder)
     total = 0.0
     for row, it in enumerate(examples):
-        whole = sequence(it.prompt, it.tokens)
+        whole = sequence(it.prompt, it.completion_tokens)
         arguments = reference.inputs(oracle, whole, reference.pixel_values(whole))
         reference.check_positions(arguments, model.config.image_token_id, reference.positions(oracle, arguments)[0])
         (oracle if not hasattr(oracle.model, "rope_deltas") else oracle.model).rope_deltas = None
         logits = oracle(**arguments).logits[0, len(it.prompt.tokens) - 1 : -1].float()
-        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(it.tokens.astype(np.int64)), reduction="none")
-        share = (nll * torch.tensor(weights[row, 0, : len(it.tokens)])).sum()
+        nll = torch.nn.functional.cross_entropy(
+            logits, torch.tensor(it.completion_tokens.astype(np.int64)), reduction="none"
+        )
+        share = (nll * torch.tensor(weights[row, 0, : len(it.completion_tokens)])).sum()
         share.backward()
         total += float(share.detach())
     assert float(told["loss"]) == pytest.approx(total, rel=RELATIVE)

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from currreft_jax.config import Kind
-from currreft_jax.data.examples import example
+from currreft_jax.data.examples import make_example
 from currreft_jax.data.processor import load
-from currreft_jax.data.prompts import template
+from currreft_jax.data.prompts import load_template
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.world import base, tokenizer
 from currreft_jax.world.pretraining import (
@@ -146,6 +146,6 @@ def test_the_prompt_template_matches_the_text_of_pretraining(folder, tmp_path):
                 row = make_question(
                     scene, task, kind, image=str(tmp_path / f"{index}.png"), split="", settings=SETTINGS
                 ).row
-                prompt = example(row, processor, template("world"), where=row.id).prompt
+                prompt = make_example(row, processor, load_template("world"), location=row.id).prompt
                 text = TOKENIZER.decode(prompt.tokens.tolist(), skip_special_tokens=False)
                 assert text.partition("<|vision_end|>")[2].partition("<|im_end|>")[0] == user_text(row)

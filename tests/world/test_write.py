@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from currreft_jax.config import Kind
-from currreft_jax.data.rows import to_keys
+from currreft_jax.data.rows import row_to_json
 from currreft_jax.world import write as module
 from currreft_jax.world.questions import KINDS, TASKS, make_question
 from currreft_jax.world.scenes import AXES, domains, make_scene, render_array
@@ -20,7 +20,7 @@ SIZES = WorldSizes(captions=6, base=10, drills=12, train=8, test=8, axis=4)
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> tuple[Path, dict[str, int]]:
     folder = tmp_path_factory.mktemp("written")
-    return folder, write_world(folder, to_keys, sizes=SIZES)
+    return folder, write_world(folder, row_to_json, sizes=SIZES)
 
 
 def lines(path: Path) -> list[dict]:
@@ -67,7 +67,7 @@ def test_rows_have_every_field_that_is_not_its_default(world):
         ).row
         assert (
             line
-            == to_keys(row)
+            == row_to_json(row)
             == {
                 "id": row.id,
                 "task": task.value,
@@ -107,7 +107,7 @@ def test_an_image_in_two_splits_is_refused(monkeypatch, tmp_path):
     train = world_splits(SIZES)[2]
     monkeypatch.setattr(module, "world_splits", lambda sizes: (train, replace(train, name="test")))
     with pytest.raises(ValueError, match="scene 20000000 of test is an image of train too"):
-        write_world(tmp_path, to_keys, sizes=SIZES)
+        write_world(tmp_path, row_to_json, sizes=SIZES)
 
 
 def test_half_of_the_pretraining_scenes_are_of_the_domain_any():
@@ -118,19 +118,19 @@ def test_half_of_the_pretraining_scenes_are_of_the_domain_any():
 
 def test_the_same_seed_writes_the_same_rows_and_another_seed_others(world, tmp_path):
     folder, counts = world
-    write_world(tmp_path / "again", to_keys, sizes=SIZES)
-    write_world(tmp_path / "other", to_keys, sizes=SIZES, seed=1)
+    write_world(tmp_path / "again", row_to_json, sizes=SIZES)
+    write_world(tmp_path / "other", row_to_json, sizes=SIZES, seed=1)
     for name in counts:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
         assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
 
 
 def test_turns_of_a_conversation_share_an_image(tmp_path):
-    write_world(tmp_path, to_keys, sizes=replace(SIZES, base=3), settings=WorldSettings(questions=5, turns=2))
+    write_world(tmp_path, row_to_json, sizes=replace(SIZES, base=3), settings=WorldSettings(questions=5, turns=2))
     turns = [len(row["messages"]) // 2 for row in lines(tmp_path / "base.jsonl")]
     assert turns == [2, 2, 1] * 3
 
 
 def test_a_folder_with_images_is_refused(world):
     with pytest.raises(FileExistsError, match="has images already"):
-        write_world(world[0], to_keys, sizes=SIZES)
+        write_world(world[0], row_to_json, sizes=SIZES)

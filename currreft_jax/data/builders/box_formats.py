@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from currreft_jax.data.rows import Fields
+from currreft_jax.data.fields import Fields
 from currreft_jax.structs import Frame
 
 Box = tuple[float, float, float, float]

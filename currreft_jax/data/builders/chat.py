@@ -18,10 +18,10 @@ from currreft_jax.data.builders.records import (
     record_name,
     whole_number,
 )
-from currreft_jax.data.rows import IMAGE, Fields
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.rows import IMAGE, ROLES
+from currreft_jax.rewards.choice import format_options
 from currreft_jax.structs import Row, Turn
-
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 def convert_llava(source: DatasetSource) -> Iterator[ConvertedItem]:
@@ -171,16 +171,15 @@ def convert_text(source: DatasetSource) -> Iterator[ConvertedItem]:
 
 
 def _parse_turn(turn: Fields) -> Turn:
-    role = _ROLES.get(str(turn.keys.get("from")))
+    role = ROLES.get(str(turn.keys.get("from")))
     if role is None:
-        turn.refuse_value("from", ", ".join(_ROLES))
+        turn.refuse_value("from", ", ".join(ROLES))
     return Turn(role, turn.text("value"))
 
 
 def _format_question(question: str, options: Sequence[str], context: str = "") -> str:
-    lettered = "".join(f"\n{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
     prefix = f"Context: {context.strip()}\n" if context.strip() else ""
-    return f"{prefix}{question}\nOptions:{lettered}"
+    return f"{prefix}{question}\nOptions:{format_options(options)}"
 
 
 def _chat_row(row_id: str, turns: Sequence[Turn], images: Sequence[str], source: DatasetSource, split: str = "") -> Row:

@@ -14,7 +14,7 @@ from currreft_jax.data.builders.converter import (
 )
 from currreft_jax.data.builders.image_files import find_image
 from currreft_jax.data.builders.records import find_files, list_entries, read_json_object, read_records, record_name
-from currreft_jax.data.rows import Fields
+from currreft_jax.data.fields import Fields
 from currreft_jax.structs import Row
 
 COUNT_QUESTION = "How many different items are there in the image?"  # of R1-V's Super-CLEVR test
@@ -25,7 +25,7 @@ def convert_questions(source: DatasetSource) -> Iterator[ConvertedItem]:
 
     def convert(record: Fields) -> Iterator[ConvertedItem]:
         image = record.text("image_filename")
-        row_id = f"{source.name}-{record.identity(str(record.keys.get('question_index')))}-{image}"
+        row_id = f"{source.name}-{record.row_id(str(record.keys.get('question_index')))}-{image}"
         if source.split and record.keys.get("split") != source.split:
             return
         answer = str(record.keys.get("answer"))

@@ -21,7 +21,8 @@ from currreft_jax.data.builders.output_files import format_report, write_row_fil
 from currreft_jax.data.builders.recipe import PAPER, shrink_recipe
 from currreft_jax.data.builders.recipe_assembly import AssemblyOptions, assemble
 from currreft_jax.data.builders.stage_rows import annotate_from_golds, generate_and_note_drops
-from currreft_jax.data.rows import LineError, to_keys
+from currreft_jax.data.fields import LineError
+from currreft_jax.data.rows import row_to_json
 from currreft_jax.models.folder import write_json
 from currreft_jax.rewards import MathsPool, MathsPoolError
 from currreft_jax.structs import Frame, Row
@@ -164,7 +165,7 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
 def _build_world(options: argparse.Namespace) -> str:
     """Writes the embedded world, and its base model's config and tokenizer, without weights."""
     sizes = WorldSizes(**{name: max(1, size // options.shrink) for name, size in asdict(WorldSizes()).items()})
-    files = write_world(options.out, to_keys, seed=options.seed, sizes=sizes)
+    files = write_world(options.out, row_to_json, seed=options.seed, sizes=sizes)
     model = options.out / "model"
     model.mkdir()
     tokenizer.write_tokenizer(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders.box_formats import Box
-from currreft_jax.data.rows import Fields, LineError
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.structs import Frame, Row
 
 _MAX_ERRORS_SHOWN = 20

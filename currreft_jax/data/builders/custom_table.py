@@ -17,7 +17,7 @@ from currreft_jax.data.builders.converter import (
 from currreft_jax.data.builders.image_files import load_image_cell
 from currreft_jax.data.builders.object_questions import format_labels
 from currreft_jax.data.builders.records import find_files, parse_json_cell, read_records, record_name
-from currreft_jax.data.rows import Fields
+from currreft_jax.data.fields import Fields
 from currreft_jax.rewards import boxes
 from currreft_jax.structs import Reason, Row
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from currreft_jax.data.builders.records import SUFFIXES, read_records
-from currreft_jax.data.rows import Fields
+from currreft_jax.data.fields import Fields
 
 _FILES = {
     "refcoco": "instances.json",

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from currreft_jax.data.builders.converter import DatasetSource
+from currreft_jax.data.fields import Fields
 from currreft_jax.data.images import FORMATS, MAX_FILE_PIXELS
-from currreft_jax.data.rows import Fields
 from currreft_jax.structs import Frame
 
 _EXIF_ORIENTATION = 0x0112

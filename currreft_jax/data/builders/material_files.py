@@ -23,7 +23,8 @@ from currreft_jax.data.builders.converter import (
 )
 from currreft_jax.data.builders.output_files import write_text
 from currreft_jax.data.builders.records import list_objects, read_records
-from currreft_jax.data.rows import Fields, RowFile, check
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.row_files import RowFile, parse_rows
 from currreft_jax.structs import Row
 
 SCENES = "material/scenes.jsonl"
@@ -44,7 +45,7 @@ def convert_built_rows(source: DatasetSource) -> Iterator[ConvertedItem]:
         )
     for path in paths:
         with RowFile(path) as file:
-            checked = check(file)
+            checked = parse_rows(file)
         yield from checked.errors
         yield from (row if row.kind is Kind.OPEN else DroppedRecord(row.id, "not an open row") for row in checked.rows)
     scenes, wrong_answers = source.folder / SCENES, source.folder / WRONG_ANSWERS

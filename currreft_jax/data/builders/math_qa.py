@@ -17,7 +17,8 @@ from currreft_jax.data.builders.converter import (
 )
 from currreft_jax.data.builders.image_files import load_image_cell
 from currreft_jax.data.builders.records import find_files, list_objects, read_records, record_name
-from currreft_jax.data.rows import IMAGE, Fields
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.rows import IMAGE
 from currreft_jax.rewards import maths
 from currreft_jax.structs import Reason, Row
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from currreft_jax.config import Kind
 from currreft_jax.data.builders.converter import BuildError
-from currreft_jax.data.rows import LineError, RowFile, check, write_rows
+from currreft_jax.data.fields import LineError
+from currreft_jax.data.row_files import RowFile, parse_rows, write_rows
 from currreft_jax.structs import Row
 
 _MAX_ERRORS_REPORTED = 5
@@ -41,7 +42,7 @@ def write_checked(path: Path, rows: Sequence[Row]) -> int:
     """
     count = write_rows(path, rows)
     with RowFile(path) as file:
-        errors = check(file).errors
+        errors = parse_rows(file).errors
     if errors:
         raise BuildError(f"{len(errors)} written rows cannot be read; correct their source. The first: {errors[0]}")
     return count

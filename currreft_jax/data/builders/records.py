@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from currreft_jax.data.builders.converter import BuildError
-from currreft_jax.data.rows import Fields, LineError, RowFile
+from currreft_jax.data.fields import Fields, LineError
+from currreft_jax.data.row_files import RowFile
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 _PARQUET_BATCH = 64
@@ -54,20 +55,20 @@ def read_json_object(path: Path) -> Fields:
     if not path.exists():
         raise BuildError(f"{path} is missing; `build --list` names the files of each format")
     try:
-        return Fields.of_line(path.read_bytes(), str(path))
+        return Fields.from_json(path.read_bytes(), str(path))
     except LineError as error:
         raise BuildError(str(error)) from error
 
 
 def record_name(record: Fields) -> str:
     """Returns the file name and line of a record, for the ids of rows whose records have none."""
-    return record.where.rpartition("/")[2]
+    return record.location.rpartition("/")[2]
 
 
 def list_entries(record: Fields, key: str, wanted: str) -> Iterator[Fields | LineError]:
     """Yields the objects of a list in a record, each with its index; for an entry that is no object, the error."""
     for index, entry in enumerate(record.take(key, list, wanted)):
-        location = f"{record.where} {key}[{index}]"
+        location = f"{record.location} {key}[{index}]"
         if isinstance(entry, dict):
             yield Fields(entry, location)
         else:
@@ -94,8 +95,8 @@ def nested_object(record: Fields, key: str) -> Fields:
     """
     value = record.keys.get(key)
     if isinstance(value, str):
-        return Fields.of_line(value, f"{record.where} {key}")
-    return Fields(record.take(key, dict, "a JSON object"), f"{record.where} {key}")
+        return Fields.from_json(value, f"{record.location} {key}")
+    return Fields(record.take(key, dict, "a JSON object"), f"{record.location} {key}")
 
 
 def whole_number(record: Fields, key: str) -> int:
@@ -130,7 +131,7 @@ def _read_json(path: Path) -> Iterator[Fields | LineError]:
             except LineError as error:
                 yield error
             else:  # a list may stand on one line, and ids are made of locations
-                yield Fields(record.keys, f"{record.where}[{index}]") if path.suffix == ".json" else record
+                yield Fields(record.keys, f"{record.location}[{index}]") if path.suffix == ".json" else record
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[Fields | LineError]:

@@ -28,7 +28,8 @@ from currreft_jax.data.builders.records import (
     record_name,
     whole_number,
 )
-from currreft_jax.data.rows import IMAGE, Fields
+from currreft_jax.data.fields import Fields
+from currreft_jax.data.rows import IMAGE
 from currreft_jax.structs import Frame
 
 _FOUR_NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
@@ -58,7 +59,7 @@ def convert_refer(source: DatasetSource) -> Iterator[ConvertedItem]:
             yield image.annotated_image()
         box = parse_box(annotation.keys.get("bbox"), "xywh", image.frame, annotation)
         for sentence in list_objects(ref, "sentences", "a list of sentences"):
-            ref_id = ref.identity(str(ref.keys.get("ref_id")))
+            ref_id = ref.row_id(str(ref.keys.get("ref_id")))
             row_id = f"{source.name}-{ref_id}-{whole_number(sentence, 'sent_id')}"
             yield phrase_row(row_id, sentence.text("sent"), box, image.image, image.frame, split, source)
 
@@ -96,7 +97,7 @@ def convert_lmms(source: DatasetSource) -> Iterator[ConvertedItem]:
     """Converts parquet files that hold the image, the expressions as answers, and the box as (x, y, width, height)."""
 
     def convert(ref: Fields) -> Iterator[ConvertedItem]:
-        split = Path(ref.where.rpartition(":")[0]).name.partition("-")[0]
+        split = Path(ref.location.rpartition(":")[0]).name.partition("-")[0]
         if source.split and split != source.split:
             return
         image, frame = load_image_cell(ref.keys.get("image"), source, ref)
@@ -107,7 +108,7 @@ def convert_lmms(source: DatasetSource) -> Iterator[ConvertedItem]:
         if not isinstance(expressions, list) or not all(isinstance(text, str) for text in expressions):
             ref.refuse('"answer" takes a list of expressions')
         for index, expression in enumerate(expressions):
-            row_id = f"{source.name}-{split}-{ref.identity(str(ref.keys.get('question_id')))}-{index}"
+            row_id = f"{source.name}-{split}-{ref.row_id(str(ref.keys.get('question_id')))}-{index}"
             yield phrase_row(row_id, expression, box, image, frame, split, source)
 
     for path in find_files(source.folder, (".parquet", ".jsonl")):

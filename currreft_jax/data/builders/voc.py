@@ -12,7 +12,7 @@ from currreft_jax.data.builders.converter import BuildError, ConvertedItem, Data
 from currreft_jax.data.builders.image_files import check_image_size, find_image
 from currreft_jax.data.builders.object_questions import ImageRecord, ObjectAnnotation, object_rows
 from currreft_jax.data.builders.records import find_files
-from currreft_jax.data.rows import Fields, LineError
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.structs import Frame
 
 CATEGORIES = (

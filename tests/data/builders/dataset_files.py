@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from currreft_jax.data.rows import RowFile, check
+from currreft_jax.data.row_files import RowFile, parse_rows
 
 RED = (255, 0, 0)
 
@@ -123,6 +123,6 @@ def write_parquet(path: Path, records) -> Path:
 def read_rows(path: Path):
     """Reads a file of rows, all of which must be valid."""
     with RowFile(path) as file:
-        checked = check(file)
+        checked = parse_rows(file)
     assert not checked.errors
     return checked.rows

@@ -14,7 +14,7 @@ from currreft_jax.data.builders import image_negatives, math_negatives, stage_ro
 from currreft_jax.data.builders.converter import AnnotatedImage, ConvertedData, DatasetSource, collect_items
 from currreft_jax.data.builders.formats import FORMATS
 from currreft_jax.data.images import smart_resize
-from currreft_jax.data.prompts import PAPER, question
+from currreft_jax.data.prompts import PAPER, question_messages
 from currreft_jax.rewards import MathsPool, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row
 from tests.data.builders.dataset_files import find_red_box, voc_object, write_coco_set, write_voc_image
@@ -287,7 +287,7 @@ def test_boxes_in_the_text_match_the_pixels_after_the_resize(tmp_path, pool):
                 frames = Frame(image.width, image.height), Frame(width, height)
                 measured = find_red_box(image.resize((width, height), Image.Resampling.BICUBIC))
             assert frames[0] != frames[1]
-            text = question(row, PAPER, [frames])[-1]["content"][-1]["text"]
+            text = question_messages(row, PAPER, [frames])[-1]["content"][-1]["text"]
             boxes = [[int(x) for x in match.split(", ")] for match in re.findall(r"\[(\d+(?:, \d+){3})\]", text)]
             assert len(boxes) == (1 if kind is Kind.JUDGE else 4)
             if kind is Kind.JUDGE and row.solution == "no":

@@ -1,4 +1,4 @@
-"""Each check fires on a fault that was planted, names its place, and is silent on a clean file."""
+"""Validation finds each planted fault at its location, and nothing in clean files."""
 
 import json
 from dataclasses import replace
@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.balance import balances
-from currreft_jax.data.budget import Budget, prompt_of
-from currreft_jax.data.doctor import NOTES, Problem, Report, Source, examine
-from currreft_jax.data.examples import example
+from currreft_jax.data.balance import answer_balances
+from currreft_jax.data.budget import PromptBudget, prompt_without_patches
+from currreft_jax.data.examples import make_example
+from currreft_jax.data.findings import NOTES, Problem, ValidationReport
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
-from currreft_jax.data.rows import RowFile
+from currreft_jax.data.row_files import RowFile
+from currreft_jax.data.validate import InputFile, validate
 from currreft_jax.structs import Frame, Row
 from tests import tiny
 
@@ -52,14 +53,16 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
-def examined(folder: Path, train: list, test: list = TEST, budget: Budget | None = None, **options) -> Report:
+def validated(
+    folder: Path, train: list, test: list = TEST, budget: PromptBudget | None = None, **options
+) -> ValidationReport:
     files = [write(folder / "train.jsonl", train), write(folder / "test.jsonl", numbered(test))]
-    sources = [Source(str(file), part) for file, part in zip(files, ("train", "test"), strict=True)]
-    return examine(sources, budget or Budget(), **options)
+    inputs = [InputFile(str(file), split) for file, split in zip(files, ("train", "test"), strict=True)]
+    return validate(inputs, budget or PromptBudget(), **options)
 
 
-def test_clean_files_are_found_clean(folder, checkpoint):
-    report = examined(folder, numbered(TRAIN))
+def test_clean_files_have_no_findings(folder, checkpoint):
+    report = validated(folder, numbered(TRAIN))
     assert report.findings == report.errors == []
     assert report.unchecked == ["the tokens of texts: name a model, whose tokenizer counts them"]
     assert [(Path(size.file).name, size.rows, size.images) for size in report.sizes] == [
@@ -67,22 +70,24 @@ def test_clean_files_are_found_clean(folder, checkpoint):
         ("test.jsonl", 2, 1),
     ]
     processor = load(checkpoint)
-    counted = examined(folder, numbered(TRAIN), processor=processor, budget=Budget(vision=processor.config.vision))
+    counted = validated(
+        folder, numbered(TRAIN), processor=processor, budget=PromptBudget(vision=processor.config.vision)
+    )
     assert counted.findings == counted.unchecked == []
-    assert json.loads(json.dumps(counted.as_keys()))["errors"] == 0
+    assert json.loads(json.dumps(counted.to_json()))["errors"] == 0
 
 
-def test_expressions_are_read_by_the_workers(folder):
+def test_gold_expressions_are_parsed_by_the_maths_pool(folder):
     rows = numbered(TRAIN)
     for solution, bad in (("2\\sqrt{3}", 0), ("\\foo{", 1)):
         rows[4] |= {"solution": solution}
-        found = examined(folder, rows).findings
+        found = validated(folder, rows).findings
         assert [finding.problem for finding in found] == [Problem.GOLD] * bad
-        assert all("math-verify cannot read; rewrite it as LaTeX" in finding.said for finding in found)
+        assert all("math-verify cannot read; rewrite it as LaTeX" in finding.message for finding in found)
 
 
 def change(index: int, **keys):
-    return lambda rows: [row | keys if at == index else row for at, row in enumerate(rows)]
+    return lambda rows: [row | keys if i == index else row for i, row in enumerate(rows)]
 
 
 def swap(index: int, row):
@@ -149,24 +154,24 @@ FAULTS = {
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_the_only_one_found(folder, name):
-    mutate, problem, line, said = FAULTS[name]
+def test_each_planted_fault_is_the_only_finding(folder, name):
+    mutate, problem, line, message = FAULTS[name]
     (folder / "corrupt.png").write_bytes((folder / "1.png").read_bytes()[:300])
     if name == "huge":
         Image.new("1", (20_000, 5_001)).save(folder / "huge.png")
     Image.new("L", (2, 500)).save(folder / "thin.png")
     tiny.picture(280, 280).save(folder / "wide.png")
     Image.open(folder / "3.png").save(folder / "copy.png", compress_level=0)
-    report = examined(folder, mutate(numbered(TRAIN)), budget=Budget(max_prompt_tokens=90))
+    report = validated(folder, mutate(numbered(TRAIN)), budget=PromptBudget(max_prompt_tokens=90))
     (finding,) = report.findings
     assert finding.problem is problem
-    assert finding.where == str(folder / "train.jsonl") + (f":{line}" if line else "")
-    assert said in finding.said
+    assert finding.location == str(folder / "train.jsonl") + (f":{line}" if line else "")
+    assert message in finding.message
     assert (report.errors == []) == (problem in NOTES)
 
 
-def test_a_training_image_in_a_test_file_is_found_by_its_pixels(folder):
-    """Another name, another format and a turned file hide nothing; other pixels and a row's own split do not count."""
+def test_leaked_images_are_found_by_their_pixels(folder):
+    """Names, formats and orientation tags of files do not matter."""
     image = Image.open(folder / "2.png")
     image.save(folder / "copy.bmp")
     exif = Image.Exif()
@@ -174,20 +179,20 @@ def test_a_training_image_in_a_test_file_is_found_by_its_pixels(folder):
     image.rotate(90, expand=True).save(folder / "turned.png", exif=exif)
     names = ["2.png", "copy.bmp", "turned.png"]
     leaked = [TEST[0] | {"image": name, "problem": f"Is it {name}?"} for name in names]
-    findings = examined(folder, numbered(TRAIN), [*TEST, *leaked]).findings
+    findings = validated(folder, numbered(TRAIN), [*TEST, *leaked]).findings
     assert {finding.problem for finding in findings} == {Problem.LEAKED_IMAGE}
-    assert [finding.where.rpartition(":")[2] for finding in findings] == ["3", "4", "5"]
+    assert [finding.location.rpartition(":")[2] for finding in findings] == ["3", "4", "5"]
     for name, finding in zip(names, findings, strict=True):
-        assert finding.said.startswith(f"{folder / name} has the pixels of {folder / '2.png'} in the training row ")
-        assert f"{folder / 'train.jsonl'}:3; leave one" in finding.said
+        assert finding.message.startswith(f"{folder / name} has the pixels of {folder / '2.png'} in the training row ")
+        assert f"{folder / 'train.jsonl'}:3; leave one" in finding.message
 
 
-def test_questions_without_images_leak_and_with_images_are_noted(folder):
-    asked = [TEST[1] | {"problem": "what is 2 +  2?"}, TEST[0] | {"problem": "How long is it?", "solution": "yes"}]
-    findings = examined(folder, numbered(TRAIN), asked).findings
-    assert [finding.problem for finding in findings] == [Problem.LEAKED_QUESTION, Problem.WORDING]
-    assert f"training row {folder / 'train.jsonl'}:7 asks the same" in findings[0].said
-    assert f"training row {folder / 'train.jsonl'}:5 is worded alike" in findings[1].said
+def test_leaked_questions_without_images_are_errors_and_with_images_notes(folder):
+    questions = [TEST[1] | {"problem": "what is 2 +  2?"}, TEST[0] | {"problem": "How long is it?", "solution": "yes"}]
+    findings = validated(folder, numbered(TRAIN), questions).findings
+    assert [finding.problem for finding in findings] == [Problem.LEAKED_QUESTION, Problem.SAME_WORDING]
+    assert f"training row {folder / 'train.jsonl'}:7 asks the same" in findings[0].message
+    assert f"training row {folder / 'train.jsonl'}:5 is worded alike" in findings[1].message
 
 
 @pytest.mark.parametrize(
@@ -203,108 +208,110 @@ def test_questions_without_images_leak_and_with_images_are_noted(folder):
         (("", ""), 0, False),
     ],
 )
-def test_rows_of_one_file_are_parted_by_their_split(folder, splits, leaks, checked):
+def test_rows_of_one_file_are_divided_by_their_split(folder, splits, leaks, checked):
     rows = [row | {"image": "1.png", "split": split} for row, split in zip(numbered(TRAIN)[3:5], splits, strict=True)]
-    report = examine([Source(str(write(folder / "f.jsonl", rows)))], Budget())
+    report = validate([InputFile(str(write(folder / "f.jsonl", rows)))], PromptBudget())
     assert [finding.problem for finding in report.findings] == [Problem.LEAKED_IMAGE] * leaks
     assert (len(report.unchecked) == 1) == checked
 
 
-def test_the_part_of_a_file_goes_before_its_rows_splits(folder):
+def test_the_split_of_a_file_overrides_that_of_its_rows(folder):
     rows = [row | {"split": "test"} for row in numbered(TRAIN)]
-    (finding,) = examined(folder, rows, [TEST[0] | {"image": "1.png"}]).findings
+    (finding,) = validated(folder, rows, [TEST[0] | {"image": "1.png"}]).findings
     assert finding.problem is Problem.LEAKED_IMAGE
     path = write(folder / "f.jsonl", rows)
-    assert not examine([Source(str(path), "train")], Budget()).findings
+    assert not validate([InputFile(str(path), "train")], PromptBudget()).findings
 
 
-def test_a_file_is_named_once(folder):
+def test_repeated_files_raise(folder):
     path = str(write(folder / "f.jsonl", numbered(TRAIN)))
     with pytest.raises(ValueError, match=r"f\.jsonl is given twice; name each file once"):
-        examine([Source(path, "train"), Source(str(folder / "." / "f.jsonl"), "test")], Budget())
+        validate([InputFile(path, "train"), InputFile(str(folder / "." / "f.jsonl"), "test")], PromptBudget())
 
 
-def test_tokens_counted_are_those_of_the_prompt(folder, checkpoint):
+def test_token_counts_match_the_prompts(folder, checkpoint):
     processor = load(checkpoint, max_pixels=5000)
-    budget = Budget(10_000, processor.min_pixels, processor.max_pixels, processor.config.vision)
-    report = examined(folder, numbered(TRAIN), budget=budget, processor=processor)
+    budget = PromptBudget(10_000, processor.min_pixels, processor.max_pixels, processor.config.vision)
+    report = validated(folder, numbered(TRAIN), budget=budget, processor=processor)
     with RowFile(folder / "train.jsonl") as file:
-        seen = [example(file[index], processor, PAPER, where="f:1").prompt for index in range(len(file))]
-    lengths = [len(prompt.tokens) for prompt in seen]
+        prompts = [make_example(file[index], processor, PAPER, location="f:1").prompt for index in range(len(file))]
+    lengths = [len(prompt.tokens) for prompt in prompts]
     assert report.sizes[0].most_tokens == max(lengths)
     assert report.sizes[0].median_tokens == int(np.median(lengths))
     strict = replace(budget, max_prompt_tokens=max(lengths) - 1)
-    (finding,) = examined(folder, numbered(TRAIN), budget=strict, processor=processor).findings
+    (finding,) = validated(folder, numbered(TRAIN), budget=strict, processor=processor).findings
     assert finding.problem is Problem.LONG_PROMPT
-    assert finding.where.endswith(f":{lengths.index(max(lengths)) + 1}")
+    assert finding.location.endswith(f":{lengths.index(max(lengths)) + 1}")
     with RowFile(folder / "train.jsonl") as file:
-        frames = [(picture.original, picture.resized) for picture in seen[0].pictures]
-        np.testing.assert_array_equal(prompt_of(file[0], processor, PAPER, frames, budget, "f").tokens, seen[0].tokens)
+        frames = [(picture.original, picture.resized) for picture in prompts[0].pictures]
+        np.testing.assert_array_equal(
+            prompt_without_patches(file[0], processor, PAPER, frames, budget, "f").tokens, prompts[0].tokens
+        )
 
 
-def test_a_budget_without_room_is_refused():
+def test_a_budget_without_room_raises():
     with pytest.raises(ValueError, match="min_pixels = 3136 and max_pixels = 100 leave no size"):
-        Budget(max_pixels=100)
+        PromptBudget(max_pixels=100)
 
 
 def judge(solution: str) -> Row:
     return Row("r", Task.MATH, Kind.JUDGE, "q", solution)
 
 
-def lettered(solution: str, options: int = 4, multiple: bool = False) -> Row:
+def choice(solution: str, options: int = 4, multiple: bool = False) -> Row:
     return Row("r", Task.CLASSIFY, Kind.CHOICE, "q", solution, options=("x",) * options, multiple=multiple)
 
 
-# rows -> counts, and whether they are even
+# (rows, counts, whether they are balanced)
 BALANCES = [
     ([judge("yes")] * 5 + [judge("No.")] * 3, {"yes": 5, "no": 3}, True),
     ([judge("yes")] * 550 + [judge("no")] * 450, {"yes": 550, "no": 450}, True),
     ([judge("yes")] * 600 + [judge("no")] * 400, {"yes": 600, "no": 400}, False),
     ([judge("yes")] * 30, {"yes": 30, "no": 0}, False),
-    ([lettered("A")] * 100, {"A": 100, "B": 0, "C": 0, "D": 0}, False),
-    ([lettered(letter) for letter in "ABCD" * 25], {"A": 25, "B": 25, "C": 25, "D": 25}, True),
-    ([lettered("A, B", multiple=True), lettered("C, D", multiple=True)] * 50, dict.fromkeys("ABCD", 50), True),
-    ([lettered("A, B", multiple=True)] * 50, {"A": 50, "B": 50, "C": 0, "D": 0}, False),
-    ([lettered("A", 2), lettered("B", 2)] * 50, {"A": 50, "B": 50}, True),
-    ([lettered(letter, 0) for letter in "ABCA" * 50], {"A": 100, "B": 50, "C": 50}, False),
-    ([lettered(letter, 0) for letter in "ABC" * 50], {"A": 50, "B": 50, "C": 50}, True),
+    ([choice("A")] * 100, {"A": 100, "B": 0, "C": 0, "D": 0}, False),
+    ([choice(letter) for letter in "ABCD" * 25], {"A": 25, "B": 25, "C": 25, "D": 25}, True),
+    ([choice("A, B", multiple=True), choice("C, D", multiple=True)] * 50, dict.fromkeys("ABCD", 50), True),
+    ([choice("A, B", multiple=True)] * 50, {"A": 50, "B": 50, "C": 0, "D": 0}, False),
+    ([choice("A", 2), choice("B", 2)] * 50, {"A": 50, "B": 50}, True),
+    ([choice(letter, 0) for letter in "ABCA" * 50], {"A": 100, "B": 50, "C": 50}, False),
+    ([choice(letter, 0) for letter in "ABC" * 50], {"A": 50, "B": 50, "C": 50}, True),
 ]
 
 
-@pytest.mark.parametrize(("rows", "counts", "even"), BALANCES, ids=range(len(BALANCES)))
-def test_balances(rows, counts, even):
-    (found,) = balances(rows)
-    assert (found.counts, found.even, found.rows) == (counts, even, len(rows))
+@pytest.mark.parametrize(("rows", "counts", "balanced"), BALANCES, ids=range(len(BALANCES)))
+def test_answer_balances(rows, counts, balanced):
+    (found,) = answer_balances(rows)
+    assert (found.counts, found.is_balanced, found.rows) == (counts, balanced, len(rows))
 
 
-def test_labels_are_counted_and_need_not_be_even():
+def test_labels_are_counted_and_need_not_be_balanced():
     rows = [Row("r", Task.CLASSIFY, Kind.OPEN, "q", solution) for solution in ["dog, cat", *["Dog"] * 99]]
-    (found,) = balances([*rows, Row("r", Task.MATH, Kind.OPEN, "q", "4")])
-    assert (str(found), found.even) == ("dog 100, cat 1", True)
+    (found,) = answer_balances([*rows, Row("r", Task.MATH, Kind.OPEN, "q", "4")])
+    assert (str(found), found.is_balanced) == ("dog 100, cat 1", True)
     many = Row("r", Task.CLASSIFY, Kind.OPEN, "q", ", ".join("abcdefghij"))
-    assert str(balances([many])[0]) == "a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1 and 2 more"
+    assert str(answer_balances([many])[0]) == "a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1 and 2 more"
 
 
-def test_questions_about_other_boxes_or_of_another_kind_are_no_duplicates(folder):
+def test_rows_with_other_boxes_or_kinds_are_not_duplicates(folder):
     row = numbered(TRAIN)[1]
     others = [row | {"id": "x", "boxes": [[1, 2, 30, 50]]}, row | {"id": "y", "kind": "choice", "solution": "A"}]
-    assert not examined(folder, [row, *others]).findings
+    assert not validated(folder, [row, *others]).findings
 
 
-def test_answers_out_of_balance_are_noted(folder):
+def test_unbalanced_answers_are_noted(folder):
     rows = [TRAIN[1] | {"id": str(n), "image": "1.png", "problem": f"{n} {{box:0}}?"} for n in range(40)]
-    report = examined(folder, rows)
+    report = validated(folder, rows)
     (finding,) = report.findings
     assert finding.problem is Problem.BALANCE
-    assert "right answers of judge detection: yes 0, no 40; even would be yes 20, no 20" in finding.said
+    assert "right answers of judge detection: yes 0, no 40; even would be yes 20, no 20" in finding.message
     assert report.errors == []
 
 
-def test_rows_with_several_faults_and_bad_golds_are_counted_apart(folder):
+def test_rows_with_several_faults_have_several_findings(folder):
     rows = numbered(TRAIN)
     rows[1] |= {"solution": "maybe", "boxes": [[0, 0, 500, 500]]}
     rows[0] |= {"image": "gone.png", "solution": "x"}
-    report = examined(folder, rows)
+    report = validated(folder, rows)
     assert {finding.problem for finding in report.findings} == {Problem.BOX, Problem.GOLD, Problem.MISSING_IMAGE}
     assert [counted.kind for file, counted in report.balances if file.endswith("train.jsonl")] == [
         Kind.CHOICE,
@@ -312,16 +319,16 @@ def test_rows_with_several_faults_and_bad_golds_are_counted_apart(folder):
     ]
 
 
-def test_an_image_of_many_rows_is_decoded_once_and_progress_is_told(folder):
-    told: list[tuple[str, int]] = []
+def test_shared_images_are_decoded_once_and_progress_is_reported(folder):
+    calls: list[tuple[str, int]] = []
 
-    def watch(items, name, total):
-        told.append((name, total))
+    def progress(items, name, total):
+        calls.append((name, total))
         return items
 
     rows = [row | {"image": "1.png"} for row in numbered(TRAIN)[3:5]]
-    examined(folder, rows, watch=watch, threads=2)
-    assert dict(told) == {
+    validated(folder, rows, progress=progress, threads=2)
+    assert dict(calls) == {
         "rows of train.jsonl": 2,
         "rows of test.jsonl": 2,
         "images": 2,
@@ -330,13 +337,13 @@ def test_an_image_of_many_rows_is_decoded_once_and_progress_is_told(folder):
     }
 
 
-def test_frames_of_resized_images_are_taken(folder):
-    """The authors' test rows measure boxes in the frame of an earlier resize."""
+def test_frames_of_resized_images_are_accepted(folder):
+    """As in the authors' test rows, whose boxes are measured in the frame of an earlier resize."""
     tiny.picture(640, 427).save(folder / "0.png")
     row = numbered(TRAIN)[0] | {"frame": [644, 420]}
-    assert Budget().resized(Frame(640, 427)) == Frame(644, 420)
-    (finding,) = examined(folder, [row]).findings
+    assert PromptBudget().resized_frame(Frame(640, 427)) == Frame(644, 420)
+    (finding,) = validated(folder, [row]).findings
     assert finding.problem is Problem.FRAME
-    outside = examined(folder, [row | {"solution": "[600, 300, 640, 425]"}]).findings
+    outside = validated(folder, [row | {"solution": "[600, 300, 640, 425]"}]).findings
     assert [finding.problem for finding in outside] == [Problem.BOX, Problem.FRAME]
-    assert "[600, 300, 640, 425] in solution leaves the frame 644 x 420" in outside[0].said
+    assert "[600, 300, 640, 425] in solution leaves the frame 644 x 420" in outside[0].message

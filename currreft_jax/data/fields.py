@@ -1,0 +1,119 @@
+"""Typed access to the fields of a JSON object, with errors that name file, line and key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from currreft_jax.config import Kind, Task
+from currreft_jax.structs import Frame
+
+MAX_SIDE = 1_000_000  # pixels
+
+
+class LineError(ValueError):
+    """A line of a data file is malformed; the message names the line and the remedy.
+
+    Attributes:
+        location: file and line.
+        problem: what is wrong and what is expected.
+    """
+
+    def __init__(self, location: str, problem: str):
+        super().__init__(f"{location}: {problem}")
+        self.location = location
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of one JSON object; each method reads and validates one of them.
+
+    Attributes:
+        keys: the object.
+        location: file and line, for error messages.
+    """
+
+    keys: Mapping[str, Any]
+    location: str
+
+    @classmethod
+    def from_json(cls, text: str | bytes, location: str) -> Fields:
+        """Parses one line.
+
+        Raises:
+            LineError: the line is not a JSON object.
+        """
+        try:
+            keys = json.loads(text, parse_constant=_refuse_constant)
+            json.dumps(keys, ensure_ascii=False).encode()  # fails on lone surrogates, which no tokenizer accepts
+        except (ValueError, RecursionError) as error:
+            raise LineError(location, f"not JSON ({error}); write one object a line") from error
+        if not isinstance(keys, dict):
+            raise LineError(location, f"a {type(keys).__name__}; write one object a line")
+        return cls(keys, location)
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raises a `LineError` at this location."""
+        raise LineError(self.location, problem)
+
+    def refuse_value(self, key: str, expected: str) -> NoReturn:
+        """Raises a `LineError` that shows the value of a key and what was expected."""
+        shown = json.dumps(self.keys[key])[:80] if key in self.keys else "missing"
+        self.refuse(f'"{key}" is {shown}; it takes {expected}')
+
+    def take(self, key: str, value_type: type, expected: str, default: Any = None) -> Any:
+        """Returns the value of a key, or the default if the key is absent.
+
+        Raises:
+            LineError: the value is not of the type.
+        """
+        value = self.keys.get(key, default)
+        if not isinstance(value, value_type):
+            self.refuse_value(key, expected)
+        return value
+
+    def text(self, key: str, default: str | None = None, meaning: str = "") -> str:
+        """Returns a string."""
+        return self.take(key, str, f"a string: {meaning}" if meaning else "a string", default)
+
+    def enum(
+        self, key: str, enum: type[Kind] | type[Task], default: Kind | Task | None = None, remedy: str = ""
+    ) -> Any:
+        """Returns the enum member with this value; `remedy` is added to the error if the key is absent."""
+        values = [member.value for member in enum]
+        if key not in self.keys and default:
+            return default
+        if self.keys.get(key) not in values:
+            self.refuse_value(key, ", ".join(values) + (remedy if key not in self.keys else ""))
+        return enum(self.keys[key])
+
+    def texts(self, key: str, expected: str, max_length: int | None = None) -> tuple[str, ...]:
+        """Returns a list of strings; empty if the key is absent."""
+        values = self.take(key, list, expected, [])
+        if len(values) > (max_length or len(values)) or not all(isinstance(value, str) for value in values):
+            self.refuse_value(key, expected)
+        return tuple(values)
+
+    def frame(self, key: str) -> Frame | None:
+        """Returns a `[width, height]` in pixels; None if the key is absent."""
+        expected = "[width, height], in pixels"
+        if key not in self.keys:
+            return None
+        sides = self.take(key, list, expected)
+        if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
+            self.refuse_value(key, expected)
+        return Frame(*sides)
+
+    def row_id(self, default: str) -> str:
+        """Returns the `id`, a string or an integer, as a string."""
+        value = self.keys.get("id", default)
+        if type(value) not in (str, int):
+            self.refuse_value("id", "a string or a whole number")
+        return str(value)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
