@@ -42,7 +42,7 @@ def main() -> None:
         rows = Path(scratch) / "rows.jsonl"
         line = {"task": "math", "kind": "open", "problem": "How many cars are there?", "solution": "3"}
         rows.write_text("".join(json.dumps({"id": name, "image": name, **line}) + "\n" for name in files))
-        alone = rate(lambda: sum(1 for name in files if processor.picture(name, name)), options.seconds)
+        alone = rate(lambda: sum(1 for name in files if processor.process_image(name, name)), options.seconds)
         found = {"images": len(files), "pixels": PIXELS, "cores": os.cpu_count(), "images_per_core_second": alone}
         print(f"{len(files)} images, at most {PIXELS:,} pixels, {os.cpu_count()} cores")
         print(f"one thread, no pipeline   {alone:7.1f} images/s")

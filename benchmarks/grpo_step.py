@@ -33,7 +33,7 @@ import numpy as np
 import currreft_jax as cr
 from benchmarks.rollout import SIZES, Peer, add_shape, image_of, prompt_of, write_checkpoint, write_job
 from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Remat, Sampling, Task
-from currreft_jax.data.packing import BatchShape, collate, slots_needed, slots_of
+from currreft_jax.data.packing import BatchShape, collate, image_slots, slots_per_shard
 from currreft_jax.experience import completions
 from currreft_jax.losses import group_advantages, loss_counts, loss_weights
 from currreft_jax.models.qwen2_5_vl import token_logprobs
@@ -159,8 +159,8 @@ def _peak(process: int) -> int:
 
 def _batch(prompts: list[Prompt], model: Any) -> PromptBatch:
     vision = model.config.vision
-    reach = max(slots_of(picture, vision) for prompt in prompts for picture in prompt.pictures)
-    shape = BatchShape(len(prompts[0].tokens), slots_needed(prompts, vision), reach)
+    reach = max(image_slots(picture, vision) for prompt in prompts for picture in prompt.images)
+    shape = BatchShape(len(prompts[0].tokens), slots_per_shard(prompts, vision), reach)
     return collate(prompts, model.config, shape)
 
 

@@ -35,13 +35,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import currreft_jax as cr
 from currreft_jax.config import Sampling
-from currreft_jax.data.packing import fitting
-from currreft_jax.data.processor import CHAT_TEMPLATE, read_preprocessor
+from currreft_jax.data.packing import smallest_bucket
+from currreft_jax.data.processor import CHAT_TEMPLATE, read_preprocessor_config
 from currreft_jax.models import hf
 from currreft_jax.models.config import PUBLISHED, ModelConfig, VisionConfig
 from currreft_jax.models.folder import write_json
 from currreft_jax.models.qwen2_5_vl import Model
-from currreft_jax.models.vision import normalise
+from currreft_jax.models.vision import normalize_pixels
 from currreft_jax.rollout import decode_params, sample, warm_up
 from currreft_jax.structs import Prompt
 
@@ -154,7 +154,7 @@ def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     decoding = statistics.median(seconds["ours"]) - prefix
     step = decoding / (options.tokens - 1)
     needed, bandwidth = _bytes_of_a_step(model, weights, prompts, settings), _bandwidth()
-    length = fitting(len(prompts[0].tokens), settings.prompt_lengths, "prompt_lengths")
+    length = smallest_bucket(len(prompts[0].tokens), settings.prompt_lengths, "prompt_lengths")
     return {
         "size": size,
         "parameters": model.num_parameters,
@@ -256,9 +256,11 @@ class Peer:
 
 def write_job(folder: Path, processor: Any, prompts: list[Prompt], images: list[Path], settings: Sampling) -> None:
     """The same prompts as the peers take them: arrays for Hugging Face, text and images for vLLM and TRL."""
-    pictures = [picture for prompt in prompts for picture in prompt.pictures]
+    pictures = [picture for prompt in prompts for picture in prompt.images]
     patches = np.concatenate([picture.patches for picture in pictures]).reshape(-1, 3, 14, 14)
-    pixels = np.repeat(np.asarray(normalise(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(len(patches), -1)
+    pixels = np.repeat(np.asarray(normalize_pixels(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(
+        len(patches), -1
+    )
     np.savez(
         folder / "arrays.npz",
         tokens=np.stack([prompt.tokens for prompt in prompts]),
@@ -297,7 +299,7 @@ def write_checkpoint(folder: Path, config: ModelConfig) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     write_json(folder / "tokenizer_config.json", settings)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
-    write_json(folder / "preprocessor_config.json", read_preprocessor(folder, config))
+    write_json(folder / "preprocessor_config.json", read_preprocessor_config(folder, config))
 
 
 def prompt_of(processor: Any, image: Path, key: int) -> Prompt:

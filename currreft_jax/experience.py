@@ -388,7 +388,7 @@ def _first_reasons(scores: Scores) -> np.ndarray:
 def _row_told(config: Config, it: Example) -> dict[str, Any]:
     """The row, the frame in which the model saw its image, what seeds its completions, and its prompt."""
     resized = {"resized": [it.frame.width, it.frame.height]} if it.frame else {}
-    frames = [(picture.original, picture.resized) for picture in it.prompt.pictures]
+    frames = [(picture.original, picture.resized) for picture in it.prompt.images]
     prompt = prompt_text(it.row, template(config.data.template), frames)
     return to_keys(it.row) | resized | {"key": it.prompt.key, "prompt": prompt}
 

@@ -93,7 +93,7 @@ def generate(options: argparse.Namespace) -> None:
     rollouts = stream(model, parameters, processor, [prompt], settings, seed=options.seed)
     texts = show(rollouts, processor.decode, settings.max_new_tokens)
     if options.boxes:
-        boxes = answered_boxes(texts[-1], prompt.pictures[0].resized, prompt.pictures[0].original)
+        boxes = answered_boxes(texts[-1], prompt.images[0].resized, prompt.images[0].original)
         draw(open_image(images[0]), boxes, options.boxes)
 
 

@@ -23,12 +23,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Sampling, validate_sampling
-from currreft_jax.data.packing import BatchShape, collate, fitting, slots_needed, slots_of
+from currreft_jax.data.packing import BatchShape, collate, image_slots, slots_per_shard, smallest_bucket
 from currreft_jax.data.processor import Processor
-from currreft_jax.models.cache import Cache, longer
-from currreft_jax.models.decoder import bind, decoding_model, decoding_weights, prompt_caches
+from currreft_jax.models.cache import Cache, grow_cache
+from currreft_jax.models.decoder import bind_decoder, decoding_model, decoding_weights, prompt_caches
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
-from currreft_jax.models.sampling import draw
+from currreft_jax.models.sampling import sample_token
 from currreft_jax.models.text import splits_heads
 from currreft_jax.sharding import BATCH, constrain, data_shards, to_devices
 from currreft_jax.structs import Array, Prompt, PromptBatch, Rollout
@@ -259,7 +259,7 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
     state_layout = _State(everywhere, rows, rows, heads, rows, rows, rows)  # pyright: ignore[reportArgumentType]
 
     def recorded(state: _State, scores: jax.Array, keys: Array, first: int) -> _State:
-        drawn = draw(scores, keys, state.slot, plan.temperature, plan.top_k, plan.top_p)
+        drawn = sample_token(scores, keys, state.slot, plan.temperature, plan.top_k, plan.top_p)
         token, logprob, entropy = (
             jnp.where(state.done, it, x) for it, x in zip((plan.padding, 0, 0), drawn, strict=True)
         )
@@ -277,7 +277,7 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
         parameters: Parameters, weights: Parameters, batch: PromptBatch, done: Array, numbers: Array, members: Array
     ) -> tuple[_Fixed, _State]:
         prefix = model.bind(parameters).prefix(batch)
-        decoder = bind(decoding, weights)
+        decoder = bind_decoder(decoding, weights)
         caches = prompt_caches(model, prefix, decoding, jnp.dtype(plan.cache))
         count, group = done.shape[0], members.shape[0]
         place = jnp.tile(jnp.arange(count // shards, dtype=jnp.int32), shards)
@@ -287,22 +287,22 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
             slot=jnp.int32(0),
             token=jnp.zeros((count, group), jnp.int32),
             done=jnp.broadcast_to(done[:, None], (count, group)),
-            suffixes=decoder.empty(count, group, plan.segment, jnp.dtype(plan.cache)),
+            suffixes=decoder.init_caches(count, group, plan.segment, jnp.dtype(plan.cache)),
             **_blank(count, group),
         )
         hidden = constrain(prefix.last_hidden.astype(decoding.dtype), mesh, BATCH)
-        scores = jnp.repeat(decoder.scores(hidden[:, None], plan.temperature or 1.0), group, axis=1)
+        scores = jnp.repeat(decoder.masked_logits(hidden[:, None], plan.temperature or 1.0), group, axis=1)
         return fixed, recorded(state, scores, keys, 0)
 
     def decode(weights: Parameters, fixed: _Fixed, state: _State, stop: Array) -> _State:
-        decoder = bind(decoding, weights)
+        decoder = bind_decoder(decoding, weights)
         first = state.suffixes[0].values.shape[3] - plan.segment
 
         def body(state: _State) -> _State:
             hidden, suffixes = decoder(
                 state.token, state.slot - 1, fixed.next_position, fixed.lengths, fixed.prompts, state.suffixes
             )
-            scores = decoder.scores(hidden, plan.temperature or 1.0)
+            scores = decoder.masked_logits(hidden, plan.temperature or 1.0)
             return recorded(state._replace(suffixes=suffixes), scores, fixed.keys, first)
 
         return jax.lax.while_loop(lambda state: (state.slot < stop) & ~jnp.all(state.done), body, state)
@@ -322,7 +322,7 @@ def _programs(model: Model, decoding: Model, plan: _Plan) -> _Programs:
         return jax.tree.map(take, fixed), kept._replace(slot=state.slot)
 
     def lengthen(state: _State) -> _State:
-        grown = tuple(longer(cache, plan.segment) for cache in state.suffixes)
+        grown = tuple(grow_cache(cache, plan.segment) for cache in state.suffixes)
         return state._replace(suffixes=grown, **_blank(*state.token.shape))
 
     def spread(rows: Array, tokens: Array, logprobs: Array, entropies: Array, per_shard: int) -> _Drawn:
@@ -491,10 +491,10 @@ def _start(
     *,
     finished: bool = False,
 ) -> _Run:
-    if model.choices.size > processor.tokenizer_size:
+    if model.vocab_mask.tokenizer_size > processor.tokenizer_size:
         raise ValueError(
-            f"the model may draw {model.choices.size} tokens, but the tokenizer of {processor.folder} knows"
-            f" {processor.tokenizer_size}: load both from one folder, or set the model's tokenizer_size"
+            f"the model may draw {model.vocab_mask.tokenizer_size} tokens, but the tokenizer of {processor.folder}"
+            f" knows {processor.tokenizer_size}: load both from one folder, or set the model's tokenizer_size"
         )
     decoding, plan, programs = sampler(model, settings, processor.eos_token_ids)
     weights = decoding_weights(model, parameters, decoding) if weights is None else weights
@@ -554,11 +554,11 @@ def _batch(model: Model, decoding: Model, prompts: Sequence[Prompt], settings: S
             " change the mesh"
         )
     vision = model.config.vision
-    reach = max((slots_of(picture, vision) for prompt in filled for picture in prompt.pictures), default=1)
-    needed = np.array([max(len(prompt.tokens) for prompt in filled), slots_needed(filled, vision, shards), reach])
+    reach = max((image_slots(picture, vision) for prompt in filled for picture in prompt.images), default=1)
+    needed = np.array([max(len(prompt.tokens) for prompt in filled), slots_per_shard(filled, vision, shards), reach])
     if hosts > 1:
         needed = np.max(np.asarray(multihost_utils.process_allgather(needed)), axis=0)
-    length = fitting(int(needed[0]), settings.prompt_lengths, "sampling.prompt_lengths")
+    length = smallest_bucket(int(needed[0]), settings.prompt_lengths, "sampling.prompt_lengths")
     shape = BatchShape(length, power_of_two(int(needed[1])), power_of_two(int(needed[2])))
     return to_devices(collate(filled, model.config, shape, shards), model.mesh)
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from currreft_jax.config import Config, Grpo, Method, Optimizer, Pretrained, Rule, Schedule
 from currreft_jax.losses import grpo_loss, sft_loss
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.models.logprobs import Choices
+from currreft_jax.models.logprobs import VocabMask
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.sharding import parameter_sharding, path_of
 from currreft_jax.structs import Array, GroupBatch, Sampled
@@ -283,12 +283,12 @@ def sft_gradient(
     Returns:
         The new sum, and the microbatch's share of the `loss`.
     """
-    every = Choices(model.config.vocab_size, ())  # the plain softmax: what is never sampled is learnt to be unlikely
+    every = VocabMask(model.config.vocab_size, ())  # the plain softmax: what is never sampled is learnt to be unlikely
 
     def loss(params: Parameters) -> jax.Array:
         module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
-        hidden = module.prefix_extend(batch.prompts, batch.tokens)
-        return sft_loss(module.logprobs(hidden, batch.tokens, choices=every)[0], weights)
+        hidden = module.forward(batch.prompts, batch.tokens)
+        return sft_loss(module.logprobs(hidden, batch.tokens, vocab_mask=every)[0], weights)
 
     moving, frozen = split(params, total)
     value, gradient = jax.value_and_grad(lambda moving: loss(merge(moving, frozen)))(moving)
@@ -324,7 +324,7 @@ def grpo_gradient(
 
     def loss(params: Parameters) -> tuple[jax.Array, Told]:
         module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
-        hidden = module.prefix_extend(batch.prompts, batch.tokens)
+        hidden = module.forward(batch.prompts, batch.tokens)
         logprobs, entropy = module.logprobs(hidden, batch.tokens, temperature)
         value, told = grpo_loss(logprobs, sampled.logprobs, sampled.reference, sampled.advantages, weights, settings)
         return value, {**told, "entropy": jnp.sum(jnp.where(weights > 0, entropy, 0.0))}

@@ -43,7 +43,7 @@ from currreft_jax.held_out import HeldOut, held_out_rows, measure
 from currreft_jax.losses import PER_TOKEN
 from currreft_jax.metrics import Metrics
 from currreft_jax.models import hf
-from currreft_jax.models.lora import adapted, merged
+from currreft_jax.models.lora import add_adapters, merge_adapters
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.planning.parts import Programs
@@ -254,7 +254,7 @@ def train_stage(
                 break
             window.start_clock()  # looking and saving were no step
     plain = caster(dataclasses.replace(model, lora_rank=0))
-    hf.export(model, plain(merged(model, state.params)), reader, where / EXPORT)
+    hf.export(model, plain(merge_adapters(model, state.params)), reader, where / EXPORT)
     return True
 
 
@@ -495,7 +495,7 @@ def _loaded(path: str, model: Model, seed: int) -> Parameters:
             f"{path} has another {', '.join(differing)} than model.path: the reference must be a model of the same"
             " architecture"
         )
-    return adapted(model, plain, seed) if model.adapters else plain
+    return add_adapters(model, plain, seed) if model.adapters else plain
 
 
 def _last_of(config: Config, number: int, where: Path, items: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_a_group_equals_its_sequences_one_by_one(group):
     for row, prompt in enumerate(prompts):
         for g in range(G):
             whole = sequence(prompt, tokens[row, g])
-            alone = batch_of([whole], model.config, reach=10)
+            alone = batch_of([whole], model.config, max_slots=10)
             one_by_one = plain(parameters, alone, np.array([len(prompt.tokens)]), tokens[row, g][None])
             np.testing.assert_allclose(of_group[row, g], one_by_one[0], atol=1e-5, rtol=0)
 
@@ -128,7 +128,7 @@ def test_a_text_prompt_is_the_same_beside_images_and_alone(group, scored):
     model, parameters, prompts, tokens = group
     score, expected = scored
     alone = batch_of(prompts[2:], model.config)
-    assert alone.pictures is None
+    assert alone.images is None
     np.testing.assert_allclose(score(parameters, alone, tokens[2:]), expected[2:], atol=2e-6, rtol=0)
 
 

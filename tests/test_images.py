@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
 from currreft_jax.data import images
-from currreft_jax.data.images import ImageError, cut, open_image, smart_resize
+from currreft_jax.data.images import ImageError, extract_patches, open_image, smart_resize
 from currreft_jax.structs import Frame
 from tests import tiny
 
@@ -58,14 +58,14 @@ def test_a_drawn_pixel_is_found_in_its_patch():
     """Patch order: units row by row; inside a unit 2 x 2 patches; inside a patch channel, y, x."""
     pixels = np.zeros((56, 84, 3), np.uint8)
     pixels[30, 45, 1] = 255  # unit (1, 1), patch (0, 1) of it, y = 2, x = 3
-    picture = cut(Image.fromarray(pixels), VISION, 3136, 12_845_056)
+    picture = extract_patches(Image.fromarray(pixels), VISION, 3136, 12_845_056)
     assert picture.grid == (4, 6) and picture.resized == picture.original == Frame(84, 56)
     unit, patch = 1 * 3 + 1, 0 * 2 + 1
     assert np.argwhere(picture.patches).tolist() == [[unit * 4 + patch, 1 * 196 + 2 * 14 + 3]]
 
 
 def test_the_frames_are_kept():
-    picture = cut(Image.new("RGB", (640, 480)), VISION, 3136, 12_845_056)
+    picture = extract_patches(Image.new("RGB", (640, 480)), VISION, 3136, 12_845_056)
     assert (picture.original, picture.resized) == (Frame(640, 480), Frame(644, 476))
     assert picture.patches.shape == (46 * 34, 588) and picture.patches.dtype == np.uint8
 
@@ -154,8 +154,8 @@ def test_a_missing_file_and_a_huge_one_are_named(tmp_path, monkeypatch):
 
 def test_three_hundred_to_one_is_refused_and_one_pixel_is_not():
     with pytest.raises(ImageError, match="over 200 times"):
-        cut(Image.new("RGB", (300, 1)), VISION, 3136, 12_845_056)
-    assert cut(Image.new("RGB", (1, 1)), VISION, 3136, 12_845_056).grid == (4, 4)
+        extract_patches(Image.new("RGB", (300, 1)), VISION, 3136, 12_845_056)
+    assert extract_patches(Image.new("RGB", (1, 1)), VISION, 3136, 12_845_056).grid == (4, 4)
 
 
 def damaged_files(count: int):

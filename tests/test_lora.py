@@ -26,7 +26,7 @@ from currreft_jax.config import (
 from currreft_jax.data import processor
 from currreft_jax.losses import loss_counts, loss_weights
 from currreft_jax.models import hf
-from currreft_jax.models.lora import adapted, merged
+from currreft_jax.models.lora import add_adapters, merge_adapters
 from currreft_jax.models.qwen2_5_vl import token_logprobs
 from currreft_jax.sharding import make_mesh, path_of, to_devices
 from currreft_jax.step import init_state, make_optimizer, make_update, moving_part, sft_gradient, zero_gradient
@@ -85,11 +85,11 @@ def plain():
 
 @pytest.fixture(scope="module")
 def adapters(plain):
-    return moved(adapted(lora_of(), plain, 0))
+    return moved(add_adapters(lora_of(), plain, 0))
 
 
 def test_every_linear_layer_of_the_decoder_has_adapters_and_nothing_else(plain):
-    parameters = named(adapted(lora_of(), plain, 0))
+    parameters = named(add_adapters(lora_of(), plain, 0))
     assert {name for name in parameters if is_adapter(name)} == {
         f"layers/{linear}/lora_{letter}" for linear in LINEAR for letter in "ab"
     }
@@ -108,15 +108,15 @@ def test_kernels_are_drawn_alike_with_and_without_adapters():
 
 def test_fresh_adapters_change_nothing_and_depend_on_the_seed_alone(checkpoint, plain):
     model = lora_of()
-    fresh = adapted(model, plain, 5)
+    fresh = add_adapters(model, plain, 5)
     batch, _ = batch_for(checkpoint)
     before = token_logprobs(plain_of(), plain, batch.prompts, batch.tokens)
     np.testing.assert_array_equal(token_logprobs(model, fresh, batch.prompts, batch.tokens), before)
     on_mesh = lora_of(mesh=make_mesh(2, 2, 2))
-    again = named(adapted(on_mesh, tiny.parameters_of(plain_of(mesh=on_mesh.mesh)), 5))
+    again = named(add_adapters(on_mesh, tiny.parameters_of(plain_of(mesh=on_mesh.mesh)), 5))
     for name, x in named(fresh).items():
         np.testing.assert_array_equal(x, again[name], err_msg=name)
-    other = named(adapted(model, plain, 6))["layers/mlp/up_proj/lora_a"]
+    other = named(add_adapters(model, plain, 6))["layers/mlp/up_proj/lora_a"]
     assert not np.allclose(other, fresh["layers"]["mlp"]["up_proj"]["lora_a"], atol=1e-3)
 
 
@@ -144,10 +144,10 @@ def test_each_adapter_counts_as_its_product_added_to_the_kernel(checkpoint, plai
 def test_merged_parameters_are_plain_and_compute_the_same(checkpoint, mesh):
     mesh = make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))])
     model, plain_model = lora_of(mesh=mesh), plain_of(mesh=mesh)
-    parameters = moved(adapted(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
+    parameters = moved(add_adapters(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
     batch, _ = batch_for(checkpoint, shards=4 if mesh.size > 1 else 1)
     batch = to_devices(batch, mesh)
-    found = merged(model, parameters)
+    found = merge_adapters(model, parameters)
     assert {name: (x.shape, x.sharding) for name, x in named(found).items()} == {
         name: (x.shape, x.sharding) for name, x in named(plain_model.abstract(jnp.float32)).items()
     }
@@ -156,9 +156,9 @@ def test_merged_parameters_are_plain_and_compute_the_same(checkpoint, mesh):
         for m, p in ((model, parameters), (plain_model, found))
     )
     np.testing.assert_allclose(unmerged, of_merged, atol=1e-5, rtol=0)
-    assert merged(plain_model, found) is found
+    assert merge_adapters(plain_model, found) is found
     with pytest.raises(ValueError, match="adapters, and the model has none"):
-        merged(plain_model, parameters)
+        merge_adapters(plain_model, parameters)
 
 
 def test_gradients_are_those_of_the_kernel_by_the_chain_rule(checkpoint, plain, adapters):
@@ -167,7 +167,7 @@ def test_gradients_are_those_of_the_kernel_by_the_chain_rule(checkpoint, plain, 
     zeros = zero_gradient(model, Optimizer())()
     assert set(named(zeros)) == {name for name in named(adapters) if is_adapter(name)}
     found, loss = jax.jit(partial(sft_gradient, model))(adapters, zeros, *batch)
-    whole = merged(model, adapters)
+    whole = merge_adapters(model, adapters)
     of_whole, same_loss = jax.jit(partial(sft_gradient, plain_of()))(whole, jax.tree.map(jnp.zeros_like, whole), *batch)
     assert float(loss["loss"]) == pytest.approx(float(same_loss["loss"]), rel=1e-5)
     for linear in LINEAR:
@@ -195,7 +195,7 @@ def test_a_step_moves_adapters_alone_and_keeps_moments_of_them_alone(checkpoint,
     model = lora_of()
     settings = Optimizer(learning_rate=1e-2, schedule=Schedule.CONSTANT)
     optimizer = make_optimizer(settings, 4)
-    state = init_state(model, optimizer, jax.tree.map(jnp.copy, adapted(model, plain, 0)))
+    state = init_state(model, optimizer, jax.tree.map(jnp.copy, add_adapters(model, plain, 0)))
     sizes = {name: x.nbytes for name, x in named(state.params).items()}
     of_adapters = sum(size for name, size in sizes.items() if is_adapter(name))
     held = sum(x.nbytes for x in jax.tree.leaves(state.optimizer) if x.ndim)
@@ -218,7 +218,7 @@ def test_a_step_moves_adapters_alone_and_keeps_moments_of_them_alone(checkpoint,
 def test_what_is_frozen_costs_no_products(checkpoint, plain, frozen):
     """A backward pass has two products for each one of the forward pass: one gives the kernel's gradient."""
     model = lora_of() if frozen == "adapters" else plain_of()
-    parameters = adapted(model, plain, 0) if frozen == "adapters" else plain
+    parameters = add_adapters(model, plain, 0) if frozen == "adapters" else plain
     batch = batch_for(checkpoint)
 
     def cost(total) -> float:
@@ -250,7 +250,7 @@ def test_an_export_is_a_plain_model_that_computes_the_same(checkpoint, adapters,
 def test_the_sampler_reports_the_trainers_log_probs(checkpoint, mesh):
     mesh = make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))])
     model = lora_of(mesh=mesh)
-    parameters = moved(adapted(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
+    parameters = moved(add_adapters(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
     reader = processor.load(checkpoint)
     prompts = [reader.prompt(tiny.user("?" * n, 1), [tiny.picture(60, 60, n)], key=n) for n in range(4)]
     exact = Sampling(
@@ -275,12 +275,15 @@ def test_a_mesh_has_the_gradient_of_one_device(checkpoint):
     found = []
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(2, 2, 2)):
         model = lora_of(mesh=mesh)
-        parameters = moved(adapted(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
+        parameters = moved(add_adapters(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
         batch = to_devices(batch_for(checkpoint, shards=4 if mesh.size > 1 else 1), mesh)
         gradient = jax.jit(partial(sft_gradient, model))
         total, step_told = gradient(parameters, zero_gradient(model, Optimizer())(), *batch)
         found.append((float(step_told["loss"]), {name: np.asarray(x) for name, x in named(total).items()}))
-        specs = {name: str(x.sharding.spec) for name, x in named(adapted(model, merged(model, parameters), 0)).items()}
+        specs = {
+            name: str(x.sharding.spec)
+            for name, x in named(add_adapters(model, merge_adapters(model, parameters), 0)).items()
+        }
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     for name, x in found[0][1].items():
         np.testing.assert_allclose(x, found[1][1][name], atol=1e-5 * np.abs(x).max(), err_msg=name)
@@ -318,7 +321,7 @@ def test_a_run_with_adapters_exports_a_plain_model_and_the_next_stage_goes_on_wi
     model = lora_of(mesh=make_mesh(data=4, fsdp=2))
     masters = train.start_params(config, 1, model, tmp_path)
     assert all(np.asarray(x).any() for name, x in named(masters).items() if is_adapter(name))
-    for name, x in named(merged(model, masters)).items():
+    for name, x in named(merge_adapters(model, masters)).items():
         np.testing.assert_array_equal(x, exported[name], err_msg=name)
 
 

@@ -16,11 +16,11 @@ from currreft_jax.data.packing import BatchShape, collate
 from currreft_jax.data.processor import load
 from currreft_jax.models import attention
 from currreft_jax.models import logprobs as blocks
-from currreft_jax.models.attention import Source, attend
+from currreft_jax.models.attention import KVSource, attend
 from currreft_jax.models.config import PUBLISHED
 from currreft_jax.models.layers import einsum
 from currreft_jax.models.qwen2_5_vl import Model
-from currreft_jax.models.vision import attend_in_images, rows_that_share
+from currreft_jax.models.vision import attend_in_images, rows_sharing_images
 from currreft_jax.sharding import data_shards, make_mesh, path_of, to_devices
 from currreft_jax.structs import Prompt
 from tests import tiny
@@ -210,7 +210,7 @@ def test_all_logits_never_exist(scoring, monkeypatch):
 
 def program_size(config, prompts) -> int:
     model = tiny.model_of(config)
-    batch = batch_of(prompts, config, reach=20)
+    batch = batch_of(prompts, config, max_slots=20)
     tokens = np.zeros((len(prompts), 2, 4), int)
     program = jax.make_jaxpr(lambda p: group_logprobs(model, p, batch, tokens))(model.abstract(jnp.float32))
     return sum(1 for _ in intermediates(program.jaxpr))
@@ -252,7 +252,7 @@ def test_attention_in_images_is_dense_attention_under_a_mask(sizes):
     image[1, 4:] = -1
     image = np.repeat(image[..., None], 4, axis=2)
     image[..., 3] = -1  # padding in every slot
-    shared = rows_that_share(jnp.asarray(image), 4)
+    shared = rows_sharing_images(jnp.asarray(image), 4)
     starts = np.cumsum((0, *sizes))
     crossed = [any(a < border < b for a, b in pairwise(starts)) for border in range(4, sum(sizes), 4)]
     assert list(shared) == [any(pair) for pair in pairwise((False, *crossed, False))]
@@ -268,7 +268,7 @@ def test_attention_in_images_is_dense_attention_under_a_mask(sizes):
 
     def dense(query, keys, values):
         same = flat(image)[:, :, None] == flat(image)[:, None]
-        out = attend("nqhd", flat(query), Source("nshd", flat(keys), flat(values), "nqs", same))
+        out = attend("nqhd", flat(query), KVSource("nshd", flat(keys), flat(values), "nqs", same))
         return out.reshape(query.shape)
 
     arrays = query, keys, values
@@ -291,7 +291,7 @@ def test_scores_are_never_moved(axes, sources):
 
     def attended(query, *keys):
         return attend(
-            axes, query, *(Source(a, k, k, "s", jnp.ones(11, bool)) for a, k in zip(sources, keys, strict=True))
+            axes, query, *(KVSource(a, k, k, "s", jnp.ones(11, bool)) for a, k in zip(sources, keys, strict=True))
         )
 
     arrays = [jnp.ones(shape(letters)) for letters in (axes, *sources)]
@@ -312,11 +312,11 @@ def test_blocks_of_queries_attend_as_all_of_them_at_once(monkeypatch, completion
 
     def told(scores):
         def loss(query, prompt, own):
-            sources = Source("pskd", prompt, prompt, "ps", real), Source("pcskd", own, own, "qs", causal)
+            sources = KVSource("pskd", prompt, prompt, "ps", real), KVSource("pcskd", own, own, "qs", causal)
             out = attend("pcqkgd", query, *sources)
             return jnp.sum(out.astype(jnp.float32) ** 2), out
 
-        monkeypatch.setattr(attention, "SCORES", scores)
+        monkeypatch.setattr(attention, "BLOCK_SCORES", scores)
         gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(query, prompt, own)
         return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
@@ -328,7 +328,7 @@ def test_scores_of_many_queries_never_exist():
     x = jnp.ones((2, 900, 1, 8))
 
     def loss(query, keys):
-        return jnp.sum(attend("pqkd", query, Source("pskd", keys, keys, "qs", jnp.ones((900, 900), bool))))
+        return jnp.sum(attend("pqkd", query, KVSource("pskd", keys, keys, "qs", jnp.ones((900, 900), bool))))
 
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, x).as_text()
     assert re.search("300x900xf32", program) and not re.search("900x900xf32", program)
@@ -342,7 +342,7 @@ def test_masks_and_scales_are_brought_into_the_scores_order():
     weights = np.where(mask[:, :, :, None], np.exp(scores), 0)
     expected = np.einsum("pqkgs,pskd,psk->pqkgd", weights / weights.sum(-1, keepdims=True), values, scale)
     arrays = map(jnp.asarray, (keys, values))
-    source = Source("pskd", *arrays, "pqks", jnp.asarray(mask), jnp.asarray(scale), jnp.asarray(scale))
+    source = KVSource("pskd", *arrays, "pqks", jnp.asarray(mask), jnp.asarray(scale), jnp.asarray(scale))
     np.testing.assert_allclose(attend("pqkgd", jnp.asarray(query), source), expected, atol=1e-5)
 
 
@@ -482,7 +482,7 @@ def test_the_fused_pass_gathers_each_weight_once(sharded_group):
     batch, tokens = to_devices((collate([prompts[1]] * 8, config, BatchShape(110, 0, 1), 8), tokens), mesh)
 
     def hidden(parameters):
-        return model.bind(parameters).prefix_extend(batch, tokens)
+        return model.bind(parameters).forward(batch, tokens)
 
     compiled = jax.jit(hidden).lower(tiny.parameters_of(model)).compile()
     sizes = [int(np.prod(shape)) for shape in moved(compiled, "all-gather")]
@@ -513,7 +513,7 @@ def test_a_batch_that_does_not_divide_is_refused(sharded_group):
     config, prompts, _ = sharded_group
     batch = collate(prompts[:3], config, BatchShape(110, 30, 6))
     with pytest.raises(ValueError, match="3 rows do not divide into 8 data shards"):
-        to_devices(replace(batch, pictures=None), make_mesh(2, 4, 1))
+        to_devices(replace(batch, images=None), make_mesh(2, 4, 1))
     with pytest.raises(ValueError, match="does not fill 8 devices"):
         make_mesh(3, 1, 1)
     assert make_mesh(2, -1, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2}

@@ -12,26 +12,26 @@ from currreft_jax.data.packing import (
     PADDING,
     BatchShape,
     BudgetError,
-    balanced,
+    balance_shards,
     collate,
-    fitting,
+    image_slots,
     padding_waste,
-    slots_needed,
-    slots_of,
+    slots_per_shard,
+    smallest_bucket,
 )
 from currreft_jax.models.config import PUBLISHED
-from currreft_jax.structs import Frame, Picture, Prompt
+from currreft_jax.structs import Frame, ImagePatches, Prompt
 from tests import tiny
 
 CONFIG = tiny.CONFIG
 IMAGE = CONFIG.image_token_id
 
 
-def picture_of(grid: tuple[int, int], values: int = 588) -> Picture:
+def picture_of(grid: tuple[int, int], values: int = 588) -> ImagePatches:
     count = grid[0] * grid[1]
     patches = (np.arange(count * values) % 251).astype(np.uint8).reshape(count, values)
     frame = Frame(grid[1] * 14, grid[0] * 14)
-    return Picture(patches, grid, frame, frame)
+    return ImagePatches(patches, grid, frame, frame)
 
 
 def prompt_of(*grids: tuple[int, int], text: int = 5, name: str = "prompt") -> Prompt:
@@ -53,24 +53,24 @@ grids = st.tuples(st.integers(1, 12), st.integers(1, 12)).map(lambda units: (2 *
 @given(st.lists(st.lists(grids, max_size=3), min_size=2, max_size=6), st.sampled_from([1, 2]), st.sampled_from([9, 14]))
 def test_every_patch_is_found_again(of_prompts, shards, reach):
     prompts = [prompt_of(*grids) for grids in of_prompts[: len(of_prompts) // shards * shards]]
-    slots = slots_needed(prompts, CONFIG.vision, shards)
+    slots = slots_per_shard(prompts, CONFIG.vision, shards)
     batch = collate(prompts, CONFIG, BatchShape(2000, slots, reach), shards)
     if not slots:
-        assert batch.pictures is None and not any(prompt.pictures for prompt in prompts)
+        assert batch.images is None and not any(prompt.images for prompt in prompts)
         return
     per_shard = len(prompts) // shards
-    units = batch.pictures.patches.reshape(shards, -1, 4, 588)
-    coordinates = batch.pictures.coordinates.reshape(shards, -1, 4, 2)
-    window = batch.pictures.window.reshape(shards, -1, 4)
-    image = batch.pictures.image.reshape(shards, -1, 4)
+    units = batch.images.patches.reshape(shards, -1, 4, 588)
+    coordinates = batch.images.coordinates.reshape(shards, -1, 4, 2)
+    window = batch.images.window_id.reshape(shards, -1, 4)
+    image = batch.images.image_id.reshape(shards, -1, 4)
     slot = np.repeat(np.arange(slots), 16)
     seen = np.zeros(units.shape[:2], int)
     for row, prompt in enumerate(prompts):
         shard = row // per_shard
         index = batch.embed_index[row]
         np.testing.assert_array_equal(index != PADDING, np.pad(prompt.tokens == IMAGE, (0, 2000 - len(prompt.tokens))))
-        places = iter(np.split(index[index != PADDING], np.cumsum([len(p.patches) // 4 for p in prompt.pictures])[:-1]))
-        for picture in prompt.pictures:
+        places = iter(np.split(index[index != PADDING], np.cumsum([len(p.patches) // 4 for p in prompt.images])[:-1]))
+        for picture in prompt.images:
             place = next(places)
             np.testing.assert_array_equal(units[shard, place].reshape(-1, 588), picture.patches)
             height, width = picture.grid[0] // 2, picture.grid[1] // 2
@@ -85,11 +85,11 @@ def test_every_patch_is_found_again(of_prompts, shards, reach):
             assert (window[shard, place] >= 0).all()
             # consecutive slots, one id, and no other image's
             used = sorted({*slot[place]})
-            assert used == list(range(used[0], used[0] + slots_of(picture, CONFIG.vision)))
+            assert used == list(range(used[0], used[0] + image_slots(picture, CONFIG.vision)))
             assert len({*image[shard, place].reshape(-1)}) == 1
             seen[shard, place] += 1
     np.testing.assert_array_equal(seen, image[..., 0] != PADDING)
-    assert sum(len({*ids.reshape(-1)} - {PADDING}) for ids in image) == sum(len(p.pictures) for p in prompts)
+    assert sum(len({*ids.reshape(-1)} - {PADDING}) for ids in image) == sum(len(p.images) for p in prompts)
 
 
 def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
@@ -107,9 +107,9 @@ def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
         collate([], CONFIG, BatchShape(20, 0, 1))
     with pytest.raises(BudgetError, match="3 prompts do not divide into 2"):
         collate([prompt_of()] * 3, CONFIG, BatchShape(20, 0, 1), shards=2)
-    assert fitting(5, (4, 8, 16), "slots") == 8
+    assert smallest_bucket(5, (4, 8, 16), "slots") == 8
     with pytest.raises(BudgetError, match="slots: 17 needed, but the largest bucket is 16"):
-        fitting(17, (4, 8, 16), "slots")
+        smallest_bucket(17, (4, 8, 16), "slots")
 
 
 def drawn_sizes(count: int) -> list[tuple[int, int]]:
@@ -128,10 +128,10 @@ def test_padding_at_the_papers_budget(images, limit):
     pictures = [picture_of((height // 14, width // 14), 1) for height, width in sizes]
     filled = capacity = 0
     for start in range(0, len(pictures), images):
-        prompts = [replace(prompt_of(text=1), pictures=(picture,)) for picture in pictures[start : start + images]]
-        prompts = balanced(prompts, config.vision, shards)
-        filled += sum(len(prompt.pictures[0].patches) for prompt in prompts)
-        capacity += fitting(slots_needed(prompts, config.vision, shards), ladder, "slots") * shards * 64
+        prompts = [replace(prompt_of(text=1), images=(picture,)) for picture in pictures[start : start + images]]
+        prompts = balance_shards(prompts, config.vision, shards)
+        filled += sum(len(prompt.images[0].patches) for prompt in prompts)
+        capacity += smallest_bucket(slots_per_shard(prompts, config.vision, shards), ladder, "slots") * shards * 64
     print(f"{images} images on {shards} devices: {1 - filled / capacity:.3f} of the patches are padding")
     assert 1 - filled / capacity < limit
 
@@ -139,19 +139,19 @@ def test_padding_at_the_papers_budget(images, limit):
 @given(st.lists(st.lists(grids, max_size=2), min_size=6, max_size=6), st.sampled_from([1, 2, 3, 6]))
 def test_balancing_keeps_every_prompt_and_is_no_worse(of_prompts, shards):
     prompts = [prompt_of(*grids, name=str(i)) for i, grids in enumerate(of_prompts)]
-    order = balanced(prompts, CONFIG.vision, shards)
+    order = balance_shards(prompts, CONFIG.vision, shards)
     assert sorted(prompt.name for prompt in order) == [str(i) for i in range(6)]
-    total = slots_needed(prompts, CONFIG.vision)
-    largest = max(sum(slots_of(p, CONFIG.vision) for p in prompt.pictures) for prompt in prompts)
-    assert slots_needed(order, CONFIG.vision, shards) <= -(-total // shards) + largest
+    total = slots_per_shard(prompts, CONFIG.vision)
+    largest = max(sum(image_slots(p, CONFIG.vision) for p in prompt.images) for prompt in prompts)
+    assert slots_per_shard(order, CONFIG.vision, shards) <= -(-total // shards) + largest
 
 
 @pytest.mark.parametrize(("spare", "starts"), [(0, [0, 3, 6]), (1, [0, 4, 7]), (2, [0, 4, 8])])
 def test_images_begin_at_rows_where_slots_are_left(spare, starts):
     """Three images of three slots, in rows of four: all begin at rows, or as many as there is room for."""
     prompts = [prompt_of((24, 8))] * 3
-    pictures = collate(prompts, CONFIG, BatchShape(60, 9 + spare, 4)).pictures
-    assert [int(np.argmax((pictures.image[0] == image).any(axis=1))) for image in range(3)] == starts
+    packed = collate(prompts, CONFIG, BatchShape(60, 9 + spare, 4)).images
+    assert [int(np.argmax((packed.image_id[0] == image).any(axis=1))) for image in range(3)] == starts
 
 
 def test_waste_is_reported():
@@ -164,4 +164,4 @@ def test_slots_of_the_largest_images():
     """At 401,408 pixels an image of usual shape fills at most 36 slots."""
     config = PUBLISHED["3b"].vision
     usual = [(2 * h, 2 * w) for h in range(8, 65) for w in range(8, 65) if h * w <= 512 and max(h, w) <= 4 * min(h, w)]
-    assert max(slots_of(picture_of(grid, 1), config) for grid in usual) <= 36
+    assert max(image_slots(picture_of(grid, 1), config) for grid in usual) <= 36

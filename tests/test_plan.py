@@ -328,7 +328,7 @@ def test_every_bucket_is_a_shape_that_batches_take(checkpoint):
     assert shapes[0].shape.slots == 0 and shapes[0].shape.length == 128
     assert shapes[-1].shape.slots == 2 and shapes[-1].shape.length == 256 and shapes[-1].completion == 8
     assert len(set(shapes)) == len(shapes)
-    assert all(it.shape.reach <= it.shape.slots for it in shapes)
+    assert all(it.shape.max_slots_per_image <= it.shape.slots for it in shapes)
     assert parts.count(programs) > len(shapes)
 
 

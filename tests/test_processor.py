@@ -208,4 +208,4 @@ def test_a_folder_without_a_tokenizer_or_with_broken_json_says_so(tmp_path):
 
 def test_the_vision_config_decides_the_units(checkpoint):
     config = replace(CONFIG, vision=replace(CONFIG.vision, spatial_merge_size=4))
-    assert module.grid_units((8, 12), config) == 6
+    assert module.num_image_tokens((8, 12), config) == 6

@@ -65,7 +65,7 @@ def test_there_and_back_is_bit_identical(tmp_path, config, dtype, capsys):
 
 def test_large_models_are_written_in_several_files(folder, tmp_path, monkeypatch):
     model, parameters = hf.load(folder)
-    monkeypatch.setattr(hf, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(hf, "MAX_FILE_BYTES", 300_000)
     (tmp_path / "out").mkdir()
     hf.save(model, parameters, tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*.safetensors"))
@@ -198,7 +198,7 @@ def test_loading_onto_a_mesh(folder, tmp_path, sizes):
             jax.tree.leaves(parameters), jax.tree.leaves(model.abstract(jnp.float32)), strict=True
         ):
             assert leaf.sharding == abstract.sharding
-    assert_same(dict(hf.tensors(parameters)), dict(hf.tensors(expected)))
+    assert_same(dict(hf.hub_tensors(parameters)), dict(hf.hub_tensors(expected)))
 
 
 def test_dtypes_are_converted_on_the_way(folder, tmp_path):

@@ -12,7 +12,7 @@ from currreft_jax.data.processor import MIN_PIXELS, Processor
 from currreft_jax.data.prompts import Template, question
 from currreft_jax.data.rows import IMAGE
 from currreft_jax.models.config import VisionConfig
-from currreft_jax.structs import Frame, Picture, Prompt, Row
+from currreft_jax.structs import Frame, ImagePatches, Prompt, Row
 
 PAPER_PIXELS = 401_408
 PAPER_PROMPT_TOKENS = 2048
@@ -58,7 +58,7 @@ class Budget:
 
     def image_tokens(self, resized: Frame) -> int:
         """Tokens that an image takes in the prompt."""
-        return int(np.prod(self.grid(resized))) // self.vision.unit
+        return int(np.prod(self.grid(resized))) // self.vision.patches_per_unit
 
 
 def prompt_text(row: Row, wording: Template, frames: Frames) -> str:
@@ -74,6 +74,6 @@ def prompt_of(row: Row, processor: Processor, wording: Template, frames: Frames,
     Raises:
         PromptError: the conversation does not fit its images.
     """
-    empty = np.empty((0, budget.vision.patch_values), np.uint8)
-    pictures = [Picture(empty, budget.grid(resized), original, resized) for original, resized in frames]
+    empty = np.empty((0, budget.vision.values_per_patch), np.uint8)
+    pictures = [ImagePatches(empty, budget.grid(resized), original, resized) for original, resized in frames]
     return processor.prompt(question(row, wording, frames), pictures, name=name)

@@ -31,7 +31,7 @@ class Example:
     @property
     def frame(self) -> Frame | None:
         """The resized frame in which the model saw the first image: rewards compare boxes in it."""
-        return self.prompt.pictures[0].resized if self.prompt.pictures else None
+        return self.prompt.images[0].resized if self.prompt.images else None
 
 
 def example(
@@ -54,7 +54,7 @@ def example(
         PromptError: the conversation does not fit its images.
         RowError: the gold answer cannot be read.
     """
-    pictures = [processor.picture(image, where) for image in row.images]
+    pictures = [processor.process_image(image, where) for image in row.images]
     frames = [(picture.original, picture.resized) for picture in pictures]
     if frames and not row.frame:
         row = replace(row, frame=frames[0][0])

@@ -25,12 +25,12 @@ from currreft_jax.data.mixture import Mixture, MixtureError
 from currreft_jax.data.packing import (
     BatchShape,
     BudgetError,
-    balanced,
+    balance_shards,
     collate,
-    fitting,
-    largest_slots,
-    slots_needed,
-    slots_of,
+    image_slots,
+    max_slots_per_image,
+    slots_per_shard,
+    smallest_bucket,
 )
 from currreft_jax.data.processor import Processor, PromptError
 from currreft_jax.data.prompts import Template
@@ -103,10 +103,10 @@ class Ladders:
         Raises:
             BudgetError: none does.
         """
-        slots = fitting(needs.slots, self.slots, "data.slots")
-        length = fitting(needs.length, self.lengths, "data.prompt_lengths")
-        reach = fitting(needs.reach, self.reaches, "slots of an image")
-        completion = fitting(needs.completion, self.completions, "data.completion_lengths")
+        slots = smallest_bucket(needs.slots, self.slots, "data.slots")
+        length = smallest_bucket(needs.length, self.lengths, "data.prompt_lengths")
+        reach = smallest_bucket(needs.reach, self.reaches, "slots of an image")
+        completion = smallest_bucket(needs.completion, self.completions, "data.completion_lengths")
         return BatchShape(length, slots, reach), completion
 
 
@@ -243,7 +243,7 @@ class Budgeted(Protocol):
 
 def ladders(data: Data, processor: Budgeted, prompts: int) -> Ladders:
     """The shapes for batches whose data shards hold `prompts` prompts each, of a microbatch."""
-    largest = largest_slots(processor.max_pixels, processor.config.vision)
+    largest = max_slots_per_image(processor.max_pixels, processor.config.vision)
     slots = tuple(data.slots) or _rungs(largest * prompts, 1.25)
     return Ladders(tuple(data.prompt_lengths), (0, *slots), (0, *_rungs(largest, 1.5)), tuple(data.completion_lengths))
 
@@ -264,7 +264,7 @@ def arranged(examples: Sequence[Example], config: ModelConfig, shards: int, part
     return [
         [
             by_prompt[id(prompt)]
-            for prompt in balanced([it.prompt for it in ordered[start : start + size]], config.vision, shards)
+            for prompt in balance_shards([it.prompt for it in ordered[start : start + size]], config.vision, shards)
         ]
         for start in range(0, len(ordered), size)
     ]
@@ -274,8 +274,8 @@ def needs(examples: Sequence[Example], config: ModelConfig, shards: int) -> Need
     """What a microbatch of this host needs."""
     return Needs(
         length=max(len(it.prompt.tokens) for it in examples),
-        slots=slots_needed([it.prompt for it in examples], config.vision, shards),
-        reach=max((slots_of(image, config.vision) for it in examples for image in it.prompt.pictures), default=0),
+        slots=slots_per_shard([it.prompt for it in examples], config.vision, shards),
+        reach=max((image_slots(image, config.vision) for it in examples for image in it.prompt.images), default=0),
         completion=max(len(it.tokens) for it in examples),
     )
 

@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import Config, Method, Sampling
 from currreft_jax.data import pipeline
-from currreft_jax.data.packing import BatchShape, collate, fitting, largest_slots
+from currreft_jax.data.packing import BatchShape, collate, max_slots_per_image, smallest_bucket
 from currreft_jax.data.processor import MAX_PIXELS
 from currreft_jax.experience import scorer, shard_prompts, whole_ladders
 from currreft_jax.models.config import PUBLISHED, ModelConfig
-from currreft_jax.models.decoder import reshard
+from currreft_jax.models.decoder import decoding_weights_fn
 from currreft_jax.models.folder import eos_token_ids, read_config, tokenizer_size
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.rollout import power_of_two, refuse_uneven, rungs, sampler
@@ -116,7 +116,7 @@ class Bucket(NamedTuple):
     completion: int
 
     def __str__(self) -> str:
-        images = f", {self.shape.slots} slots, {self.shape.reach} an image" if self.shape.slots else ""
+        images = f", {self.shape.slots} slots, {self.shape.max_slots_per_image} an image" if self.shape.slots else ""
         return f"{self.shape.length} + {self.completion} tokens{images}"
 
 
@@ -227,7 +227,7 @@ def _copies(programs: Programs) -> Iterator[Part]:
         yield Part("load reference", "", caster(programs.model), (state.params,), loaded, 0.0)
     yield Part("cast", "", caster(programs.model), (state.params,), moments)
     drawing = sampler(programs.model, programs.config.sampling, programs.ends)
-    yield Part("reshard", "", reshard(programs.model, drawing.decoding), (copy,), programs.resident)
+    yield Part("reshard", "", decoding_weights_fn(programs.model, drawing.decoding), (copy,), programs.resident)
 
 
 def _drawing(
@@ -250,14 +250,14 @@ def _drawing(
     """
     model, group = programs.model, settings.group_size
     drawing = sampler(model, settings, programs.ends)
-    weights = jax.eval_shape(reshard(model, drawing.decoding), programs.copy)
+    weights = jax.eval_shape(decoding_weights_fn(model, drawing.decoding), programs.copy)
     count, length = whole.tokens.shape
     refuse_uneven(count, drawing.decoding, settings)
     rows = NamedSharding(model.mesh, P(BATCH))
     done = jax.ShapeDtypeStruct((count,), jnp.bool_, sharding=rows)
     numbers, members = jax.ShapeDtypeStruct((3,), jnp.uint32), jax.ShapeDtypeStruct((group,), jnp.int32)
     start = (programs.copy, weights, whole, done, numbers, members)
-    slots = f", {whole.pictures.patches.shape[1]} slots" if whole.pictures is not None else ""
+    slots = f", {whole.images.patches.shape[1]} slots" if whole.images is not None else ""
     yield Part(
         f"{prefix}prefix",
         f"{count} x {length} tokens{slots}",
@@ -317,8 +317,8 @@ def _held_out(programs: Programs) -> Iterator[Part]:
     size = config.data.batch_size * config.sampling.group_size
     multiple = int(np.lcm(shards, decoding))
     filled = -(-size // multiple) * multiple
-    largest = largest_slots(programs.reader.max_pixels, vision)
-    length = fitting(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
+    largest = max_slots_per_image(programs.reader.max_pixels, vision)
+    length = smallest_bucket(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
     shape = BatchShape(length, power_of_two(largest * (filled // shards)), power_of_two(largest))
     yield from _drawing(programs, _prompts(model, shape, filled), settings, {}, "held-out ", 0.0)
 
@@ -329,7 +329,9 @@ def _whole(programs: Programs, bucket: Bucket) -> PromptBatch:
     prompts, cut = shard_prompts(config, mesh), _cut(config)
     if cut > 1 and shape.slots:
         rungs = whole_ladders(config, programs.reader, prompts * cut).slots
-        shape = dataclasses.replace(shape, slots=fitting(min(shape.slots * cut, rungs[-1]), rungs, "data.slots"))
+        shape = dataclasses.replace(
+            shape, slots=smallest_bucket(min(shape.slots * cut, rungs[-1]), rungs, "data.slots")
+        )
     return _prompts(programs.model, shape, prompts * cut * data_shards(mesh))
 
 

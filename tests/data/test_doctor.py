@@ -238,7 +238,7 @@ def test_tokens_counted_are_those_of_the_prompt(folder, checkpoint):
     assert finding.problem is Problem.LONG_PROMPT
     assert finding.where.endswith(f":{lengths.index(max(lengths)) + 1}")
     with RowFile(folder / "train.jsonl") as file:
-        frames = [(picture.original, picture.resized) for picture in seen[0].pictures]
+        frames = [(picture.original, picture.resized) for picture in seen[0].images]
         np.testing.assert_array_equal(prompt_of(file[0], processor, PAPER, frames, budget, "f").tokens, seen[0].tokens)
 
 

@@ -64,7 +64,7 @@ def test_boxes_written_after_resizing_match_the_pixels(processor, tmp_path_facto
         boxes=(box,),
     )
     seen = example(row, processor, PAPER, where="f:1")
-    red = pixels_of(seen.prompt.pictures[0])[..., 0] > 127
+    red = pixels_of(seen.prompt.images[0])[..., 0] > 127
     assume(red.any())
     ys, xs = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
     measured = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
@@ -143,7 +143,7 @@ def test_masks_as_drawn(processor, dog, name, images):
     assert marked(processor, learnt.tokens, learnt.mask) == drawn
     assert learnt.tokens.dtype == np.int32
     assert learnt.mask.dtype == bool
-    assert len(learnt.prompt.pictures) == images
+    assert len(learnt.prompt.images) == images
     whole = [{"role": turn.role, "content": turn.text} for turn in turns]
     rendered = processor.prompt(whole, add_generation_prompt=False).tokens
     if not images:

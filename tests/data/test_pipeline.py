@@ -10,7 +10,7 @@ import pytest
 from currreft_jax.config import Data, OnBadRow, Source, Stage
 from currreft_jax.data import pipeline, processor
 from currreft_jax.data.mixture import MixtureError, mixture
-from currreft_jax.data.packing import BudgetError, largest_slots, row_key
+from currreft_jax.data.packing import BudgetError, max_slots_per_image, row_key
 from currreft_jax.data.prompts import PAPER
 from tests import tiny
 
@@ -121,7 +121,7 @@ def test_hosts_share_a_batch_evenly_or_not_at_all(mixed, reader):
 def test_a_batch_takes_the_smallest_shape_that_holds_it(reader):
     data = Data(prompt_lengths=(64, 128), completion_lengths=(8, 32))
     ladders = pipeline.ladders(data, reader, 2)
-    top = 2 * largest_slots(reader.max_pixels, reader.config.vision)
+    top = 2 * max_slots_per_image(reader.max_pixels, reader.config.vision)
     assert ladders.slots[0] == 0 and ladders.slots[-1] == top
     assert all(
         after <= max(before + 1, 1.34 * before)

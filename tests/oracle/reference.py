@@ -16,7 +16,7 @@ import torch
 from packaging.version import Version
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from currreft_jax.models.vision import normalise
+from currreft_jax.models.vision import normalize_pixels
 from currreft_jax.structs import Prompt
 
 TRANSFORMERS = Version(version("transformers"))
@@ -54,9 +54,9 @@ def tower(model: Qwen2_5_VLForConditionalGeneration) -> torch.nn.Module:
 def inputs(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_values: np.ndarray | None) -> dict:
     ids = torch.tensor(prompt.tokens[None].astype(np.int64))
     arguments = {"input_ids": ids}
-    if prompt.pictures:
+    if prompt.images:
         arguments["pixel_values"] = torch.tensor(pixel_values)
-        arguments["image_grid_thw"] = torch.tensor([[1, *picture.grid] for picture in prompt.pictures])
+        arguments["image_grid_thw"] = torch.tensor([[1, *picture.grid] for picture in prompt.images])
         if Version("5.0") <= TRANSFORMERS:
             arguments["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     return arguments
@@ -64,10 +64,12 @@ def inputs(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_valu
 
 def pixel_values(prompt: Prompt) -> np.ndarray | None:
     """Normalised on our device, then as Hugging Face's processor hands them over: both frames of a patch alike."""
-    if not prompt.pictures:
+    if not prompt.images:
         return None
-    patches = np.concatenate([picture.patches for picture in prompt.pictures]).reshape(-1, 3, 14, 14)
-    return np.repeat(np.asarray(normalise(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(len(patches), -1)
+    patches = np.concatenate([picture.patches for picture in prompt.images]).reshape(-1, 3, 14, 14)
+    return np.repeat(np.asarray(normalize_pixels(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(
+        len(patches), -1
+    )
 
 
 def positions(model: Qwen2_5_VLForConditionalGeneration, arguments: dict) -> tuple[np.ndarray, int]:
@@ -113,7 +115,7 @@ def answer(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_valu
         hook.remove()
 
     blocks, features = [], None
-    if prompt.pictures:
+    if prompt.images:
         order = window_order(seen["embedded"][0], seen["entered"][0])
         unit = visual.spatial_merge_unit
         blocks = [block.float().numpy()[np.argsort(order)] for block in seen["left"]]

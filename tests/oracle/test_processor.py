@@ -8,7 +8,7 @@ import pytest
 from packaging.version import Version
 from PIL import Image
 
-from currreft_jax.data.images import cut, open_image
+from currreft_jax.data.images import extract_patches, open_image
 from currreft_jax.data.processor import load
 from tests import tiny
 from tests.oracle.reference import pixel_values
@@ -43,10 +43,10 @@ def image_processor(**settings):
 
 
 def compare(image: Image.Image, max_pixels: int) -> None:
-    ours = cut(open_image(image), tiny.CONFIG.vision, 3136, max_pixels)
+    ours = extract_patches(open_image(image), tiny.CONFIG.vision, 3136, max_pixels)
     theirs = image_processor(min_pixels=3136, max_pixels=max_pixels)(images=[image], return_tensors="np")
     np.testing.assert_array_equal(theirs["image_grid_thw"], [[1, *ours.grid]])
-    prompt = type("OnePicture", (), {"pictures": (ours,)})
+    prompt = type("OneImage", (), {"images": (ours,)})
     np.testing.assert_allclose(pixel_values(prompt), theirs["pixel_values"], atol=1e-6, rtol=0)
 
 

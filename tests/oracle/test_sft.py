@@ -11,7 +11,7 @@ import torch
 from currreft_jax.config import Kind, LossAverage, Task
 from currreft_jax.data import pipeline
 from currreft_jax.data.examples import example
-from currreft_jax.data.packing import BatchShape, slots_needed
+from currreft_jax.data.packing import BatchShape, slots_per_shard
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
 from currreft_jax.losses import loss_counts, loss_weights
@@ -57,7 +57,7 @@ def test_loss_and_gradients_are_transformers(tmp_path, average):
         "<answer>12</answer><|im_end|>",
     ]
 
-    shape = BatchShape(512, slots_needed([it.prompt for it in examples], model.config.vision), 6)
+    shape = BatchShape(512, slots_per_shard([it.prompt for it in examples], model.config.vision), 6)
     batch, mask = pipeline.gold_batch(examples, model.config, shape, 128, 1)
     weights = loss_weights(mask, average, loss_counts([mask]))
     zeros = jax.tree.map(jnp.zeros_like, parameters)
@@ -77,8 +77,8 @@ def test_loss_and_gradients_are_transformers(tmp_path, average):
         total += float(share.detach())
     assert float(told["loss"]) == pytest.approx(total, rel=RELATIVE)
 
-    theirs = {hf.published_name(name): it.grad.numpy() for name, it in oracle.named_parameters() if it.grad is not None}
-    ours = dict(hf.tensors(gradient))
+    theirs = {hf.hub_name(name): it.grad.numpy() for name, it in oracle.named_parameters() if it.grad is not None}
+    ours = dict(hf.hub_tensors(gradient))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         scale = np.abs(theirs[name]).max()

@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from currreft_jax.checkpoint import MANIFEST, atomic_folder
 from currreft_jax.models import hf
-from currreft_jax.models.folder import copy_companions, resolve
+from currreft_jax.models.folder import copy_auxiliary_files, resolve
 
 EPILOG = """\
 examples:
@@ -54,7 +54,7 @@ def convert(source: Path, destination: Path, *, to_hf: bool, dtype: str | None, 
     with atomic_folder(destination) as folder:
         model, parameters = hf.load(source, param_dtype=dtype)
         (hf.save if to_hf else hf.save_native)(model, parameters, folder)
-        copy_companions(source, folder)
+        copy_auxiliary_files(source, folder)
         if verify:
             del parameters
             ours, theirs = digests(folder, dtype), digests(source, dtype)
@@ -70,10 +70,10 @@ def convert(source: Path, destination: Path, *, to_hf: bool, dtype: str | None, 
 def digests(folder: Path, dtype: str | None) -> dict[str, str]:
     """SHA-256 of every weight in Hugging Face's layout, read from the files."""
     if (folder / MANIFEST).exists():
-        return hf.digests(hf.tensors(hf.load(folder, param_dtype=dtype)[1]))
+        return hf.digests(hf.hub_tensors(hf.load(folder, param_dtype=dtype)[1]))
     tied = hf.read_config(folder).tie_word_embeddings
     return hf.digests(
-        (name, tensor) for name, tensor in hf.stored_tensors(folder, dtype) if not (tied and name == hf.HEAD)
+        (name, tensor) for name, tensor in hf.read_tensors(folder, dtype) if not (tied and name == hf.HEAD)
     )
 
 
