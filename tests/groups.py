@@ -1,4 +1,4 @@
-"""Groups of prompts and completions, and the same sequences one by one, as the group tests compare them."""
+"""Log-probabilities of groups, and of the same sequences one by one, for the group tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def batch_of(prompts: list[Prompt], config: ModelConfig, **shape) -> PromptBatch
 
 
 def sequence(prompt: Prompt, completion: np.ndarray) -> Prompt:
-    """Prompt and completion as one plain sequence."""
+    """Concatenates a prompt and a completion."""
     positions = prompt.next_position + np.tile(np.arange(len(completion), dtype=np.int32), (3, 1))
     return replace(
         prompt,
@@ -47,9 +47,9 @@ def fused_logprobs(model: Model, parameters, batch: PromptBatch, tokens) -> jax.
 
 
 def plain_logprobs(model: Model, parameters, batch: PromptBatch, start, tokens) -> jax.Array:
-    """Log-probs of `tokens [P, T]` that stand in the sequences of `batch` behind `start [P]` prompt tokens."""
+    """Log-probs of `tokens [P, T]`, which follow `start [P]` prompt tokens in the sequences of `batch`."""
     module = model.bind(parameters)
     logprobs = jax.nn.log_softmax(module.masked_logits(module.prompt_hidden(batch), 1.0))
-    before = jnp.asarray(start)[:, None] + jnp.arange(tokens.shape[1]) - 1
+    predicting = jnp.asarray(start)[:, None] + jnp.arange(tokens.shape[1]) - 1
     rows = jnp.arange(len(tokens))[:, None]
-    return logprobs[rows, before, tokens]
+    return logprobs[rows, predicting, tokens]

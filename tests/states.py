@@ -1,4 +1,4 @@
-"""Our intermediate states in the order of a prompt's own tokens and patches, layer by layer."""
+"""Our hidden states layer by layer, in the order of a prompt's tokens and patches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _layer(stacked: nnx.State, index: int) -> nnx.State:
 
 
 def decoder_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarray]:
-    """As Hugging Face lists them: embeddings, each layer but the last, then the final norm, `[P, L, D]` each."""
+    """Hidden states as Hugging Face lists them: embeddings, all layers but the last, final norm; `[P, L, D]` each."""
     module = model.bind(parameters)
     graphdef, layers = nnx.split(module.layers)
     angles = module._prompt_angles(batch)
@@ -33,13 +33,13 @@ def decoder_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndar
 
 
 def vision_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarray]:
-    """After each block, `[N * S * C, E]`."""
+    """Hidden states after each vision block, `[N * S * C, E]` each."""
     module = model.bind(parameters).visual
     config = model.config.vision
     graphdef, blocks = nnx.split(module.blocks)
     angles = vision_angles(batch.images.coordinates, config.head_dim)
-    shared = rows_sharing_images(jnp.asarray(batch.images.image_id), batch.images.max_slots_per_image)
-    run = jax.jit(lambda block, x, full: nnx.merge(graphdef, block)(x, angles, full, batch.images, shared))
+    shared_rows = rows_sharing_images(jnp.asarray(batch.images.image_id), batch.images.max_slots_per_image)
+    run = jax.jit(lambda block, x, is_full: nnx.merge(graphdef, block)(x, angles, is_full, batch.images, shared_rows))
     x = module.patch_embed(batch.images.patches, model.dtype)
     states = []
     for index in range(config.depth):
@@ -49,13 +49,13 @@ def vision_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarr
 
 
 def features(model: Model, parameters, batch: PromptBatch) -> np.ndarray:
-    """Merged units, `[N * S * units, D]`."""
-    compute = jax.jit(lambda parameters, pictures: model.bind(parameters).visual(pictures, model.dtype))
+    """Features of the merged units, `[N * S * units, D]`."""
+    compute = jax.jit(lambda parameters, images: model.bind(parameters).visual(images, model.dtype))
     return np.asarray(compute(parameters, batch.images), np.float32).reshape(-1, model.config.hidden_size)
 
 
 def patches_of(batch: PromptBatch, row: int, config: ModelConfig) -> np.ndarray:
-    """Places of a prompt's patches among all packed ones, in the order of its own grids."""
+    """Indices of a prompt's patches among all packed patches, in the order of its images."""
     units = units_of(batch, row)
     return (units[:, None] * config.vision.patches_per_unit + np.arange(config.vision.patches_per_unit)).reshape(-1)
 
@@ -67,5 +67,5 @@ def units_of(batch: PromptBatch, row: int) -> np.ndarray:
 
 def one_batch(prompts: list[Prompt], config: ModelConfig) -> PromptBatch:
     length = max(len(prompt.tokens) for prompt in prompts)
-    max_slots = max(image_slots(picture, config.vision) for prompt in prompts for picture in prompt.images)
+    max_slots = max(image_slots(image, config.vision) for prompt in prompts for image in prompt.images)
     return collate(prompts, config, BatchShape(length, slots_per_shard(prompts, config.vision), max_slots))

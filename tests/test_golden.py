@@ -1,4 +1,4 @@
-"""The model and the converter against Hugging Face's answers, kept in `golden/`: no torch is needed."""
+"""The model and the converter against Hugging Face's outputs, stored in `golden/`; needs no torch."""
 
 from dataclasses import replace
 from functools import partial
@@ -61,7 +61,7 @@ def test_logits(golden):
         close(logits[row, : len(prompt.tokens) : EVERY], file[f"logits:{row}"])
 
 
-def test_bf16_is_as_close_as_hugging_face_is(golden):
+def test_bf16_is_as_close_to_fp32_as_hugging_face(golden):
     file, _, _, prompts, batch, folder = golden
     half, parameters = hf.load(folder, dtype=jnp.bfloat16)
     logits = logits_of(half, parameters, batch)
@@ -83,8 +83,8 @@ def test_bf16_is_as_close_as_hugging_face_is(golden):
     assert np.quantile(ours, 0.999) <= 1.25 * np.quantile(theirs, 0.999)
 
 
-def test_masters_in_fp32_and_products_in_bf16(golden):
-    """The training setting: the same values as bf16 parameters, and fp32 gradients."""
+def test_fp32_parameters_with_bf16_matmuls(golden):
+    """The training setting: the logits of bf16 parameters, and fp32 gradients."""
     _, model, parameters, _, batch, folder = golden
     half, rounded = hf.load(folder, dtype=jnp.bfloat16)
     mixed = replace(model, dtype=jnp.dtype(jnp.bfloat16))

@@ -1,4 +1,4 @@
-"""Regenerates the golden files with torch and transformers: `make golden`."""
+"""Generates the golden files with torch and transformers: `make golden`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we write, transformers loads with equal logits; what it writes, we load."""
+"""Our exports load in transformers with equal logits, and its checkpoints load here."""
 
 import json
 
@@ -25,7 +25,7 @@ def logits_of_both(model, parameters, folder):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_an_exported_folder_loads_whole(config, tmp_path):
+def test_an_exported_folder_loads_completely(config, tmp_path):
     tiny.write_checkpoint(tmp_path / "source", CONFIGS[config])
     model, parameters = hf.load(tmp_path / "source")
     hf.export(model, parameters, load(tmp_path / "source"), tmp_path / "out")

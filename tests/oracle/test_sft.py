@@ -1,4 +1,4 @@
-"""Supervised training against transformers: the loss of a batch, and the gradient of every weight."""
+"""Supervised training against transformers: the loss of a batch and the gradient of every weight."""
 
 from functools import partial
 
@@ -26,9 +26,9 @@ RELATIVE = 1e-5
 
 
 def rows(folder) -> list[Row]:
-    for number, (width, height) in enumerate([(150, 90), (60, 200)]):
-        tiny.picture(width, height, number).save(folder / f"{number}.png")
-    images = [str(folder / f"{number}.png") for number in range(2)]
+    for index, (width, height) in enumerate([(150, 90), (60, 200)]):
+        tiny.picture(width, height, index).save(folder / f"{index}.png")
+    images = [str(folder / f"{index}.png") for index in range(2)]
     chat = (
         Turn("user", "<image>first <image>second?"),
         Turn("assistant", "left and right"),
@@ -45,39 +45,39 @@ def rows(folder) -> list[Row]:
 
 
 @pytest.mark.parametrize("average", [LossAverage.TOKEN, LossAverage.SEQUENCE])
-def test_loss_and_gradients_are_transformers(tmp_path, average):
+def test_loss_and_gradients_equal_transformers(tmp_path, average):
     folder = tmp_path / "checkpoint"
     model, parameters = tiny.write_checkpoint(folder)
-    reader = load(folder)
-    examples = [example(row, reader, PAPER, where=row.id, with_answer=True) for row in rows(tmp_path)]
-    learnt = [reader.tokenizer.decode(it.tokens[it.mask]) for it in examples]
-    assert learnt == [
+    processor = load(folder)
+    examples = [example(row, processor, PAPER, where=row.id, with_answer=True) for row in rows(tmp_path)]
+    answers = [processor.tokenizer.decode(ex.tokens[ex.mask]) for ex in examples]
+    assert answers == [
         "left and right<|im_end|>neither<|im_end|>",
         "2, of course<|im_end|>",
         "<answer>12</answer><|im_end|>",
     ]
 
-    shape = BatchShape(512, slots_per_shard([it.prompt for it in examples], model.config.vision), 6)
+    shape = BatchShape(512, slots_per_shard([ex.prompt for ex in examples], model.config.vision), 6)
     batch, mask = pipeline.gold_batch(examples, model.config, shape, 128, 1)
     weights = loss_weights(mask, average, loss_counts([mask]))
     zeros = jax.tree.map(jnp.zeros_like, parameters)
-    gradient, told = jax.jit(partial(sft_gradient, model))(parameters, zeros, batch, weights)
+    gradient, metrics = jax.jit(partial(sft_gradient, model))(parameters, zeros, batch, weights)
 
     oracle = reference.open_model(folder)
     total = 0.0
-    for row, it in enumerate(examples):
-        whole = sequence(it.prompt, it.tokens)
+    for row, ex in enumerate(examples):
+        whole = sequence(ex.prompt, ex.tokens)
         arguments = reference.inputs(oracle, whole, reference.pixel_values(whole))
         reference.check_positions(arguments, model.config.image_token_id, reference.positions(oracle, arguments)[0])
         (oracle if not hasattr(oracle.model, "rope_deltas") else oracle.model).rope_deltas = None
-        logits = oracle(**arguments).logits[0, len(it.prompt.tokens) - 1 : -1].float()
-        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(it.tokens.astype(np.int64)), reduction="none")
-        share = (nll * torch.tensor(weights[row, 0, : len(it.tokens)])).sum()
+        logits = oracle(**arguments).logits[0, len(ex.prompt.tokens) - 1 : -1].float()
+        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(ex.tokens.astype(np.int64)), reduction="none")
+        share = (nll * torch.tensor(weights[row, 0, : len(ex.tokens)])).sum()
         share.backward()
         total += float(share.detach())
-    assert float(told["loss"]) == pytest.approx(total, rel=RELATIVE)
+    assert float(metrics["loss"]) == pytest.approx(total, rel=RELATIVE)
 
-    theirs = {hf.hub_name(name): it.grad.numpy() for name, it in oracle.named_parameters() if it.grad is not None}
+    theirs = {hf.hub_name(name): p.grad.numpy() for name, p in oracle.named_parameters() if p.grad is not None}
     ours = dict(hf.hub_tensors(gradient))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
