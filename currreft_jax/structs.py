@@ -11,7 +11,9 @@
 | V | vocabulary |
 | N | data shards of the mesh; a prompt and its images are on the same shard |
 | S, C | image slots of a shard, patches of a slot |
+| values | channels * patch², of one patch |
 
+Array types give dtype and axes; `tests/test_shapes.py` checks them against a real batch. They cost nothing at run time.
 The module loads no JAX: arrays are NumPy's on the host and JAX's on the device. `sharding` registers the pytrees.
 """
 
@@ -19,11 +21,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from currreft_jax.config import Kind, Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int32, UInt8, UInt32
 
 Array = Any  # NumPy's on the host, JAX's on the device
 
@@ -48,13 +53,13 @@ class ImagePatches:
     """One image, resized and split into patches.
 
     Attributes:
-        patches: uint8 `[n, channels * patch²]`, values of a patch ordered (channel, y, x), patches in merge-unit order.
+        patches: values of a patch are ordered (channel, y, x); patches are in merge-unit order.
         grid: number of patches along (y, x).
         original: frame of the file.
         resized: frame that the model sees.
     """
 
-    patches: np.ndarray
+    patches: UInt8[np.ndarray, "patches values"]
     grid: tuple[int, int]
     original: Frame
     resized: Frame
@@ -65,16 +70,16 @@ class Prompt:
     """One tokenised prompt, unpadded.
 
     Attributes:
-        tokens: int32 `[L]`; an image has one placeholder token for each of its merged units.
-        positions: int32 `[3, L]`, (time, y, x) position of each token.
+        tokens: an image has one placeholder token for each of its merged units.
+        positions: (time, y, x) position of each token.
         next_position: position of the first completion token, the same on all three axes.
         images: images in the order of their placeholders.
         name: name of the prompt in error messages.
         key: 64 bits that seed the prompt's completions; see `data.packing.row_key`.
     """
 
-    tokens: np.ndarray
-    positions: np.ndarray
+    tokens: Int32[np.ndarray, " L"]
+    positions: Int32[np.ndarray, "3 L"]
     next_position: int
     images: tuple[ImagePatches, ...]
     name: str
@@ -86,17 +91,17 @@ class PackedImages:
     """The images of a batch: whole attention windows packed into slots, each image in consecutive slots.
 
     Attributes:
-        patches: uint8 `[N, S, C, channels * patch²]`.
-        coordinates: int32 `[N, S, C, 2]`, (y, x) of a patch in the grid of its image.
-        window_id: int32 `[N, S, C]`, attention window of a patch, numbered within its slot; -1 for padding.
-        image_id: int32 `[N, S, C]`, image of a patch, numbered within its shard; -1 for padding.
+        patches: values as in `ImagePatches`.
+        coordinates: (y, x) of a patch in the grid of its image.
+        window_id: attention window of a patch, numbered within its slot; -1 for padding.
+        image_id: image of a patch, numbered within its shard; -1 for padding.
         max_slots_per_image: bound on the slots of an image; static, like the shapes.
     """
 
-    patches: Array
-    coordinates: Array
-    window_id: Array
-    image_id: Array
+    patches: UInt8[Array, "N S C values"]
+    coordinates: Int32[Array, "N S C 2"]
+    window_id: Int32[Array, "N S C"]
+    image_id: Int32[Array, "N S C"]
     max_slots_per_image: int
 
 
@@ -105,21 +110,21 @@ class PromptBatch:
     """Prompts padded to one static shape.
 
     Attributes:
-        tokens: int32 `[P, L]`.
-        lengths: int32 `[P]`.
-        positions: int32 `[P, 3, L]`, (time, y, x) position of each token.
-        next_position: int32 `[P]`, position of the first completion token.
-        key: uint32 `[P, 2]`, high and low half of each prompt's key.
-        embed_index: int32 `[P, L]`, index of a placeholder's feature among the merged units of its shard; -1 for text.
+        tokens: padded on the right.
+        lengths: lengths of the prompts.
+        positions: (time, y, x) position of each token.
+        next_position: position of the first completion token.
+        key: high and low half of each prompt's key.
+        embed_index: index of a placeholder's feature among the merged units of its shard; -1 for text.
         images: None for a batch without images.
     """
 
-    tokens: Array
-    lengths: Array
-    positions: Array
-    next_position: Array
-    key: Array
-    embed_index: Array
+    tokens: Int32[Array, "P L"]
+    lengths: Int32[Array, " P"]
+    positions: Int32[Array, "P 3 L"]
+    next_position: Int32[Array, " P"]
+    key: UInt32[Array, "P 2"]
+    embed_index: Int32[Array, "P L"]
     images: PackedImages | None
 
 
@@ -129,11 +134,11 @@ class GroupBatch:
 
     Attributes:
         prompts: P prompts.
-        tokens: int32 `[P, G, T]`, the completions.
+        tokens: the completions, padded on the right.
     """
 
     prompts: PromptBatch
-    tokens: Array
+    tokens: Int32[Array, "P G T"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +146,18 @@ class Prefix:
     """The prefilled prompts, shared by the completions of each group.
 
     Attributes:
-        keys: `[layers, P, L, K, head]`, after RoPE.
-        values: `[layers, P, L, K, head]`.
-        lengths: int32 `[P]`, lengths of the prompts.
-        next_position: int32 `[P]`, position of the first completion token.
-        last_hidden: `[P, D]`, hidden state of the last prompt token after the final norm; predicts the first token.
+        keys: keys of every layer, after RoPE.
+        values: values of every layer.
+        lengths: lengths of the prompts.
+        next_position: position of the first completion token.
+        last_hidden: hidden state of the last prompt token after the final norm; predicts the first token.
     """
 
-    keys: Array
-    values: Array
-    lengths: Array
-    next_position: Array
-    last_hidden: Array
+    keys: Float[Array, "layers P L K head"]
+    values: Float[Array, "layers P L K head"]
+    lengths: Int32[Array, " P"]
+    next_position: Int32[Array, " P"]
+    last_hidden: Float[Array, "P D"]
 
 
 @dataclass(frozen=True, slots=True)

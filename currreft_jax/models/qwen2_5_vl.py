@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from currreft_jax.models.text import DecoderLayer, KVPair
 from currreft_jax.models.vision import VisionTower
 from currreft_jax.sharding import BATCH, constrain, gathered, parameter_shardings
 from currreft_jax.structs import Array, Prefix, PromptBatch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int
 
 Parameters = dict[str, Any]
 
@@ -101,15 +104,15 @@ class Qwen2_5_VL(LanguageModel):
             last_hidden=self.norm(_last_token(hidden, batch.lengths)),
         )
 
-    def forward_suffix(self, prefix: Prefix, tokens: Array) -> jax.Array:
+    def forward_suffix(self, prefix: Prefix, tokens: Int[Array, "P G T"]) -> Float[jax.Array, "P G T D"]:
         """Runs the completions of every prompt.
 
         Args:
             prefix: prefix of the P prompts.
-            tokens: int `[P, G, T]`, padded on the right.
+            tokens: completions, padded on the right.
 
         Returns:
-            Hidden states `[P, G, T, D]` after the final norm. Index t predicts `tokens[..., t]`; index 0 is the
+            Hidden states after the final norm. Index t predicts `tokens[..., t]`; index 0 is the
             prefix's `last_hidden`.
         """
         angles = self.completion_angles(prefix.next_position, jnp.arange(tokens.shape[2]))
@@ -124,7 +127,7 @@ class Qwen2_5_VL(LanguageModel):
         hidden, _ = jax.lax.scan(apply_remat(layer, self.remat), self.embed(tokens), inputs)
         return _shift_right(prefix.last_hidden, self.norm(hidden))
 
-    def forward(self, batch: PromptBatch, tokens: Array) -> jax.Array:
+    def forward(self, batch: PromptBatch, tokens: Int[Array, "P G T"]) -> Float[jax.Array, "P G T D"]:
         """Computes `forward_suffix(prefix(batch), tokens)` in one scan: FSDP gathers each layer's weights once."""
         angles = self._prompt_angles(batch)
         completion_angles = self.completion_angles(batch.next_position, jnp.arange(tokens.shape[2]))
@@ -143,26 +146,30 @@ class Qwen2_5_VL(LanguageModel):
         (prompts, completions), _ = jax.lax.scan(apply_remat(layer, self.remat), carry, stack)
         return _shift_right(self.norm(_last_token(prompts, batch.lengths)), self.norm(completions))
 
-    def prompt_hidden(self, batch: PromptBatch) -> jax.Array:
-        """Computes the hidden states of the prompts after the final norm, `[P, L, D]`."""
+    def prompt_hidden(self, batch: PromptBatch) -> Float[jax.Array, "P L D"]:
+        """Computes the hidden states of the prompts after the final norm."""
         return self.norm(self.prefill(batch)[0])
 
     def logprobs(
-        self, hidden: jax.Array, tokens: Array, temperature: float = 1.0, vocab_mask: VocabMask | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        hidden: Float[jax.Array, "P G T D"],
+        tokens: Int[Array, "P G T"],
+        temperature: float = 1.0,
+        vocab_mask: VocabMask | None = None,
+    ) -> tuple[Float32[jax.Array, "P G T"], Float32[jax.Array, "P G T"]]:
         """Computes each token's log-probability and the entropy of its distribution.
 
         The distribution is the sampler's: softmax of logits / temperature over the allowed tokens. A forbidden token
         has log-probability -inf. The logits never exist all at once, forward or backward.
 
         Args:
-            hidden: `[P, G, T, D]`; index t predicts `tokens[..., t]`.
-            tokens: int `[P, G, T]`.
+            hidden: index t predicts `tokens[..., t]`.
+            tokens: completions.
             temperature: positive.
             vocab_mask: replaces the model's mask.
 
         Returns:
-            Log-probabilities and entropies in nats, fp32 `[P, G, T]` each.
+            Log-probabilities and entropies in nats.
         """
         tied = self.lm_head is None
         table = self.embed_tokens.embedding[...] if self.lm_head is None else self.lm_head.kernel[...]
@@ -287,19 +294,19 @@ class Model:
 
 @partial(jax.jit, static_argnums=0, static_argnames="temperature")
 def token_logprobs(
-    model: Model, parameters: Parameters, batch: PromptBatch, tokens: Array, temperature: float = 1.0
-) -> jax.Array:
+    model: Model, parameters: Parameters, batch: PromptBatch, tokens: Int[Array, "P G T"], temperature: float = 1.0
+) -> Float32[jax.Array, "P G T"]:
     """Computes the log-probabilities of completions under the sampler's distribution.
 
     Args:
         model: the model.
         parameters: its parameters.
         batch: P prompts.
-        tokens: int `[P, G, T]`, padded on the right with any allowed token; a forbidden one gets -inf.
+        tokens: completions, padded on the right with any allowed token; a forbidden one gets -inf.
         temperature: the sampling temperature.
 
     Returns:
-        fp32 `[P, G, T]`, in nats; values after the end of a completion are meaningless.
+        Log-probabilities in nats; values after the end of a completion are meaningless.
     """
     module = model.bind(parameters)
     return module.logprobs(module.forward(batch, tokens), tokens, temperature)[0]
