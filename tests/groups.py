@@ -38,7 +38,7 @@ def sequence(prompt: Prompt, completion: np.ndarray) -> Prompt:
 
 def group_logprobs(model: Model, parameters, batch: PromptBatch, tokens) -> jax.Array:
     module = model.bind(parameters)
-    return module.logprobs(module.extend(module.prefix(batch), tokens), tokens)[0]
+    return module.logprobs(module.forward_suffix(module.prefix(batch), tokens), tokens)[0]
 
 
 def fused_logprobs(model: Model, parameters, batch: PromptBatch, tokens) -> jax.Array:

@@ -114,7 +114,7 @@ def decoding_weights(model: Model, parameters: Parameters, decoding: Model) -> P
 
 @lru_cache(maxsize=16)
 def decoding_weights_fn(model: Model, decoding: Model) -> Any:
-    """Returns the jitted function behind `decoding_weights`."""
+    """Returns the jitted function of `decoding_weights`."""
     num_layers = model.config.num_hidden_layers
 
     def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:

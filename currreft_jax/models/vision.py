@@ -152,11 +152,6 @@ def attend_in_images(
         mask = ids[:, :, None] == key_ids[:, None, :]
         return attend("nqhd", query, KVSource("nshd", key, value, "nqs", mask))
 
-    def with_neighbours(x: jax.Array, fill: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Each row's previous row, the row itself and its next row."""
-        padded = jnp.pad(x, ((1, 1),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
-        return padded[:-2], x, padded[2:]
-
     @jax.checkpoint
     def attend_row(inputs: tuple[Any, ...]) -> jax.Array:
         shared, query, *sources = inputs
@@ -170,10 +165,19 @@ def attend_in_images(
 
         return jax.lax.cond(shared, three_rows, own_row) if num_rows > 1 else own_row()
 
-    ids = with_neighbours(split_rows(image_id, PADDING), PADDING)
-    sources = with_neighbours(split_rows(key)), with_neighbours(split_rows(value)), ids
+    sources = (
+        _with_neighbours(split_rows(key)),
+        _with_neighbours(split_rows(value)),
+        _with_neighbours(split_rows(image_id, PADDING), PADDING),
+    )
     out = jax.lax.map(attend_row, (shared_rows, split_rows(query), *sources))
     return jnp.moveaxis(out, 0, 1).reshape(num_shards, num_rows * row_slots, *query.shape[2:])[:, :num_slots]
+
+
+def _with_neighbours(rows: jax.Array, fill: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the previous row of each row, the rows themselves, and the next row of each."""
+    padded = jnp.pad(rows, ((1, 1),) + ((0, 0),) * (rows.ndim - 1), constant_values=fill)
+    return padded[:-2], rows, padded[2:]
 
 
 class VisionBlock(nnx.Module):
