@@ -43,7 +43,9 @@ def main() -> None:
         paths = sorted(str(path.resolve()) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         if not paths:
             raise SystemExit(f"{folder} holds no {', '.join(sorted(SUFFIXES))}; --images takes a folder of photographs")
-        one_thread = measure_rate(lambda: sum(1 for path in paths if processor.picture(path, path)), options.seconds)
+        one_thread = measure_rate(
+            lambda: sum(1 for path in paths if processor.process_image(path, path)), options.seconds
+        )
         results = {
             "images": len(paths),
             "pixels": MAX_PIXELS,

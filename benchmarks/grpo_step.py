@@ -41,7 +41,7 @@ from benchmarks.rollout import (
     write_job,
 )
 from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Remat, Sampling, Task
-from currreft_jax.data.packing import BatchShape, collate, slots_needed, slots_of
+from currreft_jax.data.packing import BatchShape, collate, image_slots, slots_per_shard
 from currreft_jax.models.qwen2_5_vl import token_logprobs
 from currreft_jax.rewards import score_completions
 from currreft_jax.sampling.completions import decode_completions
@@ -178,8 +178,8 @@ def _peak_bytes(pid: int) -> int:
 
 def _batch(prompts: list[Prompt], model: Any) -> PromptBatch:
     vision = model.config.vision
-    max_slots_per_image = max(slots_of(picture, vision) for prompt in prompts for picture in prompt.pictures)
-    shape = BatchShape(len(prompts[0].tokens), slots_needed(prompts, vision), max_slots_per_image)
+    max_slots_per_image = max(image_slots(picture, vision) for prompt in prompts for picture in prompt.images)
+    shape = BatchShape(len(prompts[0].tokens), slots_per_shard(prompts, vision), max_slots_per_image)
     return collate(prompts, model.config, shape)
 
 

@@ -35,7 +35,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import currreft_jax as cr
 from currreft_jax.config import Sampling
-from currreft_jax.data.packing import fitting
+from currreft_jax.data.packing import smallest_bucket
 from currreft_jax.data.processor import CHAT_TEMPLATE, read_preprocessor
 from currreft_jax.models import hf
 from currreft_jax.models.config import PUBLISHED, ModelConfig, VisionConfig
@@ -137,7 +137,7 @@ def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     decoding = statistics.median(seconds["ours"]) - prefix
     step = decoding / (options.tokens - 1)
     bytes_per_step, bandwidth = _bytes_per_step(model, weights, prompts, settings), _bandwidth()
-    length = fitting(len(prompts[0].tokens), settings.prompt_lengths, "prompt_lengths")
+    length = smallest_bucket(len(prompts[0].tokens), settings.prompt_lengths, "prompt_lengths")
     return {
         "size": size,
         "parameters": model.num_parameters,
@@ -267,7 +267,7 @@ class PeerProcess:
 
 def write_job(folder: Path, processor: Any, prompts: list[Prompt], images: list[Path], settings: Sampling) -> None:
     """Writes the prompts for the peers: arrays for Hugging Face, text and images for vLLM and TRL."""
-    images_in_prompts = [image for prompt in prompts for image in prompt.pictures]
+    images_in_prompts = [image for prompt in prompts for image in prompt.images]
     patches = np.concatenate([image.patches for image in images_in_prompts]).reshape(-1, 3, 14, 14)
     pixels = np.repeat(np.asarray(normalise(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(len(patches), -1)
     np.savez(

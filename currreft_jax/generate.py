@@ -81,7 +81,7 @@ def generate(options: argparse.Namespace) -> None:
     rollouts = stream(model, params, processor, [prompt], settings, seed=options.seed)
     texts = print_completions(rollouts, processor.decode, settings.max_new_tokens)
     if options.boxes:
-        frames = prompt.pictures[0].resized, prompt.pictures[0].original
+        frames = prompt.images[0].resized, prompt.images[0].original
         result = draw_answer_boxes(images[0], texts[-1], *frames, options.boxes)
         print(f"generate: {result}", file=sys.stderr)
 

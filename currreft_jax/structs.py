@@ -3,15 +3,17 @@
 | axis | meaning |
 |---|---|
 | P | prompts of a batch (over all hosts) |
-| L | slots of a prompt, padded on the right |
+| L | length of the prompts, padded on the right |
 | G | completions of a prompt: its group |
-| T | slots of a completion, padded on the right |
+| T | length of the completions, padded on the right |
 | D | hidden size of the decoder |
 | H, K | query heads, key/value heads |
 | V | vocabulary |
-| N | data shards of the mesh: a prompt and its images stay on one of them |
-| S, C | slots of packed images on a shard, patches of a slot |
+| N | data shards of the mesh; a prompt and its images are on the same shard |
+| S, C | image slots of a shard, patches of a slot |
+| values | channels * patch², of one patch |
 
+Array types give dtype and axes; `tests/test_shapes.py` checks them against a real batch. They cost nothing at run time.
 The module loads no JAX: arrays are NumPy's on the host and JAX's on the device. `sharding` registers the pytrees.
 """
 
@@ -19,11 +21,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from currreft_jax.config import Kind, Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int32, UInt8, UInt32
 
 Array = Any  # NumPy's on the host, JAX's on the device
 
@@ -44,17 +49,17 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One image, resized and cut into patches.
+class ImagePatches:
+    """One image, resized and split into patches.
 
     Attributes:
-        patches: uint8 `[n, channels * patch²]`, a patch's values ordered (channel, y, x), patches in merge-unit order.
-        grid: patches along (y, x).
+        patches: values of a patch are ordered (channel, y, x); patches are in merge-unit order.
+        grid: number of patches along (y, x).
         original: frame of the file.
         resized: frame that the model sees.
     """
 
-    patches: np.ndarray
+    patches: UInt8[np.ndarray, "patches values"]
     grid: tuple[int, int]
     original: Frame
     resized: Frame
@@ -62,65 +67,65 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt as the model reads it, unpadded.
+    """One tokenised prompt, unpadded.
 
     Attributes:
-        tokens: int32 `[L]`; an image stands as one placeholder token per merged unit.
-        positions: int32 `[3, L]`, the (time, y, x) position of each token.
-        next_position: the position of the first completion token, the same on all three axes.
-        pictures: the images in their order of appearance.
-        name: what an error about this prompt calls it.
-        key: 64 bits that seed what is sampled for it; see `data.packing.row_key`.
+        tokens: an image has one placeholder token for each of its merged units.
+        positions: (time, y, x) position of each token.
+        next_position: position of the first completion token, the same on all three axes.
+        images: images in the order of their placeholders.
+        name: name of the prompt in error messages.
+        key: 64 bits that seed the prompt's completions; see `data.packing.row_key`.
     """
 
-    tokens: np.ndarray
-    positions: np.ndarray
+    tokens: Int32[np.ndarray, " L"]
+    positions: Int32[np.ndarray, "3 L"]
     next_position: int
-    pictures: tuple[Picture, ...]
+    images: tuple[ImagePatches, ...]
     name: str
     key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """The images of a batch, packed by whole attention windows into slots; an image fills consecutive slots.
+class PackedImages:
+    """The images of a batch: whole attention windows packed into slots, each image in consecutive slots.
 
     Attributes:
-        patches: uint8 `[N, S, C, channels * patch²]`.
-        coordinates: int32 `[N, S, C, 2]`, (y, x) of a patch in its image's grid.
-        window: int32 `[N, S, C]`, which window of its slot a patch belongs to; -1 for padding.
-        image: int32 `[N, S, C]`, which image of its shard a patch belongs to; -1 for padding.
-        reach: slots that the largest image may fill; static, as the arrays' shapes are.
+        patches: values as in `ImagePatches`.
+        coordinates: (y, x) of a patch in the grid of its image.
+        window_id: attention window of a patch, numbered within its slot; -1 for padding.
+        image_id: image of a patch, numbered within its shard; -1 for padding.
+        max_slots_per_image: bound on the slots of an image; static, like the shapes.
     """
 
-    patches: Array
-    coordinates: Array
-    window: Array
-    image: Array
-    reach: int
+    patches: UInt8[Array, "N S C values"]
+    coordinates: Int32[Array, "N S C 2"]
+    window_id: Int32[Array, "N S C"]
+    image_id: Int32[Array, "N S C"]
+    max_slots_per_image: int
 
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Prompts in one static shape.
+    """Prompts padded to one static shape.
 
     Attributes:
-        tokens: int32 `[P, L]`.
-        lengths: int32 `[P]`.
-        positions: int32 `[P, 3, L]`.
-        next_position: int32 `[P]`.
-        key: uint32 `[P, 2]`, the two halves of each prompt's key.
-        embed_index: int32 `[P, L]`, where a placeholder's feature stands among its shard's merged units; -1 for text.
-        pictures: None for a batch without images.
+        tokens: padded on the right.
+        lengths: lengths of the prompts.
+        positions: (time, y, x) position of each token.
+        next_position: position of the first completion token.
+        key: high and low half of each prompt's key.
+        embed_index: index of a placeholder's feature among the merged units of its shard; -1 for text.
+        images: None for a batch without images.
     """
 
-    tokens: Array
-    lengths: Array
-    positions: Array
-    next_position: Array
-    key: Array
-    embed_index: Array
-    pictures: Pictures | None
+    tokens: Int32[Array, "P L"]
+    lengths: Int32[Array, " P"]
+    positions: Int32[Array, "P 3 L"]
+    next_position: Int32[Array, " P"]
+    key: UInt32[Array, "P 2"]
+    embed_index: Int32[Array, "P L"]
+    images: PackedImages | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,31 +133,31 @@ class GroupBatch:
     """Prompts and their completions in one static shape.
 
     Attributes:
-        prompts: P of them.
-        tokens: int32 `[P, G, T]`.
+        prompts: P prompts.
+        tokens: the completions, padded on the right.
     """
 
     prompts: PromptBatch
-    tokens: Array
+    tokens: Int32[Array, "P G T"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What a completion needs of its prompt, computed once for the whole group.
+    """The prefilled prompts, shared by the completions of each group.
 
     Attributes:
-        keys: `[layers, P, L, K, head]`, rotated.
-        values: `[layers, P, L, K, head]`.
-        lengths: int32 `[P]`.
-        next_position: int32 `[P]`.
-        last_hidden: `[P, D]` after the final norm: it predicts the first completion token.
+        keys: keys of every layer, after RoPE.
+        values: values of every layer.
+        lengths: lengths of the prompts.
+        next_position: position of the first completion token.
+        last_hidden: hidden state of the last prompt token after the final norm; predicts the first token.
     """
 
-    keys: Array
-    values: Array
-    lengths: Array
-    next_position: Array
-    last_hidden: Array
+    keys: Float[Array, "layers P L K head"]
+    values: Float[Array, "layers P L K head"]
+    lengths: Int32[Array, " P"]
+    next_position: Int32[Array, " P"]
+    last_hidden: Float[Array, "P D"]
 
 
 @dataclass(frozen=True, slots=True)

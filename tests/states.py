@@ -1,4 +1,4 @@
-"""Our intermediate states in the order of a prompt's own tokens and patches, layer by layer."""
+"""Our hidden states layer by layer, in the order of a prompt's tokens and patches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from currreft_jax.data.packing import PADDING, BatchShape, collate, slots_needed, slots_of
+from currreft_jax.data.packing import PADDING, BatchShape, collate, image_slots, slots_per_shard
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.models.rope import vision_angles
-from currreft_jax.models.vision import rows_that_share
+from currreft_jax.models.vision import rows_sharing_images
 from currreft_jax.structs import Prompt, PromptBatch
 
 
@@ -20,11 +20,11 @@ def _layer(stacked: nnx.State, index: int) -> nnx.State:
 
 
 def decoder_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarray]:
-    """As Hugging Face lists them: embeddings, each layer but the last, then the final norm, `[P, L, D]` each."""
+    """Hidden states as Hugging Face lists them: embeddings, all layers but the last, final norm; `[P, L, D]` each."""
     module = model.bind(parameters)
     graphdef, layers = nnx.split(module.layers)
     angles = module._prompt_angles(batch)
-    run = jax.jit(lambda layer, x: nnx.merge(graphdef, layer).read_prompts(x, angles)[0])
+    run = jax.jit(lambda layer, x: nnx.merge(graphdef, layer).prefill(x, angles)[0])
     x = jax.jit(lambda parameters, batch: model.bind(parameters).embed_prompts(batch))(parameters, batch)
     states = [x]
     for index in range(model.config.num_hidden_layers):
@@ -33,14 +33,14 @@ def decoder_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndar
 
 
 def vision_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarray]:
-    """After each block, `[N * S * C, E]`."""
+    """Hidden states after each vision block, `[N * S * C, E]` each."""
     module = model.bind(parameters).visual
     config = model.config.vision
     graphdef, blocks = nnx.split(module.blocks)
-    angles = vision_angles(batch.pictures.coordinates, config.head_dim)
-    shared = rows_that_share(jnp.asarray(batch.pictures.image), batch.pictures.reach)
-    run = jax.jit(lambda block, x, full: nnx.merge(graphdef, block)(x, angles, full, batch.pictures, shared))
-    x = module.patch_embed(batch.pictures.patches, model.dtype)
+    angles = vision_angles(batch.images.coordinates, config.head_dim)
+    shared_rows = rows_sharing_images(jnp.asarray(batch.images.image_id), batch.images.max_slots_per_image)
+    run = jax.jit(lambda block, x, is_full: nnx.merge(graphdef, block)(x, angles, is_full, batch.images, shared_rows))
+    x = module.patch_embed(batch.images.patches, model.dtype)
     states = []
     for index in range(config.depth):
         x = run(_layer(blocks, index), x, index in config.fullatt_block_indexes)
@@ -49,15 +49,15 @@ def vision_states(model: Model, parameters, batch: PromptBatch) -> list[np.ndarr
 
 
 def features(model: Model, parameters, batch: PromptBatch) -> np.ndarray:
-    """Merged units, `[N * S * units, D]`."""
-    compute = jax.jit(lambda parameters, pictures: model.bind(parameters).visual(pictures, model.dtype))
-    return np.asarray(compute(parameters, batch.pictures), np.float32).reshape(-1, model.config.hidden_size)
+    """Features of the merged units, `[N * S * units, D]`."""
+    compute = jax.jit(lambda parameters, images: model.bind(parameters).visual(images, model.dtype))
+    return np.asarray(compute(parameters, batch.images), np.float32).reshape(-1, model.config.hidden_size)
 
 
 def patches_of(batch: PromptBatch, row: int, config: ModelConfig) -> np.ndarray:
-    """Places of a prompt's patches among all packed ones, in the order of its own grids."""
+    """Indices of a prompt's patches among all packed patches, in the order of its images."""
     units = units_of(batch, row)
-    return (units[:, None] * config.vision.unit + np.arange(config.vision.unit)).reshape(-1)
+    return (units[:, None] * config.vision.patches_per_unit + np.arange(config.vision.patches_per_unit)).reshape(-1)
 
 
 def units_of(batch: PromptBatch, row: int) -> np.ndarray:
@@ -67,5 +67,5 @@ def units_of(batch: PromptBatch, row: int) -> np.ndarray:
 
 def one_batch(prompts: list[Prompt], config: ModelConfig) -> PromptBatch:
     length = max(len(prompt.tokens) for prompt in prompts)
-    reach = max(slots_of(picture, config.vision) for prompt in prompts for picture in prompt.pictures)
-    return collate(prompts, config, BatchShape(length, slots_needed(prompts, config.vision), reach))
+    max_slots = max(image_slots(image, config.vision) for prompt in prompts for image in prompt.images)
+    return collate(prompts, config, BatchShape(length, slots_per_shard(prompts, config.vision), max_slots))

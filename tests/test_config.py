@@ -119,7 +119,13 @@ def test_anything_else_is_refused_by_name(change, message):
 
 def test_derived_sizes_of_the_published_tower():
     vision = VisionConfig(hidden_size=1280)
-    assert (vision.head_dim, vision.unit, vision.window_units, vision.slot_patches, vision.patch_values) == (
+    assert (
+        vision.head_dim,
+        vision.patches_per_unit,
+        vision.window_side,
+        vision.patches_per_slot,
+        vision.values_per_patch,
+    ) == (
         80,
         4,
         4,

@@ -1,4 +1,4 @@
-"""The model and the converter against Hugging Face's answers, kept in `golden/`: no torch is needed."""
+"""The model and the converter against Hugging Face's outputs, stored in `golden/`; needs no torch."""
 
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ def test_vision_blocks_and_features(golden):
     file, model, parameters, prompts, batch, _ = golden
     blocks, merged = vision_states(model, parameters, batch), features(model, parameters, batch)
     for row, prompt in enumerate(prompts):
-        if prompt.pictures:
+        if prompt.images:
             patches = patches_of(batch, row, model.config)[::EVERY]
             close(np.stack(blocks)[:, patches], file[f"blocks:{row}"])
             close(merged[units_of(batch, row)[::EVERY]], file[f"features:{row}"])
@@ -51,7 +51,7 @@ def test_decoder_layers(golden):
 
 
 def logits_of(model, parameters, batch):
-    return np.asarray(jax.jit(lambda p, b: model.bind(p).logits(model.bind(p).hidden(b)))(parameters, batch))
+    return np.asarray(jax.jit(lambda p, b: model.bind(p).logits(model.bind(p).prompt_hidden(b)))(parameters, batch))
 
 
 def test_logits(golden):
@@ -61,7 +61,7 @@ def test_logits(golden):
         close(logits[row, : len(prompt.tokens) : EVERY], file[f"logits:{row}"])
 
 
-def test_bf16_is_as_close_as_hugging_face_is(golden):
+def test_bf16_is_as_close_to_fp32_as_hugging_face(golden):
     file, _, _, prompts, batch, folder = golden
     half, parameters = hf.load(folder, dtype=jnp.bfloat16)
     logits = logits_of(half, parameters, batch)
@@ -83,13 +83,13 @@ def test_bf16_is_as_close_as_hugging_face_is(golden):
     assert np.quantile(ours, 0.999) <= 1.25 * np.quantile(theirs, 0.999)
 
 
-def test_masters_in_fp32_and_products_in_bf16(golden):
-    """The training setting: the same values as bf16 parameters, and fp32 gradients."""
+def test_fp32_parameters_with_bf16_matmuls(golden):
+    """The training setting: the logits of bf16 parameters, and fp32 gradients."""
     _, model, parameters, _, batch, folder = golden
     half, rounded = hf.load(folder, dtype=jnp.bfloat16)
     mixed = replace(model, dtype=jnp.dtype(jnp.bfloat16))
     np.testing.assert_array_equal(logits_of(mixed, parameters, batch), logits_of(half, rounded, batch))
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(mixed.bind(p).logits(mixed.bind(p).hidden(batch)))))(parameters)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(mixed.bind(p).logits(mixed.bind(p).prompt_hidden(batch)))))(parameters)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {np.dtype(np.float32)}
 
 

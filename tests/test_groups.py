@@ -1,4 +1,4 @@
-"""A group is exactly its sequences, one by one: values, gradients, and indifference to padding, order and G."""
+"""Groups against their sequences one by one: values, gradients, and invariance to padding, order and G."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from currreft_jax.config import Remat
 from currreft_jax.data.packing import BatchShape, collate
-from currreft_jax.data.processor import load
+from currreft_jax.data.processor import load as load_processor
 from tests import tiny
 from tests.groups import batch_of, fused_logprobs, group_logprobs, plain_logprobs, sequence, shape_of
 
@@ -23,7 +23,7 @@ G, T = 3, 6
 def group(request, checkpoint):
     model = tiny.model_of(request.param)
     parameters = tiny.parameters_of(model, seed=1)
-    processor = load(checkpoint, max_pixels=40_000)
+    processor = load_processor(checkpoint, max_pixels=40_000)
     prompts = [
         processor.prompt(tiny.user("one image", 1), [tiny.picture(150, 90)], name="a"),
         processor.prompt(
@@ -37,17 +37,17 @@ def group(request, checkpoint):
 
 def test_a_group_equals_its_sequences_one_by_one(group):
     model, parameters, prompts, tokens = group
-    of_group = jax.jit(partial(group_logprobs, model))(parameters, batch_of(prompts, model.config), tokens)
+    grouped = jax.jit(partial(group_logprobs, model))(parameters, batch_of(prompts, model.config), tokens)
     plain = jax.jit(partial(plain_logprobs, model))
     for row, prompt in enumerate(prompts):
         for g in range(G):
             whole = sequence(prompt, tokens[row, g])
-            alone = batch_of([whole], model.config, reach=10)
+            alone = batch_of([whole], model.config, max_slots=10)
             one_by_one = plain(parameters, alone, np.array([len(prompt.tokens)]), tokens[row, g][None])
-            np.testing.assert_allclose(of_group[row, g], one_by_one[0], atol=1e-5, rtol=0)
+            np.testing.assert_allclose(grouped[row, g], one_by_one[0], atol=1e-5, rtol=0)
 
 
-def test_the_fused_pass_equals_prefix_then_extend(group):
+def test_forward_equals_prefix_then_forward_suffix(group):
     model, parameters, prompts, tokens = group
     batch = batch_of(prompts, model.config)
     two = jax.jit(partial(group_logprobs, model))(parameters, batch, tokens)
@@ -87,7 +87,7 @@ def scored(group):
     return score, np.asarray(score(parameters, batch_of(prompts, model.config), tokens))
 
 
-def test_padding_and_buckets_change_nothing(group, scored):
+def test_padding_and_buckets_do_not_change_logprobs(group, scored):
     model, parameters, prompts, tokens = group
     score, expected = scored
     shape = shape_of(prompts, model.config)
@@ -102,38 +102,38 @@ def test_padding_and_buckets_change_nothing(group, scored):
 
 
 @given(st.permutations(range(3)), st.permutations(range(G)), st.integers(0, 2**32 - 1))
-def test_order_and_content_of_the_neighbours_change_nothing(group, scored, order, members, seed):
-    """Prompts and completions permuted, and all that stands behind a slot redrawn: earlier slots keep their values."""
+def test_order_and_later_tokens_do_not_change_logprobs(group, scored, order, samples, seed):
+    """Prompts and completions are permuted and all tokens from `length` on replaced: earlier log-probs stay."""
     model, parameters, prompts, tokens = group
     score, expected = scored
-    cut = seed % T + 1
-    changed = tokens[list(order)][:, list(members)].copy()
-    changed[..., cut:] = np.random.default_rng(seed).integers(0, 256, changed[..., cut:].shape)
+    length = seed % T + 1
+    changed = tokens[list(order)][:, list(samples)].copy()
+    changed[..., length:] = np.random.default_rng(seed).integers(0, 256, changed[..., length:].shape)
     batch = batch_of([prompts[i] for i in order], model.config)
     result = score(parameters, batch, changed)
-    same = expected[list(order)][:, list(members)]
-    np.testing.assert_allclose(result[..., :cut], same[..., :cut], atol=2e-6, rtol=0)
+    same = expected[list(order)][:, list(samples)]
+    np.testing.assert_allclose(result[..., :length], same[..., :length], atol=2e-6, rtol=0)
 
 
-def test_the_number_of_completions_changes_nothing(group, scored):
+def test_group_size_does_not_change_logprobs(group, scored):
     model, parameters, prompts, tokens = group
     score, expected = scored
     batch = batch_of(prompts, model.config)
-    for members in ([0], [2, 1], [0, 1, 2, 0, 1]):
-        result = score(parameters, batch, tokens[:, members])
-        np.testing.assert_allclose(result, expected[:, members], atol=2e-6, rtol=0)
+    for samples in ([0], [2, 1], [0, 1, 2, 0, 1]):
+        result = score(parameters, batch, tokens[:, samples])
+        np.testing.assert_allclose(result, expected[:, samples], atol=2e-6, rtol=0)
 
 
-def test_a_text_prompt_is_the_same_beside_images_and_alone(group, scored):
+def test_a_text_prompt_has_the_same_logprobs_with_and_without_images_in_the_batch(group, scored):
     model, parameters, prompts, tokens = group
     score, expected = scored
     alone = batch_of(prompts[2:], model.config)
-    assert alone.pictures is None
+    assert alone.images is None
     np.testing.assert_allclose(score(parameters, alone, tokens[2:]), expected[2:], atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("remat", [Remat.DOTS, Remat.BLOCK])
-def test_rematerialisation_changes_memory_and_not_gradients(group, remat):
+def test_remat_saves_memory_and_keeps_gradients(group, remat):
     model, parameters, prompts, tokens = group
     batch = batch_of(prompts, model.config)
 

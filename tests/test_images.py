@@ -1,4 +1,4 @@
-"""Image files of every kind end in a correct image or in one clear error."""
+"""Every image file gives a correct image or an `ImageError`."""
 
 import io
 import random
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
 from currreft_jax.data import images
-from currreft_jax.data.images import ImageError, cut, open_image, smart_resize
+from currreft_jax.data.images import ImageError, extract_patches, open_image, smart_resize
+from currreft_jax.data.processor import MAX_PIXELS, MIN_PIXELS
 from currreft_jax.structs import Frame
 from tests import tiny
 
@@ -25,49 +26,49 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-# height, width, max_pixels -> height, width: worked out by hand from the rule
+# (height, width), max_pixels, expected (height, width), computed by hand
 @pytest.mark.parametrize(
     ("size", "max_pixels", "expected"),
     [
-        ((480, 640), 12_845_056, (476, 644)),  # nearest multiples of 28: 17.14 -> 17, 22.86 -> 23
-        ((42, 70), 12_845_056, (56, 56)),  # 1.5 and 2.5 both round to the even 2
+        ((480, 640), MAX_PIXELS, (476, 644)),  # nearest multiples of 28: 17.14 -> 17, 22.86 -> 23
+        ((42, 70), MAX_PIXELS, (56, 56)),  # 1.5 and 2.5 both round to the even 2
         ((640, 640), 401_408, (616, 616)),  # beta = 1.0102, 22.63 -> 22
-        ((1, 1), 12_845_056, (56, 56)),  # enlarged to 3,136 pixels
-        ((28, 28), 12_845_056, (56, 56)),  # 784 pixels are under the minimum: twice the side
-        ((1, 150), 12_845_056, (28, 700)),  # beta = 4.57: 0.16 -> 1, 24.5 -> 25
-        ((5600, 28), 12_845_056, (5600, 28)),  # 200 : 1 is the last allowed
+        ((1, 1), MAX_PIXELS, (56, 56)),  # enlarged to 3,136 pixels
+        ((28, 28), MAX_PIXELS, (56, 56)),  # 784 pixels are under the minimum: twice the side
+        ((1, 150), MAX_PIXELS, (28, 700)),  # beta = 4.57: 0.16 -> 1, 24.5 -> 25
+        ((5600, 28), MAX_PIXELS, (5600, 28)),  # 200 : 1 is the last allowed
     ],
 )
 def test_smart_resize(size, max_pixels, expected):
-    assert smart_resize(*size, factor=28, min_pixels=3136, max_pixels=max_pixels) == expected
+    assert smart_resize(*size, factor=28, min_pixels=MIN_PIXELS, max_pixels=max_pixels) == expected
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([50_000, 401_408, 12_845_056]))
-def test_sizes_are_whole_units_within_bounds(height, width, max_pixels):
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([50_000, 401_408, MAX_PIXELS]))
+def test_resized_sides_are_multiples_of_28_within_bounds(height, width, max_pixels):
     if max(height, width) > 200 * min(height, width):
         with pytest.raises(ImageError, match="over 200 times"):
-            smart_resize(height, width, 28, 3136, max_pixels)
+            smart_resize(height, width, 28, MIN_PIXELS, max_pixels)
         return
-    h, w = smart_resize(height, width, 28, 3136, max_pixels)
+    h, w = smart_resize(height, width, 28, MIN_PIXELS, max_pixels)
     assert h % 28 == w % 28 == 0 and min(h, w) >= 28
-    assert h * w >= 3136
+    assert h * w >= MIN_PIXELS
     assert h * w <= max_pixels or min(h, w) == 28
 
 
-def test_a_drawn_pixel_is_found_in_its_patch():
+def test_a_pixel_is_in_its_patch():
     """Patch order: units row by row; inside a unit 2 x 2 patches; inside a patch channel, y, x."""
     pixels = np.zeros((56, 84, 3), np.uint8)
     pixels[30, 45, 1] = 255  # unit (1, 1), patch (0, 1) of it, y = 2, x = 3
-    picture = cut(Image.fromarray(pixels), VISION, 3136, 12_845_056)
-    assert picture.grid == (4, 6) and picture.resized == picture.original == Frame(84, 56)
+    image = extract_patches(Image.fromarray(pixels), VISION, MIN_PIXELS, MAX_PIXELS)
+    assert image.grid == (4, 6) and image.resized == image.original == Frame(84, 56)
     unit, patch = 1 * 3 + 1, 0 * 2 + 1
-    assert np.argwhere(picture.patches).tolist() == [[unit * 4 + patch, 1 * 196 + 2 * 14 + 3]]
+    assert np.argwhere(image.patches).tolist() == [[unit * 4 + patch, 1 * 196 + 2 * 14 + 3]]
 
 
-def test_the_frames_are_kept():
-    picture = cut(Image.new("RGB", (640, 480)), VISION, 3136, 12_845_056)
-    assert (picture.original, picture.resized) == (Frame(640, 480), Frame(644, 476))
-    assert picture.patches.shape == (46 * 34, 588) and picture.patches.dtype == np.uint8
+def test_original_and_resized_frames():
+    image = extract_patches(Image.new("RGB", (640, 480)), VISION, MIN_PIXELS, MAX_PIXELS)
+    assert (image.original, image.resized) == (Frame(640, 480), Frame(644, 476))
+    assert image.patches.shape == (46 * 34, 588) and image.patches.dtype == np.uint8
 
 
 GREY = np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4)
@@ -91,7 +92,7 @@ GREY = np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4)
     ],
     ids=["grey", "palette", "alpha", "rgba", "16-bit png", "16-bit tiff", "1-bit", "cmyk", "animated"],
 )
-def test_every_mode_becomes_the_same_rgb(content, expected):
+def test_every_mode_is_converted_to_rgb(content, expected):
     image = open_image(content)
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image), np.repeat(expected[..., None], 3, axis=-1))
@@ -106,7 +107,7 @@ def test_a_cmyk_jpeg_keeps_its_colours():
 def test_exif_rotation_is_applied():
     image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned a quarter: rows become columns
+    exif[0x0112] = 6  # rotated by 90 degrees: rows become columns
     opened = np.asarray(open_image(encoded(image, exif=exif)))[..., 0]
     np.testing.assert_array_equal(opened, np.rot90(np.asarray(image), -1))
 
@@ -136,7 +137,7 @@ PHOTO = encoded(tiny.picture(60, 40), "JPEG")
     ],
     ids=["truncated", "empty", "postscript", "svg", "bomb", "float"],
 )
-def test_a_bad_file_is_one_clear_error(tmp_path, content, message):
+def test_a_bad_file_raises_an_error_with_its_path(tmp_path, content, message):
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=message) as error:
@@ -144,7 +145,7 @@ def test_a_bad_file_is_one_clear_error(tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
-def test_a_missing_file_and_a_huge_one_are_named(tmp_path, monkeypatch):
+def test_a_missing_file_and_a_huge_one_raise(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match=r"nothing\.png: not a readable image \(FileNotFoundError"):
         open_image(tmp_path / "nothing.png")
     monkeypatch.setattr(images, "MAX_FILE_PIXELS", 100)
@@ -152,10 +153,10 @@ def test_a_missing_file_and_a_huge_one_are_named(tmp_path, monkeypatch):
         open_image(encoded(Image.new("RGB", (20, 20))))
 
 
-def test_three_hundred_to_one_is_refused_and_one_pixel_is_not():
+def test_an_aspect_of_300_raises_and_one_pixel_does_not():
     with pytest.raises(ImageError, match="over 200 times"):
-        cut(Image.new("RGB", (300, 1)), VISION, 3136, 12_845_056)
-    assert cut(Image.new("RGB", (1, 1)), VISION, 3136, 12_845_056).grid == (4, 4)
+        extract_patches(Image.new("RGB", (300, 1)), VISION, MIN_PIXELS, MAX_PIXELS)
+    assert extract_patches(Image.new("RGB", (1, 1)), VISION, MIN_PIXELS, MAX_PIXELS).grid == (4, 4)
 
 
 def damaged_files(count: int):
@@ -193,7 +194,7 @@ def readable(content: bytes) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_files_end_in_an_image_or_an_error():
+def test_damaged_files_give_an_image_or_an_image_error():
     outcomes = [readable(content) for content in damaged_files(1500)]
     assert 0.1 < np.mean(outcomes) < 0.9
 

@@ -1,4 +1,4 @@
-"""Adapters: silent at first, alone in moving, the same as merged weights, on every mesh."""
+"""LoRA adapters: no effect at first, the only trained parameters, equal to merged weights, on every mesh."""
 
 from dataclasses import replace
 from functools import partial
@@ -22,9 +22,9 @@ from currreft_jax.config import (
     Stage,
     validate,
 )
-from currreft_jax.data import processor
+from currreft_jax.data.processor import load as load_processor
 from currreft_jax.models import hf
-from currreft_jax.models.lora import adapted, merged
+from currreft_jax.models.lora import add_adapters, merge_adapters
 from currreft_jax.models.qwen2_5_vl import token_logprobs
 from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.sharding import make_mesh, path_of
@@ -60,26 +60,26 @@ def lora_of(**settings):
     return plain_of(lora_rank=RANK, lora_alpha=ALPHA, **settings)
 
 
-def moved(parameters):
-    """Adapters at places of their own, as far from zero as after long training."""
+def with_random_adapters(parameters):
+    """Replaces all adapters by random ones, as large as after long training."""
 
-    def move(path, x):
+    def replace_adapter(path, x):
         name = path_of(path)
         if not is_adapter(name):
             return x
-        drawn = 0.08 * np.random.default_rng(len(name) + ord(name[-8])).standard_normal(x.shape)
-        return jax.device_put(jnp.asarray(drawn, x.dtype), x.sharding)
+        adapter = 0.08 * np.random.default_rng(len(name) + ord(name[-8])).standard_normal(x.shape)
+        return jax.device_put(jnp.asarray(adapter, x.dtype), x.sharding)
 
-    return jax.tree_util.tree_map_with_path(move, parameters)
+    return jax.tree_util.tree_map_with_path(replace_adapter, parameters)
 
 
 def batch_for(checkpoint, count: int = 8, shards: int = 1) -> tuple[GroupBatch, np.ndarray]:
-    reader = processor.load(checkpoint)
-    prompts = [reader.prompt(tiny.user(f"what is {n}?", 1), [tiny.picture(60, 60, n)]) for n in range(count)]
+    processor = load_processor(checkpoint)
+    prompts = [processor.prompt(tiny.user(f"what is {n}?", 1), [tiny.picture(60, 60, n)]) for n in range(count)]
     tokens = np.random.default_rng(0).integers(0, 256, (count, 1, 5)).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
     weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
-    return GroupBatch(batch_of(prompts, reader.config, shards=shards), tokens), weights
+    return GroupBatch(batch_of(prompts, processor.config, shards=shards), tokens), weights
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ def plain():
 
 @pytest.fixture(scope="module")
 def adapters(plain):
-    return moved(adapted(lora_of(), plain, 0))
+    return with_random_adapters(add_adapters(lora_of(), plain, 0))
 
 
-def test_every_linear_layer_of_the_decoder_has_adapters_and_nothing_else(plain):
-    parameters = named(adapted(lora_of(), plain, 0))
+def test_all_linear_layers_of_the_decoder_and_no_others_have_adapters(plain):
+    parameters = named(add_adapters(lora_of(), plain, 0))
     assert {name for name in parameters if is_adapter(name)} == {
         f"layers/{linear}/lora_{letter}" for linear in LINEAR for letter in "ab"
     }
@@ -104,29 +104,29 @@ def test_every_linear_layer_of_the_decoder_has_adapters_and_nothing_else(plain):
     assert len(np.unique(np.asarray(a))) > 0.99 * a.size  # no layer repeats another
 
 
-def test_kernels_are_drawn_alike_with_and_without_adapters():
+def test_init_of_kernels_does_not_depend_on_adapters():
     without, with_them = named(plain_of().init(3)), named(lora_of().init(3))
     for name, x in without.items():
         np.testing.assert_array_equal(x, with_them[name], err_msg=name)
 
 
-def test_fresh_adapters_change_nothing_and_depend_on_the_seed_alone(checkpoint, plain):
+def test_fresh_adapters_have_no_effect_and_depend_only_on_the_seed(checkpoint, plain):
     model = lora_of()
-    fresh = adapted(model, plain, 5)
+    fresh = add_adapters(model, plain, 5)
     batch, _ = batch_for(checkpoint)
     before = token_logprobs(plain_of(), plain, batch.prompts, batch.tokens)
     np.testing.assert_array_equal(token_logprobs(model, fresh, batch.prompts, batch.tokens), before)
     on_mesh = lora_of(mesh=make_mesh(2, 2, 2))
-    again = named(adapted(on_mesh, tiny.parameters_of(plain_of(mesh=on_mesh.mesh)), 5))
+    again = named(add_adapters(on_mesh, tiny.parameters_of(plain_of(mesh=on_mesh.mesh)), 5))
     for name, x in named(fresh).items():
         np.testing.assert_array_equal(x, again[name], err_msg=name)
-    other = named(adapted(model, plain, 6))["layers/mlp/up_proj/lora_a"]
+    other = named(add_adapters(model, plain, 6))["layers/mlp/up_proj/lora_a"]
     assert not np.allclose(other, fresh["layers"]["mlp"]["up_proj"]["lora_a"], atol=1e-3)
 
 
 @pytest.mark.parametrize("linear", LINEAR)
-def test_each_adapter_counts_as_its_product_added_to_the_kernel(checkpoint, plain, adapters, linear):
-    """One layer's adapter at a time, added by hand."""
+def test_each_adapter_equals_its_product_added_to_the_kernel(checkpoint, plain, adapters, linear):
+    """The adapter of one linear layer at a time, added by hand."""
     model, block, name = lora_of(), *linear.split("/")
     one = jax.tree_util.tree_map_with_path(
         lambda path, x: x if not is_adapter(path_of(path)) or linear in path_of(path) else jnp.zeros_like(x), adapters
@@ -140,38 +140,38 @@ def test_each_adapter_counts_as_its_product_added_to_the_kernel(checkpoint, plai
     wanted = np.asarray(token_logprobs(plain_of(), expected, batch.prompts, batch.tokens))
     found = np.asarray(token_logprobs(model, one, batch.prompts, batch.tokens))
     np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
-    unmoved = np.asarray(token_logprobs(plain_of(), plain, batch.prompts, batch.tokens))
-    assert np.abs(wanted - unmoved).max() > 1e-3
+    without = np.asarray(token_logprobs(plain_of(), plain, batch.prompts, batch.tokens))
+    assert np.abs(wanted - without).max() > 1e-3
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)
-def test_merged_parameters_are_plain_and_compute_the_same(checkpoint, mesh):
+def test_merged_parameters_have_no_adapters_and_the_same_logprobs(checkpoint, mesh):
     mesh = make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))])
     model, plain_model = lora_of(mesh=mesh), plain_of(mesh=mesh)
-    parameters = moved(adapted(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
+    parameters = with_random_adapters(add_adapters(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
     batch, _ = batch_for(checkpoint, shards=4 if mesh.size > 1 else 1)
     batch = to_devices(batch, mesh)
-    found = merged(model, parameters)
+    found = merge_adapters(model, parameters)
     assert {name: (x.shape, x.sharding) for name, x in named(found).items()} == {
         name: (x.shape, x.sharding) for name, x in named(plain_model.abstract(jnp.float32)).items()
     }
-    unmerged, of_merged = (
+    unmerged, merged = (
         np.asarray(token_logprobs(m, p, batch.prompts, batch.tokens))
         for m, p in ((model, parameters), (plain_model, found))
     )
-    np.testing.assert_allclose(unmerged, of_merged, atol=1e-5, rtol=0)
-    assert merged(plain_model, found) is found
-    with pytest.raises(ValueError, match="adapters, and the model has none"):
-        merged(plain_model, parameters)
+    np.testing.assert_allclose(unmerged, merged, atol=1e-5, rtol=0)
+    assert merge_adapters(plain_model, found) is found
+    with pytest.raises(ValueError, match="adapters but the model has not"):
+        merge_adapters(plain_model, parameters)
 
 
-def test_gradients_are_those_of_the_kernel_by_the_chain_rule(checkpoint, plain, adapters):
-    """dA = s dW Bᵀ and dB = s Aᵀ dW, where dW is the merged model's gradient of the kernel."""
+def test_gradients_follow_from_those_of_the_merged_kernel(checkpoint, plain, adapters):
+    """dA = s dW Bᵀ and dB = s Aᵀ dW, where dW is the gradient of the merged kernel."""
     model, batch = lora_of(), batch_for(checkpoint)
     zeros = zero_gradient(model, Optimizer())()
     assert set(named(zeros)) == {name for name in named(adapters) if is_adapter(name)}
     found, loss = jax.jit(partial(sft_gradient, model))(adapters, zeros, *batch)
-    whole = merged(model, adapters)
+    whole = merge_adapters(model, adapters)
     of_whole, same_loss = jax.jit(partial(sft_gradient, plain_of()))(whole, jax.tree.map(jnp.zeros_like, whole), *batch)
     assert float(loss["loss"]) == pytest.approx(float(same_loss["loss"]), rel=1e-5)
     for linear in LINEAR:
@@ -195,23 +195,23 @@ def test_gradients_are_those_of_the_kernel_by_the_chain_rule(checkpoint, plain, 
                 )
 
 
-def test_a_step_moves_adapters_alone_and_keeps_moments_of_them_alone(checkpoint, plain):
+def test_a_step_updates_only_adapters_and_has_moments_only_for_them(checkpoint, plain):
     model = lora_of()
     settings = Optimizer(learning_rate=1e-2, schedule=Schedule.CONSTANT)
     optimizer = make_optimizer(settings, 4)
-    state = init_state(model, optimizer, jax.tree.map(jnp.copy, adapted(model, plain, 0)))
+    state = init_state(model, optimizer, jax.tree.map(jnp.copy, add_adapters(model, plain, 0)))
     sizes = {name: x.nbytes for name, x in named(state.params).items()}
-    of_adapters = sum(size for name, size in sizes.items() if is_adapter(name))
+    adapter_bytes = sum(size for name, size in sizes.items() if is_adapter(name))
     held = sum(x.nbytes for x in jax.tree.leaves(state.optimizer) if x.ndim)
-    assert held == 2 * of_adapters < 0.2 * sum(sizes.values())
+    assert held == 2 * adapter_bytes < 0.2 * sum(sizes.values())
     update = make_update(model, optimizer, settings, sft_gradient)
-    assert sum(x.nbytes for x in jax.tree.leaves(zero_gradient(model, settings)())) == of_adapters
+    assert sum(x.nbytes for x in jax.tree.leaves(zero_gradient(model, settings)())) == adapter_bytes
     before = jax.tree.map(np.array, state.params)
     losses = []
     for _ in range(4):
-        state, step_told = update(state, [[batch_for(checkpoint)]])
-        losses.append(float(step_told["loss"]))
-        assert float(step_told["grad_norm"]) > 0
+        state, step_metrics = update(state, [[batch_for(checkpoint)]])
+        losses.append(float(step_metrics["loss"]))
+        assert float(step_metrics["grad_norm"]) > 0
     assert losses[-1] < losses[0]
     after = named(state.params)
     for name, old in named(before).items():
@@ -219,10 +219,10 @@ def test_a_step_moves_adapters_alone_and_keeps_moments_of_them_alone(checkpoint,
 
 
 @pytest.mark.parametrize("frozen", ["adapters", "vision"])
-def test_what_is_frozen_costs_no_products(checkpoint, plain, frozen):
-    """A backward pass has two products for each one of the forward pass: one gives the kernel's gradient."""
+def test_frozen_parameters_cost_no_gradient_matmuls(checkpoint, plain, frozen):
+    """The backward pass has two matmuls for each one of the forward pass; one gives the kernel's gradient."""
     model = lora_of() if frozen == "adapters" else plain_of()
-    parameters = adapted(model, plain, 0) if frozen == "adapters" else plain
+    parameters = add_adapters(model, plain, 0) if frozen == "adapters" else plain
     batch = batch_for(checkpoint)
 
     def cost(total) -> float:
@@ -234,10 +234,10 @@ def test_what_is_frozen_costs_no_products(checkpoint, plain, frozen):
     assert cost(part) < 0.75 * cost(every)
 
 
-def test_an_export_is_a_plain_model_that_computes_the_same(checkpoint, adapters, tmp_path):
+def test_an_export_has_no_adapters_and_the_same_logprobs(checkpoint, adapters, tmp_path):
     model = lora_of()
-    reader = processor.load(checkpoint)
-    hf.export(model, adapters, reader, tmp_path / "out")
+    processor = load_processor(checkpoint)
+    hf.export(model, adapters, processor, tmp_path / "out")
     loaded, parameters = hf.load(tmp_path / "out")
     assert loaded.adapters is None and not any(map(is_adapter, named(parameters)))
     (tmp_path / "native").mkdir()
@@ -251,12 +251,12 @@ def test_an_export_is_a_plain_model_that_computes_the_same(checkpoint, adapters,
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)
-def test_the_sampler_reports_the_trainers_log_probs(checkpoint, mesh):
+def test_the_samplers_logprobs_are_the_trainers(checkpoint, mesh):
     mesh = make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))])
     model = lora_of(mesh=mesh)
-    parameters = moved(adapted(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
-    reader = processor.load(checkpoint)
-    prompts = [reader.prompt(tiny.user("?" * n, 1), [tiny.picture(60, 60, n)], key=n) for n in range(4)]
+    parameters = with_random_adapters(add_adapters(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
+    processor = load_processor(checkpoint)
+    prompts = [processor.prompt(tiny.user("?" * n, 1), [tiny.picture(60, 60, n)], key=n) for n in range(4)]
     exact = Sampling(
         group_size=2,
         max_new_tokens=6,
@@ -265,26 +265,29 @@ def test_the_sampler_reports_the_trainers_log_probs(checkpoint, mesh):
         cache=CacheType.FLOAT32,
         prompt_lengths=(96,),
     )
-    rollout = cr.sample(model, parameters, reader, prompts, exact)
+    rollout = cr.sample(model, parameters, processor, prompts, exact)
     batch = to_devices(batch_of(prompts, model.config, shards=4 if mesh.size > 1 else 1), mesh)
     scored = np.asarray(token_logprobs(model, parameters, batch, np.asarray(rollout.tokens)))
     mask = np.asarray(rollout.mask)
     assert np.abs(scored - rollout.logprobs)[mask].max() <= 1e-5
     plain = tiny.parameters_of(plain_of(mesh=mesh))
-    unmoved = np.asarray(token_logprobs(plain_of(mesh=mesh), plain, batch, np.asarray(rollout.tokens)))
-    assert np.abs(unmoved - rollout.logprobs)[mask].max() > 0.01
+    without = np.asarray(token_logprobs(plain_of(mesh=mesh), plain, batch, np.asarray(rollout.tokens)))
+    assert np.abs(without - rollout.logprobs)[mask].max() > 0.01
 
 
-def test_a_mesh_has_the_gradient_of_one_device(checkpoint):
+def test_gradients_on_a_mesh_equal_those_on_one_device(checkpoint):
     found = []
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(2, 2, 2)):
         model = lora_of(mesh=mesh)
-        parameters = moved(adapted(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
+        parameters = with_random_adapters(add_adapters(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
         batch = to_devices(batch_for(checkpoint, shards=4 if mesh.size > 1 else 1), mesh)
         gradient = jax.jit(partial(sft_gradient, model))
-        total, step_told = gradient(parameters, zero_gradient(model, Optimizer())(), *batch)
-        found.append((float(step_told["loss"]), {name: np.asarray(x) for name, x in named(total).items()}))
-        specs = {name: str(x.sharding.spec) for name, x in named(adapted(model, merged(model, parameters), 0)).items()}
+        total, step_metrics = gradient(parameters, zero_gradient(model, Optimizer())(), *batch)
+        found.append((float(step_metrics["loss"]), {name: np.asarray(x) for name, x in named(total).items()}))
+        specs = {
+            name: str(x.sharding.spec)
+            for name, x in named(add_adapters(model, merge_adapters(model, parameters), 0)).items()
+        }
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     for name, x in found[0][1].items():
         np.testing.assert_allclose(x, found[1][1][name], atol=1e-5 * np.abs(x).max(), err_msg=name)
@@ -292,7 +295,7 @@ def test_a_mesh_has_the_gradient_of_one_device(checkpoint):
     assert "tensor" in specs["layers/mlp/down_proj/lora_a"] and "fsdp" in specs["layers/mlp/down_proj/lora_b"]
 
 
-def test_bf16_trains_fp32_adapters(checkpoint, adapters):
+def test_bf16_matmuls_give_fp32_gradients_of_adapters(checkpoint, adapters):
     model = lora_of(dtype=jnp.dtype("bfloat16"))
     batch = batch_for(checkpoint)
     zeros = zero_gradient(model, Optimizer())()
@@ -304,7 +307,7 @@ def test_bf16_trains_fp32_adapters(checkpoint, adapters):
 
 
 @pytest.mark.slow
-def test_a_run_with_adapters_exports_a_plain_model_and_the_next_stage_goes_on_with_them(
+def test_a_run_exports_merged_weights_and_the_next_stage_continues_with_adapters(
     checkpoint,
     rows,  # noqa: F811
     tmp_path,
@@ -322,12 +325,12 @@ def test_a_run_with_adapters_exports_a_plain_model_and_the_next_stage_goes_on_wi
     model = lora_of(mesh=make_mesh(data=4, fsdp=2))
     masters = start.start_params(config, 1, model, tmp_path)
     assert all(np.asarray(x).any() for name, x in named(masters).items() if is_adapter(name))
-    for name, x in named(merged(model, masters)).items():
+    for name, x in named(merge_adapters(model, masters)).items():
         np.testing.assert_array_equal(x, exported[name], err_msg=name)
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", -1), ("alpha", 0.0)])
-def test_impossible_settings_are_refused(name, value):
+def test_invalid_settings_raise(name, value):
     config = Config(stages=[Stage(sources=[Source("rows.jsonl")])])
     setattr(config.model.lora, name, value)
     with pytest.raises(ValueError, match=f"model.lora.{name} is {value}"):

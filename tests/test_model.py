@@ -1,4 +1,4 @@
-"""What the model must not do: materialise all logits, grow with depth, compile twice, or depend on the mesh."""
+"""The model: parameter counts, block-wise log-probs, attention, program size, and equality on every mesh."""
 
 import re
 from dataclasses import replace
@@ -13,14 +13,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from currreft_jax.config import Remat
 from currreft_jax.data.packing import BatchShape, collate
-from currreft_jax.data.processor import load
+from currreft_jax.data.processor import load as load_processor
 from currreft_jax.models import attention
-from currreft_jax.models import logprobs as blocks
-from currreft_jax.models.attention import Source, attend
+from currreft_jax.models import logprobs as logprobs_module
+from currreft_jax.models.attention import KVSource, attend
 from currreft_jax.models.config import PUBLISHED
 from currreft_jax.models.layers import einsum
 from currreft_jax.models.qwen2_5_vl import Model
-from currreft_jax.models.vision import attend_in_images, rows_that_share
+from currreft_jax.models.vision import attend_in_images, rows_sharing_images
 from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.sharding import data_shards, make_mesh, path_of
 from currreft_jax.structs import Prompt
@@ -52,7 +52,7 @@ def test_the_3b_graph_lowers_forward_and_backward_without_memory():
 
 
 def abstract_batch(model: Model, prompts: int, length: int, slots: int):
-    """An abstract batch."""
+    """A batch of shapes without arrays."""
     text = Prompt(np.zeros(1, np.int32), np.zeros((3, 1), np.int32), 1, (), "abstract")
     batch = collate([text] * prompts, model.config, BatchShape(length, slots, slots))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
@@ -62,7 +62,7 @@ def abstract_batch(model: Model, prompts: int, length: int, slots: int):
 
 
 def intermediates(jaxpr: Jaxpr):
-    """Every array that a program computes, inner programs included."""
+    """Yields every array that a program computes, in nested programs too."""
     for equation in jaxpr.eqns:
         yield from (variable.aval for variable in equation.outvars)
         for value in equation.params.values():
@@ -78,42 +78,42 @@ def scoring():
     model = tiny.model_of(replace(tiny.UNTIED, vocab_size=1009))
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.standard_normal((3, 2, 37, 96)), jnp.float32)
-    return model, tiny.parameters_of(model), hidden, rng.choice(allowed(model), (3, 2, 37))
+    return model, tiny.parameters_of(model), hidden, rng.choice(allowed_tokens(model), (3, 2, 37))
 
 
-def allowed(model):
-    """Every id but those of the parts of an image, spelt out."""
-    known = model.config.vocab_size if model.tokenizer_size is None else model.tokenizer_size
+def allowed_tokens(model):
+    """All ids except image and video tokens, listed by hand."""
+    size = model.config.vocab_size if model.tokenizer_size is None else model.tokenizer_size
     names = ["vision_start_token_id", "vision_end_token_id", "vision_token_id", "image_token_id", "video_token_id"]
-    return np.setdiff1d(np.arange(known), [getattr(model.config, name) for name in names])
+    return np.setdiff1d(np.arange(size), [getattr(model.config, name) for name in names])
 
 
-def chunked(model, parameters, hidden, tokens, temperature=1.0):
+def blockwise(model, parameters, hidden, tokens, temperature=1.0):
     return model.bind(parameters).logprobs(hidden, tokens, temperature)
 
 
-def whole(model, parameters, hidden, tokens, temperature=1.0):
-    """The same by its definition, over the allowed columns only."""
-    columns = allowed(model)
+def by_definition(model, parameters, hidden, tokens, temperature=1.0):
+    """Log-probs and entropies by definition, over the allowed columns."""
+    columns = allowed_tokens(model)
     logprobs = jax.nn.log_softmax(model.bind(parameters).logits(hidden)[..., columns] / temperature)
     entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-    place = jnp.asarray(np.searchsorted(columns, tokens))
-    return jnp.take_along_axis(logprobs, place[..., None], -1)[..., 0], entropy
+    index = jnp.asarray(np.searchsorted(columns, tokens))
+    return jnp.take_along_axis(logprobs, index[..., None], -1)[..., 0], entropy
 
 
 @pytest.mark.parametrize("budget", [222, 50_000, 112_000, 10**9])
-def test_blocks_change_neither_values_nor_gradients(scoring, budget, monkeypatch):
+def test_blockwise_logprobs_and_gradients_equal_the_definition(scoring, budget, monkeypatch):
     model, parameters, hidden, tokens = scoring
-    monkeypatch.setattr(blocks, "BLOCK_LOGITS", budget)
+    monkeypatch.setattr(logprobs_module, "BLOCK_LOGITS", budget)
 
     def loss(score, parameters, hidden):
         logprobs, entropy = score(model, parameters, hidden, tokens)
         return jnp.sum(jnp.sin(logprobs) + 0.3 * entropy), (logprobs, entropy)
 
-    (_, ours), grads = jax.jit(jax.value_and_grad(partial(loss, chunked), argnums=(0, 1), has_aux=True))(
+    (_, ours), grads = jax.jit(jax.value_and_grad(partial(loss, blockwise), argnums=(0, 1), has_aux=True))(
         parameters, hidden
     )
-    (_, theirs), expected = jax.jit(jax.value_and_grad(partial(loss, whole), argnums=(0, 1), has_aux=True))(
+    (_, theirs), expected = jax.jit(jax.value_and_grad(partial(loss, by_definition), argnums=(0, 1), has_aux=True))(
         parameters, hidden
     )
     for a, b in zip(ours, theirs, strict=True):
@@ -123,22 +123,20 @@ def test_blocks_change_neither_values_nor_gradients(scoring, budget, monkeypatch
 
 
 @pytest.mark.parametrize(("temperature", "tokenizer_size"), [(0.7, None), (1.6, 901)])
-def test_temperature_and_forbidden_tokens_change_values_and_gradients_as_they_should(
-    scoring, temperature, tokenizer_size, monkeypatch
-):
+def test_temperature_and_vocab_mask_apply_to_values_and_gradients(scoring, temperature, tokenizer_size, monkeypatch):
     model, parameters, hidden, _ = scoring
     model = replace(model, tokenizer_size=tokenizer_size)
-    tokens = np.random.default_rng(1).choice(allowed(model), hidden.shape[:3])
-    monkeypatch.setattr(blocks, "BLOCK_LOGITS", 50_000)
+    tokens = np.random.default_rng(1).choice(allowed_tokens(model), hidden.shape[:3])
+    monkeypatch.setattr(logprobs_module, "BLOCK_LOGITS", 50_000)
 
     def loss(score, parameters, hidden):
         logprobs, entropy = score(model, parameters, hidden, tokens, temperature)
         return jnp.sum(jnp.sin(logprobs) + 0.3 * entropy), (logprobs, entropy)
 
-    (_, ours), grads = jax.jit(jax.value_and_grad(partial(loss, chunked), argnums=(0, 1), has_aux=True))(
+    (_, ours), grads = jax.jit(jax.value_and_grad(partial(loss, blockwise), argnums=(0, 1), has_aux=True))(
         parameters, hidden
     )
-    (_, theirs), expected = jax.jit(jax.value_and_grad(partial(loss, whole), argnums=(0, 1), has_aux=True))(
+    (_, theirs), expected = jax.jit(jax.value_and_grad(partial(loss, by_definition), argnums=(0, 1), has_aux=True))(
         parameters, hidden
     )
     for a, b in zip(ours, theirs, strict=True):
@@ -147,7 +145,7 @@ def test_temperature_and_forbidden_tokens_change_values_and_gradients_as_they_sh
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
 
 
-def test_a_forbidden_token_is_impossible_and_spoils_no_gradient(scoring):
+def test_a_forbidden_token_has_probability_zero_and_finite_gradients(scoring):
     model, parameters, hidden, tokens = scoring
     image, beyond = model.config.image_token_id, 1005
     tokens = tokens.copy()
@@ -156,7 +154,7 @@ def test_a_forbidden_token_is_impossible_and_spoils_no_gradient(scoring):
     tokens[tokens >= 1000] = beyond
 
     def loss(hidden):
-        logprobs, entropy = chunked(model, parameters, hidden, tokens)
+        logprobs, entropy = blockwise(model, parameters, hidden, tokens)
         return jnp.sum(jnp.where(jnp.isfinite(logprobs), logprobs, 0) + entropy), logprobs
 
     gradient, logprobs = jax.jit(jax.grad(loss, has_aux=True))(hidden)
@@ -165,13 +163,13 @@ def test_a_forbidden_token_is_impossible_and_spoils_no_gradient(scoring):
 
 
 @pytest.mark.parametrize(("vocabulary", "tied"), [(1008, True), (1008, False), (1009, False)])
-def test_blocks_of_a_head_that_is_split_over_a_mesh(scoring, vocabulary, tied, monkeypatch):
-    """1,008 columns divide into the 4 tensor parts and 1,009 do not; the last block overlaps the one before."""
+def test_blockwise_logprobs_of_a_sharded_head(scoring, vocabulary, tied, monkeypatch):
+    """4 tensor shards divide 1,008 columns but not 1,009; the last block overlaps the one before."""
     _, _, hidden, tokens = scoring
     config = replace(tiny.UNTIED, vocab_size=vocabulary, tie_word_embeddings=tied)
     hidden, tokens = jnp.concatenate([hidden, hidden[:1]]), np.concatenate([tokens, tokens[:1]]) % vocabulary
 
-    def scored(mesh, score):
+    def value_and_grad(mesh, score):
         model = tiny.model_of(config, mesh=mesh)
         table = {
             name: value for name, value in tiny.parameters_of(model).items() if name in ("embed_tokens", "lm_head")
@@ -184,16 +182,16 @@ def test_blocks_of_a_head_that_is_split_over_a_mesh(scoring, vocabulary, tied, m
         parameters = tiny.parameters_of(model)
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(table, hidden)
 
-    expected = scored(make_mesh(devices=jax.devices()[:1]), whole)
-    monkeypatch.setattr(blocks, "BLOCK_LOGITS", 40_000)
-    found = scored(make_mesh(1, 2, 4), chunked)
+    expected = value_and_grad(make_mesh(devices=jax.devices()[:1]), by_definition)
+    monkeypatch.setattr(logprobs_module, "BLOCK_LOGITS", 40_000)
+    found = value_and_grad(make_mesh(1, 2, 4), blockwise)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
 
 
 def test_all_logits_never_exist(scoring, monkeypatch):
     model, parameters, hidden, tokens = scoring
-    monkeypatch.setattr(blocks, "BLOCK_LOGITS", 20_000)
+    monkeypatch.setattr(logprobs_module, "BLOCK_LOGITS", 20_000)
 
     def largest(score) -> int:
         def loss(parameters, hidden):
@@ -202,8 +200,8 @@ def test_all_logits_never_exist(scoring, monkeypatch):
         program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(parameters, hidden)
         return max(int(np.prod(x.shape)) for x in intermediates(program.jaxpr))
 
-    assert largest(chunked) == 96 * 1009  # the head and its gradient
-    assert largest(whole) == 3 * 2 * 37 * 1009
+    assert largest(blockwise) == 96 * 1009  # the head and its gradient
+    assert largest(by_definition) == 3 * 2 * 37 * 1009
 
 
 # ---------------------------------------------------------------------------------------------------------- programs
@@ -211,15 +209,15 @@ def test_all_logits_never_exist(scoring, monkeypatch):
 
 def program_size(config, prompts) -> int:
     model = tiny.model_of(config)
-    batch = batch_of(prompts, config, reach=20)
+    batch = batch_of(prompts, config, max_slots=20)
     tokens = np.zeros((len(prompts), 2, 4), int)
     program = jax.make_jaxpr(lambda p: group_logprobs(model, p, batch, tokens))(model.abstract(jnp.float32))
     return sum(1 for _ in intermediates(program.jaxpr))
 
 
-def test_the_program_grows_neither_with_layers_nor_with_windows(checkpoint):
-    processor = load(checkpoint)
-    # Both are longer than what attention takes at once.
+def test_program_size_is_independent_of_layers_and_windows(checkpoint):
+    processor = load_processor(checkpoint)
+    # Both are long enough to be split into blocks.
     few = [processor.prompt(tiny.user("x", 1), [tiny.picture(448, 336)])]
     many = [processor.prompt(tiny.user("x", 1), [tiny.picture(560, 420)])]
     config = tiny.CONFIG
@@ -228,10 +226,10 @@ def test_the_program_grows_neither_with_layers_nor_with_windows(checkpoint):
     assert program_size(config, few) == program_size(config, many)
 
 
-def test_other_images_of_the_same_shape_are_not_compiled_again(checkpoint):
+def test_other_images_in_the_same_shape_do_not_recompile(checkpoint):
     model = tiny.model_of()
     parameters = tiny.parameters_of(model)
-    processor = load(checkpoint, max_pixels=60_000)
+    processor = load_processor(checkpoint, max_pixels=60_000)
     shape = BatchShape(140, 12, 6)
     score = jax.jit(partial(group_logprobs, model))
     tokens = np.zeros((2, 2, 4), np.int32)
@@ -245,18 +243,18 @@ def test_other_images_of_the_same_shape_are_not_compiled_again(checkpoint):
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (3, 2, 4, 2), (1, 4, 1), (4, 3, 3), (4,), (3,)])
-def test_attention_in_images_is_dense_attention_under_a_mask(sizes):
-    """In rows of four slots: images that lie in rows, that cross one border, and that cross both."""
+def test_attention_within_images_equals_masked_dense_attention(sizes):
+    """In rows of four slots: images within a row, across one border, and across both."""
     key = jax.random.key(0)
     query, keys, values = jax.random.normal(key, (3, 2, sum(sizes), 4, 2, 8))
     image = np.stack([np.repeat(np.arange(len(sizes)), sizes), np.zeros(sum(sizes), int)])
     image[1, 4:] = -1
     image = np.repeat(image[..., None], 4, axis=2)
     image[..., 3] = -1  # padding in every slot
-    shared = rows_that_share(jnp.asarray(image), 4)
+    shared_rows = rows_sharing_images(jnp.asarray(image), 4)
     starts = np.cumsum((0, *sizes))
     crossed = [any(a < border < b for a, b in pairwise(starts)) for border in range(4, sum(sizes), 4)]
-    assert list(shared) == [any(pair) for pair in pairwise((False, *crossed, False))]
+    assert list(shared_rows) == [any(pair) for pair in pairwise((False, *crossed, False))]
 
     def flat(x):
         return x.reshape(2, -1, *x.shape[3:])
@@ -265,11 +263,11 @@ def test_attention_in_images_is_dense_attention_under_a_mask(sizes):
         return jnp.sum(jnp.where(image[..., None, None] >= 0, attended, 0) ** 2)
 
     def in_rows(*arrays):
-        return attend_in_images(*arrays, jnp.asarray(image), 4, shared)
+        return attend_in_images(*arrays, jnp.asarray(image), 4, shared_rows)
 
     def dense(query, keys, values):
         same = flat(image)[:, :, None] == flat(image)[:, None]
-        out = attend("nqhd", flat(query), Source("nshd", flat(keys), flat(values), "nqs", same))
+        out = attend("nqhd", flat(query), KVSource("nshd", flat(keys), flat(values), "nqs", same))
         return out.reshape(query.shape)
 
     arrays = query, keys, values
@@ -284,7 +282,7 @@ def test_attention_in_images_is_dense_attention_under_a_mask(sizes):
     ("axes", "sources"),
     [("pqkgd", ["pskd"]), ("pcqkgd", ["pskd", "pcskd"]), ("pkcgd", ["pksd", "pkcsd"]), ("nqhd", ["nshd"])],
 )
-def test_scores_are_never_moved(axes, sources):
+def test_scores_are_never_transposed(axes, sources):
     sizes = dict(zip("pkcgqhnd", (2, 3, 4, 5, 7, 2, 2, 8), strict=True))
 
     def shape(letters):
@@ -292,50 +290,50 @@ def test_scores_are_never_moved(axes, sources):
 
     def attended(query, *keys):
         return attend(
-            axes, query, *(Source(a, k, k, "s", jnp.ones(11, bool)) for a, k in zip(sources, keys, strict=True))
+            axes, query, *(KVSource(a, k, k, "s", jnp.ones(11, bool)) for a, k in zip(sources, keys, strict=True))
         )
 
     arrays = [jnp.ones(shape(letters)) for letters in (axes, *sources)]
     gradient = jax.grad(lambda *arrays: jnp.sum(attended(*arrays)), argnums=range(len(arrays)))
     lowered = jax.jit(gradient).lower(*arrays).as_text()
-    moved = [it.split("x") for it in re.findall(r"stablehlo.transpose .* -> tensor<([\dx]+)xf32>", lowered)]
-    assert not [it for it in moved if {"11", "22"} & {*it} and "8" not in it]
+    transposed = [shape.split("x") for shape in re.findall(r"stablehlo.transpose .* -> tensor<([\dx]+)xf32>", lowered)]
+    assert not [sizes for sizes in transposed if {"11", "22"} & {*sizes} and "8" not in sizes]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("completions", "length"), [(1, 11), (3, 7), (40, 2)])
-def test_blocks_of_queries_attend_as_all_of_them_at_once(monkeypatch, completions, length, dtype):
+def test_attention_in_blocks_of_queries_equals_attention_at_once(monkeypatch, completions, length, dtype):
     rng = np.random.default_rng(0)
     shapes = (2, completions, length, 2, 3, 8), (2, 9, 2, 8), (2, completions, length, 2, 8)
     query, prompt, own = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
     real = jnp.asarray([[True] * 9, [True] * 5 + [False] * 4])
     causal = jnp.tril(jnp.ones((length, length), bool))
 
-    def told(scores):
+    def out_and_gradients(block_scores):
         def loss(query, prompt, own):
-            sources = Source("pskd", prompt, prompt, "ps", real), Source("pcskd", own, own, "qs", causal)
+            sources = KVSource("pskd", prompt, prompt, "ps", real), KVSource("pcskd", own, own, "qs", causal)
             out = attend("pcqkgd", query, *sources)
             return jnp.sum(out.astype(jnp.float32) ** 2), out
 
-        monkeypatch.setattr(attention, "SCORES", scores)
+        monkeypatch.setattr(attention, "BLOCK_SCORES", block_scores)
         gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(query, prompt, own)
         return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
-    for one, other in zip(told(60), told(10**6), strict=True):
+    for one, other in zip(out_and_gradients(60), out_and_gradients(10**6), strict=True):
         np.testing.assert_allclose(one, other, atol=np.abs(other).max() * (1e-6 if dtype == jnp.float32 else 2**-8))
 
 
-def test_scores_of_many_queries_never_exist():
+def test_scores_of_many_queries_never_exist_at_once():
     x = jnp.ones((2, 900, 1, 8))
 
     def loss(query, keys):
-        return jnp.sum(attend("pqkd", query, Source("pskd", keys, keys, "qs", jnp.ones((900, 900), bool))))
+        return jnp.sum(attend("pqkd", query, KVSource("pskd", keys, keys, "qs", jnp.ones((900, 900), bool))))
 
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, x).as_text()
     assert re.search("300x900xf32", program) and not re.search("900x900xf32", program)
 
 
-def test_masks_and_scales_are_brought_into_the_scores_order():
+def test_masks_and_scales_with_axes_in_another_order():
     rng = np.random.default_rng(0)
     query, keys, values = (rng.standard_normal(shape) for shape in ((2, 5, 3, 4, 8), (2, 7, 3, 8), (2, 7, 3, 8)))
     mask, scale = rng.random((2, 5, 3, 7)) < 0.7, rng.random((2, 7, 3))
@@ -343,11 +341,11 @@ def test_masks_and_scales_are_brought_into_the_scores_order():
     weights = np.where(mask[:, :, :, None], np.exp(scores), 0)
     expected = np.einsum("pqkgs,pskd,psk->pqkgd", weights / weights.sum(-1, keepdims=True), values, scale)
     arrays = map(jnp.asarray, (keys, values))
-    source = Source("pskd", *arrays, "pqks", jnp.asarray(mask), jnp.asarray(scale), jnp.asarray(scale))
+    source = KVSource("pskd", *arrays, "pqks", jnp.asarray(mask), jnp.asarray(scale), jnp.asarray(scale))
     np.testing.assert_allclose(attend("pqkgd", jnp.asarray(query), source), expected, atol=1e-5)
 
 
-def test_products_accumulate_in_fp32_and_give_fp32_gradients_to_fp32_parameters():
+def test_einsum_accumulates_in_fp32_and_gives_fp32_gradients_to_fp32_parameters():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((64, 512)), jnp.bfloat16)
     y = jnp.asarray(rng.standard_normal((512, 32)), jnp.float32)
@@ -367,26 +365,26 @@ def test_products_accumulate_in_fp32_and_give_fp32_gradients_to_fp32_parameters(
 
 @pytest.fixture(scope="module")
 def sharded_group(checkpoint):
-    """Eight prompts with images of all sizes, two and none; heads that 4 does not divide into key heads (2)."""
+    """Eight prompts with none, one or two images of several sizes; 2 key/value heads, which 4 shards do not divide."""
     config = replace(tiny.CONFIG, num_attention_heads=8, num_key_value_heads=2, mrope_section=(2, 2, 2))
-    processor = load(checkpoint, max_pixels=30_000)
+    processor = load_processor(checkpoint, max_pixels=30_000)
     sizes = [[(90, 130)], [], [(28, 28), (150, 60)], [(60, 60)], [(140, 84)], [], [(84, 140)], [(56, 200)]]
     prompts = [
-        processor.prompt(tiny.user("?" * (i + 1), len(of_prompt)), [tiny.picture(*size, i) for size in of_prompt])
-        for i, of_prompt in enumerate(sizes)
+        processor.prompt(tiny.user("?" * (i + 1), len(prompt_sizes)), [tiny.picture(*size, i) for size in prompt_sizes])
+        for i, prompt_sizes in enumerate(sizes)
     ]
     return config, prompts, np.random.default_rng(0).integers(0, 256, (8, 2, 5))
 
 
-def placed(config, prompts, tokens, mesh):
+def on_devices(config, prompts, tokens, mesh):
     model = tiny.model_of(config, mesh=mesh)
     shards = data_shards(mesh)
     shape = BatchShape(110, 30 // shards + 8, 6)
     return model, tiny.parameters_of(model), *to_devices((collate(prompts, config, shape, shards), tokens), mesh)
 
 
-def on_mesh(config, prompts, tokens, mesh):
-    model, parameters, batch, tokens = placed(config, prompts, tokens, mesh)
+def logprobs_and_gradients(config, prompts, tokens, mesh):
+    model, parameters, batch, tokens = on_devices(config, prompts, tokens, mesh)
 
     def loss(parameters, batch, tokens):
         logprobs = fused_logprobs(model, parameters, batch, tokens)
@@ -398,27 +396,27 @@ def on_mesh(config, prompts, tokens, mesh):
 
 @pytest.fixture(scope="module")
 def on_one_device(sharded_group):
-    return on_mesh(*sharded_group, make_mesh(devices=jax.devices()[:1]))
+    return logprobs_and_gradients(*sharded_group, make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
 def test_every_mesh_gives_the_same_logprobs_and_gradients(sharded_group, on_one_device, sizes):
     expected, expected_grads = on_one_device
-    logprobs, grads = on_mesh(*sharded_group, make_mesh(*sizes))
+    logprobs, grads = logprobs_and_gradients(*sharded_group, make_mesh(*sizes))
     np.testing.assert_allclose(logprobs, expected, atol=5e-6, rtol=0)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0, err_msg=path_of(path))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (6, 3), (4, 1)])
-def test_heads_that_the_tensor_axis_does_not_divide(sharded_group, heads, kv_heads):
+def test_head_counts_that_the_tensor_axis_does_not_divide(sharded_group, heads, kv_heads):
     _, prompts, tokens = sharded_group
     sections = {4: (4, 4, 4), 6: (2, 3, 3)}[heads]
     config = replace(tiny.CONFIG, num_attention_heads=heads, num_key_value_heads=kv_heads, mrope_section=sections)
     one, many = (
         jax.jit(partial(group_logprobs, model))(*inputs)
         for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(1, 2, 4))
-        for model, *inputs in [placed(config, prompts, tokens, mesh)]
+        for model, *inputs in [on_devices(config, prompts, tokens, mesh)]
     )
     np.testing.assert_allclose(many, one, atol=5e-6, rtol=0)
 
@@ -427,20 +425,20 @@ def collectives(compiled, kind: str) -> int:
     return compiled.as_text().count(f" {kind}(")
 
 
-def test_prompts_and_their_images_never_leave_their_data_shard(sharded_group):
-    """Without parameters to gather or gradients to add, data parallelism sends one bit for each border of rows."""
+def test_prompts_and_images_stay_on_their_data_shard(sharded_group):
+    """Pure data parallelism, forward only: the devices exchange one bit for each border between rows of slots."""
     config, prompts, tokens = sharded_group
     mesh = make_mesh(8, 1, 1)
     model = tiny.model_of(config, mesh=mesh)
     parameters = tiny.parameters_of(model)
     batch, tokens = to_devices((collate(prompts, config, BatchShape(110, 12, 6), 8), tokens), mesh)
     compiled = jax.jit(partial(group_logprobs, model)).lower(parameters, batch, tokens).compile()
-    crossing = [(1,)]  # whether an image of any shard crosses from the one row of slots to the other
-    assert moved(compiled, "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter") == crossing
+    one_bit = [(1,)]  # whether an image of any shard crosses from one row of slots to the next
+    assert communicated(compiled, "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter") == one_bit
 
 
-def moved(compiled, kinds: str) -> list[tuple[int, ...]]:
-    """Shapes that a compiled program sends between devices."""
+def communicated(compiled, kinds: str) -> list[tuple[int, ...]]:
+    """Shapes of the arrays that a compiled program sends between devices."""
     found = []
     for line in compiled.as_text().splitlines():
         if re.search(rf" ({kinds})(-start)?\(", line):
@@ -449,8 +447,8 @@ def moved(compiled, kinds: str) -> list[tuple[int, ...]]:
     return found
 
 
-def test_fsdp_moves_weights_and_never_activations():
-    """The 3B's widths, compiled and not run: at small ones the partitioner decides otherwise."""
+def test_fsdp_communicates_weights_and_never_activations():
+    """With the 3B's widths, compiled but not run: at small widths the partitioner decides otherwise."""
     published = PUBLISHED["3b"]
     config = replace(
         published, num_hidden_layers=2, vision=replace(published.vision, depth=2, fullatt_block_indexes=(1,))
@@ -467,32 +465,32 @@ def test_fsdp_moves_weights_and_never_activations():
         return jnp.sum(fused_logprobs(model, parameters, batch, tokens))
 
     compiled = jax.jit(jax.grad(loss)).lower(model.abstract(jnp.float32), batch, tokens).compile()
-    sent = moved(compiled, "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
+    sent = communicated(compiled, "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
     assert (11008, 2048) in sent
     for shape in sent:
         assert shape[1:3] != (36, 64), shape  # packed patches
-        # Embeddings are looked up in parts of D and exchanged; no whole hidden state or MLP state is.
+        # Embeddings are looked up in shards of D and exchanged; whole hidden states and MLP activations are not.
         assert not ({600, 128} & set(shape[1:-1]) and shape[0] == 8 and shape[-1] in (2048, 11008)), shape
         assert 151_936 not in shape, shape  # the whole head
 
 
-def test_the_fused_pass_gathers_each_weight_once(sharded_group):
+def test_forward_gathers_each_weight_once(sharded_group):
     config, prompts, tokens = sharded_group
     mesh = make_mesh(1, 8, 1)
     model = tiny.model_of(config, mesh=mesh)
     batch, tokens = to_devices((collate([prompts[1]] * 8, config, BatchShape(110, 0, 1), 8), tokens), mesh)
 
     def hidden(parameters):
-        return model.bind(parameters).prefix_extend(batch, tokens)
+        return model.bind(parameters).forward(batch, tokens)
 
     compiled = jax.jit(hidden).lower(tiny.parameters_of(model)).compile()
-    sizes = [int(np.prod(shape)) for shape in moved(compiled, "all-gather")]
+    sizes = [int(np.prod(shape)) for shape in communicated(compiled, "all-gather")]
     width = config.hidden_size * config.intermediate_size
     assert sizes.count(width) == 3  # gate, up, down
 
 
-def test_more_tensor_parts_than_key_heads_need_two_reductions_a_layer(sharded_group):
-    """Text alone on tensor = 4 with 2 key heads: one all-reduce behind attention, one behind the MLP, none for keys."""
+def test_more_tensor_shards_than_kv_heads_need_two_all_reduces_per_layer(sharded_group):
+    """Text prompts, tensor = 4, 2 key/value heads: one all-reduce after attention, one after the MLP, none for keys."""
     config, prompts, tokens = sharded_group
     mesh = make_mesh(1, 1, 4, devices=jax.devices()[:4])
     model = tiny.model_of(config, mesh=mesh)
@@ -510,17 +508,17 @@ def test_more_tensor_parts_than_key_heads_need_two_reductions_a_layer(sharded_gr
     assert collectives(compiled, "all-gather") <= 1  # the embedding's, once
 
 
-def test_a_batch_that_does_not_divide_is_refused(sharded_group):
+def test_batches_and_meshes_that_do_not_divide_raise(sharded_group):
     config, prompts, _ = sharded_group
     batch = collate(prompts[:3], config, BatchShape(110, 30, 6))
     with pytest.raises(ValueError, match="3 rows do not divide into 8 data shards"):
-        to_devices(replace(batch, pictures=None), make_mesh(2, 4, 1))
+        to_devices(replace(batch, images=None), make_mesh(2, 4, 1))
     with pytest.raises(ValueError, match="does not fill 8 devices"):
         make_mesh(3, 1, 1)
     assert make_mesh(2, -1, 2).shape == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-def test_every_parameter_has_a_rule_and_fsdp_splits_what_is_large():
+def test_every_parameter_has_a_sharding_rule_and_fsdp_shards_large_ones():
     model = Model(PUBLISHED["3b"], make_mesh(1, 8, 1), jnp.dtype(jnp.bfloat16))
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract(jnp.float32)):
         parts = int(np.prod(leaf.shape)) // int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
@@ -539,7 +537,7 @@ def test_every_parameter_has_a_rule_and_fsdp_splits_what_is_large():
     assert large.keys() > whole_heads and large == {name: 2 if name in whole_heads else 8 for name in large}
 
 
-def test_random_initialisation_is_the_same_on_every_mesh():
+def test_init_is_the_same_on_every_mesh():
     model = tiny.model_of()
     one = model.init(3)
     other = tiny.model_of(mesh=make_mesh(1, 4, 2)).init(3)

@@ -28,8 +28,13 @@ MISTAKES = {
     ),
     "03 the decoder's theta in vision": (GOLDEN, "models/rope.py", "VISION_THETA = 10_000.0", "VISION_THETA = 1e6"),
     "04 raster coordinates": (GOLDEN, "data/packing.py", ".transpose(0, 2, 1, 3, 4)", ""),
-    "05 no windows": (GOLDEN, "models/vision.py", "cond(full, in_image, in_window", "cond(full, in_image, in_image"),
-    "05 windows everywhere": (GOLDEN, "models/vision.py", "cond(full, in_image,", "cond(full, in_window,"),
+    "05 no windows": (
+        GOLDEN,
+        "models/vision.py",
+        "cond(is_full, in_image, in_window",
+        "cond(is_full, in_image, in_image",
+    ),
+    "05 windows everywhere": (GOLDEN, "models/vision.py", "cond(is_full, in_image,", "cond(is_full, in_window,"),
     "05 windows of 8 x 8 units": (
         GOLDEN,
         "models/config.py",
@@ -39,14 +44,14 @@ MISTAKES = {
     "06 full attention leaks between images": (
         GOLDEN,
         "data/packing.py",
-        "image[shard, units] = number",
-        "image[shard, units] = 0",
+        "image_id[shard, units] = num_images",
+        "image_id[shard, units] = 0",
     ),
     "06 a row does not see its neighbours": (
         GOLDEN,
         "models/vision.py",
-        "lax.cond(shared, three, one)",
-        "lax.cond(shared, one, one)",
+        "lax.cond(shared, three_rows, own_row)",
+        "lax.cond(shared, own_row, own_row)",
     ),
     "07 merged tokens in window order": (
         GOLDEN,
@@ -95,8 +100,8 @@ MISTAKES = {
     "12 causality by position": (
         GOLDEN,
         "models/text.py",
-        'Source("pskd", key, value, "qs", causal(x.shape[1]))',
-        'Source("pskd", key, value, "pqs", angles[:, :, None, 0] >= angles[:, None, :, 0])',
+        'KVSource("pskd", key, value, "qs", causal_mask(x.shape[1]))',
+        'KVSource("pskd", key, value, "pqs", angles[:, :, None, 0] >= angles[:, None, :, 0])',
     ),
     "13 completions positioned by index": (
         GROUP,

@@ -1,4 +1,4 @@
-"""Packing loses nothing, keeps windows and images whole, and wastes little."""
+"""Packing keeps every patch, keeps windows and images whole, and wastes little."""
 
 from dataclasses import replace
 
@@ -7,32 +7,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from currreft_jax.config import Config
 from currreft_jax.data.images import smart_resize
 from currreft_jax.data.packing import (
     PADDING,
     BatchShape,
     BudgetError,
-    balanced,
+    balance_shards,
     collate,
-    fitting,
-    largest_slots,
+    image_slots,
+    max_slots_per_image,
     padding_waste,
-    slots_needed,
-    slots_of,
+    slots_per_shard,
+    smallest_bucket,
 )
+from currreft_jax.data.processor import MIN_PIXELS
 from currreft_jax.models.config import PUBLISHED
-from currreft_jax.structs import Frame, Picture, Prompt
+from currreft_jax.structs import Frame, ImagePatches, Prompt
 from tests import tiny
 
 CONFIG = tiny.CONFIG
 IMAGE = CONFIG.image_token_id
+PAPER_PIXELS = Config().model.max_pixels
 
 
-def picture_of(grid: tuple[int, int], values: int = 588) -> Picture:
+def image_of(grid: tuple[int, int], values: int = 588) -> ImagePatches:
     count = grid[0] * grid[1]
     patches = (np.arange(count * values) % 251).astype(np.uint8).reshape(count, values)
     frame = Frame(grid[1] * 14, grid[0] * 14)
-    return Picture(patches, grid, frame, frame)
+    return ImagePatches(patches, grid, frame, frame)
 
 
 def prompt_of(*grids: tuple[int, int], text: int = 5, name: str = "prompt") -> Prompt:
@@ -43,7 +46,7 @@ def prompt_of(*grids: tuple[int, int], text: int = 5, name: str = "prompt") -> P
         np.array(tokens, np.int32),
         np.tile(np.arange(len(tokens), dtype=np.int32), (3, 1)),
         len(tokens),
-        tuple(map(picture_of, grids)),
+        tuple(map(image_of, grids)),
         name,
     )
 
@@ -52,48 +55,48 @@ grids = st.tuples(st.integers(1, 12), st.integers(1, 12)).map(lambda units: (2 *
 
 
 @given(st.lists(st.lists(grids, max_size=3), min_size=2, max_size=6), st.sampled_from([1, 2]), st.sampled_from([9, 14]))
-def test_every_patch_is_found_again(of_prompts, shards, reach):
-    prompts = [prompt_of(*grids) for grids in of_prompts[: len(of_prompts) // shards * shards]]
-    slots = slots_needed(prompts, CONFIG.vision, shards)
-    batch = collate(prompts, CONFIG, BatchShape(2000, slots, reach), shards)
+def test_every_patch_is_packed_once(prompt_grids, shards, max_slots):
+    prompts = [prompt_of(*grids) for grids in prompt_grids[: len(prompt_grids) // shards * shards]]
+    slots = slots_per_shard(prompts, CONFIG.vision, shards)
+    batch = collate(prompts, CONFIG, BatchShape(2000, slots, max_slots), shards)
     if not slots:
-        assert batch.pictures is None and not any(prompt.pictures for prompt in prompts)
+        assert batch.images is None and not any(prompt.images for prompt in prompts)
         return
     per_shard = len(prompts) // shards
-    units = batch.pictures.patches.reshape(shards, -1, 4, 588)
-    coordinates = batch.pictures.coordinates.reshape(shards, -1, 4, 2)
-    window = batch.pictures.window.reshape(shards, -1, 4)
-    image = batch.pictures.image.reshape(shards, -1, 4)
+    units = batch.images.patches.reshape(shards, -1, 4, 588)
+    coordinates = batch.images.coordinates.reshape(shards, -1, 4, 2)
+    window_ids = batch.images.window_id.reshape(shards, -1, 4)
+    image_ids = batch.images.image_id.reshape(shards, -1, 4)
     slot = np.repeat(np.arange(slots), 16)
-    seen = np.zeros(units.shape[:2], int)
+    times_used = np.zeros(units.shape[:2], int)
     for row, prompt in enumerate(prompts):
         shard = row // per_shard
         index = batch.embed_index[row]
         np.testing.assert_array_equal(index != PADDING, np.pad(prompt.tokens == IMAGE, (0, 2000 - len(prompt.tokens))))
-        places = iter(np.split(index[index != PADDING], np.cumsum([len(p.patches) // 4 for p in prompt.pictures])[:-1]))
-        for picture in prompt.pictures:
-            place = next(places)
-            np.testing.assert_array_equal(units[shard, place].reshape(-1, 588), picture.patches)
-            height, width = picture.grid[0] // 2, picture.grid[1] // 2
+        ends = np.cumsum([len(image.patches) // 4 for image in prompt.images])
+        for image, own in zip(prompt.images, np.split(index[index != PADDING], ends[:-1]), strict=False):
+            np.testing.assert_array_equal(units[shard, own].reshape(-1, 588), image.patches)
+            height, width = image.grid[0] // 2, image.grid[1] // 2
             y, x = np.divmod(np.arange(height * width), width)
             # the four patches of a unit: rows 2y and 2y + 1, columns 2x and 2x + 1
             corners = np.stack([np.stack([2 * y + i, 2 * x + j], -1) for i in (0, 1) for j in (0, 1)], 1)
-            np.testing.assert_array_equal(coordinates[shard, place], corners)
-            # two units share slot and window id exactly when they share a window of 4 x 4 units
-            mine = slot[place] * 100 + window[shard, place, 0]
-            windows = (y // 4) * 100 + x // 4
-            np.testing.assert_array_equal(mine[:, None] == mine, windows[:, None] == windows)
-            assert (window[shard, place] >= 0).all()
-            # consecutive slots, one id, and no other image's
-            used = sorted({*slot[place]})
-            assert used == list(range(used[0], used[0] + slots_of(picture, CONFIG.vision)))
-            assert len({*image[shard, place].reshape(-1)}) == 1
-            seen[shard, place] += 1
-    np.testing.assert_array_equal(seen, image[..., 0] != PADDING)
-    assert sum(len({*ids.reshape(-1)} - {PADDING}) for ids in image) == sum(len(p.pictures) for p in prompts)
+            np.testing.assert_array_equal(coordinates[shard, own], corners)
+            # two units share slot and window id exactly if they share a window of 4 x 4 units
+            packed_window = slot[own] * 100 + window_ids[shard, own, 0]
+            window = (y // 4) * 100 + x // 4
+            np.testing.assert_array_equal(packed_window[:, None] == packed_window, window[:, None] == window)
+            assert (window_ids[shard, own] >= 0).all()
+            # consecutive slots and one id
+            used = sorted({*slot[own]})
+            assert used == list(range(used[0], used[0] + image_slots(image, CONFIG.vision)))
+            assert len({*image_ids[shard, own].reshape(-1)}) == 1
+            times_used[shard, own] += 1
+    np.testing.assert_array_equal(times_used, image_ids[..., 0] != PADDING)
+    num_ids = sum(len({*ids.reshape(-1)} - {PADDING}) for ids in image_ids)
+    assert num_ids == sum(len(prompt.images) for prompt in prompts)
 
 
-def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
+def test_overflow_errors_give_size_and_remedy():
     with pytest.raises(
         BudgetError, match=r"a\.jsonl:3: the prompt has 22 tokens, 16 of them for 1 images.* holds 20: lower max"
     ):
@@ -108,12 +111,12 @@ def test_what_does_not_fit_is_refused_with_its_size_and_the_remedy():
         collate([], CONFIG, BatchShape(20, 0, 1))
     with pytest.raises(BudgetError, match="3 prompts do not divide into 2"):
         collate([prompt_of()] * 3, CONFIG, BatchShape(20, 0, 1), shards=2)
-    assert fitting(5, (4, 8, 16), "slots") == 8
+    assert smallest_bucket(5, (4, 8, 16), "slots") == 8
     with pytest.raises(BudgetError, match="slots: 17 needed, but the largest bucket is 16"):
-        fitting(17, (4, 8, 16), "slots")
+        smallest_bucket(17, (4, 8, 16), "slots")
 
 
-def drawn_sizes(count: int) -> list[tuple[int, int]]:
+def typical_sizes(count: int) -> list[tuple[int, int]]:
     """Sizes like COCO's and VOC's: 300 to 640 pixels wide, aspect 0.4 to 2.5; some documents and small crops."""
     rng = np.random.default_rng(0)
     width = np.where(rng.random(count) < 0.8, rng.integers(300, 641, count), rng.integers(60, 1600, count))
@@ -123,49 +126,54 @@ def drawn_sizes(count: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(("images", "limit"), [(8, 0.45), (16, 0.2), (32, 0.15), (64, 0.15)])
 def test_padding_at_the_papers_budget(images, limit):
-    """At 401,408 pixels on 8 devices. With one image a device, as in the paper, the largest of the 8 decides."""
-    config, shards, ladder = PUBLISHED["3b"], 8, range(4, 400, 4)
-    sizes = [smart_resize(*size, 28, 3136, 401_408) for size in drawn_sizes(20 * images)]
-    pictures = [picture_of((height // 14, width // 14), 1) for height, width in sizes]
+    """At the paper's budget on 8 devices. With one image per device, as in the paper, the largest of 8 decides."""
+    config, shards, buckets = PUBLISHED["3b"], 8, range(4, 400, 4)
+    sizes = [smart_resize(*size, 28, MIN_PIXELS, PAPER_PIXELS) for size in typical_sizes(20 * images)]
+    image_list = [image_of((height // 14, width // 14), 1) for height, width in sizes]
     filled = capacity = 0
-    for start in range(0, len(pictures), images):
-        prompts = [replace(prompt_of(text=1), pictures=(picture,)) for picture in pictures[start : start + images]]
-        prompts = balanced(prompts, config.vision, shards)
-        filled += sum(len(prompt.pictures[0].patches) for prompt in prompts)
-        capacity += fitting(slots_needed(prompts, config.vision, shards), ladder, "slots") * shards * 64
+    for start in range(0, len(image_list), images):
+        prompts = [replace(prompt_of(text=1), images=(image,)) for image in image_list[start : start + images]]
+        prompts = balance_shards(prompts, config.vision, shards)
+        filled += sum(len(prompt.images[0].patches) for prompt in prompts)
+        capacity += smallest_bucket(slots_per_shard(prompts, config.vision, shards), buckets, "slots") * shards * 64
     print(f"{images} images on {shards} devices: {1 - filled / capacity:.3f} of the patches are padding")
     assert 1 - filled / capacity < limit
 
 
 @given(st.lists(st.lists(grids, max_size=2), min_size=6, max_size=6), st.sampled_from([1, 2, 3, 6]))
-def test_balancing_keeps_every_prompt_and_is_no_worse(of_prompts, shards):
-    prompts = [prompt_of(*grids, name=str(i)) for i, grids in enumerate(of_prompts)]
-    order = balanced(prompts, CONFIG.vision, shards)
+def test_balancing_keeps_every_prompt_and_bounds_the_fullest_shard(prompt_grids, shards):
+    prompts = [prompt_of(*grids, name=str(i)) for i, grids in enumerate(prompt_grids)]
+    order = balance_shards(prompts, CONFIG.vision, shards)
     assert sorted(prompt.name for prompt in order) == [str(i) for i in range(6)]
-    total = slots_needed(prompts, CONFIG.vision)
-    largest = max(sum(slots_of(p, CONFIG.vision) for p in prompt.pictures) for prompt in prompts)
-    assert slots_needed(order, CONFIG.vision, shards) <= -(-total // shards) + largest
+    total = slots_per_shard(prompts, CONFIG.vision)
+    largest = max(sum(image_slots(p, CONFIG.vision) for p in prompt.images) for prompt in prompts)
+    assert slots_per_shard(order, CONFIG.vision, shards) <= -(-total // shards) + largest
 
 
 @pytest.mark.parametrize(("spare", "starts"), [(0, [0, 3, 6]), (1, [0, 4, 7]), (2, [0, 4, 8])])
-def test_images_begin_at_rows_where_slots_are_left(spare, starts):
-    """Three images of three slots, in rows of four: all begin at rows, or as many as there is room for."""
+def test_images_start_at_rows_while_slots_are_left(spare, starts):
+    """Three images of three slots, in rows of four: as many start at rows as there is room for."""
     prompts = [prompt_of((24, 8))] * 3
-    pictures = collate(prompts, CONFIG, BatchShape(60, 9 + spare, 4)).pictures
-    assert [int(np.argmax((pictures.image[0] == image).any(axis=1))) for image in range(3)] == starts
+    packed = collate(prompts, CONFIG, BatchShape(60, 9 + spare, 4)).images
+    assert [int(np.argmax((packed.image_id[0] == image).any(axis=1))) for image in range(3)] == starts
 
 
-def test_waste_is_reported():
+def test_padding_waste():
     batch = collate([prompt_of((8, 8)), prompt_of(text=11)], CONFIG, BatchShape(22, 2, 2))
     assert padding_waste(batch) == {"prompt_waste": 1 - (22 + 11) / 44, "patch_waste": 0.5}
     assert padding_waste(collate([prompt_of(text=11)], CONFIG, BatchShape(22, 0, 2))) == {"prompt_waste": 0.5}
 
 
-def test_slots_of_the_largest_images():
-    """At 401,408 pixels an image of usual shape fills at most 36 slots."""
+def test_slots_of_images_of_usual_shape():
+    """At the paper's budget an image of usual shape fills at most 36 slots."""
     config = PUBLISHED["3b"].vision
-    usual = [(2 * h, 2 * w) for h in range(8, 65) for w in range(8, 65) if h * w <= 512 and max(h, w) <= 4 * min(h, w)]
-    assert max(slots_of(picture_of(grid, 1), config) for grid in usual) <= 36
+    usual = [
+        (2 * h, 2 * w)
+        for h in range(8, 65)
+        for w in range(8, 65)
+        if h * w <= PAPER_PIXELS // 28**2 and max(h, w) <= 4 * min(h, w)
+    ]
+    assert max(image_slots(image_of(grid, 1), config) for grid in usual) <= 36
 
 
 def test_no_image_fills_more_slots_than_the_largest_of_its_budget():
@@ -174,9 +182,9 @@ def test_no_image_fills_more_slots_than_the_largest_of_its_budget():
     most = np.zeros(513, int)
     for height in range(1, 513):
         for width in range(1, 512 // height + 1):
-            slots = slots_of(picture_of((2 * height, 2 * width), 1), config)
+            slots = image_slots(image_of((2 * height, 2 * width), 1), config)
             most[height * width] = max(most[height * width], slots)
     most = np.maximum.accumulate(most)[1:]
-    bounds = np.array([largest_slots(units * 28 * 28, config) for units in range(1, 513)])
+    bounds = np.array([max_slots_per_image(units * 28 * 28, config) for units in range(1, 513)])
     assert (bounds >= most).all() and (bounds <= most + 2).all()
-    assert largest_slots(401_408, config) == most[-1] == 43
+    assert max_slots_per_image(PAPER_PIXELS, config) == most[-1] == 43

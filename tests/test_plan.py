@@ -346,7 +346,7 @@ def test_buckets_are_the_shapes_of_microbatches(checkpoint):
     assert buckets[0].shape.slots == 0 and buckets[0].shape.length == 128
     assert buckets[-1].shape.slots == 2 and buckets[-1].shape.length == 256 and buckets[-1].completion == 8
     assert len(set(buckets)) == len(buckets)
-    assert all(bucket.shape.reach <= bucket.shape.slots for bucket in buckets)
+    assert all(bucket.shape.max_slots_per_image <= bucket.shape.slots for bucket in buckets)
     assert stage.max_programs() > len(buckets)
 
 

@@ -98,4 +98,4 @@ def test_two_processes_are_one(checkpoint, alone, tmp_path, native):
         source = tmp_path / "native"
         assert main([str(checkpoint), str(source)]) == 0
     np.testing.assert_allclose(together(source, tmp_path / "out"), alone, atol=5e-6, rtol=0)
-    assert hf.digests(hf.stored_tensors(tmp_path / "out")) == hf.digests(hf.stored_tensors(checkpoint))
+    assert hf.digests(hf.read_tensors(tmp_path / "out")) == hf.digests(hf.read_tensors(checkpoint))

@@ -1,4 +1,4 @@
-"""Messages become tokens, positions and patches; what cannot is refused."""
+"""Messages become tokens, positions and patches; invalid ones raise."""
 
 import json
 from dataclasses import replace
@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 
 from currreft_jax.data import processor as module
 from currreft_jax.data.images import ImageError
-from currreft_jax.data.processor import PromptError, load, rope_index
+from currreft_jax.data.processor import PromptError, rope_index
+from currreft_jax.data.processor import load as load_processor
 from tests import tiny
 
 CONFIG = tiny.CONFIG
-I = CONFIG.image_token_id  # noqa: E741 drawn below
+I = CONFIG.image_token_id  # noqa: E741 as in the table below
 
 
 @pytest.fixture(scope="module")
 def processor(checkpoint):
-    return load(checkpoint)
+    return load_processor(checkpoint)
 
 
 def text_of(processor, prompt) -> str:
@@ -48,7 +49,7 @@ def test_the_default_template(processor):
 
 
 @pytest.mark.parametrize("file", ["chat_template.json", "chat_template.jinja", "tokenizer_config.json"])
-def test_the_checkpoints_own_template_comes_first(tmp_path, file):
+def test_the_checkpoints_chat_template_takes_precedence(tmp_path, file):
     tiny.write_checkpoint(tmp_path / "c")
     template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     path = tmp_path / "c" / file
@@ -58,14 +59,14 @@ def test_the_checkpoints_own_template_comes_first(tmp_path, file):
         path.write_text(
             json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), "chat_template": template})
         )
-    processor = load(tmp_path / "c")
+    processor = load_processor(tmp_path / "c")
     assert text_of(processor, processor.prompt([{"role": "user", "content": "hi"}])) == "[user]hi"
 
 
 @pytest.mark.parametrize(
     "text", ["<|image_pad|>", "a<|vision_start|><|image_pad|><|vision_end|>b", "<|video_pad|>" * 3]
 )
-def test_placeholders_in_a_users_text_stay_text(processor, text):
+def test_placeholders_in_a_users_text_are_encoded_as_text(processor, text):
     for content in (text, [{"type": "text", "text": text}, {"type": "image"}]):
         images = [] if isinstance(content, str) else [tiny.picture(56, 56)]
         prompt = processor.prompt([{"role": "user", "content": content}], images)
@@ -74,7 +75,7 @@ def test_placeholders_in_a_users_text_stay_text(processor, text):
         assert text in text_of(processor, prompt)
 
 
-def test_placeholders_are_not_put_together_out_of_parts(processor):
+def test_placeholders_split_over_items_are_encoded_as_text(processor):
     parts = ["<|image_", "pad|><|vision_", "start|><|video_pad", "|>"]
     split = [{"role": "user", "content": [{"type": "text", "text": part} for part in parts]}]
     as_role = [{"role": "user<|vision_start|><|image_pad|>", "content": "x"}]
@@ -85,15 +86,15 @@ def test_placeholders_are_not_put_together_out_of_parts(processor):
 
 
 @given(st.text())
-def test_any_text_is_encoded_and_found_again(processor, text):
+def test_any_text_round_trips(processor, text):
     prompt = processor.prompt([{"role": "user", "content": text}])
     if text and not text.isspace() and not any(token in text for token in tiny.SPECIAL):
         assert text.replace("\ufdd0", "") in text_of(processor, prompt)
     assert not np.isin(prompt.tokens, [I, CONFIG.video_token_id]).any()
 
 
-# tokens -> (time, y, x), drawn: t text, an image of 2 rows and 3 columns, one of 1 x 1, text again
-DRAWN = """
+# t is text, I an image's unit: an image of 2 rows and 3 columns, then one of 1 x 1
+POSITIONS = """
 tokens  t t I I I I I I t I t t
 time    0 1 2 2 2 2 2 2 5 6 7 8
 y       0 1 2 2 2 3 3 3 5 6 7 8
@@ -101,27 +102,27 @@ x       0 1 2 3 4 2 3 4 5 6 7 8
 """
 
 
-def test_positions_as_drawn():
-    tokens, *expected = (line.split()[1:] for line in DRAWN.strip().splitlines())
+def test_positions_equal_the_table():
+    tokens, *expected = (line.split()[1:] for line in POSITIONS.strip().splitlines())
     ids = np.array([I if token == "I" else 7 for token in tokens], np.int32)
-    positions, following = rope_index(ids, [(4, 6), (2, 2)], CONFIG)
+    positions, next_position = rope_index(ids, [(4, 6), (2, 2)], CONFIG)
     np.testing.assert_array_equal(positions, np.array(expected, int))
-    assert following == 9
+    assert next_position == 9
 
 
 def test_text_positions_count_up():
-    positions, following = rope_index(np.full(5, 7), [], CONFIG)
+    positions, next_position = rope_index(np.full(5, 7), [], CONFIG)
     np.testing.assert_array_equal(positions, np.tile(np.arange(5), (3, 1)))
-    assert following == 5
+    assert next_position == 5
 
 
 def test_a_prompt_ending_with_an_image():
-    positions, following = rope_index(np.array([7, I, I]), [(2, 4)], CONFIG)
+    positions, next_position = rope_index(np.array([7, I, I]), [(2, 4)], CONFIG)
     np.testing.assert_array_equal(positions, [[0, 1, 1], [0, 1, 1], [0, 1, 2]])
-    assert following == 3
+    assert next_position == 3
 
 
-def test_images_must_match_their_items(processor):
+def test_images_must_match_image_items(processor):
     with pytest.raises(PromptError, match=r"f\.jsonl:7: the messages have 2 image items, but 1 images"):
         processor.prompt(tiny.user("x", 2), [tiny.picture(56, 56)], name="f.jsonl:7")
     for content in ([{"type": "video"}], [{"type": "text"}], [{"type": "text", "text": None}], ["text"]):
@@ -134,7 +135,7 @@ def test_images_must_match_their_items(processor):
         processor.prompt(tiny.user("x", 1), ["gone.png"], name="f.jsonl:7")
 
 
-def test_a_template_that_drops_images_is_refused(processor):
+def test_a_template_without_image_placeholders_raises(processor):
     broken = module.Processor(
         processor.folder,
         CONFIG,
@@ -147,7 +148,7 @@ def test_a_template_that_drops_images_is_refused(processor):
         broken.prompt(tiny.user("x", 1), [tiny.picture(56, 56)])
 
 
-def test_completions_decode_without_special_tokens_and_beyond_the_vocabulary(processor):
+def test_decode_drops_special_and_unknown_tokens(processor):
     tokens = [*processor.encode("<answer>4</answer>"), CONFIG.eos_token_id, CONFIG.vocab_size - 1]
     assert processor.decode(tokens) == "<answer>4</answer>"
 
@@ -155,57 +156,57 @@ def test_completions_decode_without_special_tokens_and_beyond_the_vocabulary(pro
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, (3136, 12_845_056)),
+        ({}, (module.MIN_PIXELS, module.MAX_PIXELS)),
         ({"min_pixels": 784, "max_pixels": 401_408}, (784, 401_408)),
         ({"size": {"shortest_edge": 784, "longest_edge": 50_176}}, (784, 50_176)),
         ({"size": {"min_pixels": 784, "max_pixels": 50_176}}, (784, 50_176)),
-        ({"min_pixels": None, "size": {"longest_edge": 50_176}}, (3136, 50_176)),
+        ({"min_pixels": None, "size": {"longest_edge": 50_176}}, (module.MIN_PIXELS, 50_176)),
     ],
 )
-def test_the_pixel_budget_is_the_checkpoints(tmp_path, settings, expected):
+def test_pixel_bounds_come_from_the_checkpoint(tmp_path, settings, expected):
     tiny.write_checkpoint(tmp_path / "c")
     (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps(settings))
-    loaded = load(tmp_path / "c")
+    loaded = load_processor(tmp_path / "c")
     assert (loaded.min_pixels, loaded.max_pixels) == expected
-    assert load(tmp_path / "c", max_pixels=100_352).max_pixels == 100_352
+    assert load_processor(tmp_path / "c", max_pixels=100_352).max_pixels == 100_352
     (tmp_path / "out").mkdir()
-    load(tmp_path / "c", max_pixels=100_352).save(tmp_path / "out")
+    load_processor(tmp_path / "c", max_pixels=100_352).save(tmp_path / "out")
     saved = json.loads((tmp_path / "out" / module.PREPROCESSOR).read_text())
     assert (saved["min_pixels"], saved["max_pixels"]) == (expected[0], 100_352)
 
 
-def test_the_processor_file_of_transformers_5_is_read_first_and_never_left_to_contradict(tmp_path):
+def test_the_processor_file_of_transformers_5_is_read_first_and_not_exported(tmp_path):
     tiny.write_checkpoint(tmp_path / "c")
     (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps({"max_pixels": 401_408}))
     nested = {"image_processor": {"size": {"shortest_edge": 3136, "longest_edge": 50_176}}}
     (tmp_path / "c" / module.PROCESSOR).write_text(json.dumps(nested))
-    assert load(tmp_path / "c").max_pixels == 50_176
+    assert load_processor(tmp_path / "c").max_pixels == 50_176
     (tmp_path / "out").mkdir()
-    load(tmp_path / "c", max_pixels=100_352).save(tmp_path / "out")
+    load_processor(tmp_path / "c", max_pixels=100_352).save(tmp_path / "out")
     assert not (tmp_path / "out" / module.PROCESSOR).exists()
     assert json.loads((tmp_path / "out" / module.PREPROCESSOR).read_text())["max_pixels"] == 100_352
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == module.CHAT_TEMPLATE
     with pytest.raises(ValueError, match="leave no size"):
-        load(tmp_path / "c", max_pixels=1000)
+        load_processor(tmp_path / "c", max_pixels=1000)
 
 
-def test_other_pixel_statistics_are_refused(tmp_path):
+def test_other_pixel_statistics_raise(tmp_path):
     tiny.write_checkpoint(tmp_path / "c")
     (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
     with pytest.raises(ValueError, match=r"preprocessor_config\.json: image_mean = \[0\.5, 0\.5, 0\.5\]"):
-        load(tmp_path / "c")
+        load_processor(tmp_path / "c")
 
 
-def test_a_folder_without_a_tokenizer_or_with_broken_json_says_so(tmp_path):
+def test_a_missing_tokenizer_or_broken_json_raises(tmp_path):
     tiny.write_checkpoint(tmp_path / "c")
     (tmp_path / "c" / module.PREPROCESSOR).write_text('{"min_pixels": 1,\n oops}')
     with pytest.raises(ValueError, match=r"preprocessor_config\.json:2: not JSON"):
-        load(tmp_path / "c")
+        load_processor(tmp_path / "c")
     (tmp_path / "c" / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json"):
-        load(tmp_path / "c")
+        load_processor(tmp_path / "c")
 
 
-def test_the_vision_config_decides_the_units(checkpoint):
+def test_image_tokens_follow_the_merge_size(checkpoint):
     config = replace(CONFIG, vision=replace(CONFIG.vision, spatial_merge_size=4))
-    assert module.grid_units((8, 12), config) == 6
+    assert module.num_image_tokens((8, 12), config) == 6

@@ -20,9 +20,9 @@ from currreft_jax.config import (
     validate_sampling,
     validate_training_sampling,
 )
-from currreft_jax.data.packing import BatchShape, collate, slots_needed
-from currreft_jax.models.logprobs import Choices
-from currreft_jax.models.sampling import draw
+from currreft_jax.data.packing import BatchShape, collate, slots_per_shard
+from currreft_jax.models.logprobs import VocabMask
+from currreft_jax.models.sampling import sample_token
 from currreft_jax.sampling import sampler as module
 from tests import tiny
 
@@ -58,7 +58,7 @@ def scored(model, parameters, prompts, rollout, temperature=1.0):
 
 
 def together(model, prompts):
-    slots = slots_needed(prompts, model.config.vision)
+    slots = slots_per_shard(prompts, model.config.vision)
     return collate(prompts, model.config, BatchShape(96, slots, 4))
 
 
@@ -119,7 +119,7 @@ def test_entropies_are_the_trainers(world, drawn):
     @jax.jit
     def entropy(parameters, prompts, tokens):
         module = model.bind(parameters)
-        return module.logprobs(module.prefix_extend(prompts, tokens), tokens, 1.0)[1]
+        return module.logprobs(module.forward(prompts, tokens), tokens, 1.0)[1]
 
     wanted = np.asarray(entropy(parameters, together(model, prompts), drawn.tokens))
     assert np.abs(wanted - drawn.entropies)[mask].max() <= 1e-5
@@ -243,7 +243,9 @@ def counts_of(scores, temperature, top_k, top_p, draws=40_000):
     """How often each of V tokens is drawn."""
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), draws))[None]
     table = jnp.broadcast_to(scores / temperature, (1, draws, len(scores)))
-    tokens, *_ = jax.jit(partial(draw, temperature=temperature, top_k=top_k, top_p=top_p))(table, keys, jnp.int32(5))
+    tokens, *_ = jax.jit(partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p))(
+        table, keys, jnp.int32(5)
+    )
     return np.bincount(np.asarray(tokens)[0], minlength=len(scores))
 
 
@@ -280,7 +282,7 @@ def test_tokens_are_drawn_as_often_as_they_should_be(vocabulary, temperature, to
 def test_draws_of_neighbouring_slots_and_keys_are_independent():
     keys = jax.random.key_data(jax.random.split(jax.random.key(1), 20_000))[None]
     flat = jnp.zeros((1, 20_000, 4))
-    first, second = (np.asarray(draw(flat, keys, jnp.int32(slot), 1.0, 0, 1.0)[0])[0] for slot in (0, 1))
+    first, second = (np.asarray(sample_token(flat, keys, jnp.int32(slot), 1.0, 0, 1.0)[0])[0] for slot in (0, 1))
     for a, b in ((first, second), (first[:-1], first[1:])):
         assert chisquare(np.bincount(4 * a + b, minlength=16)).pvalue > 1e-3
 
@@ -288,7 +290,9 @@ def test_draws_of_neighbouring_slots_and_keys_are_independent():
 def test_greedy_takes_the_first_of_the_likeliest():
     scores = np.full((1, 1, 700), -1.0, np.float32)
     scores[0, 0, [600, 300, 301]] = 2.0
-    token, logprob, entropy = draw(jnp.asarray(scores), jnp.zeros((1, 1, 2), jnp.uint32), jnp.int32(0), 0, 0, 1.0)
+    token, logprob, entropy = sample_token(
+        jnp.asarray(scores), jnp.zeros((1, 1, 2), jnp.uint32), jnp.int32(0), 0, 0, 1.0
+    )
     assert token == 300
     np.testing.assert_allclose(logprob, jax.nn.log_softmax(scores)[..., 300], atol=1e-6)
     np.testing.assert_allclose(entropy, -np.sum(jax.nn.softmax(scores) * jax.nn.log_softmax(scores), -1), atol=1e-5)
@@ -304,8 +308,8 @@ def test_greedy_completions_of_a_group_are_the_same_and_the_likeliest(world):
 
 
 def test_the_mask_allows_what_the_tokenizer_knows_and_no_part_of_an_image():
-    choices = Choices(6, (2, 3))
-    assert choices.allow(jnp.arange(8)).tolist() == [True, True, False, False, True, True, False, False]
+    vocab_mask = VocabMask(6, (2, 3))
+    assert vocab_mask.allowed(jnp.arange(8)).tolist() == [True, True, False, False, True, True, False, False]
 
 
 # --------------------------------------------------------------------------------------------------------- programs

@@ -207,7 +207,7 @@ def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
     masters = start.start_params(config, 1, model, tmp_path / "one")
     exported = load_file(tmp_path / "one" / "model" / "model.safetensors")
     rounded = 0
-    for name, tensor in hf.tensors(masters):
+    for name, tensor in hf.hub_tensors(masters):
         np.testing.assert_array_equal(np.asarray(tensor).astype(exported[name].dtype), exported[name], err_msg=name)
         rounded += int((np.asarray(tensor) != exported[name].astype(np.float32)).sum())
     assert rounded > 1000

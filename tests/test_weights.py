@@ -1,4 +1,4 @@
-"""Published checkpoints in, native ones in between, published ones out: strict, exact, bounded, whole."""
+"""Loading, converting and exporting checkpoints: strict, bit-exact, with bounded memory, all or nothing."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A checkpoint that the test may damage."""
+    """A checkpoint that a test may change."""
     tiny.write_checkpoint(tmp_path / "source")
     return tmp_path / "source"
 
@@ -44,7 +44,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("config", [tiny.CONFIG, tiny.UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["fp32", "bf16"])
-def test_there_and_back_is_bit_identical(tmp_path, config, dtype, capsys):
+def test_conversion_to_native_and_back_is_bit_identical(tmp_path, config, dtype, capsys):
     source, between, back = (tmp_path / name for name in ("source", "native", "back"))
     tiny.write_checkpoint(source, config)
     rewrite(source, lambda tensors: {name: tensor.astype(dtype) for name, tensor in tensors.items()})
@@ -63,9 +63,9 @@ def test_there_and_back_is_bit_identical(tmp_path, config, dtype, capsys):
     assert capsys.readouterr().out.count("verified") == 2
 
 
-def test_large_models_are_written_in_several_files(folder, tmp_path, monkeypatch):
+def test_large_models_are_written_to_several_files(folder, tmp_path, monkeypatch):
     model, parameters = hf.load(folder)
-    monkeypatch.setattr(hf, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(hf, "MAX_FILE_BYTES", 300_000)
     (tmp_path / "out").mkdir()
     hf.save(model, parameters, tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*.safetensors"))
@@ -94,7 +94,7 @@ def nested(flat: dict) -> dict:
     return {**{name: flat[name] for name in root}, "text_config": text, "vision_config": vision}
 
 
-def test_the_names_and_the_layout_of_later_transformers_load_alike(folder, tmp_path):
+def test_names_and_config_of_later_transformers_load(folder, tmp_path):
     expected = hf.load(folder)
     rewrite(folder, lambda tensors: {in_memory_name(name): tensor for name, tensor in tensors.items()})
     path = folder / "config.json"
@@ -104,7 +104,7 @@ def test_the_names_and_the_layout_of_later_transformers_load_alike(folder, tmp_p
     assert_same(parameters, expected[1])
 
 
-def test_a_tied_checkpoint_may_repeat_its_head_but_not_contradict_it(folder):
+def test_the_head_of_a_tied_checkpoint_must_equal_its_embedding(folder):
     expected = hf.load(folder)[1]
     rewrite(folder, lambda tensors: {**tensors, hf.HEAD: tensors[hf.EMBEDDING]})
     assert_same(hf.load(folder)[1], expected)
@@ -130,13 +130,13 @@ def without(name):
         (lambda t: {**t, "model.norm.weight": np.ones(96, np.int8)}, "norm.weight is I8"),
     ],
 )
-def test_a_wrong_weight_is_named(folder, change, message):
+def test_errors_name_the_wrong_weight(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(hf.WeightError, match=message):
         hf.load(folder)
 
 
-def test_a_damaged_folder_is_refused_with_the_file(folder, tmp_path):
+def test_errors_name_the_damaged_file(folder, tmp_path):
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(hf.WeightError, match="not a whole safetensors file"):
@@ -163,7 +163,7 @@ def test_a_damaged_folder_is_refused_with_the_file(folder, tmp_path):
         hf.load(tmp_path)
 
 
-def test_weights_of_two_dtypes_need_a_decision(folder):
+def test_weights_of_two_dtypes_need_an_explicit_dtype(folder):
     rewrite(folder, lambda t: {**t, "model.norm.weight": t["model.norm.weight"].astype(ml_dtypes.bfloat16)})
     with pytest.raises(hf.WeightError, match="say which dtype"):
         hf.load(folder)
@@ -198,10 +198,10 @@ def test_loading_onto_a_mesh(folder, tmp_path, sizes):
             jax.tree.leaves(parameters), jax.tree.leaves(model.abstract(jnp.float32)), strict=True
         ):
             assert leaf.sharding == abstract.sharding
-    assert_same(dict(hf.tensors(parameters)), dict(hf.tensors(expected)))
+    assert_same(dict(hf.hub_tensors(parameters)), dict(hf.hub_tensors(expected)))
 
 
-def test_dtypes_are_converted_on_the_way(folder, tmp_path):
+def test_conversion_to_another_dtype(folder, tmp_path):
     assert main([str(folder), str(tmp_path / "half"), "--dtype", "bfloat16", "--verify"]) == 0
     model, parameters = hf.load(tmp_path / "half")
     assert model.dtype == jnp.bfloat16 and model.config.dtype == "bfloat16"
@@ -210,7 +210,7 @@ def test_dtypes_are_converted_on_the_way(folder, tmp_path):
     assert hf.load(tmp_path / "half", param_dtype=jnp.float32)[1]["norm"]["scale"].dtype == jnp.float32
 
 
-def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(folder, tmp_path, monkeypatch):
+def test_an_interrupted_conversion_leaves_no_destination(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
     def stopped(*_):
@@ -233,7 +233,7 @@ def test_nothing_is_overwritten(folder, tmp_path, capsys):
         assert "exists already" in capsys.readouterr().err
 
 
-def test_two_conversions_to_one_place_do_not_mix(folder, tmp_path, capsys):
+def test_two_conversions_to_one_folder_do_not_mix(folder, tmp_path, capsys):
     with native.atomic_folder(tmp_path / "out") as first:
         (first / "one").write_text("1")
         assert main([str(folder), str(tmp_path / "out")]) == 1
@@ -241,7 +241,7 @@ def test_two_conversions_to_one_place_do_not_mix(folder, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["one"]
 
 
-def test_what_cannot_be_converted_is_one_line(folder, tmp_path, capsys):
+def test_conversion_errors_are_one_line(folder, tmp_path, capsys):
     for source in ("nowhere", "../nowhere", "./x/y"):
         assert main([source, str(tmp_path / "out")]) == 1
         assert "neither a folder nor the id" in capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_what_cannot_be_converted_is_one_line(folder, tmp_path, capsys):
     assert "config.json:2: not JSON" in capsys.readouterr().err
 
 
-def test_verify_sees_a_difference(folder, tmp_path, monkeypatch, capsys):
+def test_verify_detects_a_difference(folder, tmp_path, monkeypatch, capsys):
     save = hf.save_native
 
     def altered(model, parameters, out):
@@ -259,7 +259,7 @@ def test_verify_sees_a_difference(folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(hf, "save_native", altered)
     assert main([str(folder), str(tmp_path / "out"), "--verify"]) == 1
-    assert "differs from" in (error := capsys.readouterr().err) and "model.norm.weight" in error
+    assert "weights differ from" in (error := capsys.readouterr().err) and "model.norm.weight" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -269,7 +269,7 @@ def converted(folder, tmp_path):
     return tmp_path / "native"
 
 
-def test_a_flipped_bit_of_a_native_checkpoint_is_refused(converted):
+def test_a_flipped_bit_in_a_native_checkpoint_raises(converted):
     data = max((converted / native.ARRAYS).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
@@ -288,7 +288,7 @@ def test_a_flipped_bit_of_a_native_checkpoint_is_refused(converted):
         (lambda m: m.clear(), "missing or damaged"),
     ],
 )
-def test_a_native_checkpoint_that_does_not_fit_its_manifest_is_refused(converted, change, message):
+def test_a_native_checkpoint_that_differs_from_its_manifest_raises(converted, change, message):
     path = converted / native.MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest)
@@ -297,7 +297,7 @@ def test_a_native_checkpoint_that_does_not_fit_its_manifest_is_refused(converted
         hf.load(converted)
 
 
-def test_checksums_see_flips_and_swaps_and_not_the_mesh():
+def test_checksums_detect_flips_and_swaps_on_any_mesh():
     x = np.random.default_rng(0).standard_normal((8, 24)).astype(np.float32)
     mesh = make_mesh(1, 8, 1)
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp")))
@@ -311,7 +311,7 @@ def test_checksums_see_flips_and_swaps_and_not_the_mesh():
     assert len({native.checksums({"x": y})["x"]["checksum"] for y in altered}) == len(altered)
 
 
-def test_the_command_line_helps_itself():
+def test_help_lists_arguments_and_examples():
     result = subprocess.run(
         [sys.executable, "-m", "tools.convert_weights", "--help"], capture_output=True, text=True, check=True
     )

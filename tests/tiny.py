@@ -1,7 +1,7 @@
-"""Small Qwen2.5-VL checkpoints whose weights make every fault visible.
+"""Small Qwen2.5-VL checkpoints whose weights make every error visible.
 
-Default initialisation hides faults: with matrices of 0.02 and zero biases a dropped bias moves a logit by 1e-6. Here
-matrices are drawn with 0.08 and biases and norms are random.
+The default initialisation hides errors: with a standard deviation of 0.02 and zero biases, a missing bias changes a
+logit by 1e-6. Here the standard deviation of kernels is 0.08, and biases and norms are random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from currreft_jax.models import hf
-from currreft_jax.models.config import ModelConfig, VisionConfig
+from currreft_jax.models.config import PUBLISHED, ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.sharding import make_mesh
 
@@ -33,18 +33,15 @@ SPECIAL = (
 )
 IDS = {token: 256 + i for i, token in enumerate(SPECIAL)}
 
-CONFIG = ModelConfig(
+CONFIG = replace(
+    PUBLISHED["3b"],
     hidden_size=96,
     intermediate_size=112,
     num_hidden_layers=3,
     num_attention_heads=6,
     num_key_value_heads=2,
     vocab_size=270,
-    tie_word_embeddings=True,
-    rms_norm_eps=1e-6,
-    rope_theta=1e6,
     mrope_section=(2, 3, 3),
-    max_position_embeddings=128000,
     max_window_layers=3,
     dtype="float32",
     bos_token_id=IDS["<|endoftext|>"],
@@ -54,14 +51,14 @@ CONFIG = ModelConfig(
     vision_token_id=IDS["<|vision_pad|>"],
     image_token_id=IDS["<|image_pad|>"],
     video_token_id=IDS["<|video_pad|>"],
-    vision=VisionConfig(
+    vision=replace(
+        PUBLISHED["3b"].vision,
         depth=5,
         hidden_size=60,
         intermediate_size=50,
         num_heads=3,
         out_hidden_size=96,
         fullatt_block_indexes=(1, 4),
-        tokens_per_second=2,
     ),
 )
 TOKEN_FIELDS = tuple(field.name for field in fields(ModelConfig) if field.name.endswith("_token_id"))
@@ -76,14 +73,14 @@ def model_of(config: ModelConfig = CONFIG, **settings) -> Model:
 def parameters_of(model: Model, seed: int = 0, scale: float = 0.08) -> Parameters:
     rng = np.random.default_rng(seed)
 
-    def draw(path, leaf):
+    def random_leaf(path, leaf):
         name = path[-1].key
         if name in ("kernel", "embedding"):
             return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
         return jnp.asarray((name == "scale") + 0.1 * rng.standard_normal(leaf.shape), leaf.dtype)
 
-    drawn = jax.tree_util.tree_map_with_path(draw, model.abstract(jnp.dtype(model.config.dtype)))
-    return jax.device_put(drawn, jax.tree.map(lambda x: x.sharding, model.abstract(jnp.float32)))
+    parameters = jax.tree_util.tree_map_with_path(random_leaf, model.abstract(jnp.dtype(model.config.dtype)))
+    return jax.device_put(parameters, jax.tree.map(lambda x: x.sharding, model.abstract(jnp.float32)))
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from currreft_jax.config import Data
 from currreft_jax.data.examples import Example
-from currreft_jax.data.packing import BatchShape, fitting, largest_slots, slots_needed, slots_of
+from currreft_jax.data.packing import BatchShape, image_slots, max_slots_per_image, slots_per_shard, smallest_bucket
 from currreft_jax.models.config import ModelConfig
 
 
@@ -52,10 +52,10 @@ class ShapeBuckets:
         Raises:
             BudgetError: a dimension exceeds its largest bucket.
         """
-        image_slots = fitting(dims.image_slots, self.image_slots, "data.slots")
-        prompt_length = fitting(dims.prompt_length, self.prompt_lengths, "data.prompt_lengths")
-        max_slots = fitting(dims.max_slots_per_image, self.max_slots_per_image, "slots of an image")
-        completion_length = fitting(dims.completion_length, self.completion_lengths, "data.completion_lengths")
+        image_slots = smallest_bucket(dims.image_slots, self.image_slots, "data.slots")
+        prompt_length = smallest_bucket(dims.prompt_length, self.prompt_lengths, "data.prompt_lengths")
+        max_slots = smallest_bucket(dims.max_slots_per_image, self.max_slots_per_image, "slots of an image")
+        completion_length = smallest_bucket(dims.completion_length, self.completion_lengths, "data.completion_lengths")
         return BatchShape(prompt_length, image_slots, max_slots), completion_length
 
 
@@ -75,7 +75,7 @@ class ProcessorLike(Protocol):
 
 def shape_buckets(data: Data, processor: ProcessorLike, prompts_per_shard: int) -> ShapeBuckets:
     """Returns the bucket sizes for microbatches with `prompts_per_shard` prompts on each data shard."""
-    max_slots = largest_slots(processor.max_pixels, processor.config.vision)
+    max_slots = max_slots_per_image(processor.max_pixels, processor.config.vision)
     image_slots = tuple(data.slots) or _geometric_sizes(max_slots * prompts_per_shard, 1.25)
     return ShapeBuckets(
         prompt_lengths=tuple(data.prompt_lengths),
@@ -87,11 +87,11 @@ def shape_buckets(data: Data, processor: ProcessorLike, prompts_per_shard: int) 
 
 def batch_dims(examples: Sequence[Example], config: ModelConfig, shards: int) -> BatchDims:
     """Measures this host's part of a microbatch, which is split over `shards` data shards."""
-    pictures = [picture for example in examples for picture in example.prompt.pictures]
+    images = [image for example in examples for image in example.prompt.images]
     return BatchDims(
         prompt_length=max(len(example.prompt.tokens) for example in examples),
-        image_slots=slots_needed([example.prompt for example in examples], config.vision, shards),
-        max_slots_per_image=max((slots_of(picture, config.vision) for picture in pictures), default=0),
+        image_slots=slots_per_shard([example.prompt for example in examples], config.vision, shards),
+        max_slots_per_image=max((image_slots(image, config.vision) for image in images), default=0),
         completion_length=max(len(example.completion_tokens) for example in examples),
     )
 

@@ -13,7 +13,7 @@ from currreft_jax.data.prompts import Template, question_messages
 from currreft_jax.data.row_boxes import FramePairs
 from currreft_jax.data.rows import IMAGE
 from currreft_jax.models.config import VisionConfig
-from currreft_jax.structs import Frame, Picture, Prompt, Row
+from currreft_jax.structs import Frame, ImagePatches, Prompt, Row
 
 DEFAULT_MAX_PIXELS = Pretrained().max_pixels
 DEFAULT_MAX_PROMPT_TOKENS = max(Data().prompt_lengths)
@@ -57,7 +57,7 @@ class PromptBudget:
 
     def image_tokens(self, resized: Frame) -> int:
         """Returns the number of prompt tokens of an image."""
-        return int(np.prod(self.patch_grid(resized))) // self.vision.unit
+        return int(np.prod(self.patch_grid(resized))) // self.vision.patches_per_unit
 
 
 def prompt_text(row: Row, template: Template, frames: FramePairs) -> str:
@@ -70,11 +70,11 @@ def prompt_text(row: Row, template: Template, frames: FramePairs) -> str:
 def prompt_without_patches(
     row: Row, processor: Processor, template: Template, frames: FramePairs, budget: PromptBudget, name: str
 ) -> Prompt:
-    """Builds the prompt of a row whose pictures have frames and grids but no patches.
+    """Builds the prompt of a row whose images have frames and grids but no patches.
 
     Raises:
         PromptError: the messages do not match the images.
     """
-    empty = np.empty((0, budget.vision.patch_values), np.uint8)
-    pictures = [Picture(empty, budget.patch_grid(resized), original, resized) for original, resized in frames]
-    return processor.prompt(question_messages(row, template, frames), pictures, name=name)
+    empty = np.empty((0, budget.vision.values_per_patch), np.uint8)
+    images = [ImagePatches(empty, budget.patch_grid(resized), original, resized) for original, resized in frames]
+    return processor.prompt(question_messages(row, template, frames), images, name=name)

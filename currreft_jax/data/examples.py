@@ -31,7 +31,7 @@ class Example:
     @property
     def frame(self) -> Frame | None:
         """The resized frame of the first image, in which rewards compare boxes."""
-        return self.prompt.pictures[0].resized if self.prompt.pictures else None
+        return self.prompt.images[0].resized if self.prompt.images else None
 
 
 def make_example(
@@ -52,12 +52,12 @@ def make_example(
         PromptError: the messages do not match the images.
         RowError: the gold answer is malformed.
     """
-    pictures = [processor.picture(image, location) for image in row.images]
-    frames = [(picture.original, picture.resized) for picture in pictures]
+    images = [processor.process_image(path, location) for path in row.images]
+    frames = [(image.original, image.resized) for image in images]
     if frames and not row.frame:
         row = replace(row, frame=frames[0][0])
     messages = question_messages(row, template, frames)
-    prompt = processor.prompt(messages, pictures, name=location, key=row_key(row.id, occurrence))
+    prompt = processor.prompt(messages, images, name=location, key=row_key(row.id, occurrence))
     if not with_answer:
         return Example(row, prompt, np.empty(0, np.int32), np.empty(0, bool))
     tokens, mask = processor.completion(messages, answer_turns(row, frames), name=location)

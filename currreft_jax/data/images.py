@@ -1,6 +1,6 @@
-"""Image files, which are untrusted, made into the patches that the vision tower reads.
+"""Decodes untrusted image files and splits them into patches for the vision tower.
 
-Sizes, filter and patch order are those of Hugging Face's Pillow processor, bit for bit.
+Sizes, resize filter and patch order equal Hugging Face's Pillow image processor, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from currreft_jax.models.config import VisionConfig
-from currreft_jax.structs import Frame, Picture
+from currreft_jax.structs import Frame, ImagePatches
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_FILE_PIXELS = 100_000_000
 MAX_ASPECT = 200
 
-# What Pillow's decoders raise on damaged files.
-_DAMAGE = (
+# Exceptions that Pillow raises for damaged files.
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -38,35 +38,35 @@ _DAMAGE = (
 
 
 class ImageError(ValueError):
-    """An image cannot be read, or not be shown to the model; the message names the file and why."""
+    """An image cannot be decoded or used; the message gives file and reason."""
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
-    """Reads an image upright and in RGB.
+    """Decodes an image, applies its EXIF orientation and converts it to RGB.
 
-    Transparency is dropped and of an animation the first frame is taken, as Hugging Face does. Sixteen-bit greys are
-    scaled to eight bits, where a plain conversion would turn every value above 255 white.
+    As in Hugging Face, transparency is dropped and the first frame of an animation is used. 16-bit greyscale is scaled
+    to 8 bits; Pillow's conversion would make every value above 255 white.
 
     Args:
-        source: a path, a file's content, or an image that is open already.
-        name: what an error calls it; the path by default.
+        source: a path, the content of a file, or an open image.
+        name: name of the image in error messages; the path by default.
 
     Raises:
-        ImageError: not one of `FORMATS`, damaged, larger than `MAX_FILE_PIXELS`, or of more than 16 bits.
+        ImageError: none of `FORMATS`, damaged, more than `MAX_FILE_PIXELS`, or more than 16 bits.
     """
     name = name or (str(source) if isinstance(source, str | Path) else "image")
     try:
         if isinstance(source, Image.Image):
-            return _rgb(source, name)
+            return _to_rgb(source, name)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            return _rgb(image, name)
+            return _to_rgb(image, name)
     except ImageError:
         raise
-    except _DAMAGE as error:
+    except DECODE_ERRORS as error:
         raise ImageError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width * image.height > MAX_FILE_PIXELS:
         raise ImageError(
             f"{name}: {image.width} x {image.height} pixels, more than {MAX_FILE_PIXELS:,}: shrink it first"
@@ -83,36 +83,36 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The nearest size with both sides multiples of `factor` and the area within bounds.
+    """Computes the nearest size whose sides are multiples of `factor` and whose area is within bounds.
 
     Args:
-        height: of the image.
-        width: of the image.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
         factor: side of a merged unit, in pixels.
-        min_pixels: area that a smaller image is enlarged to.
-        max_pixels: area that a larger image is shrunk to.
+        min_pixels: smaller images are enlarged to this area.
+        max_pixels: larger images are shrunk to this area.
 
     Returns:
         Height and width.
 
     Raises:
-        ImageError: one side is over `MAX_ASPECT` times the other.
+        ImageError: one side is more than `MAX_ASPECT` times the other.
     """
     if max(height, width) > MAX_ASPECT * min(height, width):
-        raise ImageError(f"{width} x {height} pixels: one side is over {MAX_ASPECT} times the other")
+        raise ImageError(f"{width} x {height} pixels: one side is over {MAX_ASPECT} times the other; crop the image")
     rounded = round(height / factor) * factor, round(width / factor) * factor
     if rounded[0] * rounded[1] > max_pixels:
         beta = math.sqrt(height * width / max_pixels)
-        down = (max(factor, math.floor(side / beta / factor) * factor) for side in (height, width))
-        return next(down), next(down)
+        height, width = (max(factor, math.floor(side / beta / factor) * factor) for side in (height, width))
+        return height, width
     if rounded[0] * rounded[1] < min_pixels:
         beta = math.sqrt(min_pixels / (height * width))
         return math.ceil(height * beta / factor) * factor, math.ceil(width * beta / factor) * factor
     return rounded
 
 
-def cut(image: Image.Image, config: VisionConfig, min_pixels: int, max_pixels: int) -> Picture:
-    """Resizes an RGB image and cuts it into patches, unit by unit.
+def extract_patches(image: Image.Image, config: VisionConfig, min_pixels: int, max_pixels: int) -> ImagePatches:
+    """Resizes an RGB image and splits it into patches, in merge-unit order.
 
     Raises:
         ImageError: see `smart_resize`.
@@ -122,5 +122,5 @@ def cut(image: Image.Image, config: VisionConfig, min_pixels: int, max_pixels: i
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     grid = height // patch, width // patch
     units = pixels.reshape(grid[0] // merge, merge, patch, grid[1] // merge, merge, patch, config.in_channels)
-    patches = units.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid[0] * grid[1], config.patch_values)
-    return Picture(patches, grid, Frame(image.width, image.height), Frame(width, height))
+    patches = units.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid[0] * grid[1], config.values_per_patch)
+    return ImagePatches(patches, grid, Frame(image.width, image.height), Frame(width, height))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from currreft_jax.data.examples import Example
-from currreft_jax.data.packing import BatchShape, balanced, collate
+from currreft_jax.data.packing import BatchShape, balance_shards, collate
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.structs import GroupBatch
 
@@ -25,7 +25,7 @@ def make_microbatches(
     microbatches = []
     for start in range(0, len(by_length), size):
         prompts = [example.prompt for example in by_length[start : start + size]]
-        microbatches.append([by_prompt[id(prompt)] for prompt in balanced(prompts, config.vision, shards)])
+        microbatches.append([by_prompt[id(prompt)] for prompt in balance_shards(prompts, config.vision, shards)])
     return microbatches
 
 

@@ -1,4 +1,4 @@
-"""Messages and images in, one `Prompt` out: chat template, tokens, 3-D positions, patches."""
+"""Turns messages and images into a `Prompt`: chat template, tokens, M-RoPE positions, patches."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# transformers advises at import to install torch, which nothing here needs.
+# Without this, transformers advises at import to install torch, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from currreft_jax.data.images import ImageError, cut, open_image
+from currreft_jax.data.images import ImageError, extract_patches, open_image
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
-from currreft_jax.models.folder import copy_companions, eos_token_ids, read_config, read_json, resolve, write_json
-from currreft_jax.structs import Picture, Prompt, Turn
+from currreft_jax.models.folder import copy_auxiliary_files, eos_token_ids, read_config, read_json, resolve, write_json
+from currreft_jax.structs import ImagePatches, Prompt, Turn
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
@@ -49,24 +49,25 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# Put inside a placeholder that a user's text spells out; tokens are cut here, so that it stays ordinary text.
-_CUT = "\ufdd0"
+# Inserted into placeholders that occur in a user's text. The text is split here before it is tokenised, so that these
+# placeholders are encoded as ordinary text.
+_SEPARATOR = "\ufdd0"
 
 
 class PromptError(ValueError):
-    """Messages and images that do not make a prompt."""
+    """Messages and images that do not form a prompt; the message names the prompt."""
 
 
 class Processor:
-    """A checkpoint's tokenizer, template and pixel budget.
+    """A checkpoint's tokenizer, chat template and image settings.
 
     Attributes:
-        config: of the model.
-        tokenizer: Hugging Face's.
-        min_pixels: area that smaller images are enlarged to.
-        max_pixels: area that larger images are shrunk to.
-        eos_token_ids: each of them ends a completion.
-        tokenizer_size: ids that the tokenizer knows.
+        config: configuration of the model.
+        tokenizer: the Hugging Face tokenizer.
+        min_pixels: smaller images are enlarged to this area.
+        max_pixels: larger images are shrunk to this area.
+        eos_token_ids: stop tokens.
+        tokenizer_size: number of ids that the tokenizer knows.
     """
 
     def __init__(
@@ -87,119 +88,128 @@ class Processor:
         self.eos_token_ids = eos_token_ids(folder)
         self.tokenizer_size = max(tokenizer.get_vocab().values()) + 1
         if not 0 < min_pixels <= max_pixels:
-            raise ValueError(f"min_pixels = {min_pixels} and max_pixels = {max_pixels} leave no size for an image")
-        named = [tokenizer.convert_ids_to_tokens(token) for token in config.forbidden_tokens]
-        self._placeholders = [token for token in named if isinstance(token, str)]
+            raise ValueError(
+                f"min_pixels = {min_pixels} and max_pixels = {max_pixels} leave no size for an image:"
+                " choose 0 < min_pixels <= max_pixels"
+            )
+        placeholders = [tokenizer.convert_ids_to_tokens(token) for token in config.forbidden_tokens]
+        self._placeholders = [placeholder for placeholder in placeholders if isinstance(placeholder, str)]
 
     def prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
-        images: Sequence[str | Path | bytes | Image.Image | Picture] = (),
+        images: Sequence[str | Path | bytes | Image.Image | ImagePatches] = (),
         *,
         name: str = "prompt",
         key: int = 0,
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        """Renders, tokenises and positions a conversation.
+        """Renders and tokenises a conversation and computes its positions.
 
         Args:
-            messages: `{"role", "content"}`, the content a string or a list of `{"type": "text", "text"}` and
-                `{"type": "image"}`. Placeholders spelt out in a text stay text.
-            images: as many as the messages have image items, in their order; pictures are taken as they are.
-            name: what an error calls the prompt, such as file and line.
-            key: of its randomness.
-            add_generation_prompt: end with the opening of the assistant's turn.
+            messages: `{"role", "content"}` each; content is a string or a list of `{"type": "text", "text"}` and
+                `{"type": "image"}`. Placeholders in a user's text are encoded as text.
+            images: one for each image item, in order; `ImagePatches` are used as they are.
+            name: name of the prompt in error messages, such as file and line.
+            key: seeds the prompt's completions.
+            add_generation_prompt: whether to end with the opening of the assistant's turn.
 
         Raises:
             PromptError: the images do not match the messages, or an item is neither text nor image.
-            ImageError: an image cannot be read or shown.
+            ImageError: an image cannot be decoded or used.
         """
-        slots = sum(item["type"] == "image" for item in self._items(messages, name))
-        if slots != len(images):
-            raise PromptError(f"{name}: the messages have {slots} image items, but {len(images)} images came with them")
-        pictures = tuple(image if isinstance(image, Picture) else self.picture(image, name) for image in images)
-        single = self.encode(self._render(messages, add_generation_prompt))
-        counts = np.ones(len(single), int)
-        placeholders = np.flatnonzero(single == self.config.image_token_id)
-        if len(placeholders) != len(pictures):
+        num_items = sum(item["type"] == "image" for item in self._content_items(messages, name))
+        if num_items != len(images):
+            raise PromptError(
+                f"{name}: the messages have {num_items} image items, but {len(images)} images came with them"
+            )
+        processed = tuple(
+            image if isinstance(image, ImagePatches) else self.process_image(image, name) for image in images
+        )
+        unexpanded = self.encode(self._render(messages, add_generation_prompt))
+        placeholders = np.flatnonzero(unexpanded == self.config.image_token_id)
+        if len(placeholders) != len(processed):
             raise PromptError(
                 f"{name}: the chat template of {self.folder} rendered {len(placeholders)} image placeholders for"
-                f" {len(pictures)} images"
+                f" {len(processed)} images"
             )
-        counts[placeholders] = [grid_units(picture.grid, self.config) for picture in pictures]
-        tokens = np.repeat(single, counts)
-        positions, next_position = rope_index(tokens, [picture.grid for picture in pictures], self.config)
-        return Prompt(tokens, positions, next_position, pictures, name, key)
+        repeats = np.ones(len(unexpanded), int)
+        repeats[placeholders] = [num_image_tokens(image.grid, self.config) for image in processed]
+        tokens = np.repeat(unexpanded, repeats)
+        positions, next_position = rope_index(tokens, [image.grid for image in processed], self.config)
+        return Prompt(tokens, positions, next_position, processed, name, key)
 
-    def picture(self, image: str | Path | bytes | Image.Image, name: str) -> Picture:
-        """Reads, resizes and cuts an image.
+    def process_image(self, image: str | Path | bytes | Image.Image, name: str) -> ImagePatches:
+        """Decodes and resizes an image and splits it into patches.
 
         Raises:
-            ImageError: it cannot be read or shown; the message begins with the name.
+            ImageError: it cannot be decoded or used; the message begins with `name`.
         """
         try:
-            return cut(open_image(image), self.config.vision, self.min_pixels, self.max_pixels)
+            return extract_patches(open_image(image), self.config.vision, self.min_pixels, self.max_pixels)
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
 
     def completion(
         self, messages: Sequence[Mapping[str, Any]], turns: Sequence[Turn], *, name: str = "prompt"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What follows a prompt in a conversation, as supervised training reads it.
+        """Tokenises the turns that follow a prompt, for supervised training.
 
         Args:
-            messages: of the prompt.
-            turns: behind it, the first and the last of them the assistant's; without images. Turns of one role may
-                follow each other.
-            name: what an error calls the conversation.
+            messages: messages of the prompt.
+            turns: turns after the prompt, without images; the first and the last are the assistant's. Consecutive turns
+                may have the same role.
+            name: name of the conversation in error messages.
 
         Returns:
-            int32 `[T]` tokens up to the last turn's end token, and bool `[T]`: whether the assistant wrote them.
+            int32 `[T]`, tokens up to the end token of the last turn; bool `[T]`, true for the assistant's tokens.
 
         Raises:
-            PromptError: the chat template does not write one turn behind the other, or has no end of a turn.
+            PromptError: the chat template does not append turns, or does not end them with the end token.
         """
-        end = str(self.tokenizer.eos_token)
-        pieces, said = [], list(messages)
-        written = self._render(said, True)
+        end_token = str(self.tokenizer.eos_token)
+        pieces, conversation = [], list(messages)
+        tokenised = self._render(conversation, True)
         for turn in turns:
-            opened = self._render(said, True)
-            said.append({"role": turn.role, "content": turn.text})
+            before = self._render(conversation, True)
+            conversation.append({"role": turn.role, "content": turn.text})
             if turn.role != "assistant":
                 continue
-            whole = self._render(said, False)
-            answer, ended, _ = whole[len(opened) :].rpartition(end)
-            if not (opened.startswith(written) and whole.startswith(opened) and ended):
+            after = self._render(conversation, False)
+            answer, ended, _ = after[len(before) :].rpartition(end_token)
+            if not (before.startswith(tokenised) and after.startswith(before) and ended):
                 raise PromptError(
-                    f"{name}: the chat template of {self.folder} does not end a turn with {end} and go on behind it"
+                    f"{name}: the chat template of {self.folder} does not end a turn with {end_token} and append the"
+                    " next turn"
                 )
-            pieces += [(opened[len(written) :], False), (answer + ended, True)]
-            written = opened + answer + ended
+            pieces += [(before[len(tokenised) :], False), (answer + ended, True)]
+            tokenised = before + answer + ended
         tokens = [self.encode(text) for text, _ in pieces]
-        mask = [np.full(len(piece), learnt) for piece, (_, learnt) in zip(tokens, pieces, strict=True)]
+        mask = [np.full(len(piece), is_loss) for piece, (_, is_loss) in zip(tokens, pieces, strict=True)]
         return np.concatenate(tokens), np.concatenate(mask)
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 `[tokens]`, special tokens read as such."""
-        pieces = self.tokenizer(text.split(_CUT), add_special_tokens=False)["input_ids"]
+        """Tokenises a text, int32 `[tokens]`; special tokens in it become their ids."""
+        pieces = self.tokenizer(text.split(_SEPARATOR), add_special_tokens=False)["input_ids"]
         return np.concatenate([np.asarray(piece, np.int32) for piece in pieces])
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of a completion, without special tokens."""
+        """Decodes a completion, without special tokens."""
         return str(self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=True))
 
     def save(self, folder: Path) -> None:
-        """Copies the checkpoint's own files, and writes this processor's pixel budget and template."""
-        copy_companions(self.folder, folder)
-        (folder / PROCESSOR).unlink(missing_ok=True)  # it would hold the checkpoint's budget, and be read first
+        """Copies the checkpoint's files, and writes this processor's pixel bounds and chat template."""
+        copy_auxiliary_files(self.folder, folder)
+        (folder / PROCESSOR).unlink(missing_ok=True)  # it holds the checkpoint's pixel bounds and would be read first
         if not any((folder / name).exists() for name in TEMPLATES):
             (folder / TEMPLATES[0]).write_text(self.template, "utf-8")
-        settings = read_preprocessor(self.folder, self.config)
+        settings = read_preprocessor_config(self.folder, self.config)
         write_json(folder / PREPROCESSOR, {**settings, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels})
 
     def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        """Renders the chat template, with placeholders in texts escaped."""
         conversation: list[Any] = [
-            {**message, "role": self._neutral(message["role"]), "content": self._neutral(message["content"])}
+            {**message, "role": self._escape(message["role"]), "content": self._escape(message["content"])}
             for message in messages
         ]
         return str(
@@ -211,7 +221,8 @@ class Processor:
             )
         )
 
-    def _items(self, messages: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    def _content_items(self, messages: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+        """Checks the messages and returns the items of their content lists."""
         items = []
         for message in messages:
             content = message.get("content")
@@ -224,38 +235,39 @@ class Processor:
                 raise PromptError(f"{name}: a content item is an image or a text with its string, not {item!r}")
         return items
 
-    def _neutral(self, content: str | Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
+    def _escape(self, content: str | Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
+        """Breaks up placeholders in texts with `_SEPARATOR`."""
         if not isinstance(content, str):
-            texts = [str(self._neutral(item["text"])) if item["type"] == "text" else _CUT for item in content]
-            if any(placeholder in "".join(texts) for placeholder in self._placeholders):  # put together out of several
-                texts = [_CUT + text for text in texts]
+            texts = [str(self._escape(item["text"])) if item["type"] == "text" else _SEPARATOR for item in content]
+            if any(placeholder in "".join(texts) for placeholder in self._placeholders):  # split over several items
+                texts = [_SEPARATOR + text for text in texts]
             return [
                 {**item, "text": text} if item["type"] == "text" else item
                 for item, text in zip(content, texts, strict=True)
             ]
         for placeholder in self._placeholders:
-            content = content.replace(placeholder, placeholder[0] + _CUT + placeholder[1:])
+            content = content.replace(placeholder, placeholder[0] + _SEPARATOR + placeholder[1:])
         return content
 
 
-def grid_units(grid: tuple[int, int], config: ModelConfig) -> int:
-    """Tokens that an image takes in the prompt."""
-    return grid[0] * grid[1] // config.vision.unit
+def num_image_tokens(grid: tuple[int, int], config: ModelConfig) -> int:
+    """Returns the number of placeholder tokens of an image."""
+    return grid[0] * grid[1] // config.vision.patches_per_unit
 
 
 def rope_index(tokens: np.ndarray, grids: Sequence[tuple[int, int]], config: ModelConfig) -> tuple[np.ndarray, int]:
-    """The (time, y, x) position of every token.
+    """Computes the (time, y, x) position of every token.
 
-    Text advances all three by one. An image starts where the text before it ended; its units keep that time and count
-    rows and columns from there; the text after it resumes behind the longer side.
+    A text token advances all three by one. The units of an image have the time of the next position, and count rows and
+    columns from it; the text after the image continues after its longer side.
 
     Args:
-        tokens: int `[L]`, placeholders expanded.
-        grids: patches along (y, x) of each image, in order.
-        config: of the model.
+        tokens: int `[L]`, with one placeholder for each merged unit.
+        grids: number of patches along (y, x) of each image, in order.
+        config: configuration of the model.
 
     Returns:
-        int32 `[3, L]` and the position of the next token.
+        int32 `[3, L]`, and the position of the next token.
     """
     merge = config.vision.spatial_merge_size
     positions = np.empty((3, len(tokens)), np.int32)
@@ -276,8 +288,8 @@ def rope_index(tokens: np.ndarray, grids: Sequence[tuple[int, int]], config: Mod
     return positions, position + len(tokens) - start
 
 
-def fixed_settings(config: ModelConfig) -> dict[str, Any]:
-    """What a `preprocessor_config.json` must say, where it says it: the tower was trained on nothing else."""
+def required_settings(config: ModelConfig) -> dict[str, Any]:
+    """Returns the settings that the model was trained with; a `preprocessor_config.json` may not contradict them."""
     return {
         "patch_size": config.vision.patch_size,
         "temporal_patch_size": config.vision.temporal_patch_size,
@@ -287,60 +299,59 @@ def fixed_settings(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def read_preprocessor(folder: Path, config: ModelConfig) -> dict[str, Any]:
-    """A checkpoint's preprocessor settings with the pixel budget under one name; the published ones if it has none.
+def read_preprocessor_config(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """Reads a checkpoint's preprocessor settings; fills in the published ones and normalises the names of pixel bounds.
 
     Raises:
         ValueError: the settings are not those of a Qwen2.5-VL; the message names file and field.
     """
-    path, whole = folder / PREPROCESSOR, folder / PROCESSOR
+    path, processor_path = folder / PREPROCESSOR, folder / PROCESSOR
     stored = read_json(path) if path.exists() else {}
-    if whole.exists() and (
-        image := read_json(whole).get("image_processor")
-    ):  # as transformers 5 writes, and reads first
-        path, stored = whole, image
+    # transformers 5 writes the settings here, and reads them from here first.
+    if processor_path.exists() and (image_processor := read_json(processor_path).get("image_processor")):
+        path, stored = processor_path, image_processor
     stored = {name: value for name, value in stored.items() if value is not None}
-    for name, value in fixed_settings(config).items():
+    for name, value in required_settings(config).items():
         if stored.get(name, value) != value:
             raise ValueError(f"{path}: {name} = {stored[name]}, but a Qwen2.5-VL is trained with {value}")
     size = stored.pop("size", None) or {}
-    budget = {
+    pixel_bounds = {
         "min_pixels": size.get("shortest_edge", size.get("min_pixels", MIN_PIXELS)),
         "max_pixels": size.get("longest_edge", size.get("max_pixels", MAX_PIXELS)),
     }
     names = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
-    return {**names, **fixed_settings(config), **budget, **stored}
+    return {**names, **required_settings(config), **pixel_bounds, **stored}
 
 
 def load(source: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None) -> Processor:
     """Loads the processor of a checkpoint.
 
     Args:
-        source: a folder or a hub id, as for the model.
-        min_pixels: instead of the checkpoint's.
-        max_pixels: instead of the checkpoint's; the paper trains with 401,408.
+        source: a folder or a hub id.
+        min_pixels: replaces the checkpoint's.
+        max_pixels: replaces the checkpoint's.
 
     Raises:
-        FileNotFoundError: no such checkpoint, or one without a tokenizer.
-        ValueError: a file of it is malformed; the message names it.
+        FileNotFoundError: no such checkpoint, or it has no tokenizer.
+        ValueError: a file of the checkpoint is malformed; the message names it.
     """
     folder = resolve(source)
     config = read_config(folder)
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         raise FileNotFoundError(f"{folder} has no tokenizer.json: copy it from the model's original folder")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    stored = read_preprocessor(folder, config)
+    stored = read_preprocessor_config(folder, config)
     return Processor(
         folder,
         config,
         tokenizer,
-        _template(folder, tokenizer),
+        _chat_template(folder, tokenizer),
         min_pixels or stored["min_pixels"],
         max_pixels or stored["max_pixels"],
     )
 
 
-def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+def _chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     path = folder / "chat_template.json"

@@ -1,4 +1,4 @@
-"""Attention as one softmax over the keys of one or more sources, with axes named by letters."""
+"""Attention: one softmax over the keys of one or more sources. Axes are named by letters."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from currreft_jax.models.layers import NEVER, einsum
+from currreft_jax.models.layers import MASK_VALUE, einsum
 
-SCORES = 1 << 18  # of a head that exist at a time: on CPUs more of them leave the cache
+BLOCK_SCORES = 1 << 18  # attention scores of one head held at a time; on CPUs a larger block falls out of the cache
 
 
-class Source(NamedTuple):
-    """Keys and values to attend to.
+class KVSource(NamedTuple):
+    """Keys and values to attend to, with their mask.
 
     Attributes:
-        axes: letters of the keys' axes; `s` runs over the keys, `d` over a head.
-        keys: in those axes.
-        values: likewise.
+        axes: letters of the axes of `keys` and `values`: `s` for the keys, `d` for the head dimension.
+        keys: array with these axes.
+        values: array with these axes.
         mask_axes: letters of the mask's axes.
         mask: bool, true where a query may attend.
-        key_scale: what the keys are multiplied by, in their axes without `d`; None for keys that are what they say.
-        value_scale: likewise.
+        key_scale: scale of each quantised key, axes as `keys` without `d`; None for floating-point keys.
+        value_scale: scale of each quantised value, axes as `values` without `d`; None for floating-point values.
     """
 
     axes: str
@@ -34,85 +34,93 @@ class Source(NamedTuple):
     value_scale: jax.Array | None = None
 
 
-def attend(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
-    """Softmax in fp32 over all sources together.
+def attend(axes: str, query: jax.Array, *sources: KVSource) -> jax.Array:
+    """Computes attention with one fp32 softmax over the keys of all sources.
 
-    Where there are many scores, queries along `q` are taken in blocks, forward and backward: of each head of a prompt
-    or an image about `SCORES` exist at a time. A query that may attend to nothing gets finite, meaningless values; only
-    padding is such.
+    Long queries are split into blocks along `q`, forward and backward, so that about `BLOCK_SCORES` scores of each head
+    exist at a time. A fully masked query, which only padding is, gets finite, meaningless values.
 
     Args:
-        axes: letters of the query's axes, the last one `d`; `c` runs over a prompt's completions, `q` over a sequence.
-        query: in those axes.
-        sources: what it attends to.
+        axes: letters of the query's axes, `d` last; `c` for the completions of a prompt, `q` for the sequence.
+        query: array with these axes.
+        sources: keys and values to attend to.
 
     Returns:
-        An array like the query, in its dtype.
+        An array with the shape and dtype of `query`.
     """
     sizes = dict(zip(axes, query.shape, strict=True))
-    length, keys = sizes.get("q", 1), sum(it.keys.shape[it.axes.index("s")] for it in sources)
-    blocks = min(length, sizes.get("c", 1) * length * keys // SCORES)
-    if blocks <= 1:
-        return _attended(axes, query, *sources)
-    at, size = axes.index("q"), -(-length // blocks)
+    num_queries = sizes.get("q", 1)
+    num_keys = sum(source.keys.shape[source.axes.index("s")] for source in sources)
+    num_blocks = min(num_queries, sizes.get("c", 1) * num_queries * num_keys // BLOCK_SCORES)
+    if num_blocks <= 1:
+        return _attend_at_once(axes, query, *sources)
+    q_axis, block_size = axes.index("q"), -(-num_queries // num_blocks)
 
-    def cut(x: jax.Array, axes: str) -> jax.Array:
-        """`[..., q, ...] -> [blocks, ..., size, ...]`, strided: where a mesh splits `q`, it splits each block."""
-        at = axes.index("q")
-        padded = jnp.pad(x, [(0, blocks * size - length if axis == "q" else 0) for axis in axes])
-        return jnp.moveaxis(padded.reshape(*x.shape[:at], size, blocks, *x.shape[at + 1 :]), at + 1, 0)
+    def split(x: jax.Array, axes: str) -> jax.Array:
+        """`[..., q, ...] -> [blocks, ..., block_size, ...]`, strided: a mesh that shards `q` shards every block."""
+        axis = axes.index("q")
+        padding = num_blocks * block_size - num_queries
+        padded = jnp.pad(x, [(0, padding if letter == "q" else 0) for letter in axes])
+        blocks = padded.reshape(*x.shape[:axis], block_size, num_blocks, *x.shape[axis + 1 :])
+        return jnp.moveaxis(blocks, axis + 1, 0)
 
-    # In fp32, since blocks add up their gradients in the dtype of what they share.
-    shared = [it._replace(keys=it.keys.astype(jnp.float32), values=it.values.astype(jnp.float32)) for it in sources]
+    # The gradients of keys and values are summed over blocks in the dtype of the inputs: make it fp32.
+    shared = [
+        source._replace(keys=source.keys.astype(jnp.float32), values=source.values.astype(jnp.float32))
+        for source in sources
+    ]
 
     @jax.checkpoint
-    def block(inputs: tuple[jax.Array, list[jax.Array | None]]) -> jax.Array:
+    def attend_block(inputs: tuple[jax.Array, list[jax.Array | None]]) -> jax.Array:
         query, masks = inputs
-        own = [it if mask is None else it._replace(mask=mask) for it, mask in zip(shared, masks, strict=True)]
-        return _attended(axes, query, *own)
+        masked = [
+            source if mask is None else source._replace(mask=mask) for source, mask in zip(shared, masks, strict=True)
+        ]
+        return _attend_at_once(axes, query, *masked)
 
-    masks = [cut(it.mask, it.mask_axes) if "q" in it.mask_axes else None for it in sources]
-    out = jnp.moveaxis(jax.lax.map(block, (cut(query, axes), masks)), 0, at + 1)
-    return jax.lax.slice_in_dim(out.reshape(*query.shape[:at], -1, *query.shape[at + 1 :]), 0, length, axis=at)
+    masks = [split(source.mask, source.mask_axes) if "q" in source.mask_axes else None for source in sources]
+    out = jnp.moveaxis(jax.lax.map(attend_block, (split(query, axes), masks)), 0, q_axis + 1)
+    out = out.reshape(*query.shape[:q_axis], -1, *query.shape[q_axis + 1 :])
+    return jax.lax.slice_in_dim(out, 0, num_queries, axis=q_axis)
 
 
-def _attended(axes: str, query: jax.Array, *sources: Source) -> jax.Array:
-    """`attend` to all queries at once.
+def _attend_at_once(axes: str, query: jax.Array, *sources: KVSource) -> jax.Array:
+    """Computes `attend` without blocks.
 
-    Queries, keys and values are brought into the order in which products make scores, forward and backward, so that
-    scores, which are the largest arrays, are never moved.
+    Queries, keys and values are transposed to the axis order of the batched matmuls, forward and backward, so that the
+    scores, the largest arrays, are never transposed.
     """
-    shared = "".join(source.axes for source in sources)
-    order = "".join(sorted(axes.replace("d", ""), key=shared.count, reverse=True))
-    query = _moved(query, axes, f"{order}d")
+    source_axes = "".join(source.axes for source in sources)
+    order = "".join(sorted(axes.replace("d", ""), key=source_axes.count, reverse=True))
+    query = _transpose(query, axes, f"{order}d")
     scale = query.shape[-1] ** -0.5
     scores, values = [], []
     for source in sources:
         batch = "".join(axis for axis in order if axis in source.axes)
-        keys, value = (_moved(x, source.axes, f"{batch}sd") for x in (source.keys, source.values))
+        keys, value = (_transpose(x, source.axes, f"{batch}sd") for x in (source.keys, source.values))
         score = einsum(f"{order}d,{batch}sd->{order}s", query, keys) * scale
         if source.key_scale is not None:
-            score *= _expanded(source.key_scale, source.axes.replace("d", ""), f"{order}s")
-        scores.append(jnp.where(_expanded(source.mask, source.mask_axes, f"{order}s"), score, NEVER))
+            score *= _expand_dims(source.key_scale, source.axes.replace("d", ""), f"{order}s")
+        scores.append(jnp.where(_expand_dims(source.mask, source.mask_axes, f"{order}s"), score, MASK_VALUE))
         values.append((f"{order}s,{batch}sd->{order}d", value))
 
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     out, start = jnp.zeros((), jnp.float32), 0
     for source, (equation, value) in zip(sources, values, strict=True):
         end = start + value.shape[-2]
-        part = weights[..., start:end]
+        source_weights = weights[..., start:end]
         if source.value_scale is not None:
-            part *= _expanded(source.value_scale, source.axes.replace("d", ""), f"{order}s")
-        out += einsum(equation, part.astype(query.dtype), value)
+            source_weights *= _expand_dims(source.value_scale, source.axes.replace("d", ""), f"{order}s")
+        out += einsum(equation, source_weights.astype(query.dtype), value)
         start = end
-    return _moved(out.astype(query.dtype), f"{order}d", axes)
+    return _transpose(out.astype(query.dtype), f"{order}d", axes)
 
 
-def _moved(x: jax.Array, axes: str, wanted: str) -> jax.Array:
-    return jnp.transpose(x, [axes.index(axis) for axis in wanted])
+def _transpose(x: jax.Array, axes: str, new_axes: str) -> jax.Array:
+    return jnp.transpose(x, [axes.index(axis) for axis in new_axes])
 
 
-def _expanded(x: jax.Array, axes: str, scores_axes: str) -> jax.Array:
-    """In the scores' order, with axes of size 1 where x lacks one of theirs."""
-    x = _moved(x, axes, "".join(axis for axis in scores_axes if axis in axes))
-    return x[tuple(slice(None) if axis in axes else None for axis in scores_axes)]
+def _expand_dims(x: jax.Array, axes: str, new_axes: str) -> jax.Array:
+    """Transposes `x` to the order of `new_axes`, with axes of size 1 for those it lacks."""
+    x = _transpose(x, axes, "".join(axis for axis in new_axes if axis in axes))
+    return x[tuple(slice(None) if axis in axes else None for axis in new_axes)]

@@ -1,4 +1,4 @@
-"""The shape of a Qwen2.5-VL, read from and written to Hugging Face's `config.json`. Loads no JAX."""
+"""Configuration of a Qwen2.5-VL, read from and written to Hugging Face's `config.json`. Loads no JAX."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class UnsupportedModel(ValueError):
-    """The checkpoint is not a Qwen2.5-VL that this package computes exactly."""
+    """The checkpoint is not a Qwen2.5-VL that this package supports."""
 
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The vision tower.
+    """Configuration of the vision tower.
 
-    The defaults are those of Hugging Face's class, for files that leave out whatever equals them (transformers 4.49
-    writes such); the published checkpoints state every field.
+    Defaults are those of Hugging Face's class, for files that omit fields with default values (as written by
+    transformers 4.49). The published checkpoints state every field.
     """
 
     depth: int = 32
@@ -42,29 +42,29 @@ class VisionConfig:
         return self.hidden_size // self.num_heads
 
     @property
-    def unit(self) -> int:
-        """Patches that the merger makes into one token."""
+    def patches_per_unit(self) -> int:
+        """Patches of a merged unit, which becomes one token."""
         return self.spatial_merge_size**2
 
     @property
-    def window_units(self) -> int:
+    def window_side(self) -> int:
         """Side of an attention window, in merged units."""
         return self.window_size // self.patch_size // self.spatial_merge_size
 
     @property
-    def slot_patches(self) -> int:
+    def patches_per_slot(self) -> int:
         """Patches of a whole attention window."""
-        return self.window_units**2 * self.unit
+        return self.window_side**2 * self.patches_per_unit
 
     @property
-    def patch_values(self) -> int:
+    def values_per_patch(self) -> int:
         """Values of one patch of a still image."""
         return self.in_channels * self.patch_size**2
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The whole model: the decoder's fields, the vision tower, and the tokens with a meaning of their own."""
+    """Configuration of the model: the decoder, the vision tower and the special tokens."""
 
     hidden_size: int
     intermediate_size: int
@@ -94,8 +94,13 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Default stop tokens, end of turn and end of text, for checkpoints without `generation_config.json`."""
+        return self.eos_token_id, self.bos_token_id
+
+    @property
     def forbidden_tokens(self) -> tuple[int, ...]:
-        """Ids that stand for parts of an image, and that no completion may contain."""
+        """Image and video special tokens, which are never sampled."""
         return (
             self.vision_start_token_id,
             self.vision_end_token_id,
@@ -109,26 +114,26 @@ class ModelConfig:
         _check_types(self.vision)
         vision = self.vision
         rules = {
-            "every token with a meaning must be in the vocabulary": all(
+            "every special token must be in the vocabulary": all(
                 0 <= value < self.vocab_size for name, value in asdict(self).items() if name.endswith("_token_id")
             ),
             "num_attention_heads must divide hidden_size": self.hidden_size % self.num_attention_heads == 0,
             "num_key_value_heads must divide num_attention_heads": (
                 self.num_attention_heads % self.num_key_value_heads == 0
             ),
-            "mrope_section must name three parts that sum to half the head size": (
+            "mrope_section must have three entries that sum to half the head size": (
                 len(self.mrope_section) == 3 and 2 * sum(self.mrope_section) == self.head_dim
             ),
-            "vision_config.num_heads must divide its hidden_size into heads of a multiple of 4": (
+            "vision_config.hidden_size / num_heads must be a multiple of 4": (
                 vision.hidden_size % (4 * vision.num_heads) == 0
             ),
             "vision_config.out_hidden_size must equal hidden_size": vision.out_hidden_size == self.hidden_size,
-            "vision_config.window_size must be whole merged units": (
+            "vision_config.window_size must be a number of whole merged units": (
                 vision.window_size % (vision.patch_size * vision.spatial_merge_size) == 0
             ),
             "vision_config.temporal_patch_size must be 2": vision.temporal_patch_size == 2,
             "vision_config.in_channels must be 3": vision.in_channels == 3,
-            "vision_config.fullatt_block_indexes must name blocks": all(
+            "vision_config.fullatt_block_indexes must be indices of blocks": all(
                 0 <= index < vision.depth for index in vision.fullatt_block_indexes
             ),
         }
@@ -138,28 +143,28 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
-        """Reads the flat layout of the published files or the nested one of later transformers.
+        """Parses the flat layout of the published files or the nested layout of later transformers.
 
         Args:
             config: the parsed JSON.
-            source: what an error calls it.
+            source: name of the file in error messages.
 
         Raises:
-            UnsupportedModel: another architecture, a quantised checkpoint, or a setting that is not computed here.
+            UnsupportedModel: another architecture, a quantised checkpoint, or an unsupported setting.
         """
         if (model_type := config.get("model_type")) != MODEL_TYPE:
             raise UnsupportedModel(f"{source}: model_type {model_type!r} is not supported, only {MODEL_TYPE!r}")
-        parts = {name: config.get(name, {}) for name in ("text_config", "vision_config")}
-        parts["quantization_config"] = config.get("quantization_config") or {}
-        for name, part in parts.items():
-            if not isinstance(part, Mapping):
-                raise UnsupportedModel(f"{source}: {name} must be an object, not {part!r}")
-        if quantization := parts["quantization_config"]:
+        nested = {name: config.get(name, {}) for name in ("text_config", "vision_config")}
+        nested["quantization_config"] = config.get("quantization_config") or {}
+        for name, value in nested.items():
+            if not isinstance(value, Mapping):
+                raise UnsupportedModel(f"{source}: {name} must be an object, not {value!r}")
+        if quantization := nested["quantization_config"]:
             raise UnsupportedModel(
                 f"{source}: the checkpoint is quantised ({quantization.get('quant_method', 'unknown method')});"
-                " use the unquantised one of the same name"
+                " use the unquantised one of the same model"
             )
-        text, vision = {**config, **parts["text_config"]}, dict(parts["vision_config"])
+        text, vision = {**config, **nested["text_config"]}, dict(nested["vision_config"])
         if "in_chans" in vision:
             vision["in_channels"] = vision.pop("in_chans")
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
@@ -189,7 +194,7 @@ class ModelConfig:
             raise UnsupportedModel(f"{source}: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
-        """The flat layout, which transformers 4.49, 4.57 and 5 all read alike; a nested one only 5 reads."""
+        """Returns the flat layout, which transformers 4.49, 4.57 and 5 read; only 5 reads a nested one."""
         flat = asdict(self)
         vision, dtype, section = flat.pop("vision"), flat.pop("dtype"), flat.pop("mrope_section")
         vision["in_chans"] = vision.pop("in_channels")
@@ -220,24 +225,24 @@ def _tuple(value: Any) -> Any:
 
 
 def _check_types(config: VisionConfig | ModelConfig) -> None:
-    """Sizes are whole and positive; a JSON file can hold anything."""
+    """Checks the type of every field, and that sizes are positive integers: a JSON file can hold anything."""
     for name, value in asdict(config).items():
-        whole = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
-        positive = not name.endswith(("_token_id", "_indexes", "tie_word_embeddings"))
-        kinds: dict[str, Any] = {
+        integers = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
+        may_be_zero = name.endswith(("_token_id", "_indexes", "tie_word_embeddings"))
+        types: dict[str, Any] = {
             **dict.fromkeys(("rms_norm_eps", "rope_theta"), int | float),
             **dict.fromkeys(("mrope_section", "fullatt_block_indexes"), tuple),
             "tie_word_embeddings": bool,
             "vision": dict,
             "dtype": str,
         }
-        wanted = kinds.get(name, int)
+        expected = types.get(name, int)
         if (
-            not isinstance(value, wanted)
-            or (isinstance(value, bool) and wanted is not bool)
-            or not all(isinstance(part, int) and (part > 0 or not positive) for part in whole)
+            not isinstance(value, expected)
+            or (isinstance(value, bool) and expected is not bool)
+            or not all(isinstance(integer, int) and (integer > 0 or may_be_zero) for integer in integers)
         ):
-            raise UnsupportedModel(f"{name} = {value!r} is not a size that a model can have")
+            raise UnsupportedModel(f"{name} = {value!r} is not a size or setting of a Qwen2.5-VL")
 
 
 _7B = ModelConfig(
@@ -256,9 +261,15 @@ _7B = ModelConfig(
     vision=VisionConfig(hidden_size=1280, tokens_per_second=2),
 )
 
+
+def _published(*, hidden_size: int, vision_intermediate_size: int = 3420, **changes: Any) -> ModelConfig:
+    """A published model, as its differences from the 7B."""
+    vision = replace(_7B.vision, out_hidden_size=hidden_size, intermediate_size=vision_intermediate_size)
+    return replace(_7B, hidden_size=hidden_size, vision=vision, **changes)
+
+
 PUBLISHED = {
-    "3b": replace(
-        _7B,
+    "3b": _published(
         hidden_size=2048,
         intermediate_size=11008,
         num_hidden_layers=36,
@@ -267,27 +278,24 @@ PUBLISHED = {
         vocab_size=151936,
         tie_word_embeddings=True,
         max_window_layers=70,
-        vision=replace(_7B.vision, out_hidden_size=2048),
     ),
     "7b": _7B,
-    "32b": replace(
-        _7B,
+    "32b": _published(
         hidden_size=5120,
         intermediate_size=27648,
         num_hidden_layers=64,
         num_attention_heads=40,
         num_key_value_heads=8,
         max_window_layers=64,
-        vision=replace(_7B.vision, out_hidden_size=5120, intermediate_size=3456),
+        vision_intermediate_size=3456,
     ),
-    "72b": replace(
-        _7B,
+    "72b": _published(
         hidden_size=8192,
         intermediate_size=29568,
         num_hidden_layers=80,
         num_attention_heads=64,
         num_key_value_heads=8,
         max_window_layers=80,
-        vision=replace(_7B.vision, out_hidden_size=8192, intermediate_size=3456),
+        vision_intermediate_size=3456,
     ),
 }

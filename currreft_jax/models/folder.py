@@ -1,4 +1,4 @@
-"""A checkpoint folder: finding it, here or on the hub, and its files that are not weights. Loads no JAX."""
+"""Checkpoint folders: resolving a path or hub id, and the files other than weights. Loads no JAX."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 
-# Copied as they are from a folder to what is made of it, and all that is asked of a hub besides the weights.
-COMPANIONS = (
+# Files copied unchanged to an export, and downloaded from the hub along with the weights.
+AUXILIARY_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -37,10 +37,10 @@ COMPANIONS = (
 
 
 def resolve(source: str | Path) -> Path:
-    """A checkpoint folder, or the local copy of a hub's, downloaded when it is not there yet.
+    """Returns a checkpoint's folder; a hub id is downloaded unless the hub's cache has it.
 
     Raises:
-        FileNotFoundError: neither; the message says what to download to where.
+        FileNotFoundError: neither a folder nor available from the hub; the message gives the download command.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -48,11 +48,12 @@ def resolve(source: str | Path) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise FileNotFoundError(f"{source} is neither a folder nor the id of a model on the hub (such as owner/name)")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[CONFIG, "*.safetensors", INDEX, *COMPANIONS]))
+        return Path(snapshot_download(str(source), allow_patterns=[CONFIG, "*.safetensors", INDEX, *AUXILIARY_FILES]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
-            f"{source} is not a folder here and could not be had from the hub ({type(error).__name__}). Where there is"
-            f" a network, run `hf download {source} --local-dir {folder.name}`, copy that folder here and give its path"
+            f"{source} is not a folder and cannot be downloaded from the hub ({type(error).__name__}). On a machine"
+            f" with network access, run `hf download {source} --local-dir {folder.name}`, copy the folder here and give"
+            " its path"
         ) from error
 
 
@@ -60,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        ValueError: the file holds something else; the message names file and line.
+        ValueError: the file holds no JSON object; the message names file and line.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -69,17 +70,17 @@ def read_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: a JSON object is expected, not {type(content).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object as the published folders have them."""
+    """Writes a JSON object, formatted as in the published folders."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Reads the model's shape from a checkpoint folder."""
+    """Reads a checkpoint's `config.json`."""
     path = folder / CONFIG
     if not path.exists():
         raise UnsupportedModel(f"{path} is missing: {folder} is not a checkpoint folder")
@@ -87,21 +88,18 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def tokenizer_size(folder: Path) -> int | None:
-    """One more than the largest id of a checkpoint's tokenizer; None for a folder without `tokenizer.json`.
+    """Returns one more than the tokenizer's largest id, or None for a folder without `tokenizer.json`.
 
     Raises:
-        ValueError: the file holds no vocabulary.
+        ValueError: the file has no vocabulary.
     """
     path = folder / TOKENIZER
     if not path.exists():
         return None
     try:
         tokenizer = read_json(path)
-        known = {
-            **tokenizer["model"]["vocab"],
-            **{token["content"]: token["id"] for token in tokenizer["added_tokens"]},
-        }
-        return max(known.values()) + 1
+        added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        return max({**tokenizer["model"]["vocab"], **added}.values()) + 1
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: not a tokenizer with a vocabulary ({error}); copy it from the model's original folder"
@@ -109,34 +107,27 @@ def tokenizer_size(folder: Path) -> int | None:
 
 
 def eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """The tokens that end a completion: as `generation_config.json` lists them, else the ends of a turn and of a text.
+    """Returns the stop tokens: those of `generation_config.json`, or else the config's default ones.
 
     Raises:
-        ValueError: the file lists something else than ids; the message names it.
+        ValueError: the file's `eos_token_id` is not made of token ids; the message names the file.
     """
     path, config = folder / GENERATION_CONFIG, read_config(folder)
     stored = read_json(path).get("eos_token_id") if path.exists() else None
-    ids = (
-        [config.eos_token_id, config.bos_token_id]
-        if stored is None
-        else stored
-        if isinstance(stored, list)
-        else [stored]
-    )
+    if stored is None:
+        return tuple(dict.fromkeys(config.stop_token_ids))
+    ids = stored if isinstance(stored, list) else [stored]
     if not ids or not all(type(token) is int and 0 <= token < config.vocab_size for token in ids):
-        raise ValueError(f"{path}: eos_token_id is {stored!r}; it takes ids of the vocabulary")
+        raise ValueError(f"{path}: eos_token_id is {stored!r}; expected one or more ids of the vocabulary")
     return tuple(dict.fromkeys(ids))
 
 
-def copy_companions(source: Path, destination: Path) -> None:
-    """Copies tokenizer, template, processor and generation files unchanged."""
-    for name in COMPANIONS:
+def copy_auxiliary_files(source: Path, destination: Path) -> None:
+    """Copies tokenizer, chat template, processor and generation files unchanged; writes a missing generation config."""
+    for name in AUXILIARY_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, destination / name)
     if not (destination / GENERATION_CONFIG).exists():
         config = read_config(source)
-        stop = [config.eos_token_id, config.bos_token_id]
-        write_json(
-            destination / GENERATION_CONFIG,
-            {"bos_token_id": config.bos_token_id, "eos_token_id": stop, "pad_token_id": config.bos_token_id},
-        )
+        bos, stop = config.bos_token_id, list(config.stop_token_ids)
+        write_json(destination / GENERATION_CONFIG, {"bos_token_id": bos, "eos_token_id": stop, "pad_token_id": bos})

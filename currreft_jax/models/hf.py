@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face and ours: the one table of weight names, and reading and writing both."""
+"""Reading and writing checkpoints, Hugging Face's and native, and the one table of weight names."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, tokenizer_size, write_json
-from currreft_jax.models.lora import merged
+from currreft_jax.models.lora import merge_adapters
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
 from currreft_jax.runtime.sharding import make_mesh
 
-SHARD_BYTES = 5 * 10**9
+MAX_FILE_BYTES = 5 * 10**9
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
-class Saves(Protocol):
-    """Whatever can write its files into a checkpoint folder."""
+class SupportsSave(Protocol):
+    """An object, such as a processor, that writes its files into a checkpoint folder."""
 
     def save(self, folder: Path) -> None:
-        """Writes them."""
+        """Writes the files."""
         ...
 
 
 class WeightError(ValueError):
-    """A checkpoint's weights are not those of its configuration."""
+    """A checkpoint's weights do not match its configuration."""
 
 
 class Layout(Enum):
-    """How theirs relates to one layer of ours, `[*inputs, *outputs]`."""
+    """Shape of a Hugging Face tensor, given one layer of ours, `[*inputs, *outputs]`."""
 
-    TABLE = "alike"
+    SAME = "same shape"
     VECTOR = "flattened"
     MATRIX = "[outputs, inputs], each flattened"
     CONVOLUTION = "[*outputs, *inputs]"
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
-    """Where one parameter stands in a published checkpoint.
+class WeightMapping:
+    """Maps a parameter of ours to the tensors of a Hugging Face checkpoint.
 
     Attributes:
-        path: ours; behind a leading layer axis where `name` has a `{}`.
-        name: theirs, `{}` standing for the layer.
-        layout: how the two relate.
-        inputs: how many input axes ours has.
+        path: path of our parameter, which has a leading layer axis if `name` has a `{}`.
+        name: name of their tensor, with `{}` for the layer.
+        layout: shape of their tensor.
+        inputs: number of input axes of our parameter.
     """
 
     path: str
@@ -74,53 +74,53 @@ class Weight:
 
     @property
     def stacked(self) -> bool:
-        """Whether the parameter holds all layers."""
+        """True if the parameter holds all layers."""
         return "{}" in self.name
 
     def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Their shape, from the shape of one layer of ours."""
+        """Returns the shape of their tensor, given that of one layer of ours."""
         inputs, outputs = shape[: self.inputs], shape[self.inputs :]
         return {
-            Layout.TABLE: shape,
+            Layout.SAME: shape,
             Layout.VECTOR: (prod(shape),),
             Layout.MATRIX: (prod(outputs), prod(inputs)),
             Layout.CONVOLUTION: outputs + inputs,
         }[self.layout]
 
     def hf_spec(self, spec: Sequence[Any]) -> P:
-        """The layout of their tensor that `from_hf` turns into ours without moving data between devices."""
+        """Returns the sharding of their tensor from which `from_hf` needs no communication."""
         inputs, outputs = spec[: self.inputs], spec[self.inputs :]
         return {
-            Layout.TABLE: P(*spec),
+            Layout.SAME: P(*spec),
             Layout.VECTOR: P(*spec[:1]),
             Layout.MATRIX: P(*outputs[:1], *inputs[:1]),
             Layout.CONVOLUTION: P(*outputs, *inputs),
         }[self.layout]
 
     def from_hf(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """One layer of ours, of the given shape, from their tensor."""
+        """Converts their tensor to one layer of ours, of the given shape."""
         if not self.inputs:
             return x.reshape(shape)
         return x.reshape(prod(shape[self.inputs :]), -1).T.reshape(shape)
 
     def to_hf(self, x: jax.Array) -> jax.Array:
-        """Their tensor, from one layer of ours."""
+        """Converts one layer of ours to their tensor."""
         if not self.inputs:
             return x.reshape(self.hf_shape(x.shape))
         return x.reshape(prod(x.shape[: self.inputs]), -1).T.reshape(self.hf_shape(x.shape))
 
 
-def _scale(path: str, name: str) -> Weight:
-    return Weight(f"{path}/scale", f"{name}.weight", Layout.VECTOR)
+def _scale(path: str, name: str) -> WeightMapping:
+    return WeightMapping(f"{path}/scale", f"{name}.weight", Layout.VECTOR)
 
 
-def _linear(path: str, name: str, inputs: int = 1, *, bias: bool) -> tuple[Weight, ...]:
-    kernel = Weight(f"{path}/kernel", f"{name}.weight", Layout.MATRIX, inputs)
-    return (kernel, Weight(f"{path}/bias", f"{name}.bias", Layout.VECTOR)) if bias else (kernel,)
+def _linear(path: str, name: str, inputs: int = 1, *, bias: bool) -> tuple[WeightMapping, ...]:
+    kernel = WeightMapping(f"{path}/kernel", f"{name}.weight", Layout.MATRIX, inputs)
+    return (kernel, WeightMapping(f"{path}/bias", f"{name}.bias", Layout.VECTOR)) if bias else (kernel,)
 
 
 WEIGHTS = (
-    Weight("visual/patch_embed/proj/kernel", "visual.patch_embed.proj.weight", Layout.CONVOLUTION, inputs=4),
+    WeightMapping("visual/patch_embed/proj/kernel", "visual.patch_embed.proj.weight", Layout.CONVOLUTION, inputs=4),
     _scale("visual/blocks/norm1", "visual.blocks.{}.norm1"),
     _scale("visual/blocks/norm2", "visual.blocks.{}.norm2"),
     *_linear("visual/blocks/attn/qkv", "visual.blocks.{}.attn.qkv", bias=True),
@@ -131,7 +131,7 @@ WEIGHTS = (
     _scale("visual/merger/ln_q", "visual.merger.ln_q"),
     *_linear("visual/merger/mlp_0", "visual.merger.mlp.0", bias=True),
     *_linear("visual/merger/mlp_2", "visual.merger.mlp.2", bias=True),
-    Weight("embed_tokens/embedding", "model.embed_tokens.weight", Layout.TABLE),
+    WeightMapping("embed_tokens/embedding", "model.embed_tokens.weight", Layout.SAME),
     _scale("layers/input_layernorm", "model.layers.{}.input_layernorm"),
     _scale("layers/post_attention_layernorm", "model.layers.{}.post_attention_layernorm"),
     *_linear("layers/self_attn/q_proj", "model.layers.{}.self_attn.q_proj", bias=True),
@@ -148,23 +148,23 @@ HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def published_name(key: str) -> str:
-    """The name that the published files use, from it or from the one that later transformers use in memory."""
+def hub_name(key: str) -> str:
+    """Returns the published name of a weight, given that name or the in-memory name of later transformers."""
     return re.sub(r"^model\.(visual\.)", r"\1", re.sub(r"^model\.language_model\.", "model.", key))
 
 
-def _leaves(parameters: Parameters) -> Iterator[tuple[Weight, Any]]:
-    """Each parameter with its row of the table, in the table's order."""
+def _leaves(parameters: Parameters) -> Iterator[tuple[WeightMapping, Any]]:
+    """Yields each parameter with its mapping, in the order of the table."""
     for weight in WEIGHTS:
         leaf: Any = parameters
-        for part in weight.path.split("/"):
-            leaf = leaf.get(part) if isinstance(leaf, Mapping) else None
+        for key in weight.path.split("/"):
+            leaf = leaf.get(key) if isinstance(leaf, Mapping) else None
         if leaf is not None:
             yield weight, leaf
 
 
-def _layers(weight: Weight, leaf: Any) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
-    """Their name, the layer and our shape of each tensor that a parameter holds."""
+def _layers(weight: WeightMapping, leaf: Any) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+    """Yields their name, the layer and our shape of each tensor that a parameter holds."""
     if not weight.stacked:
         yield weight.name, None, leaf.shape
         return
@@ -175,29 +175,29 @@ def _layers(weight: Weight, leaf: Any) -> Iterator[tuple[str, int | None, tuple[
 # ---------------------------------------------------------------------------------------------------- reading theirs
 
 
-class _Files:
-    """The open weight files of a folder, by published name. A class, since files are opened and closed."""
+class _WeightFiles:
+    """The open weight files of a folder, indexed by published name."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.stack = ExitStack()
         self.tensors: dict[str, tuple[Any, str]] = {}
 
-    def __enter__(self) -> _Files:
+    def __enter__(self) -> _WeightFiles:
         problems = []
         for path in self._paths():
             try:
                 file = self.stack.enter_context(safe_open(path, framework="numpy"))
             except SafetensorError as error:
-                raise WeightError(f"{path} is not a whole safetensors file: {error}") from error
+                raise WeightError(f"{path} is not a whole safetensors file: {error}; download it again") from error
             for key in file.keys():  # noqa: SIM118 not a dict
-                name = published_name(key)
+                name = hub_name(key)
                 if name in self.tensors:
                     problems.append(f"{name} stands twice (again as {key} in {path.name})")
                 if file.get_slice(key).get_dtype() not in DTYPES:
                     problems.append(f"{name} is {file.get_slice(key).get_dtype()}, not one of {', '.join(DTYPES)}")
                 self.tensors[name] = (file, key)
-        _refuse(self.folder, problems)
+        _raise_problems(self.folder, problems)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -231,15 +231,16 @@ class _Files:
         return DTYPES[self.slice(name).get_dtype()]
 
 
-def _refuse(folder: Path, problems: list[str]) -> None:
+def _raise_problems(folder: Path, problems: list[str]) -> None:
+    """Raises a `WeightError` that lists the problems, if there are any."""
     if problems:
         shown = "\n  ".join(problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise WeightError(f"{folder}: the weights do not fit the configuration\n  {shown}{more}")
 
 
-def _check(files: _Files, abstract: Parameters, tied: bool) -> None:
-    """Names every weight that is missing, unknown or misshapen."""
+def _check_weights(files: _WeightFiles, abstract: Parameters, tied: bool) -> None:
+    """Raises an error that names every weight that is missing, unknown or of a wrong shape."""
     expected = {
         name: weight.hf_shape(shape) for weight, leaf in _leaves(abstract) for name, _, shape in _layers(weight, leaf)
     }
@@ -251,48 +252,50 @@ def _check(files: _Files, abstract: Parameters, tied: bool) -> None:
         for name, shape in expected.items()
         if name in files.tensors and files.shape(name) != shape
     ]
-    if tied and not problems and HEAD in files.tensors and not _same(files, HEAD, EMBEDDING):
+    if tied and not problems and HEAD in files.tensors and not _equal(files, HEAD, EMBEDDING):
         problems.append(f"{HEAD} differs from {EMBEDDING}, though tie_word_embeddings is true")
-    _refuse(files.folder, problems)
+    _raise_problems(files.folder, problems)
 
 
-def _same(files: _Files, one: str, other: str) -> bool:
+def _equal(files: _WeightFiles, one: str, other: str) -> bool:
+    """Compares two tensors in chunks of rows."""
     if files.shape(one) != files.shape(other) or files.dtype(one) != files.dtype(other):
         return False
     height = files.shape(one)[0]
-    parts = [slice(start, min(start + 1024, height)) for start in range(0, height, 1024)]
-    return all(np.array_equal(files.slice(one)[part], files.slice(other)[part]) for part in parts)
+    chunks = [slice(start, min(start + 1024, height)) for start in range(0, height, 1024)]
+    return all(np.array_equal(files.slice(one)[chunk], files.slice(other)[chunk]) for chunk in chunks)
 
 
 def _read_hf(folder: Path, abstract: Parameters, tied: bool) -> Parameters:
-    """Reads tensor by tensor onto the devices; the host holds one tensor's local part at a time."""
+    """Reads tensor by tensor onto the devices; the host holds the local shards of one tensor at a time."""
     parameters: Parameters = {}
-    with _Files(folder) as files:
-        _check(files, abstract, tied)
+    with _WeightFiles(folder) as files:
+        _check_weights(files, abstract, tied)
         total = sum(len(list(_layers(weight, leaf))) for weight, leaf in _leaves(abstract))
         with tqdm(total=total, desc=f"reading {folder.name}", unit="tensor", disable=None) as bar:
             for weight, leaf in _leaves(abstract):
                 *parents, last = weight.path.split("/")
                 parent = parameters
-                for part in parents:
-                    parent = parent.setdefault(part, {})
+                for key in parents:
+                    parent = parent.setdefault(key, {})
                 parent[last] = _read_leaf(files, weight, leaf, bar)
     return parameters
 
 
-def _reader(tensor: Any) -> Callable[[Any], np.ndarray]:
-    """Reads parts of a stored tensor, each one once however many devices hold it."""
-    parts: dict[str, np.ndarray] = {}
+def _cached_slices(tensor: Any) -> Callable[[Any], np.ndarray]:
+    """Returns a function that reads slices of a tensor in a file, each once even if several devices hold it."""
+    slices: dict[str, np.ndarray] = {}
 
-    def read(index: Any) -> np.ndarray:
-        if str(index) not in parts:
-            parts[str(index)] = tensor[index]
-        return parts[str(index)]
+    def read_slice(index: Any) -> np.ndarray:
+        if str(index) not in slices:
+            slices[str(index)] = tensor[index]
+        return slices[str(index)]
 
-    return read
+    return read_slice
 
 
-def _read_leaf(files: _Files, weight: Weight, leaf: jax.ShapeDtypeStruct, bar: tqdm) -> jax.Array:
+def _read_leaf(files: _WeightFiles, weight: WeightMapping, leaf: jax.ShapeDtypeStruct, bar: tqdm) -> jax.Array:
+    """Reads one parameter, layer by layer if it is stacked."""
     layers = list(_layers(weight, leaf))
     shape = layers[0][2]
     spec = (*leaf.sharding.spec, *(None,) * (len(leaf.shape) - len(leaf.sharding.spec)))
@@ -301,18 +304,20 @@ def _read_leaf(files: _Files, weight: Weight, leaf: jax.ShapeDtypeStruct, bar: t
     def convert(tensor: jax.Array) -> jax.Array:
         return weight.from_hf(tensor, shape).astype(leaf.dtype)
 
-    def place(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
+    def write_layer(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(stack, convert(tensor), layer, 0)
 
     def fetch(name: str) -> jax.Array:
         sharding = NamedSharding(leaf.sharding.mesh, hf_spec)
         bar.update()
-        return jax.make_array_from_callback(files.shape(name), sharding, _reader(files.slice(name)), files.dtype(name))
+        return jax.make_array_from_callback(
+            files.shape(name), sharding, _cached_slices(files.slice(name)), files.dtype(name)
+        )
 
     if not weight.stacked:
         return jax.jit(convert, out_shardings=leaf.sharding)(fetch(weight.name))
     stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
-    write = jax.jit(place, donate_argnums=0, out_shardings=leaf.sharding)
+    write = jax.jit(write_layer, donate_argnums=0, out_shardings=leaf.sharding)
     for name, layer, _ in layers:
         stack = write(stack, fetch(name), layer)
     return stack
@@ -321,16 +326,16 @@ def _read_leaf(files: _Files, weight: Weight, leaf: jax.ShapeDtypeStruct, bar: t
 # ------------------------------------------------------------------------------------------------------------ loading
 
 
-def stored_dtype(folder: Path) -> jnp.dtype:
-    """The dtype of a checkpoint's weights.
+def checkpoint_dtype(folder: Path) -> jnp.dtype:
+    """Returns the dtype of a checkpoint's weights.
 
     Raises:
-        WeightError: they are of several; then the dtype has to be asked for.
+        WeightError: the weights have several dtypes, so the caller must choose one.
     """
     if (folder / MANIFEST).exists():
         dtypes = {jnp.dtype(leaf["dtype"]) for leaf in read_manifest(folder).values()}
     else:
-        with _Files(folder) as files:
+        with _WeightFiles(folder) as files:
             dtypes = {jnp.dtype(files.dtype(name)) for name in files.tensors}
     if len(dtypes) > 1:
         raise WeightError(f"{folder} mixes {', '.join(sorted(map(str, dtypes)))}: say which dtype to load")
@@ -344,39 +349,39 @@ def load(
     dtype: Any = None,
     param_dtype: Any = None,
 ) -> tuple[Model, Parameters]:
-    """Loads a model straight onto the devices.
+    """Loads a model onto the devices.
 
     Args:
         source: a Hugging Face folder, a hub id, or a folder written by `tools.convert_weights`.
-        mesh: where; this process's first device by default.
-        dtype: of activations and products; by default `param_dtype`, or else the checkpoint's.
-        param_dtype: of the parameters; `dtype` by default. Training wants fp32.
+        mesh: mesh of the parameters; this process's first device by default.
+        dtype: dtype of activations and matmuls; `param_dtype` by default, or else the checkpoint's.
+        param_dtype: dtype of the parameters; `dtype` by default. Training needs fp32.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: no such checkpoint.
         UnsupportedModel: another architecture.
-        WeightError: a weight is missing, unknown, doubled or misshapen; the message names each.
-        DamagedCheckpoint: a native checkpoint is not what was written.
+        WeightError: weights are missing, unknown, duplicated or of a wrong shape; the message names each.
+        DamagedCheckpoint: a native checkpoint differs from what was written.
     """
     folder = resolve(source)
     config = read_config(folder)
-    dtype = jnp.dtype(dtype or param_dtype or stored_dtype(folder))
+    dtype = jnp.dtype(dtype or param_dtype or checkpoint_dtype(folder))
     param_dtype = jnp.dtype(param_dtype or dtype)
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
     model = Model(config, mesh, dtype, tokenizer_size=tokenizer_size(folder))
     if not (folder / MANIFEST).exists():
         return model, _read_hf(folder, model.abstract(param_dtype), config.tie_word_embeddings)
-    stored = stored_dtype(folder)
-    parameters = restore_params(folder, model.abstract(stored))
+    stored_dtype = checkpoint_dtype(folder)
+    parameters = restore_params(folder, model.abstract(stored_dtype))
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(param_dtype), tree), donate_argnums=0)
-    return model, parameters if stored == param_dtype else cast(parameters)
+    return model, parameters if stored_dtype == param_dtype else cast(parameters)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-def tensors(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor under its published name, brought to every host one at a time."""
+def hub_tensors(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields every tensor under its published name, gathered to every host one at a time."""
     for weight, leaf in _leaves(parameters):
         gather = jax.jit(
             lambda x, layer, weight=weight: weight.to_hf(x[layer] if weight.stacked else x),
@@ -387,43 +392,46 @@ def tensors(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def save(model: Model, parameters: Parameters, folder: Path) -> None:
-    """Writes weights and configuration as the published checkpoints have them, into an existing folder.
-
-    transformers 4.49, 4.57 and 5 and vLLM load the result. Files are of 5 GB at most. Adapters are merged.
-    """
-    parameters = merged(model, parameters)
-    shard_of = _shards(parameters)
-    count = 1 + max(shard_of.values())
-    file_of = {
-        name: "model.safetensors" if count == 1 else f"model-{shard + 1:05}-of-{count:05}.safetensors"
-        for name, shard in shard_of.items()
-    }
-    writes = jax.process_index() == 0
-    total = 0
-    if writes:
-        _write_config(model, parameters, folder)
-    with tqdm(tensors(parameters), total=len(file_of), desc="writing", unit="tensor", disable=None) as bar:
-        for file, group in groupby(bar, key=lambda item: file_of[item[0]]):
-            content = dict(group)
-            total += sum(tensor.nbytes for tensor in content.values())
-            if writes:
-                save_file(content, folder / file, metadata={"format": "pt"})
-                copymode(folder / CONFIG, folder / file)  # safetensors leaves its files readable to their owner only
-    if writes and count > 1:
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_of})
-
-
-def export(model: Model, parameters: Parameters, processor: Saves, folder: str | Path) -> None:
-    """Writes a whole Hugging Face folder: weights, configuration, tokenizer and processor files; called by every host.
+    """Writes weights and configuration in the published format, for transformers 4.49, 4.57 and 5 and for vLLM.
 
     Args:
-        model: as loaded.
-        parameters: to write, in their own dtype; adapters are merged.
-        processor: whose files go along.
-        folder: to make; it appears only when it is complete.
+        model: the model.
+        parameters: its parameters; adapters are merged.
+        folder: an existing folder. Files have `MAX_FILE_BYTES` at most.
+    """
+    parameters = merge_adapters(model, parameters)
+    file_index = _file_indices(parameters)
+    count = 1 + max(file_index.values())
+    file_names = {
+        name: "model.safetensors" if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
+        for name, index in file_index.items()
+    }
+    is_main = jax.process_index() == 0
+    total = 0
+    if is_main:
+        _write_config(model, parameters, folder)
+    with tqdm(hub_tensors(parameters), total=len(file_names), desc="writing", unit="tensor", disable=None) as bar:
+        for file, group in groupby(bar, key=lambda item: file_names[item[0]]):
+            content = dict(group)
+            total += sum(tensor.nbytes for tensor in content.values())
+            if is_main:
+                save_file(content, folder / file, metadata={"format": "pt"})
+                copymode(folder / CONFIG, folder / file)  # safetensors makes files readable by their owner only
+    if is_main and count > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_names})
+
+
+def export(model: Model, parameters: Parameters, processor: SupportsSave, folder: str | Path) -> None:
+    """Writes a complete Hugging Face folder: weights, configuration, tokenizer and processor. Every host calls it.
+
+    Args:
+        model: the model.
+        parameters: its parameters, written in their dtype; adapters are merged.
+        processor: its processor.
+        folder: the folder to make; it appears when it is complete.
 
     Raises:
-        FileExistsError: the folder is there already.
+        FileExistsError: the folder exists.
     """
     with atomic_folder(Path(folder)) as partial:
         save(model, parameters, partial)
@@ -436,37 +444,37 @@ def _write_config(model: Model, parameters: Parameters, folder: Path) -> None:
     write_json(folder / CONFIG, replace(model.config, dtype=str(dtype)).to_hf())
 
 
-def _shards(parameters: Parameters) -> dict[str, int]:
-    """Which file each tensor goes to, filled in the table's order."""
-    shard_of: dict[str, int] = {}
-    shard = filled = 0
+def _file_indices(parameters: Parameters) -> dict[str, int]:
+    """Assigns each tensor to a file, filling files in the order of the table."""
+    file_index: dict[str, int] = {}
+    index = file_bytes = 0
     for weight, leaf in _leaves(parameters):
         for name, _, shape in _layers(weight, leaf):
             size = prod(shape) * leaf.dtype.itemsize
-            if filled and filled + size > SHARD_BYTES:
-                shard, filled = shard + 1, 0
-            shard_of[name] = shard
-            filled += size
-    return shard_of
+            if file_bytes and file_bytes + size > MAX_FILE_BYTES:
+                index, file_bytes = index + 1, 0
+            file_index[name] = index
+            file_bytes += size
+    return file_index
 
 
 def save_native(model: Model, parameters: Parameters, folder: Path) -> None:
-    """Writes our own sharded form into an existing folder: each host reads only its part of it. Adapters are merged."""
-    parameters = merged(model, parameters)
+    """Writes the native, sharded format into an existing folder; a host reads only its shards. Merges adapters."""
+    parameters = merge_adapters(model, parameters)
     save_params(folder, parameters)
     if jax.process_index() == 0:
         _write_config(model, parameters, folder)
 
 
-def stored_tensors(folder: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a Hugging Face folder as its files hold it, under its published name."""
-    with _Files(folder) as files:
+def read_tensors(folder: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields every tensor in the files of a Hugging Face folder, under its published name."""
+    with _WeightFiles(folder) as files:
         for name in files.tensors:
             yield name, files.slice(name)[:].astype(dtype or files.dtype(name), copy=False)
 
 
 def digests(named: Iterator[tuple[str, np.ndarray]]) -> dict[str, str]:
-    """SHA-256 of each tensor's dtype, shape and bytes."""
+    """Computes the SHA-256 of each tensor's dtype, shape and bytes."""
     return {
         name: sha256(f"{tensor.dtype}{tensor.shape}".encode() + np.ascontiguousarray(tensor).tobytes()).hexdigest()
         for name, tensor in named

@@ -1,8 +1,8 @@
-"""Log-probabilities of given tokens, block by block of the vocabulary.
+"""Log-probabilities of given tokens, computed block by block of the vocabulary.
 
-All logits of a batch would be its largest array by far. Here the head is read in blocks of its vocabulary, under a
-running logsumexp forward and once more backward. Blocks of the vocabulary and not of the tokens: a sharded head is
-gathered, and its gradient reduced, once in all and a block at a time.
+The logits of a batch would be its largest array by far. The head is read in blocks of the vocabulary instead, under a
+running logsumexp forward and once more backward. Blocks of the vocabulary rather than of tokens: a sharded head is then
+gathered once, a block at a time, and its gradient reduced once.
 """
 
 from __future__ import annotations
@@ -13,170 +13,175 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from currreft_jax.models.layers import NEVER, product
+from currreft_jax.models.layers import MASK_VALUE, einsum_no_vjp
 from currreft_jax.runtime.sharding import BATCH, constrain, data_shards
 from currreft_jax.structs import Array
 
-BLOCK_LOGITS = 2**26  # of a data shard, at one time: 256 MB in fp32
+BLOCK_LOGITS = 2**26  # logits of a data shard held at a time: 256 MB in fp32
 
 
-class Choices(NamedTuple):
-    """The tokens that a completion may consist of: the one mask of sampling, training and scoring.
+class VocabMask(NamedTuple):
+    """The tokens that a completion may contain; the same mask for sampling, training and scoring.
 
     Attributes:
-        size: ids that the tokenizer knows; the table's further rows stand for nothing.
-        forbidden: ids below it that are never chosen: those that stand for parts of an image.
+        tokenizer_size: number of ids that the tokenizer knows; further rows of the embedding have no token.
+        forbidden: smaller ids that are never sampled, such as image placeholders.
     """
 
-    size: int
+    tokenizer_size: int
     forbidden: tuple[int, ...]
 
-    def allow(self, tokens: Array) -> jax.Array:
-        """Which of these may be chosen, in the shape of `tokens`."""
-        allowed = tokens < self.size
+    def allowed(self, tokens: Array) -> jax.Array:
+        """True for each token that may be sampled, bool in the shape of `tokens`."""
+        allowed = tokens < self.tokenizer_size
         for token in self.forbidden:
             allowed &= tokens != token
         return allowed
 
-    def scores(self, logits: jax.Array, temperature: float) -> jax.Array:
-        """`[..., V]` logits to those of the distribution: divided by the temperature, forbidden ones out of reach."""
-        return jnp.where(self.allow(jnp.arange(logits.shape[-1])), logits / temperature, NEVER)
+    def apply(self, logits: jax.Array, temperature: float) -> jax.Array:
+        """Divides logits `[..., V]` by the temperature and masks forbidden tokens."""
+        return jnp.where(self.allowed(jnp.arange(logits.shape[-1])), logits / temperature, MASK_VALUE)
 
 
 class Head(NamedTuple):
-    """How the table `[V, D]` of a tied head, or the kernel `[D, V]` of an untied one, is read.
+    """The layout of the output head: the embedding `[V, D]` if tied, else a kernel `[D, V]`.
 
-    The vocabulary is split into the parts that the tensor axis holds, so that every part reads its own blocks.
+    The vocabulary is split into the shards of the tensor axis; every shard reads its own blocks.
 
     Attributes:
-        tied: whether the vocabulary stands first.
-        vocabulary: V.
-        mesh: where it is laid out.
-        choices: the tokens that the distribution is over.
-        temperature: by which logits are divided.
+        tied: whether the head is the embedding, with the vocabulary as its first axis.
+        vocab_size: V.
+        mesh: the model's mesh.
+        vocab_mask: tokens of the distribution.
+        temperature: divides the logits.
     """
 
     tied: bool
-    vocabulary: int
+    vocab_size: int
     mesh: Mesh
-    choices: Choices
+    vocab_mask: VocabMask
     temperature: float
 
     @property
-    def parts(self) -> int:
-        """Parts of the vocabulary that are read side by side."""
+    def num_shards(self) -> int:
+        """Number of vocabulary shards, read in parallel."""
         tensor = self.mesh.shape["tensor"]
-        return tensor if self.vocabulary % tensor == 0 else 1
+        return tensor if self.vocab_size % tensor == 0 else 1
 
     @property
     def axes(self) -> str:
-        """Letters of a block: `t` the part, `v` the column in it, `d` the hidden size."""
+        """Letters of a block's axes: `t` the vocabulary shard, `v` the column in it, `d` the hidden size."""
         return "tvd" if self.tied else "dtv"
 
     def split(self, table: jax.Array) -> jax.Array:
-        """The table with the parts as an axis of their own."""
-        return table.reshape((self.parts, -1, table.shape[1]) if self.tied else (table.shape[0], self.parts, -1))
+        """Gives the vocabulary shards an axis of their own."""
+        return table.reshape(
+            (self.num_shards, -1, table.shape[1]) if self.tied else (table.shape[0], self.num_shards, -1)
+        )
 
-    def laid_out(self, block: jax.Array, *, gathered: bool) -> jax.Array:
-        """Pins a block to its parts, with the hidden size whole or as the parameter has it."""
-        spec = {"t": "tensor" if self.parts > 1 else None, "v": None, "d": None if gathered else "fsdp"}
+    def constrain(self, block: jax.Array, *, gathered: bool) -> jax.Array:
+        """Constrains a block's sharding, with the hidden size gathered or sharded as the parameter is."""
+        spec = {"t": "tensor" if self.num_shards > 1 else None, "v": None, "d": None if gathered else "fsdp"}
         return constrain(block, self.mesh, *(spec[axis] for axis in self.axes))
 
 
 def blockwise_logprobs(
     hidden: jax.Array, table: jax.Array, tokens: jax.Array, head: Head
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each token, and the entropy of the distribution it was drawn from.
+    """Computes each token's log-probability and the entropy of its distribution.
 
-    A forbidden token has log-probability -inf, and what flows back from it means nothing.
+    A forbidden token has log-probability -inf; its gradient is finite and meaningless.
 
     Args:
-        hidden: `[P, G, T, D]`, slot t predicts `tokens[..., t]`.
+        hidden: `[P, G, T, D]`; index t predicts `tokens[..., t]`.
         table: the head's parameter.
         tokens: int `[P, G, T]`.
-        head: how to read the table.
+        head: the table's layout.
 
     Returns:
-        Two fp32 arrays `[P, G, T]`, in nats.
+        Log-probabilities and entropies in nats, fp32 `[P, G, T]` each.
     """
     return _blockwise_logprobs(head, hidden, table, tokens)
 
 
 def _forward(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
-    split = head.split(table)
+    table_shards = head.split(table)
 
     def body(index: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        peak, total, weighted, chosen = state
-        logits, counted, hit, _, _ = _block(head, hidden, split, tokens, index)
-        above = jnp.maximum(peak, jnp.max(logits, axis=(-2, -1), where=counted, initial=-jnp.inf))
-        scale = jnp.exp(peak - above)
-        weights = jnp.where(counted, jnp.exp(logits - above[..., None, None]), 0)
+        max_logit, sumexp, weighted_sum, target_logit = state
+        logits, valid, is_target, _, _ = _block(head, hidden, table_shards, tokens, index)
+        new_max = jnp.maximum(max_logit, jnp.max(logits, axis=(-2, -1), where=valid, initial=-jnp.inf))
+        rescale = jnp.exp(max_logit - new_max)
+        weights = jnp.where(valid, jnp.exp(logits - new_max[..., None, None]), 0)
         return (
-            above,
-            total * scale + jnp.sum(weights, axis=(-2, -1)),
-            weighted * scale + jnp.sum(weights * logits, axis=(-2, -1)),
-            chosen + jnp.sum(jnp.where(hit, logits, 0), axis=(-2, -1)),
+            new_max,
+            sumexp * rescale + jnp.sum(weights, axis=(-2, -1)),
+            weighted_sum * rescale + jnp.sum(weights * logits, axis=(-2, -1)),
+            target_logit + jnp.sum(jnp.where(is_target, logits, 0), axis=(-2, -1)),
         )
 
     zeros = jnp.zeros(tokens.shape, jnp.float32)
     start = (jnp.full(tokens.shape, -jnp.inf, jnp.float32), zeros, zeros, zeros)
-    peak, total, weighted, chosen = jax.lax.fori_loop(0, _blocks(head, tokens)[0], body, start)
-    normaliser, mean = peak + jnp.log(total), weighted / total
-    logprobs = jnp.where(head.choices.allow(tokens), chosen - normaliser, -jnp.inf)
-    return (logprobs, normaliser - mean), (hidden, table, tokens, normaliser, mean)
+    num_blocks, _ = _block_sizes(head, tokens)
+    max_logit, sumexp, weighted_sum, target_logit = jax.lax.fori_loop(0, num_blocks, body, start)
+    logsumexp, mean_logit = max_logit + jnp.log(sumexp), weighted_sum / sumexp
+    logprobs = jnp.where(head.vocab_mask.allowed(tokens), target_logit - logsumexp, -jnp.inf)
+    return (logprobs, logsumexp - mean_logit), (hidden, table, tokens, logsumexp, mean_logit)
 
 
 def _backward(head: Head, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, None]:
-    hidden, table, tokens, normaliser, mean = (*saved[:3], *(x[..., None, None] for x in saved[3:]))
-    of_logprob, of_entropy = (g[..., None, None] for g in cotangents)
-    split = head.split(table)
+    hidden, table, tokens, logsumexp, mean_logit = (*saved[:3], *(x[..., None, None] for x in saved[3:]))
+    d_logprob, d_entropy = (g[..., None, None] for g in cotangents)
+    table_shards = head.split(table)
 
     def body(index: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        of_hidden, of_table = state
-        logits, counted, hit, start, weights = _block(head, hidden, split, tokens, index)
-        probability = jnp.where(counted, jnp.exp(logits - normaliser), 0)
-        of_logits = of_logprob * (hit - probability) - of_entropy * probability * (logits - mean)
-        of_logits = (of_logits / head.temperature).astype(hidden.dtype)
+        d_hidden, d_table = state
+        logits, valid, is_target, start, weights = _block(head, hidden, table_shards, tokens, index)
+        probability = jnp.where(valid, jnp.exp(logits - logsumexp), 0)
+        d_logits = d_logprob * (is_target - probability) - d_entropy * probability * (logits - mean_logit)
+        d_logits = (d_logits / head.temperature).astype(hidden.dtype)
         axis, size = head.axes.index("v"), logits.shape[-1]
-        of_hidden += product(f"abctv,{head.axes}->abcd", of_logits, weights)
-        of_block = head.laid_out(product(f"abctv,abcd->{head.axes}", of_logits, hidden), gathered=False)
-        before = jax.lax.dynamic_slice_in_dim(of_table, start, size, axis)
-        return of_hidden, jax.lax.dynamic_update_slice_in_dim(of_table, before + of_block, start, axis)
+        d_hidden += einsum_no_vjp(f"abctv,{head.axes}->abcd", d_logits, weights)
+        d_block = head.constrain(einsum_no_vjp(f"abctv,abcd->{head.axes}", d_logits, hidden), gathered=False)
+        current = jax.lax.dynamic_slice_in_dim(d_table, start, size, axis)
+        return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_table, current + d_block, start, axis)
 
-    of_table = head.laid_out(jnp.zeros(split.shape, jnp.float32), gathered=False)
-    of_hidden, of_table = jax.lax.fori_loop(
-        0, _blocks(head, tokens)[0], body, (jnp.zeros(hidden.shape, jnp.float32), of_table)
-    )
-    return of_hidden.astype(hidden.dtype), of_table.reshape(table.shape).astype(table.dtype), None
+    d_table = head.constrain(jnp.zeros(table_shards.shape, jnp.float32), gathered=False)
+    num_blocks, _ = _block_sizes(head, tokens)
+    d_hidden, d_table = jax.lax.fori_loop(0, num_blocks, body, (jnp.zeros(hidden.shape, jnp.float32), d_table))
+    return d_hidden.astype(hidden.dtype), d_table.reshape(table.shape).astype(table.dtype), None
 
 
-def _blocks(head: Head, tokens: jax.Array) -> tuple[int, int]:
-    """How many blocks, and how many columns of each part a block has."""
-    columns = head.vocabulary // head.parts
-    on_a_shard = max(1, tokens.size // data_shards(head.mesh))
-    size = min(columns, max(1, BLOCK_LOGITS // (on_a_shard * head.parts)))
-    count = -(-columns // size)
-    return count, -(-columns // count)
+def _block_sizes(head: Head, tokens: jax.Array) -> tuple[int, int]:
+    """Number of blocks, and columns per vocabulary shard in a block."""
+    columns = head.vocab_size // head.num_shards
+    tokens_per_shard = max(1, tokens.size // data_shards(head.mesh))
+    size = min(columns, max(1, BLOCK_LOGITS // (tokens_per_shard * head.num_shards)))
+    num_blocks = -(-columns // size)
+    return num_blocks, -(-columns // num_blocks)
 
 
 def _block(
-    head: Head, hidden: jax.Array, split: jax.Array, tokens: jax.Array, index: jax.Array
+    head: Head, hidden: jax.Array, table_shards: jax.Array, tokens: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Scores `[P, G, T, parts, columns]`, which columns count, which is the token's, the block's start and weights.
+    """Computes one block of logits, `[P, G, T, vocabulary shards, columns]`.
 
-    The last block overlaps the one before; what it repeats does not count again, and forbidden tokens never do.
+    The last block overlaps the one before; `valid` is false for the overlap and for forbidden tokens.
+
+    Returns:
+        Logits; valid; whether a column is the target token; the block's first column; the block of the head.
     """
-    _, size = _blocks(head, tokens)
-    columns = head.vocabulary // head.parts
+    _, size = _block_sizes(head, tokens)
+    columns = head.vocab_size // head.num_shards
     start = jnp.minimum(index * size, columns - size)
-    block = jax.lax.dynamic_slice_in_dim(split, start, size, head.axes.index("v"))
-    weights = head.laid_out(block.astype(hidden.dtype), gathered=True)
-    logits = product(f"abcd,{head.axes}->abctv", hidden, weights) / head.temperature
-    logits = constrain(logits, head.mesh, BATCH, None, None, "tensor" if head.parts > 1 else None)
+    block = jax.lax.dynamic_slice_in_dim(table_shards, start, size, head.axes.index("v"))
+    weights = head.constrain(block.astype(hidden.dtype), gathered=True)
+    logits = einsum_no_vjp(f"abcd,{head.axes}->abctv", hidden, weights) / head.temperature
+    logits = constrain(logits, head.mesh, BATCH, None, None, "tensor" if head.num_shards > 1 else None)
     column = start + jnp.arange(size)
-    token = jnp.arange(head.parts)[:, None] * columns + column
-    counted = jnp.broadcast_to((column >= index * size) & head.choices.allow(token), logits.shape)
-    return logits, counted, counted & (tokens[..., None, None] == token), start, weights
+    token = jnp.arange(head.num_shards)[:, None] * columns + column
+    valid = jnp.broadcast_to((column >= index * size) & head.vocab_mask.allowed(token), logits.shape)
+    return logits, valid, valid & (tokens[..., None, None] == token), start, weights
 
 
 def _primal(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

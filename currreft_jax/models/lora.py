@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) beside the decoder's kernels: put there, and merged into them."""
+"""LoRA adapters (Hu et al. 2021) of the decoder's kernels: adding them, and merging them into the kernels."""
 
 from __future__ import annotations
 
@@ -13,54 +13,57 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from currreft_jax.models.qwen2_5_vl import Model, Parameters, Qwen2_5_VL
 
-ADAPTERS = ("lora_a", "lora_b")
+ADAPTER_NAMES = ("lora_a", "lora_b")
 
 
-def adapted(model: Model, parameters: Parameters, seed: int) -> Parameters:
-    """Plain parameters with fresh adapters beside them, which change nothing yet.
+def add_adapters(model: Model, parameters: Parameters, seed: int) -> Parameters:
+    """Adds fresh fp32 adapters, which have no effect yet, to plain parameters.
 
     Args:
-        model: with a `lora_rank`.
-        parameters: without adapters; they are not copied.
-        seed: of the adapters, fp32, which are the same on every mesh.
+        model: has a `lora_rank`.
+        parameters: without adapters; not copied.
+        seed: seed of the adapters, which are the same on every mesh.
     """
-    layouts = {path: x.sharding for path, x in _adapters(model.abstract(jnp.float32)).items()}
+    shardings = {path: x.sharding for path, x in _adapter_leaves(model.abstract(jnp.float32)).items()}
 
     def create() -> dict[tuple[str, ...], Any]:
-        return _adapters(nnx.to_pure_dict(nnx.state(Qwen2_5_VL(model, rngs=nnx.Rngs(seed)))))  # XLA drops the rest
+        module = Qwen2_5_VL(model, rngs=nnx.Rngs(seed))
+        return _adapter_leaves(nnx.to_pure_dict(nnx.state(module)))  # XLA removes the other parameters
 
-    return unflatten_dict(flatten_dict(parameters) | jax.jit(create, out_shardings=layouts)())
+    return unflatten_dict(flatten_dict(parameters) | jax.jit(create, out_shardings=shardings)())
 
 
-def merged(model: Model, parameters: Parameters) -> Parameters:
-    """Plain parameters that compute the same: kernels `W + alpha / rank * A B`, added in fp32 and kept in W's dtype.
+def merge_adapters(model: Model, parameters: Parameters) -> Parameters:
+    """Merges adapters into kernels: `W + alpha / rank * A B`, computed in fp32 and stored in W's dtype.
 
     Args:
-        model: as it is trained, with its adapters.
-        parameters: of it; without adapters they are returned as they are.
+        model: the model as trained, with its adapters.
+        parameters: the model's parameters; returned unchanged if they have no adapters.
 
     Raises:
-        ValueError: the parameters have adapters, and the model has none.
+        ValueError: the parameters have adapters but the model has not.
     """
-    if not _adapters(parameters):
+    if not _adapter_leaves(parameters):
         return parameters
-    layouts = jax.tree.map(lambda x: x.sharding, replace(model, lora_rank=0).abstract(jnp.float32)["layers"])
-    merge = jax.jit(jax.vmap(partial(merged_layer, model)), out_shardings=layouts)
+    shardings = jax.tree.map(lambda x: x.sharding, replace(model, lora_rank=0).abstract(jnp.float32)["layers"])
+    merge = jax.jit(jax.vmap(partial(merge_layer_adapters, model)), out_shardings=shardings)
     return {**parameters, "layers": merge(parameters["layers"])}
 
 
-def merged_layer(model: Model, layer: Parameters) -> Parameters:
-    """`merged` of one layer's parameters; to be called inside a jitted function."""
+def merge_layer_adapters(model: Model, layer: Parameters) -> Parameters:
+    """Computes `merge_adapters` of one layer. Call inside a jitted function."""
     if "lora_a" not in layer:
-        return {name: merged_layer(model, x) if isinstance(x, dict) else x for name, x in layer.items()}
+        return {name: merge_layer_adapters(model, x) if isinstance(x, dict) else x for name, x in layer.items()}
     if model.adapters is None:
-        raise ValueError("the parameters have adapters, and the model has none: give it their lora_rank and lora_alpha")
-    a, b, kernel = (layer[name].astype(jnp.float32) for name in (*ADAPTERS, "kernel"))
+        raise ValueError(
+            "the parameters have adapters but the model has not: set its lora_rank and lora_alpha to theirs"
+        )
+    a, b, kernel = (layer[name].astype(jnp.float32) for name in (*ADAPTER_NAMES, "kernel"))
     kernel += model.adapters.scale * jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
-    plain = {name: x for name, x in layer.items() if name not in ADAPTERS}
+    plain = {name: x for name, x in layer.items() if name not in ADAPTER_NAMES}
     return {**plain, "kernel": kernel.astype(layer["kernel"].dtype)}
 
 
-def _adapters(parameters: Parameters) -> dict[tuple[str, ...], Any]:
+def _adapter_leaves(parameters: Parameters) -> dict[tuple[str, ...], Any]:
     flat: dict[Any, Any] = flatten_dict(parameters)
-    return {path: x for path, x in flat.items() if path[-1] in ADAPTERS}
+    return {path: x for path, x in flat.items() if path[-1] in ADAPTER_NAMES}

@@ -1,6 +1,6 @@
-"""Rotary positions: two axes of the image grid in the vision tower, three axes (M-RoPE) in the decoder.
+"""Rotary position embeddings: (y, x) in the vision tower, M-RoPE (time, y, x) in the decoder.
 
-The inverse frequencies are NumPy constants, since one ulp of theirs moves a cosine by 2e-4 at position 4,096.
+Inverse frequencies are NumPy constants: an error of one ulp changes a cosine by 2e-4 at position 4,096.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ VISION_THETA = 10_000.0
 
 
 def inverse_frequencies(size: int, theta: float) -> np.ndarray:
-    """`theta^(-2i/size)`, fp32 `[size/2]`, rounded where PyTorch rounds."""
+    """Returns `theta^(-2i/size)`, fp32 `[size / 2]`, rounded as PyTorch rounds it."""
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     return np.float32(1) / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
 
 
 def vision_angles(coordinates: jax.Array, head_dim: int) -> jax.Array:
-    """Half of a head turns with y, half with x.
+    """Computes the angles of patches: the first half of the frequencies for y, the second half for x.
 
     Args:
-        coordinates: int `[..., 2]`, (y, x) of a patch.
+        coordinates: int `[..., 2]`, (y, x) of each patch.
         head_dim: size of a head.
 
     Returns:
@@ -33,29 +33,29 @@ def vision_angles(coordinates: jax.Array, head_dim: int) -> jax.Array:
 
 
 def text_angles(positions: jax.Array, head_dim: int, theta: float, section: tuple[int, int, int]) -> jax.Array:
-    """M-RoPE: contiguous parts of the frequencies turn with time, y and x.
+    """Computes M-RoPE angles: contiguous sections of the frequencies for time, y and x.
 
     Args:
-        positions: int `[P, 3, ...]`, (time, y, x) of a token.
+        positions: int `[P, 3, ...]`, (time, y, x) of each token.
         head_dim: size of a head.
         theta: base of the frequencies.
-        section: how many frequencies turn with each axis.
+        section: number of frequencies for each axis.
 
     Returns:
         fp32 `[P, ..., head_dim / 2]` radians.
     """
     axis = np.repeat(np.arange(3), section)
-    of_frequency = jnp.moveaxis(positions[:, axis], 1, -1)
-    return of_frequency.astype(jnp.float32) * inverse_frequencies(head_dim, theta)
+    frequency_positions = jnp.moveaxis(positions[:, axis], 1, -1)
+    return frequency_positions.astype(jnp.float32) * inverse_frequencies(head_dim, theta)
 
 
-def rotate(x: jax.Array, angles: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Turns each pair (i, i + head/2) of the last axis by its angle.
+def apply_rope(x: jax.Array, angles: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rotates each pair (i, i + head / 2) of the last axis by its angle.
 
     Args:
         x: `[..., heads, head]`, or with any number of head axes.
         angles: fp32 `[..., head / 2]` without the head axes.
-        dtype: of the sines, cosines and products.
+        dtype: dtype of sines, cosines and products.
     """
     angles = jnp.expand_dims(angles, tuple(range(angles.ndim - 1, x.ndim - 1)))
     cos, sin = jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)

@@ -1,4 +1,4 @@
-"""The decoder's layers: the prompt reads itself, completions read their prompt and themselves."""
+"""Decoder layers: prefill of the prompts, forward pass of their completions, and decoding of one token."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from currreft_jax.models.attention import Source, attend
-from currreft_jax.models.cache import Cache, numbers, written
+from currreft_jax.models.attention import KVSource, attend
+from currreft_jax.models.cache import Cache, bitcast_to_bfloat16, update_cache
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.models.layers import RESIDUAL, Adapters, GatedMLP, Linear, RMSNorm
-from currreft_jax.models.rope import rotate
+from currreft_jax.models.layers import RESIDUAL_INIT_SCALE, Adapters, GatedMLP, Linear, RMSNorm
+from currreft_jax.models.rope import apply_rope
 from currreft_jax.runtime.sharding import BATCH, constrain
 
-KeysValues = tuple[jax.Array, jax.Array]
+KVPair = tuple[jax.Array, jax.Array]  # keys and values
 
 
-def causal(length: int) -> jax.Array:
-    """The causal mask `[queries, keys]`, by index: the position ids of an image repeat.
+def causal_mask(length: int) -> jax.Array:
+    """Makes the causal mask `[queries, keys]` by token index: position ids repeat within an image.
 
           k0 k1 k2
       q0   x  .  .
       q1   x  x  .
       q2   x  x  x
 
-    Padding needs no mask of its own where it stands on the right: no real query reaches it.
+    Padding on the right needs no mask: no real query attends to it.
     """
     return jnp.tril(jnp.ones((length, length), bool))
 
 
 def splits_heads(config: ModelConfig, mesh: Mesh) -> bool:
-    """Whether the tensor axis splits attention by heads."""
+    """True if attention heads are sharded over the tensor axis."""
     return config.num_attention_heads % mesh.shape["tensor"] == 0
 
 
-def cached_heads(config: ModelConfig, mesh: Mesh) -> int:
-    """Key/value heads as they are cached: so many that every part of the tensor axis holds the ones it needs."""
-    own = config.num_key_value_heads
-    return lcm(own, mesh.shape["tensor"]) if splits_heads(config, mesh) else own
+def num_cached_heads(config: ModelConfig, mesh: Mesh) -> int:
+    """Number of key/value heads in a cache, repeated so that every tensor shard holds those that its queries use."""
+    kv_heads = config.num_key_value_heads
+    return lcm(kv_heads, mesh.shape["tensor"]) if splits_heads(config, mesh) else kv_heads
 
 
 class Attention(nnx.Module):
     """Grouped-query attention with M-RoPE.
 
-    Keys and values are cached in `kv_heads` heads: where the tensor axis has more parts than the model has key/value
-    heads, each head is repeated so that every part holds the ones its queries need.
+    With more tensor shards than key/value heads, each of these heads is repeated so that every shard holds those that
+    its queries use; `kv_heads` counts them with the repeats.
     """
 
     def __init__(self, config: ModelConfig, mesh: Mesh, adapters: Adapters | None, *, rngs: nnx.Rngs):
@@ -58,25 +58,25 @@ class Attention(nnx.Module):
         self.q_proj = linear((size,), (config.num_attention_heads, head), bias=True)
         self.k_proj = linear((size,), (config.num_key_value_heads, head), bias=True)
         self.v_proj = linear((size,), (config.num_key_value_heads, head), bias=True)
-        self.o_proj = linear((config.num_attention_heads, head), (size,), bias=False, gain=RESIDUAL)
+        self.o_proj = linear((config.num_attention_heads, head), (size,), bias=False, init_scale=RESIDUAL_INIT_SCALE)
         self.splits = splits_heads(config, mesh)
-        self.kv_heads = cached_heads(config, mesh)
+        self.kv_heads = num_cached_heads(config, mesh)
         self.repeats = self.kv_heads // config.num_key_value_heads
 
     def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`[P, ..., D] ->` queries `[P, ..., K, H / K, head]`, keys and values `[P, ..., K, head]`."""
-        query = rotate(self.q_proj(x), angles, x.dtype)
-        key, value = rotate(self.k_proj(x), angles, x.dtype), self.v_proj(x)
+        """Projects `[P, ..., D]` to queries `[P, ..., K, H / K, head]` and keys and values `[P, ..., K, head]`."""
+        query = apply_rope(self.q_proj(x), angles, x.dtype)
+        key, value = apply_rope(self.k_proj(x), angles, x.dtype), self.v_proj(x)
         key, value = (self.constrain_heads(jnp.repeat(a, self.repeats, axis=-2)) for a in (key, value))
         query = self.constrain_heads(query)
         return query.reshape(*query.shape[:-2], self.kv_heads, -1, query.shape[-1]), key, value
 
     def constrain_heads(self, x: jax.Array) -> jax.Array:
-        """Splits the heads of `[P, ..., heads, head]` over the tensor axis where they divide."""
+        """Shards the heads of `[P, ..., heads, head]` over the tensor axis, if it divides them."""
         return constrain(x, self.mesh, BATCH, *(None,) * (x.ndim - 3), "tensor" if self.splits else None)
 
     def output(self, attended: jax.Array) -> jax.Array:
-        """`[..., K, H / K, head] -> [..., D]`."""
+        """Projects `[..., K, H / K, head]` to `[..., D]`."""
         return self.o_proj(attended.reshape(*attended.shape[:-3], -1, attended.shape[-1]))
 
 
@@ -90,77 +90,81 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, adapters=adapters, rngs=rngs)
 
-    def read_prompts(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, KeysValues]:
-        """Each prompt attends to itself.
+    def prefill(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, KVPair]:
+        """Runs the layer on the prompts.
 
         Args:
             x: `[P, L, D]`.
-            angles: `[P, L, head / 2]`.
+            angles: fp32 `[P, L, head / 2]`.
 
         Returns:
-            `[P, L, D]` and the keys and values `[P, L, K, head]` for the completions.
+            Hidden states `[P, L, D]`, and keys and values `[P, L, K, head]` for the completions.
         """
         query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
-        attended = attend("pqkgd", query, Source("pskd", key, value, "qs", causal(x.shape[1])))
+        attended = attend("pqkgd", query, KVSource("pskd", key, value, "qs", causal_mask(x.shape[1])))
         return self.finish(x, attended), (key, value)
 
-    def read_completions(
-        self, x: jax.Array, angles: jax.Array, prompt: KeysValues, prompt_mask: jax.Array
-    ) -> jax.Array:
-        """Each completion attends to its prompt and to itself.
+    def forward_suffix(self, x: jax.Array, angles: jax.Array, prompt: KVPair, prompt_mask: jax.Array) -> jax.Array:
+        """Runs the layer on the completions; each attends to its prompt and to itself.
 
         Args:
             x: `[P, G, T, D]`.
-            angles: `[P, 1, T, head / 2]`: all completions of a prompt start at the same position.
-            prompt: keys and values `[P, L, K, head]`.
-            prompt_mask: bool `[P, L]`, true on real tokens.
+            angles: fp32 `[P, 1, T, head / 2]`, the same for all completions of a prompt.
+            prompt: keys and values of the prompts, `[P, L, K, head]`.
+            prompt_mask: bool `[P, L]`, false on padding.
 
         Returns:
-            `[P, G, T, D]`.
+            Hidden states `[P, G, T, D]`.
         """
         query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
         attended = attend(
             "pcqkgd",
             query,
-            Source("pskd", *prompt, "ps", prompt_mask),
-            Source("pcskd", key, value, "qs", causal(x.shape[2])),
+            KVSource("pskd", *prompt, "ps", prompt_mask),
+            KVSource("pcskd", key, value, "qs", causal_mask(x.shape[2])),
         )
         return self.finish(x, attended)
 
     def decode(
-        self, x: jax.Array, angles: jax.Array, prompt: Cache, prompt_mask: jax.Array, suffix: Cache, slot: jax.Array
+        self,
+        x: jax.Array,
+        angles: jax.Array,
+        prompt: Cache,
+        prompt_mask: jax.Array,
+        suffix: Cache,
+        token_index: jax.Array,
     ) -> tuple[jax.Array, Cache]:
-        """One token of each completion attends to its prompt, to its predecessors and to itself.
+        """Runs the layer on one token of each completion, which attends to its prompt and to the tokens before it.
 
         Args:
             x: `[P, G, D]`.
-            angles: `[P, 1, head / 2]`.
-            prompt: of L slots.
-            prompt_mask: bool `[P, L]`.
-            suffix: of T slots for each completion, filled before `slot`.
-            slot: int32, where these tokens stand.
+            angles: fp32 `[P, 1, head / 2]`.
+            prompt: cache of the prompts, L tokens each.
+            prompt_mask: bool `[P, L]`, false on padding.
+            suffix: cache of the completions, filled up to `token_index`.
+            token_index: int32 scalar, index of these tokens in their completions.
 
         Returns:
-            `[P, G, D]` and the suffix with these tokens.
+            Hidden states `[P, G, D]`, and the suffix cache with these tokens.
         """
         query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
         query, key, value = (jnp.moveaxis(a, 1, 2) for a in (query, key, value))
-        suffix = written(suffix, key, value, slot)
+        suffix = update_cache(suffix, key, value, token_index)
 
-        def source(axes: str, cache: Cache, mask_axes: str, mask: jax.Array) -> Source:
-            keys = jnp.swapaxes(numbers(cache.keys), -1, -2)
-            return Source(axes, keys, numbers(cache.values), mask_axes, mask, cache.key_scale, cache.value_scale)
+        def source(axes: str, cache: Cache, mask_axes: str, mask: jax.Array) -> KVSource:
+            keys, values = jnp.swapaxes(bitcast_to_bfloat16(cache.keys), -1, -2), bitcast_to_bfloat16(cache.values)
+            return KVSource(axes, keys, values, mask_axes, mask, cache.key_scale, cache.value_scale)
 
-        seen = jnp.arange(suffix.values.shape[3]) <= slot
+        suffix_mask = jnp.arange(suffix.values.shape[3]) <= token_index
         attended = attend(
             "pkcgd",
             query,
             source("pksd", prompt, "ps", prompt_mask),
-            source("pkcsd", suffix, "s", seen),
+            source("pkcsd", suffix, "s", suffix_mask),
         )
         return self.finish(x, jnp.moveaxis(attended, 2, 1)), suffix
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """Both residual additions of the block."""
+        """Adds attention and MLP to the residual stream."""
         x = constrain(x + self.self_attn.output(attended), self.mesh, BATCH)
         return constrain(x + self.mlp(self.post_attention_layernorm(x)), self.mesh, BATCH)

@@ -20,7 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 for _struct, _static in (
-    (structs.Pictures, ["reach"]),
+    (structs.PackedImages, ["max_slots_per_image"]),
     (structs.PromptBatch, []),
     (structs.GroupBatch, []),
     (structs.Prefix, []),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from currreft_jax.config import Sampling
-from currreft_jax.models.decoder import reshard
+from currreft_jax.models.decoder import decoding_weights_fn
 from currreft_jax.runtime.programs import StepProgram, abstract_rows
 from currreft_jax.sampling.programs import sampler_programs
 from currreft_jax.sampling.sampler import refuse_uneven
@@ -20,7 +20,7 @@ from currreft_jax.structs import PromptBatch
 def reshard_program(spec: SamplerSpec, resident: dict[str, Any]) -> StepProgram:
     """The program that makes the decoding copy of the parameters."""
     params = spec.model.abstract(spec.model.dtype)
-    return StepProgram("reshard", "", reshard(spec.model, spec.decoding), (params,), resident)
+    return StepProgram("reshard", "", decoding_weights_fn(spec.model, spec.decoding), (params,), resident)
 
 
 def abstract_sampler_programs(
@@ -49,13 +49,13 @@ def abstract_sampler_programs(
     """
     programs, group_size = sampler_programs(spec), settings.group_size
     params = spec.model.abstract(spec.model.dtype)
-    decoding_params = jax.eval_shape(reshard(spec.model, spec.decoding), params)
+    decoding_params = jax.eval_shape(decoding_weights_fn(spec.model, spec.decoding), params)
     count, length = batch.tokens.shape
     refuse_uneven(count, spec.decoding, settings)
     done = abstract_rows((count,), jnp.bool_, spec.model.mesh)
     seeds, sample_ids = jax.ShapeDtypeStruct((3,), jnp.uint32), jax.ShapeDtypeStruct((group_size,), jnp.int32)
     prefill = (params, decoding_params, batch, done, seeds, sample_ids)
-    slots = f", {batch.pictures.patches.shape[1]} slots" if batch.pictures is not None else ""
+    slots = f", {batch.images.patches.shape[1]} slots" if batch.images is not None else ""
     yield StepProgram(
         f"{prefix}prefix",
         f"{count} x {length} tokens{slots}",

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.models.cache import longer
-from currreft_jax.models.decoder import bind, prompt_caches
+from currreft_jax.models.cache import grow_cache
+from currreft_jax.models.decoder import bind_decoder, prompt_caches
 from currreft_jax.models.qwen2_5_vl import Parameters
-from currreft_jax.models.sampling import draw
+from currreft_jax.models.sampling import sample_token
 from currreft_jax.models.text import splits_heads
 from currreft_jax.runtime.sharding import BATCH, constrain
 from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec, Segment
@@ -84,7 +84,7 @@ def prefill(
         sample_ids: int32 `[G]`, numbers of the completions within their group.
     """
     prefix = spec.model.bind(params).prefix(batch)
-    decoder = bind(spec.decoding, decoding_params)
+    decoder = bind_decoder(spec.decoding, decoding_params)
     num_prompts, group_size = done.shape[0], sample_ids.shape[0]
     prompts = PromptState(
         caches=prompt_caches(spec.model, prefix, spec.decoding, jnp.dtype(spec.cache_dtype)),
@@ -97,11 +97,11 @@ def prefill(
         slot=jnp.int32(0),
         token=jnp.zeros((num_prompts, group_size), jnp.int32),
         done=jnp.broadcast_to(done[:, None], (num_prompts, group_size)),
-        caches=decoder.empty(num_prompts, group_size, spec.segment, jnp.dtype(spec.cache_dtype)),
+        caches=decoder.init_caches(num_prompts, group_size, spec.segment, jnp.dtype(spec.cache_dtype)),
         **_empty_segment(spec, num_prompts, group_size)._asdict(),
     )
     hidden = constrain(prefix.last_hidden.astype(spec.decoding.dtype), spec.decoding.mesh, BATCH)
-    logits = jnp.repeat(decoder.scores(hidden[:, None], spec.temperature or 1.0), group_size, axis=1)
+    logits = jnp.repeat(decoder.masked_logits(hidden[:, None], spec.temperature or 1.0), group_size, axis=1)
     return prompts, _append(spec, state, logits, prompts.keys, 0)
 
 
@@ -109,14 +109,14 @@ def decode(
     spec: SamplerSpec, decoding_params: Parameters, prompts: PromptState, state: DecodeState, stop: Array
 ) -> DecodeState:
     """Samples tokens until slot `stop`, or until all completions have ended."""
-    decoder = bind(spec.decoding, decoding_params)
+    decoder = bind_decoder(spec.decoding, decoding_params)
     first_slot = state.caches[0].values.shape[3] - spec.segment
 
     def step(state: DecodeState) -> DecodeState:
         hidden, caches = decoder(
             state.token, state.slot - 1, prompts.next_position, prompts.lengths, prompts.caches, state.caches
         )
-        logits = decoder.scores(hidden, spec.temperature or 1.0)
+        logits = decoder.masked_logits(hidden, spec.temperature or 1.0)
         return _append(spec, state._replace(caches=caches), logits, prompts.keys, first_slot)
 
     return jax.lax.while_loop(lambda state: (state.slot < stop) & ~jnp.all(state.done), step, state)
@@ -142,7 +142,7 @@ def compact(spec: SamplerSpec, prompts: PromptState, state: DecodeState, rows: i
 
 def grow(spec: SamplerSpec, state: DecodeState) -> DecodeState:
     """Lengthens the caches by a segment, and starts an empty one."""
-    caches = tuple(longer(cache, spec.segment) for cache in state.caches)
+    caches = tuple(grow_cache(cache, spec.segment) for cache in state.caches)
     return state._replace(caches=caches, **_empty_segment(spec, *state.token.shape)._asdict())
 
 
@@ -208,7 +208,7 @@ def completion_keys(seeds: Array, prompt_keys: jax.Array, sample_ids: Array) -> 
 
 def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Array, first_slot: int) -> DecodeState:
     """Samples a token of each completion from its logits, and records it in the segment that began at `first_slot`."""
-    sampled = draw(logits, keys, state.slot, spec.temperature, spec.top_k, spec.top_p)
+    sampled = sample_token(logits, keys, state.slot, spec.temperature, spec.top_k, spec.top_p)
     token, logprob, entropy = (
         jnp.where(state.done, padding, x) for padding, x in zip((spec.pad_token_id, 0, 0), sampled, strict=True)
     )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from currreft_jax.config import Sampling, validate_sampling
-from currreft_jax.data.packing import BatchShape, collate, fitting, slots_needed, slots_of
+from currreft_jax.data.packing import BatchShape, collate, image_slots, slots_per_shard, smallest_bucket
 from currreft_jax.data.processor import Processor
 from currreft_jax.models.decoder import decoding_model, decoding_weights
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
@@ -216,10 +216,10 @@ def start(
         sample_ids: int32 `[G]`.
         finished: whether all completions count as ended, to compile the programs alone.
     """
-    if model.choices.size > processor.tokenizer_size:
+    if model.vocab_mask.tokenizer_size > processor.tokenizer_size:
         raise ValueError(
-            f"the model may draw {model.choices.size} tokens, but the tokenizer of {processor.folder} knows"
-            f" {processor.tokenizer_size}: load both from one folder, or set the model's tokenizer_size"
+            f"the model may draw {model.vocab_mask.tokenizer_size} tokens, but the tokenizer of {processor.folder}"
+            f" knows {processor.tokenizer_size}: load both from one folder, or set the model's tokenizer_size"
         )
     spec = sampler_spec(model, settings, processor.eos_token_ids)
     programs = sampler_programs(spec)
@@ -305,11 +305,11 @@ def _collate(model: Model, decoding: Model, prompts: Sequence[Prompt], settings:
             " change the mesh"
         )
     vision = model.config.vision
-    reach = max((slots_of(picture, vision) for prompt in padded for picture in prompt.pictures), default=1)
-    dims = np.array([max(len(prompt.tokens) for prompt in padded), slots_needed(padded, vision, shards), reach])
-    length, slots, reach = map(int, max_over_hosts(dims))
-    length = fitting(length, settings.prompt_lengths, "sampling.prompt_lengths")
-    shape = BatchShape(length, next_power_of_two(slots), next_power_of_two(reach))
+    largest = max((image_slots(image, vision) for prompt in padded for image in prompt.images), default=1)
+    dims = np.array([max(len(prompt.tokens) for prompt in padded), slots_per_shard(padded, vision, shards), largest])
+    length, slots, largest = map(int, max_over_hosts(dims))
+    length = smallest_bucket(length, settings.prompt_lengths, "sampling.prompt_lengths")
+    shape = BatchShape(length, next_power_of_two(slots), next_power_of_two(largest))
     return to_devices(collate(padded, model.config, shape, shards), model.mesh)
 
 

@@ -15,7 +15,7 @@ from currreft_jax.config import Pretrained
 from currreft_jax.data import processor as processors
 from currreft_jax.data.processor import Processor
 from currreft_jax.models import hf
-from currreft_jax.models.lora import adapted
+from currreft_jax.models.lora import add_adapters
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.checkpoint import restore_item
 from currreft_jax.runtime.sharding import make_mesh
@@ -119,7 +119,7 @@ def load_masters(source: str, model: Model, seed: int) -> Parameters:
             f"{source} has another {', '.join(differing)} than model.path: the reference must be a model of the same"
             " architecture"
         )
-    return adapted(model, params, seed) if model.adapters else params
+    return add_adapters(model, params, seed) if model.adapters else params
 
 
 @lru_cache

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from currreft_jax.config import Grpo
-from currreft_jax.models.logprobs import Choices
+from currreft_jax.models.logprobs import VocabMask
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.structs import Array, GroupBatch, GrpoTargets
 from currreft_jax.training.losses import grpo_loss, sft_loss
@@ -49,7 +49,7 @@ def grpo_gradient(
 
     def loss(params: Parameters) -> tuple[jax.Array, Metrics]:
         module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
-        hidden = module.prefix_extend(batch.prompts, batch.tokens)
+        hidden = module.forward(batch.prompts, batch.tokens)
         logprobs, entropy = module.logprobs(hidden, batch.tokens, temperature)
         value, metrics = grpo_loss(
             logprobs, targets.old_logprobs, targets.ref_logprobs, targets.advantages, weights, settings
@@ -77,12 +77,12 @@ def sft_gradient(
     Returns:
         The new sum, and the microbatch's share of the `loss`.
     """
-    whole_vocabulary = Choices(model.config.vocab_size, ())  # tokens that are never sampled must become unlikely, too
+    whole_vocabulary = VocabMask(model.config.vocab_size, ())  # tokens that are never sampled must become unlikely, too
 
     def loss(params: Parameters) -> jax.Array:
         module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
-        hidden = module.prefix_extend(batch.prompts, batch.tokens)
-        return sft_loss(module.logprobs(hidden, batch.tokens, choices=whole_vocabulary)[0], weights)
+        hidden = module.forward(batch.prompts, batch.tokens)
+        return sft_loss(module.logprobs(hidden, batch.tokens, vocab_mask=whole_vocabulary)[0], weights)
 
     trainable, frozen = partition(params, total)
     value, gradient = jax.value_and_grad(lambda trainable: loss(combine(trainable, frozen)))(trainable)

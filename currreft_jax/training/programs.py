@@ -14,7 +14,7 @@ import numpy as np
 
 from currreft_jax.config import Config, Method
 from currreft_jax.data.buckets import ProcessorLike, shape_buckets
-from currreft_jax.data.packing import BatchShape, collate, fitting, largest_slots
+from currreft_jax.data.packing import BatchShape, collate, max_slots_per_image, smallest_bucket
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.planning.spec import ModelSpec
 from currreft_jax.runtime.programs import StepProgram, abstract_rows
@@ -44,7 +44,7 @@ class Bucket(NamedTuple):
     completion: int
 
     def __str__(self) -> str:
-        images = f", {self.shape.slots} slots, {self.shape.reach} per image" if self.shape.slots else ""
+        images = f", {self.shape.slots} slots, {self.shape.max_slots_per_image} per image" if self.shape.slots else ""
         return f"{self.shape.length} + {self.completion} tokens{images}"
 
 
@@ -206,8 +206,8 @@ class StagePrograms:
         spec = sampler_spec(self.model, settings, self.stop_token_ids)
         multiple = int(np.lcm(data_shards(self.model.mesh), spec.num_shards))
         count = -(-config.data.batch_size * config.sampling.group_size // multiple) * multiple
-        largest = largest_slots(self.spec.max_pixels, vision)
-        length = fitting(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
+        largest = max_slots_per_image(self.spec.max_pixels, vision)
+        length = smallest_bucket(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
         slots = next_power_of_two(largest * (count // data_shards(self.model.mesh)))
         batch = self._prompt_batch(BatchShape(length, slots, next_power_of_two(largest)), count)
         return abstract_sampler_programs(
@@ -220,7 +220,7 @@ class StagePrograms:
         shape = bucket.shape
         if microbatches > 1 and shape.slots:
             sizes = step_buckets(self.config, self.spec, prompts * microbatches).image_slots
-            slots = fitting(min(shape.slots * microbatches, sizes[-1]), sizes, "data.slots")
+            slots = smallest_bucket(min(shape.slots * microbatches, sizes[-1]), sizes, "data.slots")
             shape = dataclasses.replace(shape, slots=slots)
         return self._prompt_batch(shape, prompts * microbatches * data_shards(self.model.mesh))
 

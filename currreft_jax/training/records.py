@@ -64,7 +64,7 @@ def rollout_metrics(values: Mapping[str, np.ndarray]) -> dict[str, float]:
 def row_record(config: Config, example: Example) -> dict[str, Any]:
     """Describes a row: its keys, the resized frame, the key that seeds its completions, and its prompt."""
     resized = {"resized": [example.frame.width, example.frame.height]} if example.frame else {}
-    frames = [(picture.original, picture.resized) for picture in example.prompt.pictures]
+    frames = [(image.original, image.resized) for image in example.prompt.images]
     prompt = prompt_text(example.row, load_template(config.data.template), frames)
     return row_to_json(example.row) | resized | {"key": example.prompt.key, "prompt": prompt}
 

@@ -16,7 +16,7 @@ from currreft_jax.data import world_rows
 from currreft_jax.data.examples import Example
 from currreft_jax.evaluation.held_out import held_out_rows
 from currreft_jax.models import hf
-from currreft_jax.models.lora import merged
+from currreft_jax.models.lora import merge_adapters
 from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.checkpoint import Checkpoints
@@ -116,7 +116,7 @@ def train_stage(
         if state is None:
             return False
     model = replace(stage.context.model, lora_rank=0)
-    params = to_compute_dtype(model)(merged(stage.context.model, state.params))
+    params = to_compute_dtype(model)(merge_adapters(stage.context.model, state.params))
     hf.export(model, params, stage.context.processor, stage_dir / EXPORT)
     return True
 

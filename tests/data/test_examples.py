@@ -64,7 +64,7 @@ def test_boxes_in_the_prompt_match_the_resized_pixels(processor, tmp_path_factor
         boxes=(box,),
     )
     example = make_example(row, processor, PAPER, location="f:1")
-    red = pixels_of(example.prompt.pictures[0])[..., 0] > 127
+    red = pixels_of(example.prompt.images[0])[..., 0] > 127
     assume(red.any())
     ys, xs = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
     measured = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
@@ -143,7 +143,7 @@ def test_loss_masks(processor, dog, name, images):
     assert marked(processor, example.completion_tokens, example.loss_mask) == drawn
     assert example.completion_tokens.dtype == np.int32
     assert example.loss_mask.dtype == bool
-    assert len(example.prompt.pictures) == images
+    assert len(example.prompt.images) == images
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     rendered = processor.prompt(messages, add_generation_prompt=False).tokens
     if not images:

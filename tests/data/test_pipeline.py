@@ -11,7 +11,7 @@ from currreft_jax.config import Data, OnBadRow, Source, Stage
 from currreft_jax.data.buckets import BatchDims, batch_dims, shape_buckets
 from currreft_jax.data.microbatches import collate_gold, make_microbatches
 from currreft_jax.data.mixture import MixtureError, load_mixture
-from currreft_jax.data.packing import BudgetError, largest_slots, row_key
+from currreft_jax.data.packing import BudgetError, max_slots_per_image, row_key
 from currreft_jax.data.pipeline import Pipeline, drop_bad_rows, global_order
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
@@ -136,11 +136,11 @@ def test_a_batch_that_does_not_divide_into_hosts_raises(mixture, processor):
 def test_batches_get_the_smallest_buckets_that_fit(processor):
     data = Data(prompt_lengths=(64, 128), completion_lengths=(8, 32))
     buckets = shape_buckets(data, processor, 2)
-    largest = 2 * largest_slots(processor.max_pixels, processor.config.vision)
+    largest = 2 * max_slots_per_image(processor.max_pixels, processor.config.vision)
     assert buckets.image_slots[0] == 0 and buckets.image_slots[-1] == largest
     assert all(large <= max(small + 1, 1.34 * small) for small, large in pairwise(buckets.image_slots[1:]))
     shape, completion_length = buckets.fit(BatchDims(65, 0, 0, 8))
-    assert (shape.length, shape.slots, shape.reach, completion_length) == (128, 0, 0, 8)
+    assert (shape.length, shape.slots, shape.max_slots_per_image, completion_length) == (128, 0, 0, 8)
     for dims, name in [
         (BatchDims(129, 0, 0, 1), "data.prompt_lengths"),
         (BatchDims(1, largest + 1, 1, 1), "data.slots"),

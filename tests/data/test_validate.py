@@ -243,7 +243,7 @@ def test_token_counts_match_the_prompts(folder, checkpoint):
     assert finding.problem is Problem.LONG_PROMPT
     assert finding.location.endswith(f":{lengths.index(max(lengths)) + 1}")
     with RowFile(folder / "train.jsonl") as file:
-        frames = [(picture.original, picture.resized) for picture in prompts[0].pictures]
+        frames = [(picture.original, picture.resized) for picture in prompts[0].images]
         np.testing.assert_array_equal(
             prompt_without_patches(file[0], processor, PAPER, frames, budget, "f").tokens, prompts[0].tokens
         )

@@ -1,6 +1,6 @@
-"""What a golden file holds: a configuration, its published weights, inputs, and the oracle's answers to them.
+"""Golden files: a configuration, weights under their published names, inputs and the oracle's outputs.
 
-Weights are kept as bf16 bits, and of the states every few tokens, so that all files together stay under 3 MB.
+Weights are stored as bf16 bits, and outputs of every few tokens only, to keep all files together under 3 MB.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from currreft_jax.data.processor import load
-from currreft_jax.models.config import VisionConfig
+from currreft_jax.data.processor import load as load_processor
 from currreft_jax.structs import Prompt
 from tests import tiny
 
 FOLDER = Path(__file__).parent
-EVERY = 5  # of tokens, patches and units, one is kept
+EVERY = 5  # one of so many tokens, patches and units is stored
 
 SMALL = replace(
     tiny.CONFIG,
@@ -27,14 +26,14 @@ SMALL = replace(
     intermediate_size=72,
     num_attention_heads=4,
     num_key_value_heads=2,
-    vision=VisionConfig(
+    vision=replace(
+        tiny.CONFIG.vision,
         depth=4,
         hidden_size=36,
         intermediate_size=30,
         num_heads=3,
         out_hidden_size=64,
         fullatt_block_indexes=(1, 3),
-        tokens_per_second=2,
     ),
 )
 CONFIGS = {
@@ -59,7 +58,7 @@ def images_of(golden: dict[str, np.ndarray]) -> list[list[np.ndarray]]:
 
 
 def write_folder(golden: dict[str, np.ndarray], folder: Path) -> None:
-    """The checkpoint of a golden file, as if it had been downloaded."""
+    """Writes the checkpoint of a golden file as a Hugging Face folder."""
     folder.mkdir()
     weights = {
         name.removeprefix("weight:"): bits.view(ml_dtypes.bfloat16).astype(np.float32)
@@ -72,7 +71,7 @@ def write_folder(golden: dict[str, np.ndarray], folder: Path) -> None:
 
 
 def prompts_of(golden: dict[str, np.ndarray], folder: Path) -> list[Prompt]:
-    processor = load(folder)
+    processor = load_processor(folder)
     return [
         processor.prompt(tiny.user(text, len(images)), [tiny.as_image(image) for image in images])
         for (text, _), images in zip(INPUTS, images_of(golden), strict=True)

@@ -1,4 +1,4 @@
-"""Regenerates the golden files with torch and transformers: `make golden`."""
+"""Generates the golden files with torch and transformers: `make golden`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make(name: str) -> None:
     config = CONFIGS[name]
     rng = np.random.default_rng(len(name))
     golden = {"config": np.array(json.dumps(config.to_hf()))}
-    for weight, tensor in hf.tensors(tiny.parameters_of(tiny.model_of(config), seed=len(name))):
+    for weight, tensor in hf.hub_tensors(tiny.parameters_of(tiny.model_of(config), seed=len(name))):
         golden[f"weight:{weight}"] = tensor.astype(ml_dtypes.bfloat16).view(np.uint16)
     for row, (_, sizes) in enumerate(INPUTS):
         for i, (width, height) in enumerate(sizes):
@@ -40,7 +40,7 @@ def make(name: str) -> None:
             golden[f"bf16_error:{row}"] = np.abs(reference.answer(rounded, prompt, pixels).logits - answer.logits)[
                 ::EVERY
             ]
-            if prompt.pictures:
+            if prompt.images:
                 golden[f"blocks:{row}"] = np.stack(answer.blocks)[:, ::EVERY]
                 golden[f"features:{row}"] = answer.features[::EVERY]
     golden["made_with"] = np.array(f"torch {torch.__version__}, transformers {reference.TRANSFORMERS}")

@@ -1,7 +1,7 @@
-"""Hugging Face's model as the oracle, guarded against the ways in which it answers wrongly.
+"""Hugging Face's model as the oracle, guarded against its known errors.
 
-transformers 5.3.0 to 5.5.3 place still images at the wrong time, and 5.x falls back to one-dimensional positions where
-it is not told which tokens are images; so every call here checks the oracle's positions against the rule itself.
+transformers 5.3.0 to 5.5.3 compute a wrong time for still images, and 5.x uses one-dimensional positions unless it gets
+`mm_token_type_ids`. Every call here therefore checks the oracle's positions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from packaging.version import Version
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from currreft_jax.models.vision import normalise
+from currreft_jax.models.vision import normalize_pixels
 from currreft_jax.structs import Prompt
 
 TRANSFORMERS = Version(version("transformers"))
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 @dataclass(frozen=True)
 class Answer:
-    """What Hugging Face computes for one prompt; `states` and `blocks` are lists over layers."""
+    """Outputs of Hugging Face's model for one prompt; `states` and `blocks` are lists over layers."""
 
     logits: np.ndarray  # [L, V]
     states: list[np.ndarray]  # embeddings, then each decoder layer but the last, then the final norm: [L, D]
@@ -54,24 +54,26 @@ def tower(model: Qwen2_5_VLForConditionalGeneration) -> torch.nn.Module:
 def inputs(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_values: np.ndarray | None) -> dict:
     ids = torch.tensor(prompt.tokens[None].astype(np.int64))
     arguments = {"input_ids": ids}
-    if prompt.pictures:
+    if prompt.images:
         arguments["pixel_values"] = torch.tensor(pixel_values)
-        arguments["image_grid_thw"] = torch.tensor([[1, *picture.grid] for picture in prompt.pictures])
+        arguments["image_grid_thw"] = torch.tensor([[1, *image.grid] for image in prompt.images])
         if Version("5.0") <= TRANSFORMERS:
             arguments["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     return arguments
 
 
 def pixel_values(prompt: Prompt) -> np.ndarray | None:
-    """Normalised on our device, then as Hugging Face's processor hands them over: both frames of a patch alike."""
-    if not prompt.pictures:
+    """Pixel values in the format of Hugging Face's processor, two equal frames per patch, normalised by our code."""
+    if not prompt.images:
         return None
-    patches = np.concatenate([picture.patches for picture in prompt.pictures]).reshape(-1, 3, 14, 14)
-    return np.repeat(np.asarray(normalise(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(len(patches), -1)
+    patches = np.concatenate([image.patches for image in prompt.images]).reshape(-1, 3, 14, 14)
+    return np.repeat(np.asarray(normalize_pixels(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(
+        len(patches), -1
+    )
 
 
 def positions(model: Qwen2_5_VLForConditionalGeneration, arguments: dict) -> tuple[np.ndarray, int]:
-    """The oracle's own `[3, L]` positions and next position."""
+    """The oracle's positions `[3, L]` and its next position."""
     wanted = {k: v for k, v in arguments.items() if k in ("input_ids", "image_grid_thw", "mm_token_type_ids")}
     owner = model if Version("4.52") > TRANSFORMERS else model.model
     if "image_grid_thw" not in wanted:
@@ -82,14 +84,14 @@ def positions(model: Qwen2_5_VLForConditionalGeneration, arguments: dict) -> tup
 
 
 def check_positions(arguments: dict, image_token: int, found: np.ndarray) -> None:
-    """Text advances by one on all axes, an image's time stands still: what the wrong versions and calls break."""
+    """Checks that text has equal positions on all axes and an image one time, which wrong versions and calls break."""
     ids = arguments["input_ids"][0].numpy()
     is_text = ids != image_token
     if not (found[:, is_text] == found[0, is_text]).all():
         raise RuntimeError("the oracle gives text different positions on the three axes")
     for start in np.flatnonzero((ids[1:] == image_token) & (ids[:-1] != image_token)) + 1:
         if (found[:, start] != found[0, start - 1] + 1).any() or found[0, start + 1] != found[0, start]:
-            raise RuntimeError("the oracle does not place an image right behind its text, at one time")
+            raise RuntimeError("the oracle does not place an image right after its text, at one time")
 
 
 def answer(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_values: np.ndarray | None = None) -> Answer:
@@ -97,14 +99,17 @@ def answer(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_valu
     found, next_position = positions(model, arguments)
     check_positions(arguments, model.config.image_token_id, found)
 
-    seen: dict[str, list[torch.Tensor]] = {"embedded": [], "entered": [], "left": [], "merged": []}
+    captured: dict[str, list[torch.Tensor]] = {"embedded": [], "entered": [], "left": [], "merged": []}
     visual = tower(model)
     first = visual.blocks[0]
     hooks = [
-        visual.patch_embed.register_forward_hook(lambda module, args, out: seen["embedded"].append(out)),
-        first.register_forward_pre_hook(lambda module, args: seen["entered"].append(args[0])),
-        *(block.register_forward_hook(lambda module, args, out: seen["left"].append(out)) for block in visual.blocks),
-        visual.merger.register_forward_hook(lambda module, args, out: seen["merged"].append(out)),
+        visual.patch_embed.register_forward_hook(lambda module, args, out: captured["embedded"].append(out)),
+        first.register_forward_pre_hook(lambda module, args: captured["entered"].append(args[0])),
+        *(
+            block.register_forward_hook(lambda module, args, out: captured["left"].append(out))
+            for block in visual.blocks
+        ),
+        visual.merger.register_forward_hook(lambda module, args, out: captured["merged"].append(out)),
     ]
     (model if Version("4.52") > TRANSFORMERS else model.model).rope_deltas = None
     with torch.no_grad():
@@ -113,16 +118,16 @@ def answer(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, pixel_valu
         hook.remove()
 
     blocks, features = [], None
-    if prompt.pictures:
-        order = window_order(seen["embedded"][0], seen["entered"][0])
+    if prompt.images:
+        order = window_order(captured["embedded"][0], captured["entered"][0])
         unit = visual.spatial_merge_unit
-        blocks = [block.float().numpy()[np.argsort(order)] for block in seen["left"]]
-        features = seen["merged"][0].float().numpy()[np.argsort(order[::unit] // unit)]
+        blocks = [block.float().numpy()[np.argsort(order)] for block in captured["left"]]
+        features = captured["merged"][0].float().numpy()[np.argsort(order[::unit] // unit)]
     states = [state[0].float().numpy() for state in out.hidden_states]
     return Answer(out.logits[0].float().numpy(), states, blocks, features, found, next_position)
 
 
 def window_order(embedded: torch.Tensor, entered: torch.Tensor) -> np.ndarray:
-    """Which patch each row of the first block's input is: Hugging Face reorders them by windows."""
-    places = {row.tobytes(): place for place, row in enumerate(embedded.float().numpy())}
-    return np.array([places[row.tobytes()] for row in entered.float().numpy()])
+    """Index of the patch in each row of the first block's input: Hugging Face reorders patches by windows."""
+    index = {row.tobytes(): i for i, row in enumerate(embedded.float().numpy())}
+    return np.array([index[row.tobytes()] for row in entered.float().numpy()])

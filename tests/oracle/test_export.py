@@ -1,4 +1,4 @@
-"""What we write, transformers loads with equal logits; what it writes, we load."""
+"""Our exports load in transformers with equal logits, and its checkpoints load here."""
 
 import json
 
@@ -25,7 +25,7 @@ def logits_of_both(model, parameters, folder):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_an_exported_folder_loads_whole(config, tmp_path):
+def test_an_exported_folder_loads_completely(config, tmp_path):
     tiny.write_checkpoint(tmp_path / "source", CONFIGS[config])
     model, parameters = hf.load(tmp_path / "source")
     hf.export(model, parameters, load(tmp_path / "source"), tmp_path / "out")
@@ -46,7 +46,7 @@ def test_a_folder_that_transformers_writes_loads_and_exports_bit_for_bit(config,
     model, parameters = hf.load(tmp_path / "theirs")
     (tmp_path / "ours").mkdir()
     hf.save(model, parameters, tmp_path / "ours")
-    assert hf.digests(hf.stored_tensors(tmp_path / "ours")) == hf.digests(hf.stored_tensors(tmp_path / "theirs"))
+    assert hf.digests(hf.read_tensors(tmp_path / "ours")) == hf.digests(hf.read_tensors(tmp_path / "theirs"))
     again = reference.open_model(tmp_path / "ours", dtype)
     for (name, a), b in zip(theirs.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name

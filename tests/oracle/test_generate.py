@@ -1,4 +1,4 @@
-"""Greedy completions and their log-probs are those of Hugging Face's `generate` with the same tokens suppressed."""
+"""Greedy completions and their log-probs equal Hugging Face's `generate` with the same suppressed tokens."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ EXACT = Sampling(
 )
 
 
-def theirs(model, prompt, forbidden: list[int], ends: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def theirs(model, prompt, forbidden: list[int], stop_tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and log-probs of one greedy completion."""
     with torch.no_grad():
         out = model.generate(
@@ -26,14 +26,14 @@ def theirs(model, prompt, forbidden: list[int], ends: list[int]) -> tuple[np.nda
             do_sample=False,
             max_new_tokens=TOKENS,
             suppress_tokens=forbidden,
-            eos_token_id=ends,
-            pad_token_id=ends[0],
+            eos_token_id=stop_tokens,
+            pad_token_id=stop_tokens[0],
             return_dict_in_generate=True,
             output_scores=True,
         )
     tokens = out.sequences[0, len(prompt.tokens) :].numpy()
-    scores = torch.log_softmax(torch.stack([score[0] for score in out.scores]), dim=-1).numpy()
-    return tokens, scores[np.arange(len(tokens)), tokens]
+    logprobs = torch.log_softmax(torch.stack([logits[0] for logits in out.scores]), dim=-1).numpy()
+    return tokens, logprobs[np.arange(len(tokens)), tokens]
 
 
 @pytest.mark.parametrize("config", [tiny.CONFIG, tiny.UNTIED], ids=["tied", "untied"])
@@ -42,9 +42,9 @@ def test_greedy_completions_are_hugging_faces(config, tmp_path):
     model, parameters = cr.load_model(tmp_path / "model")
     processor = cr.load_processor(tmp_path / "model", max_pixels=40_000)
     processor.eos_token_ids = tuple(range(3, 256, 16))
-    pictures = [tiny.picture(60 + 25 * i, 120 - 9 * i, i) for i in range(6)]
+    images = [tiny.picture(60 + 25 * i, 120 - 9 * i, i) for i in range(6)]
     prompts = [
-        processor.prompt(tiny.user("question " * (i % 5) + str(i), i % 4), pictures[i % 3 : i % 3 + i % 4], name=str(i))
+        processor.prompt(tiny.user("question " * (i % 5) + str(i), i % 4), images[i % 3 : i % 3 + i % 4], name=str(i))
         for i in range(20)
     ]
     ours = cr.sample(model, parameters, processor, prompts, EXACT)

@@ -1,4 +1,4 @@
-"""Parity with Hugging Face's model, layer by layer, on shapes and weights chosen to be awkward."""
+"""Parity with Hugging Face's model, layer by layer, with awkward shapes and weights."""
 
 from dataclasses import replace
 
@@ -62,7 +62,7 @@ def test_every_vision_block_and_the_merged_features(both):
     model, parameters, prompts, batch, answers, _ = both
     blocks, merged = vision_states(model, parameters, batch), features(model, parameters, batch)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        if prompt.pictures:
+        if prompt.images:
             patches = patches_of(batch, row, model.config)
             for ours, theirs in zip(blocks, answer.blocks, strict=True):
                 np.testing.assert_allclose(ours[patches], theirs, atol=TOLERANCE, rtol=0)
@@ -72,7 +72,7 @@ def test_every_vision_block_and_the_merged_features(both):
 def test_every_decoder_layer_and_the_logits(both):
     model, parameters, prompts, batch, answers, _ = both
     states = decoder_states(model, parameters, batch)
-    logits = np.asarray(jax.jit(lambda p, b: model.bind(p).logits(model.bind(p).hidden(b)))(parameters, batch))
+    logits = np.asarray(jax.jit(lambda p, b: model.bind(p).logits(model.bind(p).prompt_hidden(b)))(parameters, batch))
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         size = len(prompt.tokens)
         for ours, theirs in zip(states, answer.states, strict=True):
@@ -93,11 +93,11 @@ def test_gradients(both):
     oracle.zero_grad()
     logits = oracle(**reference.inputs(oracle, whole, pixel_values(prompt))).logits[0]
     start = len(prompt.tokens)
-    scores = logits[start - 1 : -1].index_fill(-1, torch.tensor(model.config.forbidden_tokens), -torch.inf)
-    logprobs = torch.log_softmax(scores, -1).gather(1, torch.tensor(tokens[0, 0][:, None]))[:, 0]
+    masked = logits[start - 1 : -1].index_fill(-1, torch.tensor(model.config.forbidden_tokens), -torch.inf)
+    logprobs = torch.log_softmax(masked, -1).gather(1, torch.tensor(tokens[0, 0][:, None]))[:, 0]
     (logprobs * torch.tensor(weights)).sum().backward()
-    theirs = {hf.published_name(name): p.grad.numpy() for name, p in oracle.named_parameters()}
-    ours = dict(hf.tensors(grads))
+    theirs = {hf.hub_name(name): p.grad.numpy() for name, p in oracle.named_parameters()}
+    ours = dict(hf.hub_tensors(grads))
     assert ours.keys() == theirs.keys()
     for name, grad in ours.items():
         scale = np.abs(theirs[name]).max()
@@ -107,7 +107,7 @@ def test_gradients(both):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """The 3B's widths with few layers; trained weights are not had here, so matrices are drawn with 0.02."""
+    """The 3B's widths with few layers; kernels are random with a standard deviation of 0.02."""
     config = replace(
         PUBLISHED["3b"],
         num_hidden_layers=2,
@@ -123,7 +123,7 @@ def wide(tmp_path_factory):
 
 
 def logits_of(model, parameters, batch):
-    return np.asarray(jax.jit(lambda p, b: model.bind(p).logits(model.bind(p).hidden(b)))(parameters, batch))[0]
+    return np.asarray(jax.jit(lambda p, b: model.bind(p).logits(model.bind(p).prompt_hidden(b)))(parameters, batch))[0]
 
 
 def test_the_published_widths_in_fp32(wide):
@@ -150,8 +150,8 @@ def test_bf16_is_as_close_to_fp32_as_hugging_face_is(wide):
     assert ours.max() <= 1.25 * theirs.max()
 
 
-def test_the_guard_refuses_the_versions_and_calls_with_wrong_positions(both):
-    """Mistake 14: an oracle that is wrong itself."""
+def test_the_guard_rejects_versions_and_calls_with_wrong_positions(both):
+    """Mistake 14: a wrong oracle."""
     for wrong in ("5.3.0", "5.4.0", "5.5.3"):
         with pytest.raises(RuntimeError, match="not an oracle"):
             reference.refuse_wrong_versions(Version(wrong))

@@ -1,4 +1,4 @@
-"""Pixels, grids and tokens against Hugging Face's own processors."""
+"""Pixels, grids and tokens against Hugging Face's processors."""
 
 import io
 from importlib.metadata import version
@@ -8,7 +8,7 @@ import pytest
 from packaging.version import Version
 from PIL import Image
 
-from currreft_jax.data.images import cut, open_image
+from currreft_jax.data.images import extract_patches, open_image
 from currreft_jax.data.processor import load
 from tests import tiny
 from tests.oracle.reference import pixel_values
@@ -29,7 +29,7 @@ SIZES = [
 
 
 def image_processor(**settings):
-    """The Pillow one, which runs without torchvision and whose resize is our reference."""
+    """Hugging Face's Pillow processor, which needs no torchvision and whose resize is our reference."""
     if Version("5.0") <= TRANSFORMERS:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as Pillow
     else:
@@ -43,10 +43,10 @@ def image_processor(**settings):
 
 
 def compare(image: Image.Image, max_pixels: int) -> None:
-    ours = cut(open_image(image), tiny.CONFIG.vision, 3136, max_pixels)
+    ours = extract_patches(open_image(image), tiny.CONFIG.vision, 3136, max_pixels)
     theirs = image_processor(min_pixels=3136, max_pixels=max_pixels)(images=[image], return_tensors="np")
     np.testing.assert_array_equal(theirs["image_grid_thw"], [[1, *ours.grid]])
-    prompt = type("OnePicture", (), {"pictures": (ours,)})
+    prompt = type("OneImage", (), {"images": (ours,)})
     np.testing.assert_allclose(pixel_values(prompt), theirs["pixel_values"], atol=1e-6, rtol=0)
 
 
@@ -63,7 +63,7 @@ def test_modes(mode):
     compare(tiny.picture(130, 90).convert(mode), 401_408)
 
 
-def test_a_jpeg_with_its_camera_turned():
+def test_a_jpeg_with_exif_rotation():
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -85,8 +85,8 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("messages", MESSAGES)
-def test_tokens_are_those_of_the_whole_processor(messages, tmp_path):
-    """Template, expansion and tokenisation; 4.49's processor runs whole, the later ones want torchvision."""
+def test_tokens_equal_those_of_the_processor(messages, tmp_path):
+    """Template, expansion and tokenisation. 4.49's processor is complete; the later ones need torchvision."""
     tiny.write_checkpoint(tmp_path / "c")
     processor = load(tmp_path / "c", max_pixels=50_176)
     count = sum(item["type"] == "image" for m in messages if isinstance(m["content"], list) for item in m["content"])

@@ -11,7 +11,7 @@ import torch
 from currreft_jax.config import Kind, LossAverage, Task
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.microbatches import collate_gold
-from currreft_jax.data.packing import BatchShape, slots_needed
+from currreft_jax.data.packing import BatchShape, slots_per_shard
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
 from currreft_jax.models import hf
@@ -57,7 +57,7 @@ def test_loss_and_gradients_are_transformers(tmp_path, average):
         "<answer>12</answer><|im_end|>",
     ]
 
-    shape = BatchShape(512, slots_needed([it.prompt for it in examples], model.config.vision), 6)
+    shape = BatchShape(512, slots_per_shard([it.prompt for it in examples], model.config.vision), 6)
     batch, mask = collate_gold(examples, model.config, shape, 128, 1)
     weights = loss_weights(mask, average, loss_counts([mask]))
     zeros = jax.tree.map(jnp.zeros_like, parameters)

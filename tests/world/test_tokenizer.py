@@ -132,7 +132,7 @@ def test_the_processor_adds_seventeen_tokens_to_a_question(folder):
             content = [{"type": "image"}, {"type": "text", "text": user_text(row)}]
             prompt = processor.prompt([{"role": "user", "content": content}], [render_image(scene)])
             assert len(prompt.tokens) == 17 + len(ids(user_text(row)))
-            assert prompt.pictures[0].resized == prompt.pictures[0].original
+            assert prompt.images[0].resized == prompt.images[0].original
     assert Kind.CHAT not in KINDS
 
 

@@ -1,1 +1,1 @@
-"""Conversion between Hugging Face's checkpoints and the native ones."""
+"""Conversion between Hugging Face and native checkpoints."""
