@@ -115,10 +115,20 @@ def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformat
     rule = (
         optax.adamw(rate, settings.b1, settings.b2, settings.eps, mu_dtype=settings.moments, weight_decay=decay)
         if settings.rule is Rule.ADAMW
-        else optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay or None)
+        else _adafactor(rate, decay)
     )
     moving = optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), rule)
     return optax.GradientTransformation(lambda params: moving.init(moving_part(settings, params)), moving.update)
+
+
+def _adafactor(rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
+    """`optax.adafactor` with absolute rates, but decay is multiplied by the rate, as in AdamW."""
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(decay),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def labels(settings: Optimizer, params: Parameters) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from currreft_jax.config import LossAverage, Optimizer, Rule, Schedule
+from currreft_jax.config import Config, Grpo, LossAverage, Method, Optimizer, Rule, Schedule, Stage
 from currreft_jax.data import processor
 from currreft_jax.losses import loss_counts, loss_weights
 from currreft_jax.sharding import make_mesh, path_of, to_devices
@@ -18,8 +18,10 @@ from currreft_jax.step import (
     TrainState,
     abstract_state,
     apply_gradient,
+    grpo_gradient,
     init_state,
     labels,
+    learning,
     learning_rate,
     make_optimizer,
     make_update,
@@ -27,7 +29,7 @@ from currreft_jax.step import (
     moving_part,
     sft_gradient,
 )
-from currreft_jax.structs import GroupBatch
+from currreft_jax.structs import GroupBatch, Sampled
 from tests import tiny
 from tests.groups import batch_of
 
@@ -74,6 +76,66 @@ def test_what_is_frozen_neither_moves_nor_has_moments_nor_counts():
             assert not moved.any()
         else:  # the first step of Adam is the learning rate
             np.testing.assert_allclose(moved, -0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("vision", "merger"), [(False, True), (True, True)])
+def test_the_merger_is_frozen_alone_or_with_its_tower(vision, merger):
+    params = tiny.model_of().abstract(jnp.float32)
+    named = labels(Optimizer(freeze_vision=vision, freeze_merger=merger), params)
+    frozen = {path_of(path) for path, label in jax.tree_util.tree_leaves_with_path(named) if label == "frozen"}
+    names = {path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    assert frozen == {name for name in names if name.startswith("visual/" if vision else "visual/merger/")} != set()
+
+
+def first_move(settings: Optimizer, weight: float, slope: float, size: int = 3) -> np.ndarray:
+    params, gradient = ({"norm": {"scale": jnp.full(size, value)}} for value in (weight, slope))
+    optimizer = make_optimizer(replace(settings, schedule=Schedule.CONSTANT), 10)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    return np.asarray(updates["norm"]["scale"])
+
+
+@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("rate", [0.1, 1e-6])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_weights_decay_by_the_learning_rate(rule, rate, decay):
+    settings = Optimizer(rule=rule, learning_rate=rate, weight_decay=decay, max_grad_norm=1e9)
+    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=1.0), -rate * (1 + decay * 2), rtol=1e-5)
+
+
+def test_adafactor_decays_by_the_scheduled_rate():
+    params = {"norm": {"scale": jnp.full(3, 2.0)}}
+    optimizer = make_optimizer(
+        Optimizer(rule=Rule.ADAFACTOR, learning_rate=0.1, weight_decay=0.01, schedule=Schedule.LINEAR), 4
+    )
+    moments = optimizer.init(params)
+    for rate in (0.1, 0.075, 0.05, 0.025):
+        updates, moments = optimizer.update(jax.tree.map(jnp.zeros_like, params), moments, params)
+        np.testing.assert_allclose(updates["norm"]["scale"], -rate * 0.01 * 2, rtol=1e-5)
+
+
+def test_gradients_are_scaled_down_to_their_largest_norm():
+    # Beside an eps of 1 the first step of Adam is g / (g + 1); 400 values of norm 1 are 1 / 20 each.
+    settings = Optimizer(learning_rate=1.0, eps=1.0, max_grad_norm=1.0)
+    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=1e3, size=400), -1 / 21, rtol=1e-5)
+    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=0.01, size=400), -0.01 / 1.01, rtol=1e-5)
+
+
+def test_the_schedule_ends_with_the_last_move_of_the_last_step():
+    config = Config(
+        method=Method.GRPO,
+        stages=[Stage("one", [], steps=2)],
+        optimizer=Optimizer(learning_rate=1e-2, schedule=Schedule.LINEAR),
+        grpo=Grpo(num_updates=2, minibatches=2),
+    )
+    moves, _, optimizer, rates, _ = learning(config, 0)
+    params = {"norm": {"scale": jnp.ones(3)}}
+    moments, moved = optimizer.init(params), []
+    for _ in range(2 * moves):
+        updates, moments = optimizer.update(params, moments, params)
+        moved.append(-float(updates["norm"]["scale"][0]))
+    wanted = 1e-2 * (1 - np.arange(8) / 8)
+    np.testing.assert_allclose(moved, wanted, rtol=1e-4)  # of a constant gradient Adam makes the rate
+    np.testing.assert_allclose([rates(move) for move in range(8)], wanted, rtol=1e-6)
 
 
 def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkpoint):
@@ -124,19 +186,30 @@ def part(batch: GroupBatch, rows: slice) -> GroupBatch:
     return GroupBatch(prompts, batch.tokens[rows])
 
 
-@pytest.mark.parametrize("average", [LossAverage.TOKEN, LossAverage.SEQUENCE])
-def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average):
+@pytest.mark.parametrize(
+    ("average", "method"),
+    [(LossAverage.TOKEN, Method.SFT), (LossAverage.SEQUENCE, Method.SFT), (LossAverage.SEQUENCE, Method.GRPO)],
+)
+def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average, method):
     model = tiny.model_of()
     params = tiny.parameters_of(model)
     batch, mask = groups(checkpoint)
     weights = loss_weights(mask, average, loss_counts([mask]))
-    gradient = jax.jit(partial(sft_gradient, model))
+    grpo = partial(grpo_gradient, settings=Grpo(num_updates=2), temperature=0.7)
+    gradient = jax.jit(partial(sft_gradient if method is Method.SFT else grpo, model))
+    rng = np.random.default_rng(1)
+    logprobs = (-5 + rng.standard_normal((2, *mask.shape))).astype(np.float32)
+    advantages = np.float32([[1.0], [-2.0], [0.5], [0.5]])
+
+    def sampled(rows: slice) -> tuple[Sampled, ...]:
+        return () if method is Method.SFT else (Sampled(advantages[rows], *logprobs[:, rows]),)
+
     zeros = jax.tree.map(jnp.zeros_like, params)
-    whole, told = gradient(params, zeros, batch, weights)
+    whole, told = gradient(params, zeros, batch, weights, *sampled(slice(None)))
     total, sum_of_parts = zeros, 0.0
     for start in (0, 2):
         rows = slice(start, start + 2)
-        total, share = gradient(params, total, part(batch, rows), weights[rows])
+        total, share = gradient(params, total, part(batch, rows), weights[rows], *sampled(rows))
         sum_of_parts += float(share["loss"])
     assert sum_of_parts == pytest.approx(float(told["loss"]), rel=1e-6)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
