@@ -167,11 +167,11 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkp
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
 
 
-def groups(checkpoint, count: int = 4) -> tuple[GroupBatch, np.ndarray]:
+def groups(checkpoint, count: int = 4, images: bool = True) -> tuple[GroupBatch, np.ndarray]:
     reader = processor.load(checkpoint)
     prompts = [
-        reader.prompt(tiny.user(f"what is {n}?", n % 2), [tiny.picture(60 + 28 * n, 60, n)] * (n % 2))
-        for n in range(count)
+        reader.prompt(tiny.user(f"what is {n}?", shown), [tiny.picture(60 + 28 * n, 60, n)] * shown)
+        for n, shown in enumerate([0, int(images)] * (count // 2))
     ]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 256, (count, 1, 7)).astype(np.int32)
@@ -193,7 +193,7 @@ def part(batch: GroupBatch, rows: slice) -> GroupBatch:
 def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average, method):
     model = tiny.model_of()
     params = tiny.parameters_of(model)
-    batch, mask = groups(checkpoint)
+    batch, mask = groups(checkpoint, images=method is Method.SFT)
     weights = loss_weights(mask, average, loss_counts([mask]))
     grpo = partial(grpo_gradient, settings=Grpo(num_updates=2), temperature=0.7)
     gradient = jax.jit(partial(sft_gradient if method is Method.SFT else grpo, model))
