@@ -36,7 +36,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import currreft_jax as cr
 from currreft_jax.config import Sampling
 from currreft_jax.data.packing import smallest_bucket
-from currreft_jax.data.processor import CHAT_TEMPLATE, read_preprocessor
+from currreft_jax.data.processor import CHAT_TEMPLATE
 from currreft_jax.models import hf
 from currreft_jax.models.config import PUBLISHED, ModelConfig, VisionConfig
 from currreft_jax.models.folder import write_json

@@ -48,6 +48,7 @@ from currreft_jax.session.session import Session
 from currreft_jax.training import batches, evaluator, records, start, trainer
 from currreft_jax.training.curriculum import ForgettingMatrix
 from currreft_jax.training.limits import LimitReached, NonFiniteError, reached_limit
+from currreft_jax.training.metrics_buffer import MetricsBuffer
 from currreft_jax.training.optimizer import stage_optimizer
 from currreft_jax.training.replay import replay_completion
 from currreft_jax.training.update import abstract_state
@@ -84,6 +85,7 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 4, reward: str = "text_
         sampling=Sampling(
             group_size=4,
             max_new_tokens=8,
+            temperature=0.7,
             segment=4,
             ladder=(),
             precision=Precision.FLOAT32,
@@ -178,7 +180,7 @@ def test_the_layout_may_change_while_a_run_is_interrupted(checkpoint, rows, tmp_
     config.mesh, config.sampling.mesh, config.rewards.maths.workers = MeshShape(2, 2, 2), (2, 4), 7
     refuse_changed_settings(config, 0, tmp_path)
     config.sampling.temperature = 0.5
-    with pytest.raises(ValueError, match=r"sampling\.temperature was 1\.0, and is 0\.5: put it back"):
+    with pytest.raises(ValueError, match=r"sampling\.temperature was 0\.7, and is 0\.5: put it back"):
         refuse_changed_settings(config, 0, tmp_path)
 
 
@@ -272,6 +274,14 @@ def test_several_updates_and_minibatches_of_a_rollout(checkpoint, rows, tmp_path
     assert lines[0]["clip_ratio/high"] + lines[0]["clip_ratio/low"] > 0  # the policy has left the sampler's
     assert lines[0]["sampling/logp_difference/mean"] > 1e-3
     assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2, 5e-3])  # 8 moves in all, 4 a step
+
+
+def test_sums_over_tokens_become_means_over_the_tokens_of_every_pass(tmp_path):
+    buffer = MetricsBuffer(tmp_path)
+    values = {"loss": 0, "grad_norm": 1, "entropy": 12, "learnt_tokens": 3, "passes": 2, "num_tokens": 9}
+    buffer.add(1, values, list)
+    (line,), error = buffer.flush()
+    assert error is None and line["entropy"] == 2.0 and "passes" not in line
 
 
 @pytest.mark.slow

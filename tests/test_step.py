@@ -10,18 +10,19 @@ import numpy as np
 import optax
 import pytest
 
-from currreft_jax.config import LossAverage, Optimizer, Rule, Schedule
+from currreft_jax.config import Config, Grpo, LossAverage, Method, Optimizer, Rule, Schedule, Stage
 from currreft_jax.data import processor
 from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.sharding import make_mesh, path_of
-from currreft_jax.structs import GroupBatch
-from currreft_jax.training.gradients import sft_gradient
+from currreft_jax.structs import GroupBatch, GrpoTargets
+from currreft_jax.training.gradients import grpo_gradient, sft_gradient
 from currreft_jax.training.losses import loss_counts, loss_weights
 from currreft_jax.training.optimizer import (
     is_trainable,
     learning_rate_schedule,
     make_optimizer,
     restart_schedule,
+    stage_optimizer,
     trainable_params,
 )
 from currreft_jax.training.update import TrainState, abstract_state, apply_gradients, init_state
@@ -76,6 +77,66 @@ def test_what_is_frozen_neither_moves_nor_has_moments_nor_counts():
             np.testing.assert_allclose(moved, -0.1, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("vision", "merger"), [(False, True), (True, True)])
+def test_the_merger_is_frozen_alone_or_with_its_tower(vision, merger):
+    params = tiny.model_of().abstract(jnp.float32)
+    named = is_trainable(Optimizer(freeze_vision=vision, freeze_merger=merger), params)
+    frozen = {path_of(path) for path, trainable in jax.tree_util.tree_leaves_with_path(named) if not trainable}
+    names = {path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    assert frozen == {name for name in names if name.startswith("visual/" if vision else "visual/merger/")} != set()
+
+
+def first_move(settings: Optimizer, weight: float, slope: float, size: int = 3) -> np.ndarray:
+    params, gradient = ({"norm": {"scale": jnp.full(size, value)}} for value in (weight, slope))
+    optimizer = make_optimizer(replace(settings, schedule=Schedule.CONSTANT), 10)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    return np.asarray(updates["norm"]["scale"])
+
+
+@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("rate", [0.1, 1e-6])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_weights_decay_by_the_learning_rate(rule, rate, decay):
+    settings = Optimizer(rule=rule, learning_rate=rate, weight_decay=decay, max_grad_norm=1e9)
+    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=1.0), -rate * (1 + decay * 2), rtol=1e-5)
+
+
+def test_adafactor_decays_by_the_scheduled_rate():
+    params = {"norm": {"scale": jnp.full(3, 2.0)}}
+    optimizer = make_optimizer(
+        Optimizer(rule=Rule.ADAFACTOR, learning_rate=0.1, weight_decay=0.01, schedule=Schedule.LINEAR), 4
+    )
+    moments = optimizer.init(params)
+    for rate in (0.1, 0.075, 0.05, 0.025):
+        updates, moments = optimizer.update(jax.tree.map(jnp.zeros_like, params), moments, params)
+        np.testing.assert_allclose(updates["norm"]["scale"], -rate * 0.01 * 2, rtol=1e-5)
+
+
+def test_gradients_are_scaled_down_to_their_largest_norm():
+    # Beside an eps of 1 the first step of Adam is g / (g + 1); 400 values of norm 1 are 1 / 20 each.
+    settings = Optimizer(learning_rate=1.0, eps=1.0, max_grad_norm=1.0)
+    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=1e3, size=400), -1 / 21, rtol=1e-5)
+    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=0.01, size=400), -0.01 / 1.01, rtol=1e-5)
+
+
+def test_the_schedule_ends_with_the_last_move_of_the_last_step():
+    config = Config(
+        method=Method.GRPO,
+        stages=[Stage("one", [], steps=2)],
+        optimizer=Optimizer(learning_rate=1e-2, schedule=Schedule.LINEAR),
+        grpo=Grpo(num_updates=2, minibatches=2),
+    )
+    _, optimizer, rates, updates_per_step = stage_optimizer(config, 0)
+    params = {"norm": {"scale": jnp.ones(3)}}
+    moments, moved = optimizer.init(params), []
+    for _ in range(2 * updates_per_step):
+        updates, moments = optimizer.update(params, moments, params)
+        moved.append(-float(updates["norm"]["scale"][0]))
+    wanted = 1e-2 * (1 - np.arange(8) / 8)
+    np.testing.assert_allclose(moved, wanted, rtol=1e-4)  # of a constant gradient Adam makes the rate
+    np.testing.assert_allclose([rates(move) for move in range(8)], wanted, rtol=1e-6)
+
+
 def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkpoint):
     model = tiny.model_of(mesh=make_mesh(data=2, fsdp=4))
     settings = Optimizer(learning_rate=1e-3)
@@ -105,11 +166,11 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkp
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
 
 
-def groups(checkpoint, count: int = 4) -> tuple[GroupBatch, np.ndarray]:
+def groups(checkpoint, count: int = 4, images: bool = True) -> tuple[GroupBatch, np.ndarray]:
     reader = processor.load(checkpoint)
     prompts = [
-        reader.prompt(tiny.user(f"what is {n}?", n % 2), [tiny.picture(60 + 28 * n, 60, n)] * (n % 2))
-        for n in range(count)
+        reader.prompt(tiny.user(f"what is {n}?", shown), [tiny.picture(60 + 28 * n, 60, n)] * shown)
+        for n, shown in enumerate([0, int(images)] * (count // 2))
     ]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 256, (count, 1, 7)).astype(np.int32)
@@ -124,19 +185,30 @@ def part(batch: GroupBatch, rows: slice) -> GroupBatch:
     return GroupBatch(prompts, batch.tokens[rows])
 
 
-@pytest.mark.parametrize("average", [LossAverage.TOKEN, LossAverage.SEQUENCE])
-def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average):
+@pytest.mark.parametrize(
+    ("average", "method"),
+    [(LossAverage.TOKEN, Method.SFT), (LossAverage.SEQUENCE, Method.SFT), (LossAverage.SEQUENCE, Method.GRPO)],
+)
+def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average, method):
     model = tiny.model_of()
     params = tiny.parameters_of(model)
-    batch, mask = groups(checkpoint)
+    batch, mask = groups(checkpoint, images=method is Method.SFT)
     weights = loss_weights(mask, average, loss_counts([mask]))
-    gradient = jax.jit(partial(sft_gradient, model))
+    grpo = partial(grpo_gradient, settings=Grpo(num_updates=2), temperature=0.7)
+    gradient = jax.jit(partial(sft_gradient if method is Method.SFT else grpo, model))
+    rng = np.random.default_rng(1)
+    logprobs = (-5 + rng.standard_normal((2, *mask.shape))).astype(np.float32)
+    advantages = np.float32([[1.0], [-2.0], [0.5], [0.5]])
+
+    def targets(rows: slice) -> tuple[GrpoTargets, ...]:
+        return () if method is Method.SFT else (GrpoTargets(advantages[rows], *logprobs[:, rows]),)
+
     zeros = jax.tree.map(jnp.zeros_like, params)
-    whole, told = gradient(params, zeros, batch, weights)
+    whole, told = gradient(params, zeros, batch, weights, *targets(slice(None)))
     total, sum_of_parts = zeros, 0.0
     for start in (0, 2):
         rows = slice(start, start + 2)
-        total, share = gradient(params, total, part(batch, rows), weights[rows])
+        total, share = gradient(params, total, part(batch, rows), weights[rows], *targets(rows))
         sum_of_parts += float(share["loss"])
     assert sum_of_parts == pytest.approx(float(told["loss"]), rel=1e-6)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))

@@ -72,10 +72,20 @@ def make_optimizer(settings: Optimizer, num_updates: int) -> optax.GradientTrans
     rule = (
         optax.adamw(schedule, settings.b1, settings.b2, settings.eps, mu_dtype=settings.moments, weight_decay=decay)
         if settings.rule is Rule.ADAMW
-        else optax.adafactor(schedule, multiply_by_parameter_scale=False, weight_decay_rate=decay or None)
+        else _adafactor(schedule, decay)
     )
     chain = optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), rule)
     return optax.GradientTransformation(lambda params: chain.init(trainable_params(settings, params)), chain.update)
+
+
+def _adafactor(schedule: optax.Schedule, decay: float) -> optax.GradientTransformation:
+    """Adafactor with absolute rates; the decay is multiplied by the rate as in AdamW, which `optax.adafactor` omits."""
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(decay),
+        optax.scale_by_learning_rate(schedule),
+    )
 
 
 def restart_schedule(optimizer_state: Any) -> Any:
