@@ -178,7 +178,7 @@ def _peak_bytes(pid: int) -> int:
 
 def _batch(prompts: list[Prompt], model: Any) -> PromptBatch:
     vision = model.config.vision
-    max_slots_per_image = max(image_slots(picture, vision) for prompt in prompts for picture in prompt.images)
+    max_slots_per_image = max(image_slots(image, vision) for prompt in prompts for image in prompt.images)
     shape = BatchShape(len(prompts[0].tokens), slots_per_shard(prompts, vision), max_slots_per_image)
     return collate(prompts, model.config, shape)
 

@@ -36,12 +36,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import currreft_jax as cr
 from currreft_jax.config import Sampling
 from currreft_jax.data.packing import smallest_bucket
-from currreft_jax.data.processor import CHAT_TEMPLATE
+from currreft_jax.data.processor import CHAT_TEMPLATE, read_preprocessor_config
 from currreft_jax.models import hf
 from currreft_jax.models.config import PUBLISHED, ModelConfig, VisionConfig
 from currreft_jax.models.folder import write_json
 from currreft_jax.models.qwen2_5_vl import Model
-from currreft_jax.models.vision import normalise
+from currreft_jax.models.vision import normalize_pixels
 from currreft_jax.sampling.sampler import decode_params, sample, warm_up
 from currreft_jax.structs import Prompt
 
@@ -269,7 +269,9 @@ def write_job(folder: Path, processor: Any, prompts: list[Prompt], images: list[
     """Writes the prompts for the peers: arrays for Hugging Face, text and images for vLLM and TRL."""
     images_in_prompts = [image for prompt in prompts for image in prompt.images]
     patches = np.concatenate([image.patches for image in images_in_prompts]).reshape(-1, 3, 14, 14)
-    pixels = np.repeat(np.asarray(normalise(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(len(patches), -1)
+    pixels = np.repeat(np.asarray(normalize_pixels(jnp.asarray(patches)))[:, :, None], 2, axis=2).reshape(
+        len(patches), -1
+    )
     np.savez(
         folder / "arrays.npz",
         tokens=np.stack([prompt.tokens for prompt in prompts]),
@@ -308,7 +310,7 @@ def write_checkpoint(folder: Path, config: ModelConfig) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     write_json(folder / "tokenizer_config.json", settings)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
-    write_json(folder / "preprocessor_config.json", read_preprocessor(folder, config))
+    write_json(folder / "preprocessor_config.json", read_preprocessor_config(folder, config))
 
 
 def image_prompt(processor: Any, image: Path, key: int) -> Prompt:

@@ -62,8 +62,6 @@ def environment(tmp_path_factory) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": PATIENT,
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
