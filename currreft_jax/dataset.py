@@ -21,7 +21,7 @@ from currreft_jax.config import Kind, Task
 from currreft_jax.data import builders, show, validate
 from currreft_jax.data import processor as processors
 from currreft_jax.data.budget import DEFAULT_MAX_PIXELS, DEFAULT_MAX_PROMPT_TOKENS, PromptBudget
-from currreft_jax.data.findings import format_report
+from currreft_jax.data.findings import format_findings
 from currreft_jax.data.prompts import TEMPLATES, load_template
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.data.show import escape_control_characters
@@ -46,12 +46,12 @@ def run_check(options: argparse.Namespace) -> None:
         raise ValueError("no files to check; name some, or some with --train and some with --test")
     processor, budget = _processor_and_budget(options)
     template = load_template(options.template)
-    report = validate.validate(
+    report = validate.validate_files(
         files, budget, processor=processor, template=template, threads=options.threads, progress=validate.progress_bar
     )
     if options.out:
         Path(options.out).write_text(json.dumps(report.to_json(), indent=1) + "\n", "utf-8")
-    print(escape_control_characters("\n".join(format_report(report, options.examples))))
+    print(escape_control_characters("\n".join(format_findings(report, options.examples))))
     if report.errors:
         sys.exit(1)
 

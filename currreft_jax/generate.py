@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 
 from currreft_jax.config import Sampling, validate_sampling
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.replay:
-            return replay(options.replay)
+            return print_replay(options.replay)
         generate(options)
     except (ValueError, OSError) as error:  # what the package raises for bad input
         print(f"generate: {error}", file=sys.stderr)
@@ -73,9 +72,9 @@ def generate(options: argparse.Namespace) -> None:
     from currreft_jax.data.answer_boxes import draw_answer_boxes
     from currreft_jax.sampling.console import print_completions
     from currreft_jax.sampling.sampler import stream
-    from currreft_jax.session.sources import load_model
+    from currreft_jax.session.sources import load_source
 
-    processor, model, params = load_model(source, max_pixels=options.max_pixels)
+    processor, model, params = load_source(source, max_pixels=options.max_pixels)
     content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
     prompt = processor.prompt([{"role": "user", "content": content}], images, name="the prompt")
     rollouts = stream(model, params, processor, [prompt], settings, seed=options.seed)
@@ -86,7 +85,7 @@ def generate(options: argparse.Namespace) -> None:
         print(f"generate: {result}", file=sys.stderr)
 
 
-def replay(location: str) -> int:
+def print_replay(location: str) -> int:
     """Replays a completion of a training run; returns 0 if the tokens are the recorded ones.
 
     Raises:
@@ -97,14 +96,10 @@ def replay(location: str) -> int:
 
     result = replay_completion(location)
     print(result.text)
-    if result.recorded == result.replayed:
-        difference = f"log-probs at most {result.logp_difference:.1e} apart"
-        print(f"generate: the same {len(result.replayed)} tokens as in the file, {difference}", file=sys.stderr)
-        return 0
-    pairs = enumerate(zip_longest(result.recorded, result.replayed), 1)
-    number, recorded, replayed = next((number, *pair) for number, pair in pairs if pair[0] != pair[1])
-    print(f"generate: token {number} is {replayed!r}, and in the file {recorded!r}", file=sys.stderr)
-    return 1
+    difference = f"log-probs at most {result.logp_difference:.1e} apart"
+    same = f"the same {len(result.replayed)} tokens as in the file, {difference}"
+    print(f"generate: {result.mismatch or same}", file=sys.stderr)
+    return 1 if result.mismatch else 0
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
@@ -144,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-k", metavar="K", type=int, default=defaults.top_k, help="sample from the K likeliest tokens")
     add("--top-p", metavar="P", type=float, default=defaults.top_p, help="sample from the likeliest of probability P")
     limit = defaults.max_new_tokens
-    add("--max-new-tokens", metavar="N", type=int, default=limit, help=f"token limit of an answer (default {limit})")
+    add("--max-new-tokens", metavar="N", type=int, default=limit, help="token limit of an answer (default %(default)s)")
     add("--seed", metavar="N", type=int, default=0, help="the same seed gives the same answers (default 0)")
     add("--max-pixels", metavar="N", type=int, help="shrink larger images to this area (default: the checkpoint's)")
     return parser

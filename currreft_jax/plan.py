@@ -31,7 +31,7 @@ from currreft_jax.training.programs import stage_programs
 _HERE = "here"
 
 
-def run(
+def compile_stage(
     config: Config, topology: Topology, efficiency: Efficiency, stage_index: int = 0, *, all_shapes: bool = False
 ) -> list[CompiledProgram]:
     """Compiles the programs of a stage for a topology, and prints their memory and speed.
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     efficiency = Efficiency(args.compute_share, args.memory_share, args.link_share, args.network_gbs * GB)
     try:
         topology = attached_topology() if args.topology == _HERE else topology_by_name(args.topology)
-        fit = fits(run(args.config, topology, efficiency, args.stage, all_shapes=args.all), topology)
+        fit = fits(compile_stage(args.config, topology, efficiency, args.stage, all_shapes=args.all), topology)
         if not fit:
             print("does not fit")
         if not fit or args.search:

@@ -8,7 +8,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # Many tests, workers and processes of tests compile the same small programs: a cache of this run compiles each once.
+    # Tests, workers and the processes of tests compile the same small programs: a cache of this run compiles each once.
     _CACHE = tempfile.TemporaryDirectory(prefix="currreft-jax-cache-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

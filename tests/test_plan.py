@@ -315,7 +315,7 @@ def test_a_planned_program_has_xlas_memory_of_the_program_that_runs(checkpoint):
 
 def test_the_plan_lists_every_program_and_finds_what_does_not_fit(checkpoint, capsys):
     config = config_of(checkpoint, checkpoint)
-    step = plan.run(config, here(usable_bytes=GIB), Efficiency())
+    step = plan.compile_stage(config, here(usable_bytes=GIB), Efficiency())
     printed = capsys.readouterr().out
     sampling, training = (
         ("cast", "reshard", "prefix", "grow cache", "decode"),

@@ -120,7 +120,7 @@ class ValidationReport:
         }
 
 
-def format_report(report: ValidationReport, max_examples: int) -> list[str]:
+def format_findings(report: ValidationReport, max_examples: int) -> list[str]:
     """Formats a report as tables, with up to `max_examples` findings of each problem in each file."""
     errors, rows = len(report.errors), sum(stats.rows for stats in report.sizes)
     return [

@@ -16,7 +16,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from currreft_jax.data.images import ImageError, extract_patches, open_image
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
-from currreft_jax.models.folder import copy_auxiliary_files, eos_token_ids, read_config, read_json, resolve, write_json
+from currreft_jax.models.folder import (
+    copy_auxiliary_files,
+    eos_token_ids,
+    read_json,
+    read_model_config,
+    resolve,
+    write_json,
+)
 from currreft_jax.structs import ImagePatches, Prompt, Turn
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -336,7 +343,7 @@ def load(source: str | Path, *, min_pixels: int | None = None, max_pixels: int |
         ValueError: a file of the checkpoint is malformed; the message names it.
     """
     folder = resolve(source)
-    config = read_config(folder)
+    config = read_model_config(folder)
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         raise FileNotFoundError(f"{folder} has no tokenizer.json: copy it from the model's original folder")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -101,7 +101,7 @@ def question_messages(row: Row, template: Template, frames: FramePairs) -> list[
     question = f"{row.problem}{template.options}{options}\n" if options else f"{row.problem} "
     suffix = template.multiple if row.multiple else template.suffixes.get((row.kind, row.task), "")
     text = (question + f"{template.instruction} {suffix}".strip()).rstrip()
-    for index, box in enumerate(format_boxes(row, frames)):
+    for index, box in enumerate(format_row_boxes(row, frames)):
         text = text.replace(f"{{box:{index}}}", box)
     system = [{"role": "system", "content": template.system}] if template.system else []
     content = [*({"type": "image"} for _ in row.images), {"type": "text", "text": text}]
@@ -128,7 +128,7 @@ def answer_turns(row: Row, frames: FramePairs) -> list[Turn]:
     return [Turn("assistant", f"<answer>{answer}</answer>")]
 
 
-def format_boxes(row: Row, frames: FramePairs) -> list[str]:
+def format_row_boxes(row: Row, frames: FramePairs) -> list[str]:
     """Returns the boxes of a row as `[x1, y1, x2, y2]`, in whole pixels of the first image's resized frame."""
     return [format_box(box) for box in resize_boxes(text_corners(row), row, frames)]
 

@@ -82,7 +82,7 @@ def progress_bar(items: Iterable[T], name: str, total: int) -> Iterable[T]:
     return tqdm(items, desc=name, total=total, disable=None, leave=False)
 
 
-def validate(
+def validate_files(
     files: Sequence[InputFile],
     budget: PromptBudget,
     *,

@@ -79,7 +79,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_model_config(folder: Path) -> ModelConfig:
     """Reads a checkpoint's `config.json`."""
     path = folder / CONFIG
     if not path.exists():
@@ -112,7 +112,7 @@ def eos_token_ids(folder: Path) -> tuple[int, ...]:
     Raises:
         ValueError: the file's `eos_token_id` is not made of token ids; the message names the file.
     """
-    path, config = folder / GENERATION_CONFIG, read_config(folder)
+    path, config = folder / GENERATION_CONFIG, read_model_config(folder)
     stored = read_json(path).get("eos_token_id") if path.exists() else None
     if stored is None:
         return tuple(dict.fromkeys(config.stop_token_ids))
@@ -128,6 +128,6 @@ def copy_auxiliary_files(source: Path, destination: Path) -> None:
         if (source / name).exists():
             shutil.copyfile(source / name, destination / name)
     if not (destination / GENERATION_CONFIG).exists():
-        config = read_config(source)
+        config = read_model_config(source)
         bos, stop = config.bos_token_id, list(config.stop_token_ids)
         write_json(destination / GENERATION_CONFIG, {"bos_token_id": bos, "eos_token_id": stop, "pad_token_id": bos})

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from currreft_jax.models.folder import CONFIG, INDEX, read_config, resolve, tokenizer_size, write_json
+from currreft_jax.models.folder import CONFIG, INDEX, read_model_config, resolve, tokenizer_size, write_json
 from currreft_jax.models.lora import merge_adapters
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
@@ -364,7 +364,7 @@ def load(
         DamagedCheckpoint: a native checkpoint differs from what was written.
     """
     folder = resolve(source)
-    config = read_config(folder)
+    config = read_model_config(folder)
     dtype = jnp.dtype(dtype or param_dtype or checkpoint_dtype(folder))
     param_dtype = jnp.dtype(param_dtype or dtype)
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from currreft_jax.config import Config
 from currreft_jax.data.processor import MAX_PIXELS
 from currreft_jax.models.config import PUBLISHED, ModelConfig
-from currreft_jax.models.folder import eos_token_ids, read_config, tokenizer_size
+from currreft_jax.models.folder import eos_token_ids, read_model_config, tokenizer_size
 
 _PUBLISHED = re.compile(r"Qwen/Qwen2\.5-VL-(\d+)B-Instruct")
 _TOKENIZER_SIZE = 151_665  # of the published tokenizer
@@ -42,7 +42,7 @@ def model_spec(config: Config) -> ModelSpec:
     for source in sources:
         if Path(source).is_dir():
             folder = Path(source)
-            return ModelSpec(read_config(folder), pixels, tokenizer_size(folder), eos_token_ids(folder))
+            return ModelSpec(read_model_config(folder), pixels, tokenizer_size(folder), eos_token_ids(folder))
     for source in sources:
         if (found := _PUBLISHED.fullmatch(source)) and (name := f"{found[1]}b") in PUBLISHED:
             published = PUBLISHED[name]

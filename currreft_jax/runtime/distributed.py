@@ -60,7 +60,7 @@ class _Obituary:
         self._shell.stdin.flush()
 
 
-class _Progress:
+class _ProcessProgress:
     """The latest step of this process.
 
     Attributes:
@@ -90,7 +90,7 @@ class _Progress:
         self._obituary.set("")
 
 
-_progress: _Progress | None = None
+_progress: _ProcessProgress | None = None
 
 
 def initialize(
@@ -135,7 +135,7 @@ def initialize(
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", name)
     barrier("the start of the program", 0, _START)
     all_names = ", ".join(name for _, name in sorted(_by_process(state.client, _HOSTS).items()))
-    _progress = _Progress(obituary, name, all_names)
+    _progress = _ProcessProgress(obituary, name, all_names)
     atexit.register(_progress.part)
 
 

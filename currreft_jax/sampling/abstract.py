@@ -48,13 +48,10 @@ def abstract_sampler_programs(
         ValueError: the prompts do not divide over the decoding mesh.
     """
     programs, group_size = sampler_programs(spec), settings.group_size
-    params = spec.model.abstract(spec.model.dtype)
-    decoding_params = jax.eval_shape(decoding_weights_fn(spec.model, spec.decoding), params)
     count, length = batch.tokens.shape
     refuse_uneven(count, spec.decoding, settings)
-    done = abstract_rows((count,), jnp.bool_, spec.model.mesh)
-    seeds, sample_ids = jax.ShapeDtypeStruct((3,), jnp.uint32), jax.ShapeDtypeStruct((group_size,), jnp.int32)
-    prefill = (params, decoding_params, batch, done, seeds, sample_ids)
+    prefill = _prefill_arguments(spec, batch, group_size)
+    params, decoding_params, *_ = prefill
     slots = f", {batch.images.patches.shape[1]} slots" if batch.images is not None else ""
     yield StepProgram(
         f"{prefix}prefix",
@@ -88,3 +85,12 @@ def abstract_sampler_programs(
         spec.segment,
         cond_fraction,
     )
+
+
+def _prefill_arguments(spec: SamplerSpec, batch: PromptBatch, group_size: int) -> tuple[Any, ...]:
+    """Abstract arguments of `programs.prefill` after the specification."""
+    params = spec.model.abstract(spec.model.dtype)
+    decoding_params = jax.eval_shape(decoding_weights_fn(spec.model, spec.decoding), params)
+    done = abstract_rows((batch.tokens.shape[0],), jnp.bool_, spec.model.mesh)
+    seeds, sample_ids = jax.ShapeDtypeStruct((3,), jnp.uint32), jax.ShapeDtypeStruct((group_size,), jnp.int32)
+    return params, decoding_params, batch, done, seeds, sample_ids

@@ -43,7 +43,7 @@ def open_session(config: Config) -> Iterator[Session]:
         FileNotFoundError: the model's folder is not there.
         ValueError: the mesh does not fill the devices, or a file of the folder is wrong.
     """
-    processor = load_processor(config.model)
+    processor = load_config_processor(config.model)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     session = Session(
         config=config,
@@ -57,7 +57,7 @@ def open_session(config: Config) -> Iterator[Session]:
         yield Session(config=config, processor=processor, model=session.model, reward_pool=pool)
 
 
-def load_processor(settings: Pretrained) -> Processor:
+def load_config_processor(settings: Pretrained) -> Processor:
     """Loads the processor of a config's model."""
     return processors.load(
         settings.path, min_pixels=settings.min_pixels or None, max_pixels=settings.max_pixels or None

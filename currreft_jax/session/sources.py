@@ -20,7 +20,7 @@ from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.checkpoint import restore_item
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT, is_stage_dir, read_config, saved_steps
-from currreft_jax.session.session import load_processor, make_model
+from currreft_jax.session.session import load_config_processor, make_model
 
 
 class LoadedModel(NamedTuple):
@@ -37,7 +37,7 @@ class LoadedModel(NamedTuple):
     params: Parameters
 
 
-def load_model(
+def load_source(
     source: str | Path,
     *,
     mesh: Mesh | None = None,
@@ -74,7 +74,7 @@ def load_model(
             min_pixels=min_pixels or config.model.min_pixels,
             max_pixels=max_pixels or config.model.max_pixels,
         )
-        processor = load_processor(settings)
+        processor = load_config_processor(settings)
         return LoadedModel(processor, *load_checkpoint(settings, path, processor, mesh))
     processor = processors.load(source, min_pixels=min_pixels, max_pixels=max_pixels)
     model, params = hf.load(source, mesh=mesh, dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT, read_config, saved_steps
 from currreft_jax.sampling.sampler import replay
-from currreft_jax.session.session import load_processor
+from currreft_jax.session.session import load_config_processor
 from currreft_jax.session.sources import load_checkpoint
 
 
@@ -38,6 +39,13 @@ class ReplayResult:
     replayed: tuple[str, ...]
     text: str
     logp_difference: float
+
+    @property
+    def mismatch(self) -> str:
+        """Describes the first token that differs; empty if none does."""
+        pairs = enumerate(zip_longest(self.recorded, self.replayed), 1)
+        different = (f"token {n} is {new!r}, and in the file {old!r}" for n, (old, new) in pairs if old != new)
+        return next(different, "")
 
 
 def replay_completion(location: str) -> ReplayResult:
@@ -67,7 +75,7 @@ def replay_completion(location: str) -> ReplayResult:
         raise ValueError(f"{stage_dir} is not the folder of one of its run's stages, {', '.join(names)}")
     stage_index = names.index(stage_dir.name) if len(names) > 1 else 0
     step = int(path.stem.partition("-")[0])
-    processor = load_processor(config.model)
+    processor = load_config_processor(config.model)
     model, policy = _policy_before(config, stage_index, step, stage_dir, processor)
     prompt_template = load_template(config.data.template)
     prompt = dataclasses.replace(make_example(row, processor, prompt_template, location=where).prompt, key=key)

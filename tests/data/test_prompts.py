@@ -12,7 +12,7 @@ from currreft_jax.data.prompts import (
     PAPER,
     Template,
     answer_turns,
-    format_boxes,
+    format_row_boxes,
     load_template,
     question_messages,
 )
@@ -112,7 +112,7 @@ FRAMES = [(Frame(100, 80), Frame(56, 84))]
 )
 def test_boxes_are_written_in_the_resized_frame(frame, box, written):
     row = row_of("judge", "detection", "Is {box:0} the dog?", frame=frame, boxes=(box,))
-    assert format_boxes(row, FRAMES) == [written]
+    assert format_row_boxes(row, FRAMES) == [written]
     assert text_of(row, frames=FRAMES) == f"Is {written} the dog? {YES_OR_NO}"
     gold = row_of("open", "detection", solution=str(list(box)), frame=frame)
     assert answer_turns(gold, FRAMES) == [Turn("assistant", f"<answer>{written}</answer>")]
@@ -127,7 +127,7 @@ def test_more_than_ten_boxes_and_boxes_in_options():
 
 
 def test_rows_without_boxes_need_no_frames():
-    assert format_boxes(row_of("open", "math", images=()), []) == []
+    assert format_row_boxes(row_of("open", "math", images=()), []) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from currreft_jax.data.findings import NOTES, Problem, ValidationReport
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
 from currreft_jax.data.row_files import RowFile
-from currreft_jax.data.validate import InputFile, validate
+from currreft_jax.data.validate import InputFile, validate_files
 from currreft_jax.structs import Frame, Row
 from tests import tiny
 
@@ -58,7 +58,7 @@ def validated(
 ) -> ValidationReport:
     files = [write(folder / "train.jsonl", train), write(folder / "test.jsonl", numbered(test))]
     inputs = [InputFile(str(file), split) for file, split in zip(files, ("train", "test"), strict=True)]
-    return validate(inputs, budget or PromptBudget(), **options)
+    return validate_files(inputs, budget or PromptBudget(), **options)
 
 
 def test_clean_files_have_no_findings(folder, checkpoint):
@@ -210,7 +210,7 @@ def test_leaked_questions_without_images_are_errors_and_with_images_notes(folder
 )
 def test_rows_of_one_file_are_divided_by_their_split(folder, splits, leaks, checked):
     rows = [row | {"image": "1.png", "split": split} for row, split in zip(numbered(TRAIN)[3:5], splits, strict=True)]
-    report = validate([InputFile(str(write(folder / "f.jsonl", rows)))], PromptBudget())
+    report = validate_files([InputFile(str(write(folder / "f.jsonl", rows)))], PromptBudget())
     assert [finding.problem for finding in report.findings] == [Problem.LEAKED_IMAGE] * leaks
     assert (len(report.unchecked) == 1) == checked
 
@@ -220,13 +220,13 @@ def test_the_split_of_a_file_overrides_that_of_its_rows(folder):
     (finding,) = validated(folder, rows, [TEST[0] | {"image": "1.png"}]).findings
     assert finding.problem is Problem.LEAKED_IMAGE
     path = write(folder / "f.jsonl", rows)
-    assert not validate([InputFile(str(path), "train")], PromptBudget()).findings
+    assert not validate_files([InputFile(str(path), "train")], PromptBudget()).findings
 
 
 def test_repeated_files_raise(folder):
     path = str(write(folder / "f.jsonl", numbered(TRAIN)))
     with pytest.raises(ValueError, match=r"f\.jsonl is given twice; name each file once"):
-        validate([InputFile(path, "train"), InputFile(str(folder / "." / "f.jsonl"), "test")], PromptBudget())
+        validate_files([InputFile(path, "train"), InputFile(str(folder / "." / "f.jsonl"), "test")], PromptBudget())
 
 
 def test_token_counts_match_the_prompts(folder, checkpoint):

@@ -71,7 +71,7 @@ def digests(folder: Path, dtype: str | None) -> dict[str, str]:
     """Computes the SHA-256 of every weight in Hugging Face's layout, from the files."""
     if (folder / MANIFEST).exists():
         return hf.digests(hf.hub_tensors(hf.load(folder, param_dtype=dtype)[1]))
-    tied = hf.read_config(folder).tie_word_embeddings
+    tied = hf.read_model_config(folder).tie_word_embeddings
     return hf.digests(
         (name, tensor) for name, tensor in hf.read_tensors(folder, dtype) if not (tied and name == hf.HEAD)
     )

@@ -121,12 +121,12 @@ def annotate_from_golds(data: ConvertedData) -> ConvertedData:
         path = row.images[0] if row.images else ""
         if row.task is Task.DETECTION and row.kind is Kind.OPEN and row.frame and path not in data.images:
             known = images.get(path, AnnotatedImage(path, row.frame))
-            objects = tuple(("", box) for box in gold_boxes(row))
+            objects = tuple(("", box) for box in list_gold_boxes(row))
             images[path] = replace(known, objects=tuple(dict.fromkeys((*known.objects, *objects))))
     return replace(data, images={**images, **data.images})
 
 
-def gold_boxes(row: Row) -> list[Box]:
+def list_gold_boxes(row: Row) -> list[Box]:
     """Returns the right boxes of an open detection row.
 
     Raises:
@@ -166,7 +166,7 @@ def _box_candidates(row: Row, num_wrong: int, data: ConvertedData, seed: int) ->
     image = data.images.get(row.images[0])
     if image is None or row.frame is None:
         return "the size of the image is unknown"
-    golds = gold_boxes(row)
+    golds = list_gold_boxes(row)
     gold = image_negatives.choose_box(golds, seed, row.id, "gold")
     if not image_negatives.is_large_enough(gold, row.frame):
         return "the box is too small to be told from others"

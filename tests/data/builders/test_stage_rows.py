@@ -161,11 +161,11 @@ def test_the_reward_of_the_open_row_accepts_a_proposed_answer_iff_yes(data, judg
 def test_wrong_boxes_overlap_neither_the_gold_nor_each_other(data, judged, chosen):
     open_rows = {row.id: row for row in data.rows}
     for row in of_task(judged.rows, Task.DETECTION):
-        gold = stage_rows.gold_boxes(open_rows[row.id.removesuffix("-judge")])
+        gold = stage_rows.list_gold_boxes(open_rows[row.id.removesuffix("-judge")])
         iou = image_negatives.pairwise_iou(row.boxes, gold).max()
         assert iou == 1 if row.solution == "yes" else iou < 0.3
     for row in of_task(chosen.rows, Task.DETECTION):
-        gold = stage_rows.gold_boxes(open_rows[row.id.removesuffix("-choice")])
+        gold = stage_rows.list_gold_boxes(open_rows[row.id.removesuffix("-choice")])
         right = ascii_uppercase.index(row.solution)
         iou = image_negatives.pairwise_iou(row.boxes, gold).max(axis=1)
         assert iou[right] == 1
@@ -180,7 +180,7 @@ def test_other_objects_of_the_category_are_the_first_negatives(data, judged):
         if row.solution == "no":
             image = data.images[row.images[0]]
             dogs = {box for label, box in image.objects if label == "dog"}
-            (gold,) = stage_rows.gold_boxes(open_rows[row.id.removesuffix("-judge")])
+            (gold,) = stage_rows.list_gold_boxes(open_rows[row.id.removesuffix("-judge")])
             assert set(row.boxes) == dogs - {gold}
 
 
