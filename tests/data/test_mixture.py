@@ -83,8 +83,8 @@ def test_a_yaml_has_the_weight_of_its_source(tmp_path):
     other = write(tmp_path / "b.jsonl", [row(n, id=f"b{n}") for n in range(2)])
     (tmp_path / "mix.yml").write_text("train_datasets:\n  - {json_path: a.jsonl}\n")
     sources = [Source(str(tmp_path / "mix.yml"), weight=3), Source(other, weight=1)]
-    found = load_mixture([Stage("one", sources)], 0, Data(), 0)
-    assert [part.weight for part in found.sources] == [0.75, 0.25]
+    mixture = load_mixture([Stage("one", sources)], 0, Data(), 0)
+    assert [source.weight for source in mixture.sources] == [0.75, 0.25]
 
 
 @pytest.mark.parametrize("text", ["a: [", "rows: 3", "train_datasets: [a.jsonl]"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,11 @@ from PIL import Image
 
 from currreft_jax.data.builders.converter import DatasetSource
 from currreft_jax.data.fields import Fields
-from currreft_jax.data.images import FORMATS, MAX_FILE_PIXELS
+from currreft_jax.data.images import DECODE_ERRORS, FORMATS, MAX_FILE_PIXELS
 from currreft_jax.structs import Frame
 
 _EXIF_ORIENTATION = 0x0112
 _ROTATED = (5, 6, 7, 8)  # orientations that swap width and height
-# Raised by Pillow for damaged headers.
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError),
-    *(struct.error, Image.DecompressionBombError),
-)
 
 
 def read_upright_size(image: Path | bytes, record: Fields) -> Frame:
@@ -36,7 +30,7 @@ def read_upright_size(image: Path | bytes, record: Fields) -> Frame:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as opened:
             width, height = opened.size
             rotated = opened.getexif().get(_EXIF_ORIENTATION, 1) in _ROTATED
-    except _DAMAGE as error:
+    except DECODE_ERRORS as error:
         record.refuse(f"{name} is not a readable image ({error}); fetch it again")
     if width * height > MAX_FILE_PIXELS:
         record.refuse(f"{name} has {width} x {height} pixels, more than {MAX_FILE_PIXELS:,}; shrink it first")
