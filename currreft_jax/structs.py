@@ -28,16 +28,16 @@ import numpy as np
 from currreft_jax.config import Kind, Task
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int32, UInt8, UInt32
+    from jaxtyping import Bool, Float, Float32, Int32, UInt8, UInt32
 
 Array = Any  # NumPy's on the host, JAX's on the device
 
-PADDING = -1  # in an array of indices or ids: nothing is here
+PADDING = -1  # in an array of indices or ids
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The pixel frame that coordinates refer to.
+    """The pixel frame of coordinates.
 
     Attributes:
         width: pixels along x.
@@ -165,20 +165,20 @@ class Rollout:
     """The completions of a batch of prompts.
 
     Attributes:
-        tokens: int32 `[P, G, T]`, padded on the right.
-        mask: bool `[P, G, T]`, true up to a completion's first end token, that included.
-        logprobs: fp32 `[P, G, T]`, of the tokens when they were drawn, before top-k and top-p; 0 behind the end.
-        entropies: fp32 `[P, G, T]`, of the distributions that they are of, in nats; likewise.
-        lengths: int32 `[P, G]`, tokens with their end token.
-        finished: bool `[P, G]`, false where the token limit cut the completion off.
+        tokens: padded on the right.
+        mask: true up to and including a completion's first stop token.
+        logprobs: of the sampled tokens, before top-k and top-p; 0 after the end.
+        entropies: of the distributions that the tokens were sampled from, in nats; 0 after the end.
+        lengths: number of tokens, with the stop token.
+        finished: false where the token limit cut the completion off.
     """
 
-    tokens: Array
-    mask: Array
-    logprobs: Array
-    entropies: Array
-    lengths: Array
-    finished: Array
+    tokens: Int32[Array, "P G T"]
+    mask: Bool[Array, "P G T"]
+    logprobs: Float32[Array, "P G T"]
+    entropies: Float32[Array, "P G T"]
+    lengths: Int32[Array, "P G"]
+    finished: Bool[Array, "P G"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +186,14 @@ class GrpoTargets:
     """Constants of the GRPO loss for the completions of a `GroupBatch`.
 
     Attributes:
-        advantages: fp32 `[P, G]`.
-        old_logprobs: fp32 `[P, G, T]`, as the sampler reported them.
-        ref_logprobs: fp32 `[P, G, T]`, of the frozen reference; None without a KL penalty.
+        advantages: of the completions.
+        old_logprobs: as the sampler reported them.
+        ref_logprobs: of the frozen reference; None without a KL penalty.
     """
 
-    advantages: Array
-    old_logprobs: Array
-    ref_logprobs: Array | None
+    advantages: Float32[Array, "P G"]
+    old_logprobs: Float32[Array, "P G T"]
+    ref_logprobs: Float32[Array, "P G T"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class Boxes:
 
     Attributes:
         corners: float64 `[n, 4]`, (x1, y1, x2, y2) in pixels, 0-based and half-open.
-        frame: None where the size of the image is unknown.
+        frame: None if the size of the image is unknown.
     """
 
     corners: np.ndarray
@@ -215,7 +215,7 @@ class Turn:
 
     Attributes:
         role: system, user or assistant.
-        text: each `<image>` in it stands for the row's next image.
+        text: each `<image>` marks the row's next image.
     """
 
     role: str
@@ -227,21 +227,21 @@ class Row:
     """One question with its gold answer.
 
     Attributes:
-        id: what an error about this row calls it, and what its randomness is keyed by.
-        task: what it asks about.
-        kind: how it wants its answer.
-        problem: the question, without the prompt's instructions. `{box:0}` in it, or in an option, stands for the first
-            of `boxes`, written as the model sees it.
+        id: names the row in error messages, and seeds its completions.
+        task: subject of the question.
+        kind: format of the answer.
+        problem: the question, without the prompt's instructions. `{box:0}`, in it or in an option, is replaced by the
+            first of `boxes`, in the frame that the model sees.
         solution: the gold answer, bare or inside `<answer>` tags; boxes in pixels of `frame`.
         images: paths.
-        options: texts of a choice row's options, lettered A, B, C and so on; empty where only the problem lists them.
+        options: texts of a choice row's options, lettered A, B, C and so on; empty if only the problem lists them.
         multiple: whether a choice row may have several right options.
         frame: frame of the boxes in `solution` and `boxes`.
-        boxes: (x1, y1, x2, y2) that the texts refer to, in pixels of `frame`, 0-based and half-open.
+        boxes: (x1, y1, x2, y2) of boxes in the texts, in pixels of `frame`, 0-based and half-open.
         messages: the conversation of a chat row, which has neither problem nor solution.
-        source: the data set that it comes from.
-        split: the part of it.
-        origin: its licence and where it was published.
+        source: name of the data set.
+        split: of the data set.
+        origin: licence and publication of the data set.
     """
 
     id: str
@@ -262,12 +262,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model wrote.
+    """One answer of the model.
 
     Attributes:
         text: without the end token.
-        num_tokens: None where nobody counted.
-        finished: False when the token limit cut it off.
+        num_tokens: None if unknown.
+        finished: False if the token limit cut it off.
     """
 
     text: str
@@ -276,7 +276,7 @@ class Completion:
 
 
 class Reason(StrEnum):
-    """Why a completion earned nothing, or less than it could.
+    """Reason for a reward of zero, or below the maximum.
 
     | reason | meaning |
     |---|---|
@@ -297,8 +297,8 @@ class Reason(StrEnum):
     | not_equal | another answer than the gold one |
     | unparsable | math-verify cannot read it |
     | timeout | beyond a limit of time, memory, length or nesting |
-    | too_long, repeats | what a penalty is for |
-    | unrewarded | for a user's reward to give |
+    | too_long, repeats | a penalty |
+    | unrewarded | given by rewards of one's own |
     """
 
     TRUNCATED = "truncated"
@@ -325,11 +325,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one reward says of one completion.
+    """One reward of one completion.
 
     Attributes:
         value: within the reward's declared range.
-        reason: never None where the value is 0 and could have been more.
+        reason: never None for a value of 0 that could have been more.
     """
 
     value: float
@@ -338,7 +338,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the completions of a batch earned.
+    """The rewards of a batch of completions.
 
     Attributes:
         total: float64 `[P, G]`, the weighted sum of the parts.

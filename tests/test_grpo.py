@@ -142,7 +142,7 @@ def test_a_completion_is_drawn_again_by_the_policy_that_drew_it(whole, place):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("4.jsonl:1:1", r"step 4 was drawn by the policy after step 3, and .* has \[2, 4\]"),
+        ("4.jsonl:1:1", r"step 4 was sampled by the policy after step 3, and .* has \[2, 4\]"),
         ("1.jsonl:9:1", "has lines 1 to 8, not 9"),
         ("1.jsonl:1:5", r"1\.jsonl:1 has completions 1 to 4, not 5"),
         ("1.jsonl:1", "is no FILE:LINE:G"),
@@ -415,7 +415,7 @@ def vars_of(config: Config, **values) -> None:
         ),
         (lambda c: setattr(c.grpo, "minibatches", 3), "grpo.minibatches is 3; it takes a number that"),
         (lambda c: setattr(c.grpo, "kl_coef", -1.0), r"grpo.kl_coef is -1\.0; it takes 0 or more"),
-        (lambda c: setattr(c.stages[0], "promote_above", 0.5), "promote_above is 0.5; it takes 1, or a share beside"),
+        (lambda c: setattr(c.stages[0], "promote_above", 0.5), "promote_above is 0.5; it takes 1, or a share with"),
         (
             lambda c: setattr(c, "method", Method.SFT) or setattr(c, "loss_average", LossAverage.CONSTANT),
             "loss_average",

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,9 @@ from currreft_jax.data.packing import BatchShape, collate, slots_per_shard
 from currreft_jax.models.logprobs import VocabMask
 from currreft_jax.models.sampling import sample_token
 from currreft_jax.sampling import sampler as module
+from currreft_jax.structs import Rollout
 from tests import tiny
+from tests.test_shapes import check
 
 G, T = 3, 24
 EXACT = Sampling(
@@ -86,6 +89,11 @@ def drawn(world):
 
 
 # ---------------------------------------------------------------------------------------------------------- the drawn
+
+
+def test_a_rollout_has_the_annotated_shapes(drawn):
+    with jaxtyping.jaxtyped("context"):
+        assert check(drawn, Rollout, "rollout") == 6
 
 
 def test_completions_end_with_their_first_end_token_or_at_the_limit(world, drawn):
@@ -436,5 +444,5 @@ def test_a_misspelt_setting_a_long_prompt_and_a_foreign_tokenizer_are_refused(wo
         cr.sample(*world, EXACT, grop_size=3)
     with pytest.raises(ValueError, match=r"prompt_lengths: \d+ needed, but the largest bucket is 8"):
         cr.sample(*world, EXACT, prompt_lengths=(8,))
-    with pytest.raises(ValueError, match=r"may draw 270 tokens, but the tokenizer of .* knows 264"):
+    with pytest.raises(ValueError, match=r"may sample 270 tokens, but the tokenizer of .* knows 264"):
         cr.sample(replace(model, tokenizer_size=None), parameters, processor, prompts, EXACT)

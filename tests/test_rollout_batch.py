@@ -3,16 +3,19 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
 from currreft_jax.config import AdvantageScale, Config, Data, Grpo, LossAverage, Method, Sampling, Stage
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.structs import GrpoTargets
 from currreft_jax.training import grpo
 from currreft_jax.training.losses import group_advantages
 from currreft_jax.training.update import TrainState, UpdatePrograms
 from tests import tiny
 from tests.recorded import Recorded, context_of, numbers_of
+from tests.test_shapes import check
 
 P, G, T, LONGEST = 16, 3, 8, 16  # the rollout ended before the token limit
 
@@ -98,6 +101,8 @@ def test_every_row_keeps_what_belongs_to_it_and_every_token_counts_its_share(
                 prompt = rollout.prompts[number]
                 np.testing.assert_array_equal(group.prompts.tokens[row, : len(prompt)], prompt)
             np.testing.assert_array_equal(group.tokens, rollout.tokens[numbers])
+            with jaxtyping.jaxtyped("context"):
+                assert check(targets, GrpoTargets, "targets") == 3
             np.testing.assert_array_equal(targets.advantages, advantages[numbers])
             np.testing.assert_array_equal(targets.old_logprobs, rollout.logprobs[numbers])
             np.testing.assert_array_equal(targets.ref_logprobs, -0.5 * rollout.tokens[numbers])

@@ -14,11 +14,20 @@ import pytest
 
 from currreft_jax.data.processor import load as load_processor
 from currreft_jax.models.qwen2_5_vl import token_logprobs
-from currreft_jax.structs import GroupBatch, ImagePatches, PackedImages, Prefix, Prompt, PromptBatch
+from currreft_jax.structs import (
+    GroupBatch,
+    GrpoTargets,
+    ImagePatches,
+    PackedImages,
+    Prefix,
+    Prompt,
+    PromptBatch,
+    Rollout,
+)
 from tests import tiny
 from tests.groups import batch_of
 
-STRUCTS = (GroupBatch, ImagePatches, PackedImages, Prefix, Prompt, PromptBatch)
+STRUCTS = (GroupBatch, GrpoTargets, ImagePatches, PackedImages, Prefix, Prompt, PromptBatch, Rollout)
 
 
 def annotations_of(annotated) -> dict:

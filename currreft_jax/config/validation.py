@@ -129,7 +129,7 @@ def _validate_stage(config: Config, stage_index: int) -> None:
             not has_gate or (bool(stage.held_out) and config.logging.evaluate_every > 0),
             "promote_above",
             stage.promote_above,
-            "1, or a share beside held_out rows and logging.evaluate_every",
+            "1, or a share with held_out rows and logging.evaluate_every",
         ),
         (
             not has_gate or bool(config.rewards.weights.get("accuracy")),

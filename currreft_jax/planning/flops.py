@@ -1,7 +1,7 @@
 """Matmul FLOPs of a program, counted in its jaxpr.
 
 XLA counts the body of a scan once, however often it runs, so its count for a scanned model is that of one layer. Here a
-body counts once per iteration. Only matrix products count; everything else is negligible beside them.
+body counts once per iteration. Only matrix products count; everything else is negligible.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def start(
     """
     if model.vocab_mask.tokenizer_size > processor.tokenizer_size:
         raise ValueError(
-            f"the model may draw {model.vocab_mask.tokenizer_size} tokens, but the tokenizer of {processor.folder}"
+            f"the model may sample {model.vocab_mask.tokenizer_size} tokens, but the tokenizer of {processor.folder}"
             f" knows {processor.tokenizer_size}: load both from one folder, or set the model's tokenizer_size"
         )
     spec = sampler_spec(model, settings, processor.eos_token_ids)

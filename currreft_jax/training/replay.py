@@ -105,9 +105,8 @@ def _policy_before(
     steps = saved_steps(stage_dir)
     if step - 1 not in steps:
         raise ValueError(
-            f"step {step} was drawn by the policy after step {step - 1}, and {stage_dir / CHECKPOINTS} has {steps}:"
-            " completions of step 1 and of the steps behind these can be drawn again; logging.save_every and keep_last"
-            " decide which"
+            f"step {step} was sampled by the policy after step {step - 1}, and {stage_dir / CHECKPOINTS} has {steps}:"
+            " step 1 and the step after each checkpoint can be replayed; logging.save_every and keep_last set which"
         )
     return load_checkpoint(config.model, stage_dir / CHECKPOINTS / str(step - 1), processor, mesh)
 
