@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -23,7 +23,7 @@ class Recorded:
 
     Attributes:
         prompts: tokens of each prompt, text alone.
-        tokens: int32 `[P, G, T]`; behind a completion's end stands anything.
+        tokens: int32 `[P, G, T]`; arbitrary after the end of a completion.
         lengths: `[P, G]`.
         finished: bool `[P, G]`.
         logprobs: fp32 `[P, G, T]`, the sampler's.
@@ -49,8 +49,15 @@ class Recorded:
         ]
 
     def first(self, count: int) -> Recorded:
-        """Of the first prompts alone."""
-        return Recorded(*(getattr(self, field.name)[:count] for field in fields(self)))
+        """Returns the first `count` prompts with their completions."""
+        return Recorded(
+            self.prompts[:count],
+            self.tokens[:count],
+            self.lengths[:count],
+            self.finished[:count],
+            self.logprobs[:count],
+            self.rewards[:count],
+        )
 
     def stands_in(self, monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
         """Replaces the module's sampler and its rewards."""
