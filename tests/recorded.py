@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +26,7 @@ class Recorded:
 
     Attributes:
         prompts: tokens of each prompt, text alone.
-        tokens: int32 `[P, G, T]`; anything after a completion's end.
+        tokens: int32 `[P, G, T]`; arbitrary after the end of a completion.
         lengths: `[P, G]`.
         finished: bool `[P, G]`.
         logprobs: fp32 `[P, G, T]`, the sampler's.
@@ -52,8 +52,15 @@ class Recorded:
         ]
 
     def first(self, count: int) -> Recorded:
-        """Of the first prompts alone."""
-        return Recorded(*(getattr(self, field.name)[:count] for field in fields(self)))
+        """Returns the first `count` prompts with their completions."""
+        return Recorded(
+            self.prompts[:count],
+            self.tokens[:count],
+            self.lengths[:count],
+            self.finished[:count],
+            self.logprobs[:count],
+            self.rewards[:count],
+        )
 
     def replace_sampling(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Replaces the sampler and the rewards of `grpo_step`."""

@@ -113,7 +113,7 @@ def test_adafactor_decays_by_the_scheduled_rate():
 
 
 def test_gradients_are_scaled_down_to_their_largest_norm():
-    # Beside an eps of 1 the first step of Adam is g / (g + 1); 400 values of norm 1 are 1 / 20 each.
+    # With an eps of 1 the first step of Adam is g / (g + 1); 400 values of norm 1 are 1 / 20 each.
     settings = Optimizer(learning_rate=1.0, eps=1.0, max_grad_norm=1.0)
     np.testing.assert_allclose(first_move(settings, weight=2.0, slope=1e3, size=400), -1 / 21, rtol=1e-5)
     np.testing.assert_allclose(first_move(settings, weight=2.0, slope=0.01, size=400), -0.01 / 1.01, rtol=1e-5)

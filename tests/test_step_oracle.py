@@ -41,7 +41,7 @@ OPTIMIZER = Optimizer(
     weight_decay=0.1,
     b1=0.8,
     b2=0.9,
-    eps=0.03,  # of the gradients' size: beside a small one Adam divides rounding by rounding
+    eps=0.03,  # the size of the gradients: with a small eps Adam divides rounding errors by each other
     max_grad_norm=0.5,
     freeze_vision=True,
     freeze_merger=True,
@@ -130,7 +130,7 @@ def plain_slope(params, tokens, start, slopes):
 def plain_sequences(rollout, rows):
     """Prompt and completion of each row, where the completion starts, and its place `[row, g]`.
 
-    Tokens behind it, so that one program reads all sequences, are seen by none before them.
+    Zeros pad all sequences to one length; causal attention keeps them out of what is compared.
     """
     for p, g in np.ndindex(len(rows), G):
         prompt = rollout.prompts[rows[p]]
@@ -194,7 +194,7 @@ def plain_gradient(params, reference, rollout, rows, config):
 
 
 def plain_adamw(params, gradient, norm, moments, index, updates):
-    """AdamW behind clipping by the norm of all leaves, at a rate that falls from update 0 to 0 behind the last one."""
+    """Clips by the global norm, then AdamW at a rate that falls linearly to 0 after the last update."""
     settings = OPTIMIZER
     share, rate = min(1, settings.max_grad_norm / norm), settings.learning_rate * (1 - index / updates)
 
@@ -213,7 +213,7 @@ def plain_adamw(params, gradient, norm, moments, index, updates):
 
 
 def plain_step(params, reference, rollout, config):
-    """The parameters behind a step, the gradient of its first minibatch, and its metrics."""
+    """The parameters after a step, the gradient of its first minibatch, and its metrics."""
     minibatches = np.split(np.arange(len(rollout.prompts)), config.grpo.minibatches) * config.grpo.num_updates
     moments = (jax.tree.map(np.zeros_like, params),) * 2
     gradients, metrics = [], []
@@ -294,7 +294,7 @@ def programs_of(model, minibatches: int, num_updates: int):
 
 
 def assert_close(found, wanted, rtol, rounding=None):
-    """Every leaf, beside its largest element; `rounding` is what each may err by whatever it is."""
+    """Compares each leaf relative to its largest element; `rounding` is an absolute tolerance for each leaf."""
     floors = jax.tree.map(lambda leaf: 0.0, wanted) if rounding is None else rounding
     for (path, leaf), floor in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(floors), strict=True):
         own = found
