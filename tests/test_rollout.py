@@ -414,7 +414,7 @@ def test_compaction_leaves_out_what_has_finished(world, monkeypatch):
     [
         ({"group_size": 0}, "sampling.group_size is 0; it takes 1 or more"),
         ({"temperature": -1.0}, "sampling.temperature is -1.0; it takes 0, for the likeliest token"),
-        ({"temperature": 0.0, "top_k": 5}, "sampling.temperature is 0.0; it takes a positive number beside"),
+        ({"temperature": 0.0, "top_k": 5}, "sampling.temperature is 0.0; it takes a positive number with"),
         ({"top_p": 0.0}, r"sampling.top_p is 0.0; it takes a probability in \(0, 1\]"),
         ({"mesh": (-1, -1)}, r"sampling.mesh is \(-1, -1\); it takes \(data, tensor\), of which one may be -1"),
         ({"ladder": (0.2, 0.5)}, "sampling.ladder is .* it takes falling shares"),
