@@ -26,6 +26,7 @@ from currreft_jax.runtime.sharding import data_shards, make_mesh, path_of
 from currreft_jax.structs import Prompt
 from tests import tiny
 from tests.groups import batch_of, fused_logprobs, group_logprobs
+from tests.marks import quick
 
 # The 7B's from its published index (16,584,333,312 bytes of bf16); the others counted by PyTorch on its meta device.
 PARAMETERS = {"3b": 3_754_622_976, "7b": 16_584_333_312 // 2, "32b": 33_452_718_336, "72b": 73_410_777_344}
@@ -242,7 +243,12 @@ def test_other_images_in_the_same_shape_do_not_recompile(checkpoint):
     assert score._cache_size() == 1
 
 
-@pytest.mark.parametrize("sizes", [(4, 4, 4), (3, 2, 4, 2), (1, 4, 1), (4, 3, 3), (4,), (3,)])
+OTHER_IMAGES = [(4, 4, 4), (1, 4, 1), (4, 3, 3), (4,), (3,)]
+
+
+@pytest.mark.parametrize(
+    "sizes", [(3, 2, 4, 2), *(pytest.param(rows, marks=pytest.mark.slow) for rows in OTHER_IMAGES)]
+)
 def test_attention_within_images_equals_masked_dense_attention(sizes):
     """In rows of four slots: images within a row, across one border, and across both."""
     key = jax.random.key(0)
@@ -301,7 +307,7 @@ def test_scores_are_never_transposed(axes, sources):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("completions", "length"), [(1, 11), (3, 7), (40, 2)])
+@pytest.mark.parametrize(("completions", "length"), quick([(3, 7), (1, 11), (40, 2)]))
 def test_attention_in_blocks_of_queries_equals_attention_at_once(monkeypatch, completions, length, dtype):
     rng = np.random.default_rng(0)
     shapes = (2, completions, length, 2, 3, 8), (2, 9, 2, 8), (2, completions, length, 2, 8)
@@ -399,7 +405,10 @@ def on_one_device(sharded_group):
     return logprobs_and_gradients(*sharded_group, make_mesh(devices=jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+OTHER_MESHES = [(8, 1, 1), (1, 8, 1), (1, 2, 4)]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in OTHER_MESHES)])
 def test_every_mesh_gives_the_same_logprobs_and_gradients(sharded_group, on_one_device, sizes):
     expected, expected_grads = on_one_device
     logprobs, grads = logprobs_and_gradients(*sharded_group, make_mesh(*sizes))

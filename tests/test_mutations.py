@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.marks import quick
+
 PACKAGE = Path(__file__).parent.parent / "currreft_jax"
 VISIBLE = 2e-4  # ten times the tolerance
 
@@ -133,6 +135,10 @@ MISTAKES = {
 }
 
 
+# One of each kind in the quick suite: towers, positions, packing, the group.
+QUICK = ("05 no windows", "10 rows and columns swapped", "13 completions positioned by index", "no biases")
+
+
 def golden_error(name: str, tmp_path: Path) -> float:
     files, states, test = (
         importlib.import_module(f"tests.{module}") for module in ("golden.files", "states", "test_golden")
@@ -195,6 +201,6 @@ def test_the_checks_are_silent_on_the_package_as_it_is(error_of, check):
     assert error_of(check) < 2e-5
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", quick(MISTAKES, QUICK.__contains__))
 def test_a_planted_mistake_shows(error_of, mistake):
     assert not error_of(*MISTAKES[mistake]) < VISIBLE  # NaN shows too

@@ -26,6 +26,7 @@ from currreft_jax.sampling import sampler
 from currreft_jax.training import grpo, trainer
 from currreft_jax.training.programs import StagePrograms, stage_programs
 from tests import tiny
+from tests.marks import quick
 from tests.test_grpo import config_of, rows  # noqa: F401 (a fixture)
 
 SPLIT = {"microbatches": 2, "mesh": MeshShape(1, 2, 4)}
@@ -122,8 +123,8 @@ def flops_and_unrolled(checkpoint: Path, monkeypatch, layers: int, remat: Remat)
     return zip(ours, [program.lower() for program in traced()], strict=True)
 
 
-@pytest.mark.parametrize("layers", [2, 4])
-@pytest.mark.parametrize("remat", Remat)
+@pytest.mark.parametrize("layers", quick([2, 4]))
+@pytest.mark.parametrize("remat", quick([Remat.BLOCK, Remat.DOTS, Remat.NONE]))
 def test_flops_equal_xlas_of_the_unrolled_model(checkpoint, monkeypatch, layers, remat):
     for ours, lowered in flops_and_unrolled(checkpoint, monkeypatch, layers, remat):
         assert ours == pytest.approx(lowered.cost_analysis()["flops"], rel=0.05)
@@ -266,7 +267,8 @@ class MemoryProbe:
         return device_bytes([x for x in arrays if jax.devices()[0] in x.sharding.device_set])
 
 
-@pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [False, True])
 def test_a_plan_predicts_the_bytes_before_each_program_of_a_run(checkpoint, rows, tmp_path, monkeypatch, split):  # noqa: F811
     config = config_of(checkpoint, rows, steps=1, **(SPLIT if split else {}))
     if split:
@@ -391,17 +393,20 @@ def test_the_peak_of_a_program_is_its_own_bytes_and_the_resident_ones():
 
 @pytest.mark.parametrize(
     ("gibibytes", "expected"),
-    [
-        (lambda name, config: 0, (1, Remat.NONE, 1, 1)),
-        (
-            lambda name, config: 3 * (name == "gradient" and config.model.remat is not Remat.BLOCK),
-            (1, Remat.BLOCK, 1, 1),
-        ),
-        (lambda name, config: 3 / config.microbatches if name == "gradient" else 0, (2, Remat.NONE, 1, 1)),
-        (lambda name, config: 3 if name == "prefix" and config.sampling.mesh[1] < 4 else 0, (1, Remat.NONE, 1, 4)),
-        (lambda name, config: 3 if config.mesh.tensor < 2 else 0, (1, Remat.NONE, 2, 1)),
-        (lambda name, config: 3, None),
-    ],
+    quick(
+        [
+            (lambda name, config: 0, (1, Remat.NONE, 1, 1)),
+            (
+                lambda name, config: 3 * (name == "gradient" and config.model.remat is not Remat.BLOCK),
+                (1, Remat.BLOCK, 1, 1),
+            ),
+            (lambda name, config: 3 / config.microbatches if name == "gradient" else 0, (2, Remat.NONE, 1, 1)),
+            (lambda name, config: 3 if name == "prefix" and config.sampling.mesh[1] < 4 else 0, (1, Remat.NONE, 1, 4)),
+            (lambda name, config: 3 if config.mesh.tensor < 2 else 0, (1, Remat.NONE, 2, 1)),
+            (lambda name, config: 3, None),
+        ],
+        2,
+    ),
 )
 def test_the_search_finds_the_fastest_settings_that_fit(checkpoint, monkeypatch, gibibytes, expected):
     config = config_of(checkpoint, checkpoint)

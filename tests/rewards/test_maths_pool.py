@@ -10,6 +10,7 @@ from currreft_jax.rewards import MathsPool, MathsPoolError, maths_pool
 from currreft_jax.rewards.maths import Comparison, parse_expression
 from currreft_jax.rewards.maths_pool import Outcome
 from currreft_jax.structs import Reason
+from tests.marks import quick
 
 LIMITS = Maths(workers=2, cpu_seconds=0.5)
 
@@ -27,7 +28,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("latex", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("latex", quick(HOSTILE.values(), 3), ids=HOSTILE.keys())
 def test_a_hostile_answer_is_stopped_and_other_verdicts_stand(latex):
     root = r"2\sqrt{3}"
     others = [Comparison(root, r"\sqrt{12}"), Comparison(root, r"\sqrt{13}"), Comparison(root, r"\foo{")]
