@@ -1,4 +1,4 @@
-"""Measure the phases of a GRPO step, and the gain from encoding each prompt once for its whole group.
+"""Measures the phases of a GRPO step, and the gain from encoding each prompt once for its whole group.
 
   python -m benchmarks.grpo_step [--size 2m 40m 3b] [--trl-python PYTHON] [--out grpo_step.json]
 
@@ -10,8 +10,8 @@ Random weights, image prompts, bf16, completions of equal length, KL penalty on.
   update     gradients and the optimizer's update
   unshared   reference and update with every prompt encoded once per completion
   compiled   programs compiled after the warm-up
-  TRL        a whole step of its GRPOTrainer on the same weights and prompts, alternating with ours, in that Python's
-             environment; peaks are of each process's resident memory
+  TRL        a whole step of its GRPOTrainer on the same weights and prompts, in turns with ours, in the environment of
+             that Python; peaks are of each process's resident memory
 """
 
 import argparse
@@ -105,7 +105,7 @@ def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, A
 
 
 class OurStep:
-    """Our GRPO step on fixed prompts; `seconds` and `unshared` collect the seconds of its phases."""
+    """Runs our GRPO step on fixed prompts; `seconds` and `unshared` collect the seconds of its phases."""
 
     def __init__(self, folder: Path, options: argparse.Namespace):
         model, params = cr.load_model(folder / "model", dtype="bfloat16", param_dtype="float32")
@@ -171,7 +171,7 @@ class OurStep:
 
 
 def _peak_bytes(pid: int) -> int:
-    """Peak resident memory of a process (Linux)."""
+    """Returns the peak resident memory of a process (Linux)."""
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 

@@ -1,4 +1,4 @@
-"""Measure the curriculum's gain in held-out reward over several seeds, with a control.
+"""Measures the curriculum's gain in held-out reward over several seeds, with a control.
 
   python -m benchmarks.learning --seeds 1 2 3 4 5 --out learning.json
   python -m benchmarks.learning --seeds 1 2 3 4 5 --shuffled      # a control that must not gain
@@ -85,7 +85,7 @@ def format_gains(seeds: list[dict[str, dict[str, float]]]) -> str:
 
 
 def shuffled_advantages(rewards: np.ndarray, *settings: Any) -> np.ndarray:
-    """Advantages of rewards that are permuted over all completions."""
+    """Computes advantages of rewards that are permuted over all completions."""
     permuted = np.random.default_rng(int(rewards.sum() * 1000)).permutation(rewards.ravel()).reshape(rewards.shape)
     return group_advantages(permuted, *settings)
 

@@ -1,4 +1,4 @@
-"""Run another engine in its own environment, for `benchmarks/rollout.py` and `benchmarks/grpo_step.py`.
+"""Runs another engine in its own environment, for `benchmarks/rollout.py` and `benchmarks/grpo_step.py`.
 
   python benchmarks/peers.py hf|vllm|trl FOLDER JOB
 
@@ -22,7 +22,7 @@ Job = dict[str, Any]
 
 
 def hf(folder: Path, job: Job) -> Callable[[], int]:
-    """Hugging Face `generate`, which repeats prompts and images G times."""
+    """Runs Hugging Face's `generate`, which repeats prompts and images G times."""
     import numpy as np
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
@@ -56,7 +56,7 @@ def hf(folder: Path, job: Job) -> Callable[[], int]:
 
 
 def vllm(folder: Path, job: Job) -> Callable[[], int]:
-    """VLLM with its own batching; the G samples of a prompt share its cache."""
+    """Runs vLLM with its own batching; the G samples of a prompt share its cache."""
     from PIL import Image
     from vllm import LLM, SamplingParams
 
@@ -86,7 +86,7 @@ def vllm(folder: Path, job: Job) -> Callable[[], int]:
 
 
 def trl(folder: Path, job: Job) -> Callable[[], int]:
-    """One step of TRL's GRPOTrainer, whose training loop runs in a thread and waits between steps."""
+    """Runs steps of TRL's GRPOTrainer, whose training loop runs in a thread and waits between steps."""
     import torch
     from datasets import Dataset, Features, Image, Value
     from transformers import TrainerCallback

@@ -1,9 +1,9 @@
-"""Throughput of the rewards on one core, in verdicts a second.
+"""Measures the throughput of the rewards on one core, in verdicts per second.
 
   python benchmarks/rewards.py [--seconds 2] [--out rewards.json]
 
-A verdict is one completion scored for accuracy and format. Answers of `math exact` are decided without math-verify,
-those of `math parsed` by one math-verify worker, without repetition.
+A verdict is one completion scored for accuracy and format. Answers of `math exact` are compared without
+math-verify, those of `math parsed` by one math-verify worker; all different.
 """
 
 import argparse
@@ -77,7 +77,7 @@ BATCHES = {
 
 
 def main() -> None:
-    """Print the table and write it."""
+    """Prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement (default %(default)s)")
     parser.add_argument("--out", type=Path, help="file for the table, as JSON")

@@ -1,4 +1,4 @@
-"""Measure the sampler's speed against the memory roofline, Hugging Face's `generate` and vLLM.
+"""Measures the sampler's speed against the memory roofline, Hugging Face's `generate` and vLLM.
 
   python benchmarks/rollout.py [--size 2m 40m 3b] [--hf-python PYTHON] [--vllm-python PYTHON] [--out rollout.json]
 
@@ -199,7 +199,7 @@ def _timed(run: Callable[[], int]) -> tuple[float, int]:
 def _prefix_seconds(
     model: Model, parameters: Any, processor: Any, prompts: list[Prompt], settings: Sampling, weights: Any, repeats: int
 ) -> tuple[float, float]:
-    """Seconds to the first token, with each prompt encoded once, and once per completion."""
+    """Measures the seconds to the first token, with each prompt encoded once, and once per completion."""
     one = replace(settings, max_new_tokens=1)
     shared = _seconds(lambda: sample(model, parameters, processor, prompts, one, weights=weights), repeats)
     repeated = [prompt for prompt in prompts for _ in range(settings.group_size)]
@@ -208,13 +208,13 @@ def _prefix_seconds(
 
 
 def _seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds, after one run that compiles."""
+    """Returns the median seconds, after one run that compiles."""
     jax.block_until_ready(run())
     return statistics.median(_timed(lambda: jax.block_until_ready(run()) and 0)[0] for _ in range(repeats))
 
 
 def _bytes_per_step(model: Model, weights: Any, prompts: list[Prompt], settings: Sampling) -> float:
-    """Mean bytes that a decoding step must read: weights, each prompt's KV cache once, each completion's own."""
+    """Returns the mean bytes a decoding step must read: weights, each prompt's KV cache once, each completion's own."""
     config, width = model.config, jnp.dtype(settings.cache.value).itemsize
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
     completions = len(prompts) * settings.group_size * (settings.max_new_tokens - 1) / 2
@@ -231,7 +231,7 @@ def _bandwidth() -> float:
 
 
 class PeerProcess:
-    """Another engine in a process of its own, idle between runs."""
+    """Runs another engine in a process of its own, idle between runs."""
 
     def __init__(self, name: str, python: str, folder: Path):
         script = Path(__file__).with_name("peers.py")

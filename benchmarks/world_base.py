@@ -1,10 +1,10 @@
-"""Accuracy and format of a model on the world's questions, by domain, kind and task.
+"""Measures accuracy and format of a model on the world's questions, by domain, kind and task.
 
   python -m benchmarks.world_base --world runs/world-0 --model runs/world_base-0/questions/model --out table.json
 
-Each row is answered once greedily and once at temperature 1. A base from which a curriculum can be learnt has, in
-domain and in every task, a greedy accuracy of at least .65 on judge rows, at least .40 on choice rows and .15 to .80 on
-open rows; .60 to .90 of its answers at temperature 1 earn the format reward.
+Each row is answered once greedily and once at temperature 1. A base fit for the curriculum has, in domain and in
+every task, a greedy accuracy of at least .65 on judge rows, at least .40 on choice rows and .15 to .80 on open rows;
+.60 to .90 of its answers at temperature 1 earn the format reward.
 """
 
 import argparse
@@ -34,7 +34,7 @@ TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 
 
 def main() -> None:
-    """Print the table and write it."""
+    """Prints the table and writes it."""
     options = _parser().parse_args()
     processor = cr.load_processor(options.model)
     model, params = cr.load_model(options.model, mesh=cr.make_mesh(devices=jax.devices()[:1]), dtype="float32")
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(model, params, processor, rows, pool: MathsPool) -> dict[str, float]:
-    """Return mean accuracy and format of the rows, greedy and at temperature 1."""
+    """Returns mean accuracy and format of the rows, greedy and at temperature 1."""
     world_template = load_template("world")
     examples = [make_example(row, processor, world_template, location=row.id) for row in tqdm(rows, leave=False)]
     prompts = [item.prompt for item in examples]
@@ -76,7 +76,7 @@ def measure(model, params, processor, rows, pool: MathsPool) -> dict[str, float]
 
 
 def complete(model, params, processor, prompts, temperature: float) -> list[Completion]:
-    """Return one completion of every prompt."""
+    """Returns one completion of every prompt."""
     settings = Sampling(
         group_size=1,
         max_new_tokens=32,
@@ -99,7 +99,7 @@ def complete(model, params, processor, prompts, temperature: float) -> list[Comp
 
 
 def format_cell(cell: dict[str, Any]) -> str:
-    """Format a cell as a line, marked if it misses a bound in domain."""
+    """Formats a cell as a line, marked if it misses a bound in domain."""
     low, high = BOUNDS[Kind(cell["kind"])]
     missed = not low <= cell["greedy"] <= high or not FORMAT_BOUNDS[0] <= cell["sampled_format"] <= FORMAT_BOUNDS[1]
     mark = "  missed" if missed and cell["domain"] == "test" else ""

@@ -1,1 +1,1 @@
-"""Settings of runs: `get_config(variant)` of each file returns them."""
+"""Settings of runs; `get_config(variant)` of each file returns a `Config`."""

@@ -1,4 +1,4 @@
-"""What every config shares: the variants, and which one a machine gets."""
+"""Variants and settings that the configs share."""
 
 import os
 import sys
@@ -23,23 +23,23 @@ from currreft_jax.config import (
 )
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
-WORLD = "runs/world"  # drawn there when it is first needed
-ROWS = "rows/paper"  # what `dataset build --recipe paper --out` was told, as docs/data.md has it
+WORLD = "runs/world"  # generated on first use
+ROWS = "rows/paper"  # `dataset build --recipe paper --out rows/paper`, as in docs/data.md
 TASKS = ("detection", "classify", "math")
 _HUB = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"}
 
 
-def chosen(variant: str | None) -> str:
-    """The variant asked for; without one 3b where the machine has an accelerator, or stands for one, else tiny.
+def resolve_variant(variant: str | None) -> str:
+    """Resolves a variant; None is 3b with an accelerator, attached or planned for, and tiny without one.
 
     Raises:
-        ValueError: there is no such variant, or it needs an accelerator that the machine lacks.
+        ValueError: no such variant, or this machine lacks the accelerator that the variant needs.
     """
     accelerated = ELSEWHERE in os.environ or any(glob(pattern) for pattern in _ACCELERATORS)
     if variant is None:
         variant = "3b" if accelerated else "tiny"
         has = "an" if accelerated else "no"
-        print(f"config: variant {variant}, as this machine has {has} accelerator", file=sys.stderr)
+        print(f"config: variant {variant}, because this machine has {has} accelerator", file=sys.stderr)
     if variant not in ("tiny", *_HUB):
         raise ValueError(f"no variant {variant!r}; write tiny, 3b or 7b after the colon")
     if variant in _HUB and not accelerated:
@@ -51,7 +51,7 @@ def chosen(variant: str | None) -> str:
 
 
 def base(name: str, variant: str) -> Config:
-    """The settings that do not depend on what is learnt."""
+    """Makes the settings that all methods share."""
     if variant == "tiny":
         return Config(
             name=f"{name}-{variant}",
@@ -64,7 +64,7 @@ def base(name: str, variant: str) -> Config:
 
 
 def grpo(name: str, variant: str) -> Config:
-    """The settings that all stages of reinforcement learning share: the paper's, or small ones for the world."""
+    """Makes the settings that all GRPO stages share: the paper's, or small ones for the world."""
     config = base(name, variant)
     config.method = Method.GRPO
     config.loss_average = LossAverage.SEQUENCE
@@ -89,7 +89,7 @@ def grpo(name: str, variant: str) -> Config:
 
 
 def stage(kind: Kind, variant: str, steps: int, tiny_steps: int) -> Stage:
-    """One stage of the curriculum: rows of one kind, all three tasks."""
+    """Makes a stage of the curriculum: rows of one kind, all three tasks."""
     name = {Kind.JUDGE: "stage1", Kind.CHOICE: "stage2", Kind.OPEN: "stage3"}[kind]
     if variant != "tiny":
         sources = [Source(f"{ROWS}/train/{kind.value}-{task}.jsonl") for task in TASKS]

@@ -1,11 +1,12 @@
-"""The curriculum: yes-or-no questions, then choices, then open answers, each stage from where the last one ended.
+"""The curriculum: yes/no questions, then choices, then open answers; each stage starts from the end of the last one.
 
 python -m currreft_jax.train --config=configs/curriculum.py
 
-As :tiny about ten minutes on two CPU cores; the README has what five seeds learnt. Not yet run as :3b or :7b.
+The variant :tiny takes about ten minutes on two CPU cores; the README has the results of five seeds. The variants :3b
+and :7b have not been run yet.
 
-The authors' scripts set no learning rate and so ran TRL's 1e-6 with a KL weight of 0.04 and 256 new tokens; the paper
-says 2e-5. `--config.optimizer.learning_rate=1e-6` is what they ran.
+The learning rate is the paper's, 2e-5. The authors' scripts set none and so ran TRL's 1e-6, with a KL weight of 0.04
+and 256 new tokens. `--config.optimizer.learning_rate=1e-6` sets their rate.
 """
 
 from configs import common
@@ -13,8 +14,8 @@ from currreft_jax.config import Config, Kind
 
 
 def get_config(variant: str | None = None) -> Config:
-    """The settings of a variant: tiny, 3b or 7b."""
-    variant = common.chosen(variant)
+    """Returns the settings of a variant: tiny, 3b or 7b."""
+    variant = common.resolve_variant(variant)
     config = common.grpo("curriculum", variant)
     config.stages = [
         common.stage(Kind.JUDGE, variant, 600, 80),

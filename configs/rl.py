@@ -1,4 +1,4 @@
-"""Reinforcement learning without a curriculum, the paper's baseline: open answers from the first step on.
+"""Reinforcement learning without a curriculum, a baseline of the paper: open answers from the first step on.
 
 python -m currreft_jax.train --config=configs/rl.py
 """
@@ -8,8 +8,8 @@ from currreft_jax.config import Config, Kind
 
 
 def get_config(variant: str | None = None) -> Config:
-    """The settings of a variant: tiny, 3b or 7b."""
-    variant = common.chosen(variant)
+    """Returns the settings of a variant: tiny, 3b or 7b."""
+    variant = common.resolve_variant(variant)
     config = common.grpo("rl", variant)
     config.stages = [common.stage(Kind.OPEN, variant, 2500, 240)]
     return config

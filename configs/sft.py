@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, the paper's baseline: the gold answers of open rows, vision tower frozen.
+"""Supervised fine-tuning, a baseline of the paper: gold answers of open rows, with the vision tower frozen.
 
 python -m currreft_jax.train --config=configs/sft.py:3b --config.stages[0].sources[0].file=rows.jsonl
 """
@@ -8,8 +8,8 @@ from currreft_jax.config import Config, Kind, Source, Stage
 
 
 def get_config(variant: str | None = None) -> Config:
-    """The settings of a variant: tiny, 3b or 7b."""
-    variant = common.chosen(variant)
+    """Returns the settings of a variant: tiny, 3b or 7b."""
+    variant = common.resolve_variant(variant)
     config = common.base("sft", variant)
     config.stages = [Stage("sft", [Source("rows.jsonl")], steps=2100, kinds=(Kind.OPEN, Kind.CHAT))]
     config.data.batch_size = 32

@@ -1,8 +1,8 @@
-"""Stage 1 of the curriculum alone: yes-or-no questions.
+"""Stage 1 of the curriculum alone: yes/no questions.
 
 python -m currreft_jax.train --config=configs/stage1.py
 
-`configs/curriculum.py` runs all three in one go.
+`configs/curriculum.py` runs all three stages.
 """
 
 from configs import common
@@ -10,8 +10,8 @@ from currreft_jax.config import Config, Kind
 
 
 def get_config(variant: str | None = None) -> Config:
-    """The settings of a variant: tiny, 3b or 7b."""
-    variant = common.chosen(variant)
+    """Returns the settings of a variant: tiny, 3b or 7b."""
+    variant = common.resolve_variant(variant)
     config = common.grpo("stage1", variant)
     config.stages = [common.stage(Kind.JUDGE, variant, 600, 80)]
     return config

@@ -2,8 +2,8 @@
 
 python -m currreft_jax.train --config=configs/stage2.py
 
-`configs/curriculum.py` runs all three in one go; this one goes on from the export of
-stage 1, and its reference is the base.
+It starts from the exported model of stage 1; its reference is the base model. `configs/curriculum.py` runs all three
+stages.
 """
 
 from configs import common
@@ -11,8 +11,8 @@ from currreft_jax.config import Config, Kind
 
 
 def get_config(variant: str | None = None) -> Config:
-    """The settings of a variant: tiny, 3b or 7b."""
-    variant = common.chosen(variant)
+    """Returns the settings of a variant: tiny, 3b or 7b."""
+    variant = common.resolve_variant(variant)
     config = common.grpo("stage2", variant)
     config.stages = [common.stage(Kind.CHOICE, variant, 500, 80)]
     config.grpo.reference_path = config.model.path

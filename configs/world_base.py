@@ -1,7 +1,7 @@
 """Pretraining of the embedded base: a small Qwen2.5-VL trained from scratch in the world.
 
-The first stage learns captions, the second one questions and text-only drills. `make base` runs both, in about 35
-minutes on two CPU cores; `make base SEED=1` makes another world and another base.
+The first stage trains on captions, the second on questions and text-only drills. `make base` runs both, in about 35
+minutes on two CPU cores; `make base SEED=1` generates another world and trains another base.
 """
 
 from configs import common
@@ -9,7 +9,7 @@ from currreft_jax.config import Config, Init, Schedule, Source, Stage
 
 
 def get_config(seed: str | None = None) -> Config:
-    """Return the settings for the world in `runs/world-SEED`."""
+    """Returns the settings for the world in `runs/world-SEED`."""
     if not (seed or "0").isdecimal():
         raise ValueError(f"no seed {seed!r}: write a number after the colon, or nothing for 0")
     world = f"runs/world-{seed or 0}"

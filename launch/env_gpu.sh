@@ -1,21 +1,21 @@
-# Settings for A800 (and A100) machines, each with its reason; sourced by the other files here.
-# One that is set already stays as it is; XLA_FLAGS are added to.
+# Settings for A800 (and A100) machines, with their reasons; sourced by the other scripts.
+# A variable that is already set keeps its value; XLA_FLAGS are extended.
 
-# Programs find the repository from any folder: configs/ and tools/ are not installed.
+# configs/ and tools/ are not installed: this lets programs find them from any folder.
 export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}"
-# JAX takes 75% by default; NCCL's buffers and the CUDA context need about 5 of 80 GB, so the rest is not left unused.
+# JAX's default is 75%. NCCL's buffers and the CUDA context need about 5 of 80 GB, so more can go to arrays.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.93}"
-# A run that is started again compiles nothing twice, if this folder is shared by the machines.
+# A restarted run compiles nothing twice, if all machines share this folder.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${HOME:-/tmp}/.cache/currreft_jax/xla}"
-# FSDP gathers the next layer's weights while this layer computes.
+# Gathers the next layer's weights (FSDP) while this layer computes.
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"
-# NVLink SHARP is of the H100's switches; NCCL need not look for it.
+# NVLink SHARP needs the H100's switches; NCCL need not look for them.
 export NCCL_NVLS_ENABLE="${NCCL_NVLS_ENABLE:-0}"
-# What NCCL cannot do is said, once; INFO tells which links it takes.
+# NCCL logs warnings; INFO also logs the links that it uses.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# NumPy's products take a thread for each core by default, and would compete with the threads that read images.
+# NumPy's matrix products use one thread per core by default, and would compete with the threads that read images.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
-# JAX's logs of C++ below errors hide the lines that matter.
+# C++ logs of JAX below errors hide the lines that matter.
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
-# Lines reach the log when they are written, those before a crash too.
+# Lines reach the log at once, also those before a crash.
 export PYTHONUNBUFFERED=1

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# N processes on this machine as one run, on simulated CPU devices: to try what several machines do.
+# One run of N processes on this machine, on simulated CPU devices, as if on several machines:
 #   launch/processes.sh 2 --config=configs/sft.py:tiny --workdir=runs/two
-# DEVICES (4) of each process; PROGRAM and PYTHON as in run.sh. Needs bash 5.1.
-# SIGTERM, SIGINT and SIGUSR1 ask all of them to save. When one fails it is named and the others are killed, and its
-# exit code is this script's; 75 where they were interrupted and saved.
+# DEVICES is the number of devices per process (4); PROGRAM and PYTHON as in run.sh. Needs bash 5.1.
+# SIGTERM, SIGINT and SIGUSR1 ask all processes to save. If a process fails, the script names it, kills the others and
+# exits with its code. Exit code 75: interrupted and saved.
 set -euo pipefail
 if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: launch/processes.sh N [ARGUMENTS OF THE PROGRAM]" >&2
@@ -14,16 +14,16 @@ shift
 python="${PYTHON:-python}"
 export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}"
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${DEVICES:-4}" NUM_PROCESSES=$count PYTHONUNBUFFERED=1
-# Where the processes share few cores one may compile minutes longer than another: XLA takes that for a hang after 40 s.
+# On few cores one process may compile minutes longer than another, which XLA takes for a hang after 40 s.
 export XLA_FLAGS="--xla_cpu_collective_call_terminate_timeout_seconds=600 ${XLA_FLAGS:-}"
 COORDINATOR_ADDRESS=127.0.0.1:$("$python" -c 'import socket; s = socket.create_server(("", 0)); print(s.getsockname()[1])')
 export COORDINATOR_ADDRESS
 
-declare -A number # of each process that runs
-tell() { [ ${#number[@]} -eq 0 ] || kill -s "$1" "${!number[@]}" 2>/dev/null || true; }
-trap 'tell TERM' TERM INT
-trap 'tell USR1' USR1
-trap 'tell KILL; wait' EXIT # until they are gone: a run that is started again at once finds the workdir free
+declare -A number # PROCESS_ID of each running process, by pid
+signal_all() { [ ${#number[@]} -eq 0 ] || kill -s "$1" "${!number[@]}" 2>/dev/null || true; }
+trap 'signal_all TERM' TERM INT
+trap 'signal_all USR1' USR1
+trap 'signal_all KILL; wait' EXIT # waits until they are gone: a run that restarts at once finds the workdir free
 
 for ((i = 0; i < count; i++)); do
     PROCESS_ID=$i "$python" -m "${PROGRAM:-currreft_jax.train}" "$@" &
@@ -33,7 +33,7 @@ code=0
 while [ ${#number[@]} -gt 0 ]; do
     ended='' ended_with=0
     wait -n -p ended "${!number[@]}" || ended_with=$?
-    [ -n "$ended" ] || continue # a signal came
+    [ -n "$ended" ] || continue # interrupted by a signal
     if [ "$ended_with" -ne 0 ] && [ "$ended_with" -ne 75 ]; then
         echo "processes.sh: process ${number[$ended]} (pid $ended) ended with $ended_with; the others are killed" >&2
         exit "$ended_with"

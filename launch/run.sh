@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One machine with all its devices, as one process:
+# One process on all devices of a machine:
 #   launch/run.sh --config=configs/sft.py:3b --workdir=runs/sft
-# PROGRAM (currreft_jax.train) and PYTHON (python) may be others. Exit code 75: interrupted and saved, start it again.
+# PROGRAM (currreft_jax.train) and PYTHON (python) can be set. Exit code 75: interrupted and saved; run it again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env_gpu.sh"
 

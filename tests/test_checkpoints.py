@@ -1,4 +1,4 @@
-"""A run's checkpoints: whole or refused, the newest kept."""
+"""A run's checkpoints: complete or refused, the latest kept."""
 
 from pathlib import Path
 
@@ -25,30 +25,30 @@ def fill(folder: Path, *steps: int, keep: int = 9, scores: dict[int, float] | No
     with Checkpoints(folder, keep) as checkpoints:
         for step in steps:
             items = {"params": tree(step), "more": tree(-step)}
-            checkpoints.save(step, items, {"place": step}, score=(scores or {}).get(step))
+            checkpoints.save(step, items, {"row": step}, score=(scores or {}).get(step))
 
 
-def test_the_newest_steps_are_kept_and_read(tmp_path):
+def test_latest_steps_are_kept_and_restored(tmp_path):
     fill(tmp_path / "c", 1, 2, 3, 4, keep=2)
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["3", "4"]
     with Checkpoints(tmp_path / "c", 2) as checkpoints:
-        step, items, about = checkpoints.restore({"params": abstract()})
-    assert (step, about) == (4, {"place": 4})
+        step, items, metadata = checkpoints.restore({"params": abstract()})
+    assert (step, metadata) == (4, {"row": 4})
     jax.tree.map(np.testing.assert_array_equal, items["params"], tree(4))
 
 
-def test_the_best_step_is_kept_beside_the_newest(tmp_path):
+def test_best_step_is_kept_with_the_latest(tmp_path):
     fill(tmp_path / "c", 1, 2, 3, 4, keep=1, scores={1: 0.1, 2: 0.9, 3: -0.2, 4: 0.3})
     fill(tmp_path / "c", 5, keep=1, scores={5: 0.5})
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "5"]
 
 
-def test_nothing_there_is_nothing(tmp_path):
+def test_an_empty_folder_restores_nothing(tmp_path):
     with Checkpoints(tmp_path / "c", 1) as checkpoints:
         assert checkpoints.restore({"params": abstract()}) is None
 
 
-def test_a_step_is_read_onto_another_mesh(tmp_path):
+def test_a_step_is_restored_onto_another_mesh(tmp_path):
     fill(tmp_path / "c", 1)
     sharding = NamedSharding(make_mesh(fsdp=8), P("fsdp"))
     wanted = {"a": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=sharding), "b": abstract()["b"]}
@@ -81,12 +81,12 @@ def empty(step: Path) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-def unexplained(step: Path) -> None:
+def damage_manifest(step: Path) -> None:
     (step / "manifest" / "metadata").write_text("{")
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_off, empty, unexplained])
-def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, damage, capsys):
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off, empty, damage_manifest])
+def test_a_damaged_step_is_reported_and_the_previous_one_restored(tmp_path, damage, capsys):
     fill(tmp_path / "c", 1, 2)
     damage(tmp_path / "c" / "2")
     with Checkpoints(tmp_path / "c", 9) as checkpoints:
@@ -94,14 +94,14 @@ def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, damage, c
         assert step == 1
         jax.tree.map(np.testing.assert_array_equal, items["params"], tree(1))
         assert f"{tmp_path}/c/2" in capsys.readouterr().err
-        checkpoints.save(2, {"params": tree(7), "more": tree()}, {})  # its place is free again
+        checkpoints.save(2, {"params": tree(7), "more": tree()}, {})  # the damaged step is out of the way
     with Checkpoints(tmp_path / "c", 9) as checkpoints:
         assert checkpoints.restore({"params": abstract()})[0] == 2
 
 
 @pytest.mark.parametrize("item", ["params", "more"])
-def test_a_flipped_bit_that_can_be_read_is_found_in_every_item(tmp_path, item, capsys):
-    noise = {"x": jax.random.normal(jax.random.key(0), (64, 64))}  # which is stored as it is: nothing to compress
+def test_a_flipped_bit_is_detected_in_every_item(tmp_path, item, capsys):
+    noise = {"x": jax.random.normal(jax.random.key(0), (64, 64))}  # does not compress
     items = {"params": noise, "more": noise}
     with Checkpoints(tmp_path, 9) as checkpoints:
         for step in (1, 2):
@@ -113,15 +113,15 @@ def test_a_flipped_bit_that_can_be_read_is_found_in_every_item(tmp_path, item, c
     assert f"{tmp_path}/2: the checksum of {item}/x does not match" in capsys.readouterr().err
 
 
-def test_all_damaged_is_an_error(tmp_path):
+def test_only_damaged_steps_are_an_error(tmp_path):
     fill(tmp_path / "c", 1)
     flip_a_bit(tmp_path / "c" / "1")
-    for _ in range(2):  # it stays one when the command is given again
+    for _ in range(2):  # also when the command is run again
         with Checkpoints(tmp_path / "c", 9) as checkpoints, pytest.raises(DamagedCheckpoint, match="no checkpoint in"):
             checkpoints.restore({"params": abstract(), "more": abstract()})
 
 
-def test_another_models_checkpoint_is_refused_and_left_alone(tmp_path):
+def test_another_models_checkpoint_is_refused_and_kept(tmp_path):
     fill(tmp_path / "c", 1)
     other = {**abstract(), "d": abstract()["a"]}
     with Checkpoints(tmp_path / "c", 9) as checkpoints, pytest.raises(ValueError, match=r"another model.*params/d"):

@@ -1,4 +1,4 @@
-"""Which checkpoints are read, and which are refused by name."""
+"""Parsing of config.json: supported models round-trip, others are refused by name."""
 
 import json
 from dataclasses import replace
@@ -58,7 +58,7 @@ PUBLISHED_3B = {
 }
 
 
-def test_the_published_3b_is_read_and_written_as_published():
+def test_the_published_3b_round_trips():
     config = ModelConfig.from_hf(PUBLISHED_3B)
     assert config == PUBLISHED["3b"]
     written = json.loads(json.dumps(config.to_hf()))
@@ -67,16 +67,16 @@ def test_the_published_3b_is_read_and_written_as_published():
 
 
 @pytest.mark.parametrize("config", [tiny.CONFIG, tiny.UNTIED, *PUBLISHED.values()])
-def test_both_layouts_read_alike(config):
+def test_both_config_layouts_parse_equally(config):
     assert ModelConfig.from_hf(config.to_hf()) == ModelConfig.from_hf(nested(config.to_hf())) == config
 
 
-def test_a_quantisation_of_null_is_none():
+def test_a_null_quantization_config_is_accepted():
     assert ModelConfig.from_hf({**PUBLISHED_3B, "quantization_config": None}) == PUBLISHED["3b"]
 
 
-def test_fields_that_equal_the_class_defaults_may_be_left_out_of_the_vision_part():
-    """transformers 4.49 writes only the others."""
+def test_missing_vision_fields_take_the_class_defaults():
+    """transformers 4.49 writes only the fields that differ from them."""
     config = replace(PUBLISHED["7b"], vision=replace(PUBLISHED["7b"].vision, hidden_size=1280))
     flat = config.to_hf()
     flat["vision_config"] = {"hidden_size": 1280, "tokens_per_second": 2, "in_chans": 3, "model_type": "qwen2_5_vl"}
@@ -115,7 +115,7 @@ def test_fields_that_equal_the_class_defaults_may_be_left_out_of_the_vision_part
         ),
     ],
 )
-def test_anything_else_is_refused_by_name(change, message):
+def test_unsupported_configs_are_refused_by_name(change, message):
     with pytest.raises(UnsupportedModel, match=message):
         ModelConfig.from_hf({**PUBLISHED_3B, **change})
 

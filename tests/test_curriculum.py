@@ -1,4 +1,4 @@
-"""Held-out measurements and the decisions of the curriculum, by hand."""
+"""Held-out measurements and the decisions of the curriculum, against values by hand."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -16,45 +16,45 @@ from currreft_jax.training import evaluator
 from currreft_jax.training.batches import StageContext
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 
-SEEN = Measurement("stage1", 10, "stage1", 100, 1.5, 0.05, 0.8, 0.9, 80)
+BEST = Measurement("stage1", 10, "stage1", 100, 1.5, 0.05, 0.8, 0.9, 80)
 
 
-def test_wilsons_interval():
+def test_pass_interval_is_wilsons():
     # Agresti & Coull's example of 0 and 10 of 10, and R's prop.test(80, 100, correct=FALSE)
     assert pass_interval(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-4)
     assert pass_interval(10, 10) == pytest.approx((0.72247, 1.0), abs=1e-4)
     assert pass_interval(80, 100) == pytest.approx((0.7111708, 0.8666331), abs=1e-4)
 
 
-def test_promotion_wants_confidence():
-    assert is_promoted(SEEN, 0.7)
-    assert not is_promoted(SEEN, 0.75)
-    assert not is_promoted(SEEN, 1.0)
-    assert not is_promoted(dataclasses.replace(SEEN, passed=None), 0.0)
+def test_promotion_requires_confidence():
+    assert is_promoted(BEST, 0.7)
+    assert not is_promoted(BEST, 0.75)
+    assert not is_promoted(BEST, 1.0)
+    assert not is_promoted(dataclasses.replace(BEST, passed=None), 0.0)
 
 
-def test_a_stage_falls_only_beyond_chance_and_against_its_own_best():
-    worse = dataclasses.replace(SEEN, stage="stage2", reward=1.3)
-    assert regressed_from([SEEN, dataclasses.replace(SEEN, reward=1.4)], worse) == SEEN
-    assert regressed_from([SEEN], dataclasses.replace(worse, reward=1.37)) is None
+def test_regressions_are_significant_drops_from_the_best_measurement():
+    worse = dataclasses.replace(BEST, stage="stage2", reward=1.3)
+    assert regressed_from([BEST, dataclasses.replace(BEST, reward=1.4)], worse) == BEST
+    assert regressed_from([BEST], dataclasses.replace(worse, reward=1.37)) is None
     # Beyond 1.96 times the root of the summed squares, 0.139, and within 1.96 times the summed errors, 0.196.
-    assert regressed_from([SEEN], dataclasses.replace(worse, reward=1.34)) == SEEN
-    assert regressed_from([dataclasses.replace(SEEN, held_out="other")], worse) is None
+    assert regressed_from([BEST], dataclasses.replace(worse, reward=1.34)) == BEST
+    assert regressed_from([dataclasses.replace(BEST, held_out="other")], worse) is None
     assert regressed_from([], worse) is None
 
 
-def test_the_matrix_is_kept_in_a_file_and_goes_back(tmp_path):
+def test_the_matrix_is_saved_and_resumed(tmp_path):
     path = tmp_path / "curriculum.json"
     matrix = ForgettingMatrix(path, writes=True)
-    base = dataclasses.replace(SEEN, stage="", step=0, reward=1.0, greedy=1.2)
+    base = dataclasses.replace(BEST, stage="", step=0, reward=1.0, greedy=1.2)
     matrix.add([base])
-    matrix.add([SEEN])
-    matrix.add([dataclasses.replace(SEEN, step=20)])
-    again = ForgettingMatrix(path, writes=True)
-    assert again.history == matrix.history and again.has("stage1", 20) and len(again) == 3
-    again.resume_from("stage1", 10)
-    assert again.has("", 0) and again.has("stage1", 10) and not again.has("stage1", 20)
-    lines = again.table().splitlines()
+    matrix.add([BEST])
+    matrix.add([dataclasses.replace(BEST, step=20)])
+    resumed = ForgettingMatrix(path, writes=True)
+    assert resumed.history == matrix.history and resumed.has("stage1", 20) and len(resumed) == 3
+    resumed.resume_from("stage1", 10)
+    assert resumed.has("", 0) and resumed.has("stage1", 10) and not resumed.has("stage1", 20)
+    lines = resumed.table().splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["base", "stage1"]
     assert "1.000 ± 0.098 (1.200), 0.90" in lines[1]
     path.write_text('{"measured": [{"stage": "x"}]}')
@@ -66,13 +66,13 @@ def test_the_matrix_is_kept_in_a_file_and_goes_back(tmp_path):
 
 
 def context_of(stage_index: int = 0, **settings) -> StageContext:
-    """The context of one of two stages, without a model."""
+    """Makes the context of one of two stages, without a model."""
     stages = [Stage(name, [Source(f"{name}.jsonl")], steps=9) for name in ("one", "two")]
     config = Config(stages=stages, **settings)
     return StageContext(config=config, processor=None, model=None, stage_index=stage_index, buckets=None)
 
 
-def test_every_held_out_row_is_answered_once_and_measured_by_hand(monkeypatch):
+def test_every_held_out_row_is_answered_once(monkeypatch):
     batches = []
 
     def sample(model, params, processor, prompts, settings, **_):
@@ -80,7 +80,7 @@ def test_every_held_out_row_is_answered_once_and_measured_by_hand(monkeypatch):
         return [(prompt, settings.temperature) for prompt in prompts]
 
     def score(session, examples, rollout):
-        """Sampled answers earn their row's number, greedy ones 3."""
+        """Sampled answers get their row's number as reward, greedy ones 3."""
         texts = rollout[: len(examples)]
         assert [row for row, _ in texts] == [example.prompt for example in examples]
         total = np.array([[row if temperature else 3.0] for row, temperature in texts])
@@ -93,29 +93,29 @@ def test_every_held_out_row_is_answered_once_and_measured_by_hand(monkeypatch):
     examples = tuple(SimpleNamespace(prompt=float(row)) for row in range(5))
     rows = HeldOut("one", 0, examples, rows=5)
 
-    (seen,) = held_out.measure(context, {}, [rows], "two", 4, greedy=True)
-    filled = [[0, 1], [2, 3], [4, 4]]
-    assert batches == [(rows, temperature, 1) for temperature in (0.7, 0.0) for rows in filled]
-    assert (seen.stage, seen.step, seen.held_out, seen.rows) == ("two", 4, "one", 5)
-    assert (seen.reward, seen.greedy) == (2.0, 3.0)  # of 0, 1, 2, 3, 4; of five times 3
-    assert seen.error == pytest.approx(2.5**0.5 / 5**0.5)  # the sample variance of 0 to 4 is 2.5
-    assert (seen.accuracy, seen.passed, seen.format) == (0.8, 4, None)
+    (measured,) = held_out.measure(context, {}, [rows], "two", 4, greedy=True)
+    row_batches = [[0, 1], [2, 3], [4, 4]]
+    assert batches == [(rows, temperature, 1) for temperature in (0.7, 0.0) for rows in row_batches]
+    assert (measured.stage, measured.step, measured.held_out, measured.rows) == ("two", 4, "one", 5)
+    assert (measured.reward, measured.greedy) == (2.0, 3.0)  # of 0, 1, 2, 3, 4; of five times 3
+    assert measured.error == pytest.approx(2.5**0.5 / 5**0.5)  # the sample variance of 0 to 4 is 2.5
+    assert (measured.accuracy, measured.passed, measured.format) == (0.8, 4, None)
 
     batches.clear()
-    (seen,) = held_out.measure(context, {}, [rows], "two", 4, greedy=False)
-    assert seen.greedy is None and [temperature for _, temperature, _ in batches] == [0.7] * 3
+    (measured,) = held_out.measure(context, {}, [rows], "two", 4, greedy=False)
+    assert measured.greedy is None and [temperature for _, temperature, _ in batches] == [0.7] * 3
 
 
 @pytest.mark.parametrize(("stage_index", "regressions"), [(0, {}), (1, {"held_out/one/fallen": 0.5})])
-def test_a_brick_wall_is_looked_for_in_the_stages_before(monkeypatch, tmp_path, capsys, stage_index, regressions):
+def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path, capsys, stage_index, regressions):
     names = ("one", "two")
     matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=False)
-    matrix.add([dataclasses.replace(SEEN, held_out=name) for name in names])
-    now = [dataclasses.replace(SEEN, stage=names[stage_index], held_out=name, reward=1.0) for name in names]
-    monkeypatch.setattr(evaluator, "measure", lambda *_, **__: now)
+    matrix.add([dataclasses.replace(BEST, held_out=name) for name in names])
+    current = [dataclasses.replace(BEST, stage=names[stage_index], held_out=name, reward=1.0) for name in names]
+    monkeypatch.setattr(evaluator, "measure", lambda *_, **__: current)
     sets = [HeldOut(name, of_stage, (), rows=100) for of_stage, name in enumerate(names)]
     metrics, ended = evaluator.Evaluator(context_of(stage_index), sets, matrix).evaluate({}, 5)
-    same = {f"held_out/{name}/{key}": value for name in names for key, value in (("reward", 1.0), ("pass", 0.8))}
-    assert metrics == same | regressions
+    expected = {f"held_out/{name}/{key}": value for name in names for key, value in (("reward", 1.0), ("pass", 0.8))}
+    assert metrics == expected | regressions
     assert ("one fell from 1.500 to 1.000" in capsys.readouterr().err) == bool(regressions)
-    assert not ended and matrix.history[2:] == tuple(now)
+    assert not ended and matrix.history[2:] == tuple(current)

@@ -1,4 +1,4 @@
-"""Reinforcement learning by the program: its steps, its stages, how it stops and goes on."""
+"""GRPO end to end: steps, stages, interruption and resumption."""
 
 import dataclasses
 import json
@@ -35,10 +35,11 @@ from currreft_jax.config import (
     Source,
     Stage,
 )
-from currreft_jax.data import processor, world_rows
+from currreft_jax.data import world_rows
 from currreft_jax.data.buckets import shape_buckets
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.mixture import load_mixture
+from currreft_jax.data.processor import load as load_processor
 from currreft_jax.data.prompts import load_template
 from currreft_jax.runtime.checkpoint import Checkpoints
 from currreft_jax.runtime.metrics import read_metrics
@@ -54,7 +55,7 @@ from currreft_jax.training.replay import replay_completion
 from currreft_jax.training.update import abstract_state
 from currreft_jax.world.settings import WorldSizes
 from tests import tiny
-from tests.test_train import interrupt, same_weights
+from tests.test_train import assert_same_weights, interrupt
 
 TIMES = ("time/step", "tokens_per_second")
 
@@ -97,50 +98,52 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 4, reward: str = "text_
     return replace(config, **changes)
 
 
-def told(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in it.items() if k not in TIMES} for it in read_metrics(workdir / "metrics.jsonl")]
+def logged_metrics(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(workdir / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, rows, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("whole")
+def finished_run(checkpoint, rows, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("finished")
     assert trainer.run(config_of(checkpoint, rows), workdir) == workdir / "model"
     return workdir
 
 
-def test_a_run_leaves_metrics_completions_and_a_model(whole, checkpoint, rows):
-    lines = told(whole)
+def test_a_run_writes_metrics_completions_and_a_model(finished_run, checkpoint, rows):
+    lines = logged_metrics(finished_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     first = lines[0]
-    # The policy is the reference and the sampler's distribution is the trainer's.
+    # At first the policy equals the reference; sampler and trainer always agree.
     assert first["kl"] == pytest.approx(0, abs=1e-6)
     assert max(line["sampling/logp_difference/max"] for line in lines) < 1e-5
     assert lines[-1]["kl"] > 1e-6
     assert first["clip_ratio/high"] == first["clip_ratio/low"] == 0
     assert 0 < first["entropy"] < np.log(270)
     assert first["reward"] == first["reward/math"] == first["rewards/tests.reward_functions:text_hash/mean"]
-    assert sorted(path.name for path in (whole / "rollouts").iterdir()) == ["1.jsonl", "3.jsonl", "4.jsonl"]
-    drawn = [json.loads(line) for line in (whole / "rollouts" / "1.jsonl").read_text().splitlines()]
-    assert len(drawn) == 8 and all(len(row["completions"]) == 4 for row in drawn)
-    said = [it for row in drawn for it in row["completions"]]
-    assert np.mean([it["reward"] for it in said]) == pytest.approx(first["reward"])
-    assert all("".join(it["tokens"]).startswith(it["text"]) for it in said if it["text"].isascii())
-    assert all(len({len(it[key]) for key in ("tokens", "logprobs", "reference", "entropies")}) == 1 for it in said)
-    for row in drawn:
-        rewards = np.array([it["reward"] for it in row["completions"]])
+    assert sorted(path.name for path in (finished_run / "rollouts").iterdir()) == ["1.jsonl", "3.jsonl", "4.jsonl"]
+    rollouts = [json.loads(line) for line in (finished_run / "rollouts" / "1.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 8 and all(len(row["completions"]) == 4 for row in rollouts)
+    completions = [completion for row in rollouts for completion in row["completions"]]
+    assert np.mean([completion["reward"] for completion in completions]) == pytest.approx(first["reward"])
+    for completion in completions:
+        if completion["text"].isascii():
+            assert "".join(completion["tokens"]).startswith(completion["text"])
+        assert len({len(completion[key]) for key in ("tokens", "logprobs", "reference", "entropies")}) == 1
+    for row in rollouts:
+        rewards = np.array([completion["reward"] for completion in row["completions"]])
         wanted = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
-        np.testing.assert_allclose([it["advantage"] for it in row["completions"]], wanted, atol=1e-9)
+        np.testing.assert_allclose([completion["advantage"] for completion in row["completions"]], wanted, atol=1e-9)
 
 
-@pytest.mark.parametrize("place", ["1.jsonl:2:3", "3.jsonl:8:1"])
-def test_a_completion_is_drawn_again_by_the_policy_that_drew_it(whole, place):
-    found = replay_completion(f"{whole}/rollouts/{place}")
-    assert found.replayed == found.recorded
-    assert found.logp_difference < 1e-4  # the file has four decimals
+@pytest.mark.parametrize("location", ["1.jsonl:2:3", "3.jsonl:8:1"])
+def test_a_completion_is_replayed_by_its_policy(finished_run, location):
+    result = replay_completion(f"{finished_run}/rollouts/{location}")
+    assert result.replayed == result.recorded
+    assert result.logp_difference < 1e-4  # the file has four decimals
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("location", "message"),
     [
         ("4.jsonl:1:1", r"step 4 was sampled by the policy after step 3, and .* has \[2, 4\]"),
         ("1.jsonl:9:1", "has lines 1 to 8, not 9"),
@@ -149,32 +152,32 @@ def test_a_completion_is_drawn_again_by_the_policy_that_drew_it(whole, place):
         ("best.jsonl:1:1", "is no FILE:LINE:G"),
     ],
 )
-def test_a_completion_that_cannot_be_drawn_again_is_refused(whole, place, message, capsys):
-    assert generate.main([f"--replay={whole}/rollouts/{place}"]) == 1
+def test_impossible_replays_are_refused(finished_run, location, message, capsys):
+    assert generate.main([f"--replay={finished_run}/rollouts/{location}"]) == 1
     assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("stop_at", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
+def test_sigterm_saves_and_the_run_resumes_bit_for_bit(finished_run, checkpoint, rows, tmp_path, monkeypatch, stop_at):
     interrupt(monkeypatch, stop_at)
     assert trainer.run(config_of(checkpoint, rows), tmp_path) is None
     assert (tmp_path / "checkpoints" / str(stop_at)).exists()
-    (tmp_path / "rollouts" / "4-1.jsonl").write_text("of a step that two hosts took before they were killed\n")
+    (tmp_path / "rollouts" / "4-1.jsonl").write_text("of a step taken by two hosts before they were killed\n")
     assert trainer.run(config_of(checkpoint, rows), tmp_path) == tmp_path / "model"
-    same_weights(tmp_path / "model", whole / "model")
-    assert told(tmp_path) == told(whole)
-    # Those of steps that were taken again are forgotten, those before them are not.
+    assert_same_weights(tmp_path / "model", finished_run / "model")
+    assert logged_metrics(tmp_path) == logged_metrics(finished_run)
+    # Files of repeated steps are dropped, those of earlier steps are kept.
     assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["1.jsonl", "3.jsonl", "4.jsonl"]
 
 
-def test_completions_of_steps_that_are_taken_again_are_forgotten(tmp_path):
+def test_rollout_files_of_repeated_steps_are_dropped(tmp_path):
     for name in ("1.jsonl", "11.jsonl", "11-0.jsonl", "9-1.jsonl"):
         (tmp_path / name).touch()
     records.drop_records(tmp_path, after=9)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.jsonl", "9-1.jsonl"]
 
 
-def test_the_layout_may_change_while_a_run_is_interrupted(checkpoint, rows, tmp_path):
+def test_a_resumed_run_may_change_its_layout_only(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows)
     write_config(config, tmp_path)
     config.mesh, config.sampling.mesh, config.rewards.maths.workers = MeshShape(2, 2, 2), (2, 4), 7
@@ -185,29 +188,29 @@ def test_the_layout_may_change_while_a_run_is_interrupted(checkpoint, rows, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_layout_and_forgets_the_completions_behind(checkpoint, rows, tmp_path, monkeypatch):
+def test_a_run_resumes_on_another_mesh_and_drops_later_rollout_files(checkpoint, rows, tmp_path, monkeypatch):
     config = config_of(checkpoint, rows, steps=4, mesh=MeshShape(4, 1, 2), grpo=Grpo(mask_truncated=True))
     config.sampling.mesh, config.data.slots = (4, 2), (1, 2)
     config.logging.rollouts_every = 1
     interrupt(monkeypatch, 2)
     assert trainer.run(config, tmp_path) is None
-    (tmp_path / "rollouts" / "3-1.jsonl").write_text("of a step that two hosts took before they were killed\n")
+    (tmp_path / "rollouts" / "3-1.jsonl").write_text("of a step taken by two hosts before they were killed\n")
     config.mesh, config.sampling.mesh, config.logging.rollouts_every = MeshShape(2, 2, 2), (2, 4), 0
     assert trainer.run(config, tmp_path) == tmp_path / "model"
     assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["1.jsonl", "2.jsonl"]
-    lines = told(tmp_path)
+    lines = logged_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    learnt = [line["learnt_tokens"] for line in lines]  # of completions that came to their end: none at first
-    assert min(learnt) == 0 < max(learnt) < 8 * 4 * 8
+    loss_tokens = [line["learnt_tokens"] for line in lines]  # of finished completions: none at first
+    assert min(loss_tokens) == 0 < max(loss_tokens) < 8 * 4 * 8
     assert all(line["loss"] == line["grad_norm"] == 0 for line in lines if not line["learnt_tokens"])
 
 
-def test_a_step_that_learns_nothing_meets_no_guard_rail_of_what_is_learnt():
+def test_the_entropy_limit_ignores_steps_without_loss_tokens():
     config = Config(method=Method.GRPO, grpo=Grpo(min_entropy=0.1, max_truncated=0.9))
-    nothing = {"learnt_tokens": 0.0, "entropy": 0.0, "completions/clipped_ratio": 0.5}
-    assert not reached_limit(config, [nothing])
-    assert "entropy" in reached_limit(config, [nothing, {**nothing, "learnt_tokens": 9.0}])
-    assert "cut off" in reached_limit(config, [{**nothing, "completions/clipped_ratio": 1.0}])
+    no_tokens = {"learnt_tokens": 0.0, "entropy": 0.0, "completions/clipped_ratio": 0.5}
+    assert not reached_limit(config, [no_tokens])
+    assert "entropy" in reached_limit(config, [no_tokens, {**no_tokens, "learnt_tokens": 9.0}])
+    assert "cut off" in reached_limit(config, [{**no_tokens, "completions/clipped_ratio": 1.0}])
 
 
 def test_a_reference_of_another_architecture_is_refused(checkpoint, rows, tmp_path):
@@ -217,7 +220,7 @@ def test_a_reference_of_another_architecture_is_refused(checkpoint, rows, tmp_pa
         trainer.run(config, tmp_path / "run")
 
 
-def test_damaged_held_out_rows_are_an_error_whatever_training_skips(checkpoint, rows, tmp_path):
+def test_damaged_held_out_rows_are_an_error_even_if_training_skips_bad_rows(checkpoint, rows, tmp_path):
     (tmp_path / "held.jsonl").write_text(rows.read_text().splitlines(keepends=True)[0] + "{\n")
     config = config_of(checkpoint, rows)
     config.data.on_bad_row, config.data.max_bad_rows = OnBadRow.SKIP, 5
@@ -227,56 +230,58 @@ def test_damaged_held_out_rows_are_an_error_whatever_training_skips(checkpoint, 
 
 
 @pytest.mark.slow
-def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, rows, tmp_path):
+def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=4, microbatches=2, mesh=MeshShape(2, 2, 2))
     config.sampling.mesh = (2, 4)
     trainer.run(config, tmp_path)
     names = ("loss", "grad_norm", "reward", "kl", "entropy")
-    one, other = ([[line[name] for name in names] for line in told(folder)] for folder in (tmp_path, whole))
+    one, other = (
+        [[line[name] for name in names] for line in logged_metrics(folder)] for folder in (tmp_path, finished_run)
+    )
     np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-7)
 
 
-def test_completions_stay_with_their_prompts_when_a_batch_is_cut_up(checkpoint, rows):
+def test_microbatches_keep_completions_with_their_prompts(checkpoint, rows):
     mesh = make_mesh(2, 1, 4)
-    reader = processor.load(checkpoint)
+    processor = load_processor(checkpoint)
     config = config_of(checkpoint, rows, microbatches=2, grpo=Grpo(minibatches=2))
     config.data.batch_size, config.data.slots = 16, ()
-    wording = load_template("paper")
-    mixed = load_mixture(config.stages, 0, config.data, 0)
-    asked = [mixed.sources[0].file[i] for i in range(16)]
-    examples = [make_example(row, reader, wording, location=row.id) for row in asked]
+    template = load_template("paper")
+    mixture = load_mixture(config.stages, 0, config.data, 0)
+    source_rows = [mixture.sources[0].file[i] for i in range(16)]
+    examples = [make_example(row, processor, template, location=row.id) for row in source_rows]
     model = tiny.model_of(mesh=mesh)
-    buckets = shape_buckets(config.data, reader, 2)
-    context = batches.StageContext(config=config, processor=reader, model=model, stage_index=0, buckets=buckets)
-    prompts, whole = batches.collate_prompts(context, examples)
-    ordered, parts = prompts.examples, list(zip(prompts.microbatches, prompts.rows, strict=True))
-    mixed.close()
-    assert [it.row.id for it in ordered] != [it.row.id for it in examples]
-    keys = np.asarray(whole.key)
-    np.testing.assert_array_equal(keys[:, 1], [it.prompt.key & 0xFFFFFFFF for it in ordered])
-    cut = batches.microbatch_splitter(mesh, len(parts))(whole.tokens)
-    for (part, places), tokens in zip(parts, cut, strict=True):
-        np.testing.assert_array_equal(part.key, keys[places])
-        np.testing.assert_array_equal(part.tokens, tokens)
-    # Either minibatch is half of the step's rows as they came, so that hosts agree on what it holds.
-    first = {ordered[i].row.id for _, places in parts[:2] for i in places}
-    assert first == {row.id for row in asked[:8]}
+    buckets = shape_buckets(config.data, processor, 2)
+    context = batches.StageContext(config=config, processor=processor, model=model, stage_index=0, buckets=buckets)
+    prompts, full_batch = batches.collate_prompts(context, examples)
+    ordered, microbatches = prompts.examples, list(zip(prompts.microbatches, prompts.rows, strict=True))
+    mixture.close()
+    assert [example.row.id for example in ordered] != [example.row.id for example in examples]
+    keys = np.asarray(full_batch.key)
+    np.testing.assert_array_equal(keys[:, 1], [example.prompt.key & 0xFFFFFFFF for example in ordered])
+    split = batches.microbatch_splitter(mesh, len(microbatches))(full_batch.tokens)
+    for (microbatch, indices), tokens in zip(microbatches, split, strict=True):
+        np.testing.assert_array_equal(microbatch.key, keys[indices])
+        np.testing.assert_array_equal(microbatch.tokens, tokens)
+    # Each minibatch is one half of the step's rows in their order, so that hosts agree on its rows.
+    first = {ordered[i].row.id for _, indices in microbatches[:2] for i in indices}
+    assert first == {row.id for row in source_rows[:8]}
 
 
-def test_several_updates_and_minibatches_of_a_rollout(checkpoint, rows, tmp_path):
+def test_several_updates_and_minibatches_per_rollout(checkpoint, rows, tmp_path):
     grpo = Grpo(num_updates=2, minibatches=2, kl_coef=0.0)
     config = config_of(checkpoint, rows, steps=2, grpo=grpo)
     config.data.batch_size = 16
     config.optimizer = Optimizer(learning_rate=1e-2, schedule=Schedule.LINEAR)
     trainer.run(config, tmp_path)
-    lines = told(tmp_path)
+    lines = logged_metrics(tmp_path)
     assert "kl" not in lines[0]
-    assert lines[0]["clip_ratio/high"] + lines[0]["clip_ratio/low"] > 0  # the policy has left the sampler's
+    assert lines[0]["clip_ratio/high"] + lines[0]["clip_ratio/low"] > 0  # after an update the policies differ
     assert lines[0]["sampling/logp_difference/mean"] > 1e-3
-    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2, 5e-3])  # 8 moves in all, 4 a step
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2, 5e-3])  # 8 updates, 4 a step
 
 
-def test_sums_over_tokens_become_means_over_the_tokens_of_every_pass(tmp_path):
+def test_token_sums_become_means_over_all_passes(tmp_path):
     buffer = MetricsBuffer(tmp_path)
     values = {"loss": 0, "grad_norm": 1, "entropy": 12, "learnt_tokens": 3, "passes": 2, "num_tokens": 9}
     buffer.add(1, values, list)
@@ -285,18 +290,18 @@ def test_sums_over_tokens_become_means_over_the_tokens_of_every_pass(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_rewarded_becomes_frequent(checkpoint, rows, tmp_path):
+def test_the_reward_rises(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=40, reward="lowercase_share")
     config.grpo.kl_coef = 0.0
     config.optimizer.learning_rate = 3e-3
     config.logging = Logging(log_every=40, save_every=40, rollouts_every=0, tensorboard=False)
     trainer.run(config, tmp_path)
-    rewards = [line["reward"] for line in told(tmp_path)]
+    rewards = [line["reward"] for line in logged_metrics(tmp_path)]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
     assert not (tmp_path / "rollouts").exists()
 
 
-def test_stages_are_measured_on_what_they_hold_out(checkpoint, rows, tmp_path, capsys):
+def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, capsys):
     config = config_of(checkpoint, rows)
     one = replace(config.stages[0], steps=2, held_out=[Source(str(rows), sample="first:10")])
     two = replace(one, name="two", steps=1, moments=Handover.KEEP, learning_rate=1e-4)
@@ -306,46 +311,46 @@ def test_stages_are_measured_on_what_they_hold_out(checkpoint, rows, tmp_path, c
     config.grpo.reference = Reference.STAGE
     trainer.run(config, tmp_path)
     matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=False)
-    when = [(it.stage, it.step, it.held_out) for it in matrix.history]
+    measured = [(entry.stage, entry.step, entry.held_out) for entry in matrix.history]
     times = [("", 0), ("one", 1), ("one", 2), ("two", 1)]
-    assert when == [(*time, name) for time in times for name in ("one", "two")]
-    assert all(it.rows == 10 for it in matrix.history)
-    assert all(it.accuracy is it.format is it.passed is None for it in matrix.history)  # neither has a weight here
-    assert "held_out/one/pass" not in told(tmp_path / "one")[-1]
-    assert [it.greedy is None for it in matrix.history[::2]] == [False, True, False, False]
-    # Nothing was learnt before the first look, and both stages hold out the same rows under other draws.
-    last = told(tmp_path / "one")[-1]
+    assert measured == [(*time, name) for time in times for name in ("one", "two")]
+    assert all(entry.rows == 10 for entry in matrix.history)
+    # Accuracy and format have no weight here.
+    assert all(entry.accuracy is entry.format is entry.passed is None for entry in matrix.history)
+    assert "held_out/one/pass" not in logged_metrics(tmp_path / "one")[-1]
+    assert [entry.greedy is None for entry in matrix.history[::2]] == [False, True, False, False]
+    last = logged_metrics(tmp_path / "one")[-1]
     assert last["held_out/one/reward"] == matrix.history[4].reward
-    assert told(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start
+    assert logged_metrics(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start
     assert "95% intervals" in capsys.readouterr().err
     state = (tmp_path / "curriculum.json").read_text()
     trainer.run(config, tmp_path)
     assert (tmp_path / "curriculum.json").read_text() == state
 
 
-def test_a_stage_that_knows_enough_ends_early_and_stays_ended(checkpoint, rows, tmp_path, monkeypatch):
+def test_a_promoted_stage_ends_early_and_stays_finished(checkpoint, rows, tmp_path, monkeypatch):
     config = config_of(checkpoint, rows, steps=4)
     config.logging.evaluate_every = 1
     config.logging.evaluate_rows = 4
     config.stages[0].held_out = [Source(str(rows))]
-    config.logging.save_every = 5  # the step that ends a stage is saved whatever it divides by
+    config.logging.save_every = 5  # the last step of a stage is saved all the same
     config.stages[0].promote_above = 0.5
     config.rewards.weights["accuracy"] = 0.1
     monkeypatch.setattr(evaluator, "is_promoted", lambda measurement, above: measurement.step == 2)
     with monkeypatch.context() as patch:
         patch.setattr(trainer.hf, "export", lambda *_: None)
         trainer.run(config, tmp_path)
-    assert [line["step"] for line in told(tmp_path)] == [1, 2]
+    assert [line["step"] for line in logged_metrics(tmp_path)] == [1, 2]
     assert (tmp_path / "checkpoints" / "2").exists()
     assert trainer.run(config, tmp_path) == tmp_path / "model"
-    assert [line["step"] for line in told(tmp_path)] == [1, 2]
+    assert [line["step"] for line in logged_metrics(tmp_path)] == [1, 2]
     config.stages.append(replace(config.stages[0], name="two"))
     model = tiny.model_of(mesh=make_mesh(8, 1, 1))
-    assert jax.tree.leaves(start.start_params(config, 1, model, tmp_path))  # the stage is taken for a finished one
+    assert jax.tree.leaves(start.start_params(config, 1, model, tmp_path))  # the stage counts as finished
 
 
 @pytest.mark.parametrize("moments", Handover)
-def test_a_stage_takes_over_moments_and_begins_its_own_schedule(checkpoint, rows, tmp_path, moments):
+def test_a_stage_inherits_moments_and_restarts_the_schedule(checkpoint, rows, tmp_path, moments):
     config = config_of(checkpoint, rows, steps=2)
     config.optimizer.schedule = Schedule.LINEAR
     config.stages.append(replace(config.stages[0], name="two", steps=1, moments=moments))
@@ -354,8 +359,8 @@ def test_a_stage_takes_over_moments_and_begins_its_own_schedule(checkpoint, rows
     last = jax.tree.map(
         lambda x: jnp.full(x.shape, 2, x.dtype, device=x.sharding), abstract_state(model, optimizer.transform)
     )
-    with Checkpoints(tmp_path / "one" / "checkpoints", 1) as before:
-        before.save(2, {"params": last.params, "optimizer": last.optimizer}, {"ended": False})
+    with Checkpoints(tmp_path / "one" / "checkpoints", 1) as previous:
+        previous.save(2, {"params": last.params, "optimizer": last.optimizer}, {"ended": False})
     with Checkpoints(tmp_path / "two" / "checkpoints", 1) as own:
         session = Session(config=config, processor=None, model=model)
         state, step, ended = start.start_state(session, 1, optimizer, tmp_path / "one", own, {})
@@ -372,7 +377,7 @@ def test_a_stage_takes_over_moments_and_begins_its_own_schedule(checkpoint, rows
     assert counts == {"ScaleByAdamState": kept, "ScaleByScheduleState": 0}
 
 
-def test_a_guard_rail_pauses_and_saves(checkpoint, rows, tmp_path):
+def test_a_reached_limit_pauses_and_saves(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, grpo=Grpo(max_kl=1e-9))
     with pytest.raises(LimitReached, match=r"is above grpo\.max_kl"):
         trainer.run(config, tmp_path)
@@ -381,7 +386,7 @@ def test_a_guard_rail_pauses_and_saves(checkpoint, rows, tmp_path):
     assert trainer.run(config, tmp_path) == tmp_path / "model"
 
 
-def test_what_led_to_no_number_is_kept(checkpoint, rows, tmp_path):
+def test_completions_of_a_nonfinite_step_are_dumped(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows)
     config.optimizer.learning_rate = 1e30
     with pytest.raises(NonFiniteError, match=r"step \d: loss"):
@@ -390,7 +395,7 @@ def test_what_led_to_no_number_is_kept(checkpoint, rows, tmp_path):
     assert len(dump.read_text().splitlines()) == 8
 
 
-def test_rows_that_no_reward_can_score_are_named_at_once(checkpoint, tmp_path):
+def test_rows_without_a_scorable_answer_are_refused_at_once(checkpoint, tmp_path):
     row = {"id": "x", "task": "classify", "kind": "judge", "problem": "?", "solution": "perhaps"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     config = config_of(checkpoint, tmp_path / "rows.jsonl")
@@ -423,14 +428,14 @@ def vars_of(config: Config, **values) -> None:
         (lambda c: c.rewards.weights.update({"acuracy": 1.0}), "rewards.weights names 'acuracy'"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(checkpoint, rows, tmp_path, change, message):
+def test_invalid_settings_are_refused(checkpoint, rows, tmp_path, change, message):
     config = config_of(checkpoint, rows)
     change(config)
     with pytest.raises(ValueError, match=message):
         trainer.run(config, tmp_path)
 
 
-def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkpoint, rows, tmp_path, monkeypatch):
+def test_sigterm_in_the_last_step_of_a_stage_stops_the_run_before_the_next(checkpoint, rows, tmp_path, monkeypatch):
     config = config_of(checkpoint, rows, steps=1)
     config.stages.append(replace(config.stages[0], name="two"))
     interrupt(monkeypatch, 1)
@@ -438,13 +443,13 @@ def test_sigterm_in_the_last_step_of_a_stage_ends_the_run_before_the_next(checkp
     assert (tmp_path / "one" / "model").exists() and not (tmp_path / "two").exists()
 
 
-def test_the_world_is_drawn_once_and_never_over_something_else(tmp_path, monkeypatch):
+def test_the_world_is_generated_once_and_overwrites_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(world_rows, "SIZES", WorldSizes(captions=0, base=0, drills=0, train=3, test=2, axis=1))
-    said = []
-    world_rows.ensure_world(tmp_path / "world", said.append)
-    world_rows.ensure_world(tmp_path / "world", said.append)
-    assert len(said) == 1
+    messages = []
+    world_rows.ensure_world(tmp_path / "world", messages.append)
+    world_rows.ensure_world(tmp_path / "world", messages.append)
+    assert len(messages) == 1
     assert len((tmp_path / "world" / "train_judge.jsonl").read_text().splitlines()) == 9
     (tmp_path / "other").mkdir()
     with pytest.raises(FileExistsError, match="other holds no whole world"):
-        world_rows.ensure_world(tmp_path / "other", said.append)
+        world_rows.ensure_world(tmp_path / "other", messages.append)

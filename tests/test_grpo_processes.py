@@ -1,4 +1,4 @@
-"""Two processes of four devices each learn what one process learns: the same completions, rewards, losses and looks."""
+"""Two processes with four devices each train as one process does: completions, rewards, losses and evaluations."""
 
 import json
 
@@ -7,8 +7,8 @@ import numpy as np
 from currreft_jax.config import Config, Source
 from currreft_jax.training import trainer
 from currreft_jax.training.curriculum import ForgettingMatrix
-from tests.test_grpo import config_of, rows, told
-from tests.test_processes import START, together
+from tests.test_grpo import config_of, logged_metrics, rows
+from tests.test_processes import START, run_two_processes
 
 __all__ = ["rows"]
 
@@ -16,33 +16,35 @@ PROGRAM = (
     START
     + """
 from currreft_jax.training import trainer
-from tests.test_grpo_processes import looking
+from tests.test_grpo_processes import evaluating_config
 
-print(json.dumps([trainer.run(looking(Path(source), Path("ROWS")), Path(out)) is not None]))
+print(json.dumps([trainer.run(evaluating_config(Path(source), Path("ROWS")), Path(out)) is not None]))
 """
 )
 
 
-def looking(checkpoint, rows) -> Config:
+def evaluating_config(checkpoint, rows) -> Config:
     config = config_of(checkpoint, rows, steps=2)
-    config.stages[0].held_out = [Source(str(rows), sample="first:7")]  # which two hosts cannot share evenly
+    config.stages[0].held_out = [Source(str(rows), sample="first:7")]  # two hosts cannot share 7 rows evenly
     return config
 
 
-def test_two_processes_learn_what_one_does(checkpoint, rows, tmp_path):
-    assert trainer.run(looking(checkpoint, rows), tmp_path / "one")
-    assert together(checkpoint, tmp_path / "two", PROGRAM.replace("ROWS", str(rows))).all()
-    for ours, theirs in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
+def test_two_processes_train_as_one(checkpoint, rows, tmp_path):
+    assert trainer.run(evaluating_config(checkpoint, rows), tmp_path / "one")
+    assert run_two_processes(checkpoint, tmp_path / "two", PROGRAM.replace("ROWS", str(rows))).all()
+    for ours, theirs in zip(logged_metrics(tmp_path / "two"), logged_metrics(tmp_path / "one"), strict=True):
         assert ours.keys() == theirs.keys()
         for name in ("reward", "reward_std", "completions/mean_length", "num_tokens", "learnt_tokens"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-12, err_msg=name)
         for name in ("loss", "kl", "entropy", "grad_norm"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-7, err_msg=name)
-    seen = [ForgettingMatrix(tmp_path / name / trainer.MATRIX, writes=False).history for name in ("two", "one")]
-    assert [(it.rows, it.reward, it.greedy) for it in seen[0]] == [(it.rows, it.reward, it.greedy) for it in seen[1]]
+    histories = [ForgettingMatrix(tmp_path / name / trainer.MATRIX, writes=False).history for name in ("two", "one")]
+    two, one = ([(entry.rows, entry.reward, entry.greedy) for entry in history] for history in histories)
+    assert two == one
 
-    def drawn(folder, names):
+    def completion_texts(folder, names):
         rows = [json.loads(line) for name in names for line in (folder / "rollouts" / name).read_text().splitlines()]
-        return {row["id"]: [it["text"] for it in row["completions"]] for row in rows}
+        return {row["id"]: [completion["text"] for completion in row["completions"]] for row in rows}
 
-    assert drawn(tmp_path / "two", ["1-0.jsonl", "1-1.jsonl"]) == drawn(tmp_path / "one", ["1.jsonl"])
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert completion_texts(two, ["1-0.jsonl", "1-1.jsonl"]) == completion_texts(one, ["1.jsonl"])

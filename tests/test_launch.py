@@ -1,4 +1,4 @@
-"""The launch files start what they promise, and end it when a part of it is gone."""
+"""The launch files: runs start, processes connect, and a dead process ends the others."""
 
 import json
 import os
@@ -28,18 +28,18 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
 STEPS = 4
 CAPTURED = {"capture_output": True, "text": True, "timeout": 300}
-# Processes that share two cores compile at different speeds; after 40 s XLA would take that for a hang.
+# Processes that share two cores compile at different speeds, which XLA would take for a hang after 40 s.
 PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 SRUN = """#!/usr/bin/env bash
-# As srun does, on this machine: a task for each node, with Slurm's variables; the highest exit code.
+# Stands in for srun on this machine: one task per node, with Slurm's variables; exits with the highest code.
 while [[ $1 == -* ]]; do shift; done
 for task in 0 1; do
     SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=2 SLURM_STEP_TASKS_PER_NODE='1(x2)' SLURM_NTASKS=2 \\
         SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
     tasks+=($!)
 done
-if [ -n "$STUB_NOTICE_AFTER" ]; then # the time is nearly up
+if [ -n "$STUB_NOTICE_AFTER" ]; then # the time limit is near
     until [ -s "$STUB_NOTICE_AFTER" ]; do sleep 0.1; done
     kill -USR1 "${tasks[@]}"
 fi
@@ -67,7 +67,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def settings(checkpoint, tmp_path_factory) -> Path:
-    """A config for the training program: of a tiny model and rows without images, on two devices."""
+    """A config file for the training program: a tiny model, rows without images, two devices."""
     folder = tmp_path_factory.mktemp("settings")
     row = {"task": "math", "kind": "open"}
     rows = [{**row, "id": f"r{n}", "problem": f"{n}?", "solution": str(n % 7)} for n in range(32)]
@@ -76,15 +76,15 @@ def settings(checkpoint, tmp_path_factory) -> Path:
 
 
 def settings_file(folder: Path, config: Config) -> Path:
-    """A file for --config that gives these settings."""
+    """Writes a file for --config that returns these settings."""
     text = f"import pickle\n\ndef get_config(variant=None):\n    return pickle.loads({pickle.dumps(config)})\n"
     (folder / "tiny.py").write_text(text)
     return folder / "tiny.py"
 
 
 @pytest.fixture(scope="module")
-def alone(settings, environment, tmp_path_factory) -> Path:
-    """The workdir of one process, as `run.sh` starts it."""
+def single_process_run(settings, environment, tmp_path_factory) -> Path:
+    """The workdir of a run with one process, started by `run.sh`."""
     workdir = tmp_path_factory.mktemp("alone")
     command = [LAUNCH / "run.sh", f"--config={settings}", f"--workdir={workdir}"]
     done = subprocess.run(command, env=environment | {"JAX_NUM_CPU_DEVICES": "2"}, cwd=workdir, **CAPTURED)
@@ -108,7 +108,7 @@ def children(pid: int) -> list[int]:
 
 
 def variable(pid: int, name: str) -> str | None:
-    """Of another process's environment."""
+    """Reads a variable of another process's environment."""
     pairs = (pair.partition("=") for pair in Path(f"/proc/{pid}/environ").read_text().split("\0"))
     return next((value for key, _, value in pairs if key == name), None)
 
@@ -124,7 +124,7 @@ def test_scripts_parse(script):
 
 
 @pytest.mark.slow
-def test_slurm_trains_saves_on_notice_is_requeued_and_goes_on(settings, environment, alone, tmp_path):
+def test_a_slurm_job_saves_on_notice_is_requeued_and_resumes(settings, environment, single_process_run, tmp_path):
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -145,7 +145,7 @@ def test_slurm_trains_saves_on_notice_is_requeued_and_goes_on(settings, environm
     finished = subprocess.run(command, env=environment | {"STUB_NOTICE_AFTER": ""}, **CAPTURED)
     assert finished.returncode == 0, finished.stderr
     assert "going on from step" in finished.stderr
-    np.testing.assert_allclose(losses(metrics.parent), losses(alone), rtol=1e-5)
+    np.testing.assert_allclose(losses(metrics.parent), losses(single_process_run), rtol=1e-5)
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
 
 
@@ -159,18 +159,18 @@ def test_a_killed_process_is_named_and_ends_the_others(settings, environment, tm
         wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
         (killed,) = [pid for pid in children(running.pid) if variable(pid, "PROCESS_ID") == "1"]
         os.kill(killed, signal.SIGKILL)
-        began = time.monotonic()
-        _, said = running.communicate(timeout=60)
+        started = time.monotonic()
+        _, stderr = running.communicate(timeout=60)
     finally:
         running.terminate()
     assert running.returncode == 128 + signal.SIGKILL
-    assert f"process 1 (pid {killed}) ended with 137; the others are killed" in said
-    assert re.search(rf"process 1 \(host {socket.gethostname()}, pid {killed}\) was ended after step \d+", said)
-    assert time.monotonic() - began < 60
+    assert f"process 1 (pid {killed}) ended with 137; the others are killed" in stderr
+    assert re.search(rf"process 1 \(host {socket.gethostname()}, pid {killed}\) was ended after step \d+", stderr)
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_ask_to_save(number):
+def test_signals_request_a_save(number):
     before = signal.getsignal(number)
     with Interrupt() as interrupt:
         assert not interrupt.requested
@@ -180,7 +180,7 @@ def test_signals_ask_to_save(number):
 
 
 def test_a_second_ctrl_c_ends_at_once(capfd):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite's workers may ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
     with Interrupt(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
         assert "Ctrl-C again ends at once" in capfd.readouterr().err
@@ -209,52 +209,52 @@ if sys.argv[1] == "killed":
 """
 
 
-def start_two(environment: dict[str, str], places: list[dict[str, str]], what: str) -> list[subprocess.Popen]:
+def start_two(environment: dict[str, str], variables: list[dict[str, str]], scenario: str) -> list[subprocess.Popen]:
     return [
         subprocess.Popen(
-            [sys.executable, "-c", MEETING, what],
-            env=environment | {"JAX_NUM_CPU_DEVICES": "1"} | place,
+            [sys.executable, "-c", MEETING, scenario],
+            env=environment | {"JAX_NUM_CPU_DEVICES": "1"} | own,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for place in places
+        for own in variables
     ]
 
 
-def told_places() -> list[dict[str, str]]:
+def explicit_variables() -> list[dict[str, str]]:
     shared = {"COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "NUM_PROCESSES": "2"}
     return [{**shared, "PROCESS_ID": str(number)} for number in range(2)]
 
 
-def slurm_places() -> list[dict[str, str]]:
+def slurm_variables() -> list[dict[str, str]]:
     shared = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
     shared |= {"SLURM_STEP_NODELIST": "localhost", "JAX_COORDINATOR_PORT": str(free_port())}
     return [{**shared, "SLURM_PROCID": str(number)} for number in range(2)]
 
 
-def open_mpi_places() -> list[dict[str, str]]:
+def open_mpi_variables() -> list[dict[str, str]]:
     shared = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "JAX_COORDINATOR_PORT": str(free_port())}
     shared |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
     return [{**shared, "OMPI_COMM_WORLD_RANK": str(number)} for number in range(2)]
 
 
-@pytest.mark.parametrize("places", [told_places, slurm_places, open_mpi_places])
-def test_processes_find_each_other_and_part_without_a_word(environment, places):
-    for process in start_two(environment, places(), "meet"):
-        out, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        assert out == "met\n" and "currreft_jax:" not in said
+@pytest.mark.parametrize("variables", [explicit_variables, slurm_variables, open_mpi_variables])
+def test_processes_connect_and_exit_quietly(environment, variables):
+    for process in start_two(environment, variables(), "meet"):
+        out, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        assert out == "met\n" and "currreft_jax:" not in stderr
 
 
-def test_a_barrier_names_who_is_missing_and_the_step(environment):
-    first, second = start_two(environment, told_places(), "late")
-    _, said = first.communicate(timeout=120)
+def test_a_barrier_names_the_missing_process_and_the_step(environment):
+    first, second = start_two(environment, explicit_variables(), "late")
+    _, stderr = first.communicate(timeout=120)
     assert re.search(
         rf"MissingProcess: process 1 \(host {socket.gethostname()}, pid {second.pid}\) did not come to the barrier"
         " 'the weights are written' of step 18 within 1 s",
-        said,
+        stderr,
     )
     assert first.returncode == 1
     second.communicate(timeout=60)
@@ -263,18 +263,18 @@ def test_a_barrier_names_who_is_missing_and_the_step(environment):
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["the leader", "another"])
 def test_a_killed_process_ends_the_other(environment, victim):
-    processes = start_two(environment, told_places(), "killed")
+    processes = start_two(environment, explicit_variables(), "killed")
     for process in processes:
         assert process.stdout and process.stdout.readline() == "met\n"
     processes[victim].kill()
-    began = time.monotonic()
-    _, said = processes[1 - victim].communicate(timeout=60)
-    assert time.monotonic() - began < 40
+    started = time.monotonic()
+    _, stderr = processes[1 - victim].communicate(timeout=60)
+    assert time.monotonic() - started < 40
     assert processes[1 - victim].returncode
     assert (
-        f"process {1 - victim} (host {socket.gethostname()}, pid {processes[1 - victim].pid}) was ended after" in said
+        f"process {1 - victim} (host {socket.gethostname()}, pid {processes[1 - victim].pid}) was ended after" in stderr
     )
-    assert f"process {victim} (host {socket.gethostname()}, pid {processes[victim].pid})" in said
+    assert f"process {victim} (host {socket.gethostname()}, pid {processes[victim].pid})" in stderr
     _, last = processes[victim].communicate(timeout=60)
     assert (
         f"process {victim} (host {socket.gethostname()}, pid {processes[victim].pid}) was ended after step 17" in last
@@ -282,7 +282,7 @@ def test_a_killed_process_ends_the_other(environment, victim):
 
 
 @pytest.mark.parametrize(
-    ("told", "refusal"),
+    ("variables", "message"),
     [
         ({"PROCESS_ID": "0"}, "PROCESS_ID without COORDINATOR_ADDRESS, NUM_PROCESSES: give all three, or none"),
         ({"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "two", "PROCESS_ID": "0"}, "NUM_PROCESSES is 'two'"),
@@ -290,15 +290,15 @@ def test_a_killed_process_ends_the_other(environment, victim):
         ({"KUBERNETES_SERVICE_HOST": "a", "JOB_COMPLETION_INDEX": "1"}, "or NUM_PROCESSES=1 for a pod of its own"),
     ],
 )
-def test_what_does_not_tell_a_place_is_refused(monkeypatch, told, refusal):
-    for name, value in told.items():
+def test_incomplete_process_variables_are_refused(monkeypatch, variables, message):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=refusal):
+    with pytest.raises(ValueError, match=message):
         distributed.initialize()
 
 
 @pytest.mark.parametrize(
-    "told",
+    "variables",
     [
         {},
         {"NUM_PROCESSES": "1"},
@@ -307,10 +307,10 @@ def test_what_does_not_tell_a_place_is_refused(monkeypatch, told, refusal):
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"},
     ],
 )
-def test_a_process_of_its_own_joins_nothing(monkeypatch, told):
-    for name, value in told.items():
+def test_a_single_process_connects_to_none(monkeypatch, variables):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it looks for others"))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("tries to connect"))
     distributed.initialize()
     distributed.barrier("alone", 3, 0)
     distributed.reached(3)
@@ -320,29 +320,29 @@ def test_a_process_of_its_own_joins_nothing(monkeypatch, told):
 @pytest.mark.parametrize(
     ("variables", "devices"),
     [
-        ({}, []),  # all that it sees
+        ({}, []),  # all devices
         ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, []),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
-        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, None),  # the one of its local rank, which JAX finds out
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, None),  # the device of its local rank, which JAX determines
         ({"SLURM_STEP_TASKS_PER_NODE": "8,4"}, None),
         ({"SLURM_STEP_TASKS_PER_NODE": "2"}, None),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, None),
         ({"JAX_LOCAL_DEVICE_IDS": "0,1"}, None),  # JAX reads them itself
     ],
 )
-def test_processes_that_share_a_machine_share_its_devices(monkeypatch, variables, devices):
+def test_processes_on_one_machine_share_its_devices(monkeypatch, variables, devices):
     for name in ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE", "JAX_LOCAL_DEVICE_IDS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **how: joined.append((place, how)))
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *address, **options: calls.append((address, options)))
     distributed.initialize("a:1", 2, 1)
-    ((place, how),) = joined
-    assert place == ("a:1", 2, 1) and how["local_device_ids"] == devices
+    ((address, options),) = calls
+    assert address == ("a:1", 2, 1) and options["local_device_ids"] == devices
 
 
-def test_the_job_set_is_two_pods_of_eight_gpus_that_restart_together():
+def test_the_jobset_restarts_two_pods_of_eight_gpus_together():
     job_set = yaml.safe_load((LAUNCH / "jobset.yaml").read_text("utf-8"))
     assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     name, spec = job_set["metadata"]["name"], job_set["spec"]
@@ -353,13 +353,13 @@ def test_the_job_set_is_two_pods_of_eight_gpus_that_restart_together():
     job = replicated["template"]["spec"]
     assert replicated["replicas"] == 1 and job["parallelism"] == job["completions"] == 2
     assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0
-    disrupted, saved = job["podFailurePolicy"]["rules"]
+    disrupted, interrupted = job["podFailurePolicy"]["rules"]
     assert disrupted == {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     pod = job["template"]["spec"]
-    assert pod["restartPolicy"] == "Never"  # what podFailurePolicy needs
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy requires it
     (container,) = pod["containers"]
     codes = {"containerName": container["name"], "operator": "In", "values": [distributed.REQUEUE]}
-    assert saved == {"action": "FailJob", "onExitCodes": codes}
+    assert interrupted == {"action": "FailJob", "onExitCodes": codes}
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
     environment = {variable["name"]: variable for variable in container["env"]}
     host, port = environment["COORDINATOR_ADDRESS"]["value"].split(":")

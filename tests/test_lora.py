@@ -36,7 +36,7 @@ from currreft_jax.training.optimizer import make_optimizer, trainable_params
 from currreft_jax.training.update import init_state, zero_gradient
 from tests import tiny
 from tests.groups import batch_of
-from tests.test_train import config_of, rows, told  # noqa: F401 rows is a fixture
+from tests.test_train import config_of, logged_metrics, rows  # noqa: F401 rows is a fixture
 from tests.updates import make_update
 
 RANK, ALPHA = 4, 10.0
@@ -316,7 +316,7 @@ def test_a_run_exports_merged_weights_and_the_next_stage_continues_with_adapters
     config.model.lora = Lora(RANK, ALPHA)
     config.optimizer.learning_rate = 1e-2
     assert trainer.run(config, tmp_path) == tmp_path / "model"
-    lines = told(tmp_path)
+    lines = logged_metrics(tmp_path)
     assert lines[-1]["loss"] < lines[0]["loss"]
     exported, before = (named(hf.load(folder)[1]) for folder in (tmp_path / "model", checkpoint))
     changed = {name for name, x in exported.items() if not np.array_equal(x, before[name])}

@@ -1,4 +1,4 @@
-"""What training minimises, against numbers worked out by hand."""
+"""Advantages, token weights and losses, against values by hand and plain formulas."""
 
 from math import exp
 
@@ -19,7 +19,7 @@ LOGPROBS = -np.array([[[1.0, 2, 3, 9]], [[9, 8, 9, 9]], [[9, 9, 9, 9]]], np.floa
     ("average", "expected"),
     [
         (LossAverage.TOKEN, (1 + 2 + 3 + 8) / 4),
-        (LossAverage.SEQUENCE, ((1 + 2 + 3) / 3 + 8) / 2),  # the third sequence teaches nothing and counts nothing
+        (LossAverage.SEQUENCE, ((1 + 2 + 3) / 3 + 8) / 2),  # the third sequence has no loss tokens and does not count
     ],
 )
 def test_loss_by_hand(average, expected):
@@ -30,17 +30,17 @@ def test_loss_by_hand(average, expected):
 
 
 @pytest.mark.parametrize("average", [LossAverage.TOKEN, LossAverage.SEQUENCE])
-def test_the_parts_of_a_batch_add_up_to_the_whole(average):
-    parts = [MASK[:1], MASK[1:]]
-    counts = loss_counts(parts)
-    np.testing.assert_array_equal(counts, sum(loss_counts([part]) for part in parts))
-    apart = np.concatenate([loss_weights(part, average, counts) for part in parts])
-    np.testing.assert_array_equal(apart, loss_weights(MASK, average, loss_counts([MASK])))
+def test_weights_of_microbatches_equal_those_of_the_batch(average):
+    masks = [MASK[:1], MASK[1:]]
+    counts = loss_counts(masks)
+    np.testing.assert_array_equal(counts, sum(loss_counts([mask]) for mask in masks))
+    weights = np.concatenate([loss_weights(mask, average, counts) for mask in masks])
+    np.testing.assert_array_equal(weights, loss_weights(MASK, average, loss_counts([MASK])))
 
 
-def test_a_batch_without_a_learnt_token_has_no_loss():
-    nothing = np.zeros_like(MASK)
-    assert sft_loss(LOGPROBS, loss_weights(nothing, LossAverage.TOKEN, loss_counts([nothing]))) == 0
+def test_a_batch_without_loss_tokens_has_zero_loss():
+    empty = np.zeros_like(MASK)
+    assert sft_loss(LOGPROBS, loss_weights(empty, LossAverage.TOKEN, loss_counts([empty]))) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- advantages
@@ -53,15 +53,15 @@ def test_advantages_by_hand():
     np.testing.assert_allclose(by_group[0], np.array([1, 0, 0, -1]) / (deviation + 1e-4), rtol=1e-12)
     assert (by_group[1] == 0).all()
     np.testing.assert_array_equal(group_advantages(rewards, AdvantageScale.NONE)[0], [1, 0, 0, -1])
-    every = [*rewards.ravel(), 5.0]
-    mean = sum(every) / 9
-    spread = (sum((r - mean) ** 2 for r in every) / 8) ** 0.5
-    by_batch = group_advantages(rewards, AdvantageScale.BATCH, np.array(every))
+    batch = [*rewards.ravel(), 5.0]
+    mean = sum(batch) / 9
+    spread = (sum((r - mean) ** 2 for r in batch) / 8) ** 0.5
+    by_batch = group_advantages(rewards, AdvantageScale.BATCH, np.array(batch))
     np.testing.assert_allclose(by_batch[0], np.array([1, 0, 0, -1]) / (spread + 1e-4), rtol=1e-12)
 
 
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(-3, 3), st.sampled_from(AdvantageScale))
-def test_advantages_of_a_group_add_up_to_nothing_and_know_no_level(rewards, level, scale):
+def test_group_advantages_sum_to_zero_and_ignore_a_constant(rewards, level, scale):
     rewards = np.array([rewards])
     advantages = group_advantages(rewards, scale)
     assert abs(advantages.sum()) < 1e-9
@@ -75,20 +75,20 @@ def test_advantages_of_a_group_add_up_to_nothing_and_know_no_level(rewards, leve
 
 
 def plain_loss(logprobs, old, reference, advantages, mask, average, settings, longest):
-    """Token by token, as the papers write it."""
+    """Computes the loss token by token, by the formulas of the papers."""
     sequences = []
     for p, g in np.ndindex(*advantages.shape):
         values = []
         for t in np.flatnonzero(mask[p, g]):
             ratio = exp(logprobs[p, g, t] - old[p, g, t])
             clipped = min(max(ratio, 1 - settings.clip_epsilon_low), 1 + settings.clip_epsilon_high)
-            gain = min(ratio * advantages[p, g], clipped * advantages[p, g])
+            objective = min(ratio * advantages[p, g], clipped * advantages[p, g])
             d = reference[p, g, t] - logprobs[p, g, t]
-            values.append(-(gain - settings.kl_coef * (exp(d) - d - 1)))
+            values.append(-(objective - settings.kl_coef * (exp(d) - d - 1)))
         if values:
             sequences.append(values)
     if average is LossAverage.SEQUENCE:
-        return sum(sum(it) / len(it) for it in sequences) / len(sequences)
+        return sum(sum(values) / len(values) for values in sequences) / len(sequences)
     if average is LossAverage.TOKEN:
         return sum(map(sum, sequences)) / sum(map(len, sequences))
     return sum(map(sum, sequences)) / len(sequences) / longest
@@ -97,7 +97,7 @@ def plain_loss(logprobs, old, reference, advantages, mask, average, settings, lo
 @pytest.mark.parametrize("average", LossAverage)
 @pytest.mark.parametrize("scale", AdvantageScale)
 @pytest.mark.parametrize("updates", [1, 2])
-def test_loss_and_gradient_are_those_of_the_plain_formula(average, scale, updates):
+def test_loss_and_gradient_match_the_plain_formula(average, scale, updates):
     rng = np.random.default_rng(7)
     shape = (3, 4, 5)
     settings = Grpo(kl_coef=0.3, clip_epsilon_low=0.2, clip_epsilon_high=0.3, num_updates=updates)
@@ -111,29 +111,29 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(average, scale, update
 
     with jax.enable_x64(True):
         exact = loss_weights(mask, average, loss_counts([mask]), 9)
-        (loss, told), gradient = jax.value_and_grad(
+        (loss, metrics), gradient = jax.value_and_grad(
             lambda x: grpo_loss(x, sampled, reference, advantages, exact.astype(np.float64), settings), has_aux=True
         )(logprobs)
     wanted = plain_loss(logprobs, old_of(logprobs), reference, advantages, mask, average, settings, 9)
     assert float(loss) == pytest.approx(wanted, rel=1e-6, abs=1e-7)
     fixed, h = old_of(logprobs), 1e-6
-    for place in np.ndindex(*shape):
+    for index in np.ndindex(*shape):
         up, down = logprobs.copy(), logprobs.copy()
-        up[place] += h
-        down[place] -= h
+        up[index] += h
+        down[index] -= h
         slope = (
             plain_loss(up, fixed, reference, advantages, mask, average, settings, 9)
             - plain_loss(down, fixed, reference, advantages, mask, average, settings, 9)
         ) / (2 * h)
-        assert float(gradient[place]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+        assert float(gradient[index]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
     kl = np.exp(reference - logprobs) - (reference - logprobs) - 1
-    assert float(told["kl"]) == pytest.approx(kl[mask].sum(), rel=1e-6)
+    assert float(metrics["kl"]) == pytest.approx(kl[mask].sum(), rel=1e-6)
     difference = np.abs(logprobs - sampled)[mask]
-    assert float(told["sampling/logp_difference/mean"]) == pytest.approx(difference.sum(), rel=1e-6)
-    assert float(told["sampling/logp_difference/max"]) == pytest.approx(difference.max(), rel=1e-6)
+    assert float(metrics["sampling/logp_difference/mean"]) == pytest.approx(difference.sum(), rel=1e-6)
+    assert float(metrics["sampling/logp_difference/max"]) == pytest.approx(difference.max(), rel=1e-6)
 
 
-def test_what_lies_behind_the_end_counts_for_nothing_even_where_it_is_impossible():
+def test_masked_tokens_have_no_effect_even_with_infinite_log_probs():
     logprobs = np.array([[[-1.0, -np.inf]]], np.float32)
     weights = np.array([[[1.0, 0.0]]], np.float32)
     loss, gradient = jax.value_and_grad(
@@ -143,13 +143,13 @@ def test_what_lies_behind_the_end_counts_for_nothing_even_where_it_is_impossible
     np.testing.assert_array_equal(gradient, [[[-1.0, 0.0]]])
 
 
-def test_the_clipped_share_is_that_of_stopped_gradients():
+def test_clip_ratios_count_the_tokens_without_gradient():
     settings = Grpo(kl_coef=0.0, num_updates=2)
     logprobs = np.log(np.array([[[2.0, 0.5, 1.1, 0.9]], [[2.0, 0.5, 1.1, 0.9]]], np.float32))
     weights = np.full((2, 1, 4), 1 / 8, np.float32)
     zeros, advantages = np.zeros_like(logprobs), np.array([[1.0], [-1.0]], np.float32)
-    told = grpo_loss(logprobs, zeros, None, advantages, weights, settings)[1]
+    metrics = grpo_loss(logprobs, zeros, None, advantages, weights, settings)[1]
     gradient = jax.grad(lambda x: grpo_loss(x, zeros, None, advantages, weights, settings)[0])(logprobs)
-    assert (float(told["clip_ratio/high"]), float(told["clip_ratio/low"])) == (1, 1)
+    assert (float(metrics["clip_ratio/high"]), float(metrics["clip_ratio/low"])) == (1, 1)
     np.testing.assert_array_equal(np.asarray(gradient) == 0, [[[1, 0, 0, 0]], [[0, 1, 0, 0]]])
-    assert "kl" not in told
+    assert "kl" not in metrics

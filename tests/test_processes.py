@@ -1,4 +1,4 @@
-"""Two processes of four devices each load, compute and export what one process of eight does."""
+"""Two processes with four devices each load, compute and export the same as one process with eight."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ from currreft_jax.models import hf
 from tests import tiny
 from tools.convert_weights.__main__ import main
 
-# What every process begins with; it is given a port, its number, a source and where to write.
+# The start of every process's program. Arguments: port, process index, source, output folder.
 START = """
 import json, sys
 from pathlib import Path
@@ -42,20 +42,20 @@ from tests.groups import group_logprobs
 model, parameters = hf.load(source, mesh=make_mesh(1, 8, 1))
 processor = load(source, max_pixels=30_000)
 prompts = [processor.prompt(tiny.user("?" * i, i % 2), [tiny.picture(60 + i, 90, i)] * (i % 2)) for i in range(8)]
-mine = collate(prompts[4 * process : 4 * process + 4], model.config, BatchShape(100, 6, 6), shards=4)
+own = collate(prompts[4 * process : 4 * process + 4], model.config, BatchShape(100, 6, 6), shards=4)
 tokens = np.random.default_rng(0).integers(0, 256, (8, 2, 3))
-batch = to_devices((mine, tokens[4 * process : 4 * process + 4]), model.mesh)
+batch = to_devices((own, tokens[4 * process : 4 * process + 4]), model.mesh)
 logprobs = jax.jit(partial(group_logprobs, model))(parameters, *batch)
-everything = multihost_utils.process_allgather(logprobs, tiled=True)
+gathered = multihost_utils.process_allgather(logprobs, tiled=True)
 hf.export(model, parameters, processor, out)
 if process == 0:
-    print(json.dumps(np.asarray(everything).tolist()))
+    print(json.dumps(np.asarray(gathered).tolist()))
 """
 )
 
 
-def together(source: Path, out: Path, program: str = PROGRAM) -> np.ndarray:
-    """What the first of two processes prints, each run with port, number, source and out."""
+def run_two_processes(source: Path, out: Path, program: str = PROGRAM) -> np.ndarray:
+    """Runs a program in two processes; returns the array that the first one prints as JSON."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -76,7 +76,7 @@ def together(source: Path, out: Path, program: str = PROGRAM) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint) -> np.ndarray:
+def single_process_logprobs(checkpoint) -> np.ndarray:
     from functools import partial
 
     from currreft_jax.data.packing import BatchShape, collate
@@ -92,10 +92,10 @@ def alone(checkpoint) -> np.ndarray:
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["hugging face", "native"])
-def test_two_processes_are_one(checkpoint, alone, tmp_path, native):
+def test_two_processes_match_one(checkpoint, single_process_logprobs, tmp_path, native):
     source = checkpoint
     if native:
         source = tmp_path / "native"
         assert main([str(checkpoint), str(source)]) == 0
-    np.testing.assert_allclose(together(source, tmp_path / "out"), alone, atol=5e-6, rtol=0)
+    np.testing.assert_allclose(run_two_processes(source, tmp_path / "out"), single_process_logprobs, atol=5e-6, rtol=0)
     assert hf.digests(hf.read_tensors(tmp_path / "out")) == hf.digests(hf.read_tensors(checkpoint))

@@ -1,4 +1,4 @@
-"""The repository's own promises: layers that load no JAX, a README whose map is true, a lazy public API."""
+"""The repository: modules that load no JAX, the README's file map and example, the lazy public API, links."""
 
 import re
 import subprocess
@@ -60,7 +60,7 @@ def test_the_readmes_file_map_is_the_tree():
 
 
 def test_the_readmes_python_runs(checkpoint, tmp_path):
-    """The example as it stands, with the small checkpoint and image in place of the reader's."""
+    """Runs the example with a small checkpoint and image, and fewer new tokens."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
     from tests import tiny
 
@@ -74,7 +74,7 @@ def test_the_readmes_python_runs(checkpoint, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_every_departure_and_file_named_in_the_docs_exists():
+def test_every_link_in_the_docs_exists():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text("utf-8")):
             if not target.startswith("http"):

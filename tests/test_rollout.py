@@ -1,4 +1,4 @@
-"""The sampler draws what the trainer scores, from keys alone, and computes no more than it must."""
+"""The sampler: log-probs equal the trainer's, samples depend on keys alone, and programs do no needless work."""
 
 import re
 from dataclasses import replace
@@ -55,18 +55,18 @@ def world(checkpoint):
 
 
 def scored(model, parameters, prompts, rollout, temperature=1.0):
-    """The trainer's log-probs of a rollout."""
-    batch = together(model, prompts)
+    """Computes the trainer's log-probs of a rollout."""
+    batch = collated(model, prompts)
     return np.asarray(cr.token_logprobs(model, parameters, batch, np.asarray(rollout.tokens), temperature=temperature))
 
 
-def together(model, prompts):
+def collated(model, prompts):
     slots = slots_per_shard(prompts, model.config.vision)
     return collate(prompts, model.config, BatchShape(96, slots, 4))
 
 
-def same(a, b, rows=slice(None), members=slice(None)):
-    """Equal tokens and ends, log-probs and entropies within rounding."""
+def assert_same_rollout(a, b, rows=slice(None), members=slice(None)):
+    """Asserts equal tokens and lengths, and log-probs and entropies within rounding."""
     for name in ("tokens", "mask", "lengths", "finished"):
         np.testing.assert_array_equal(padded(a, name, b)[rows][:, members], padded(b, name, a), err_msg=name)
     for name in ("logprobs", "entropies"):
@@ -74,7 +74,7 @@ def same(a, b, rows=slice(None), members=slice(None)):
 
 
 def padded(rollout, name, other):
-    """A field with T as long as the longer of two rollouts has it."""
+    """Pads a field to the larger T of two rollouts."""
     x = np.asarray(getattr(rollout, name))
     if x.ndim == 2:
         return x
@@ -84,62 +84,62 @@ def padded(rollout, name, other):
 
 
 @pytest.fixture(scope="module")
-def drawn(world):
+def rollout(world):
     return cr.sample(*world, EXACT, seed=3, stage=1, step=7)
 
 
-# ---------------------------------------------------------------------------------------------------------- the drawn
+# ---------------------------------------------------------------------------------------------------------- completions
 
 
-def test_a_rollout_has_the_annotated_shapes(drawn):
+def test_a_rollout_has_the_annotated_shapes(rollout):
     with jaxtyping.jaxtyped("context"):
-        assert check(drawn, Rollout, "rollout") == 6
+        assert check(rollout, Rollout, "rollout") == 6
 
 
-def test_completions_end_with_their_first_end_token_or_at_the_limit(world, drawn):
+def test_completions_end_at_their_first_stop_token_or_the_limit(world, rollout):
     ends, config = world[2].eos_token_ids, world[0].config
-    tokens, mask = np.asarray(drawn.tokens), np.asarray(drawn.mask)
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
     assert tokens.shape == (8, G, T)
     is_end = np.isin(tokens, ends)
     for p, g in np.ndindex(8, G):
         found = np.flatnonzero(is_end[p, g])
         length = found[0] + 1 if len(found) else T
-        assert drawn.lengths[p, g] == length and drawn.finished[p, g] == bool(len(found))
+        assert rollout.lengths[p, g] == length and rollout.finished[p, g] == bool(len(found))
         np.testing.assert_array_equal(mask[p, g], np.arange(T) < length)
         assert (tokens[p, g, length:] == config.bos_token_id).all()
-    assert np.unique(drawn.lengths).size > 1 and 0 < np.mean(drawn.finished) < 1
+    assert np.unique(rollout.lengths).size > 1 and 0 < np.mean(rollout.finished) < 1
     assert len({tuple(row) for row in tokens.reshape(-1, T)}) > 8 * G - 3  # the shortest may be equal
     assert not np.isin(tokens[mask], config.forbidden_tokens).any() and (tokens[mask] < world[2].tokenizer_size).all()
-    assert (np.asarray(drawn.logprobs)[~mask] == 0).all()
+    assert (np.asarray(rollout.logprobs)[~mask] == 0).all()
 
 
-def test_log_probs_are_the_trainers(world, drawn):
+def test_log_probs_match_the_trainers(world, rollout):
     model, parameters, _, prompts = world
-    mask = np.asarray(drawn.mask)
-    difference = np.abs(scored(model, parameters, prompts, drawn) - drawn.logprobs)[mask]
+    mask = np.asarray(rollout.mask)
+    difference = np.abs(scored(model, parameters, prompts, rollout) - rollout.logprobs)[mask]
     assert difference.max() <= 1e-5
 
 
-def test_entropies_are_the_trainers(world, drawn):
+def test_entropies_match_the_trainers(world, rollout):
     model, parameters, _, prompts = world
-    mask = np.asarray(drawn.mask)
+    mask = np.asarray(rollout.mask)
 
     @jax.jit
     def entropy(parameters, prompts, tokens):
         module = model.bind(parameters)
         return module.logprobs(module.forward(prompts, tokens), tokens, 1.0)[1]
 
-    wanted = np.asarray(entropy(parameters, together(model, prompts), drawn.tokens))
-    assert np.abs(wanted - drawn.entropies)[mask].max() <= 1e-5
-    assert (np.asarray(drawn.entropies)[~mask] == 0).all() and np.asarray(drawn.entropies)[mask].min() > 0
+    wanted = np.asarray(entropy(parameters, collated(model, prompts), rollout.tokens))
+    assert np.abs(wanted - rollout.entropies)[mask].max() <= 1e-5
+    assert (np.asarray(rollout.entropies)[~mask] == 0).all() and np.asarray(rollout.entropies)[mask].min() > 0
 
 
-def test_log_probs_are_the_trainers_at_another_temperature(world):
+def test_log_probs_match_the_trainers_at_another_temperature(world):
     model, parameters, _, prompts = world
-    hot = cr.sample(*world, EXACT, temperature=1.7, seed=1)
-    mask = np.asarray(hot.mask)
-    assert np.abs(scored(model, parameters, prompts, hot, 1.7) - hot.logprobs)[mask].max() <= 1e-5
-    assert np.abs(scored(model, parameters, prompts, hot) - hot.logprobs)[mask].max() > 0.1
+    rollout = cr.sample(*world, EXACT, temperature=1.7, seed=1)
+    mask = np.asarray(rollout.mask)
+    assert np.abs(scored(model, parameters, prompts, rollout, 1.7) - rollout.logprobs)[mask].max() <= 1e-5
+    assert np.abs(scored(model, parameters, prompts, rollout) - rollout.logprobs)[mask].max() > 0.1
 
 
 def test_log_probs_in_bf16_are_within_the_trainers_own_error(world):
@@ -162,8 +162,8 @@ def test_log_probs_in_bf16_are_within_the_trainers_own_error(world):
     assert difference.max() <= 2 * np.abs(in_bf16 - in_fp32).max()
 
 
-def test_an_int8_cache_moves_log_probs_by_less_than_bf16_products_do(world):
-    """The stated error: 0.01 nat in the mean and 0.1 at most on this model, whose weights are four times Qwen's."""
+def test_an_int8_cache_changes_log_probs_less_than_bf16_does(world):
+    """The documented error: 0.01 nat in the mean and 0.1 at most on this model, whose weights are four times Qwen's."""
     model, parameters, _, prompts = world
     rollout = cr.sample(*world, EXACT, cache=CacheType.INT8)
     mask = np.asarray(rollout.mask)
@@ -176,13 +176,13 @@ def test_an_int8_cache_moves_log_probs_by_less_than_bf16_products_do(world):
 
 @given(st.data())
 @settings(max_examples=6)
-def test_neighbours_order_and_number_change_nothing(world, drawn, data):
+def test_completions_do_not_depend_on_the_rest_of_the_batch(world, rollout, data):
     model, parameters, processor, prompts = world
     order = data.draw(st.permutations(range(8)))
     size = data.draw(st.sampled_from([8, 5]))
     rows = list(order)[:size]
     again = cr.sample(model, parameters, processor, [prompts[i] for i in rows], EXACT, seed=3, stage=1, step=7)
-    same(drawn, again, rows=rows)
+    assert_same_rollout(rollout, again, rows=rows)
 
 
 @pytest.mark.parametrize(
@@ -197,46 +197,46 @@ def test_neighbours_order_and_number_change_nothing(world, drawn, data):
     ],
     ids=str,
 )
-def test_group_size_segments_compaction_and_padding_change_nothing(world, drawn, changes):
+def test_completions_do_not_depend_on_group_size_segments_compaction_or_padding(world, rollout, changes):
     again = cr.sample(*world, EXACT, seed=3, stage=1, step=7, **changes)
-    same(drawn, again, members=slice(changes.get("group_size", G)))
+    assert_same_rollout(rollout, again, members=slice(changes.get("group_size", G)))
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4)], ids=str)
-def test_every_decoding_mesh_draws_the_same(checkpoint, world, drawn, mesh):
+def test_every_decoding_mesh_samples_the_same(checkpoint, world, rollout, mesh):
     training = cr.make_mesh(2, 2, 2)
     model, parameters = cr.load_model(checkpoint, mesh=training)
     again = cr.sample(model, parameters, *world[2:], EXACT, mesh=mesh, seed=3, stage=1, step=7)
-    same(drawn, again)
+    assert_same_rollout(rollout, again)
     assert again.tokens.sharding.mesh == training
 
 
-def test_a_completion_is_replayed_alone(world, drawn):
+def test_a_completion_is_replayed_alone(world, rollout):
     model, parameters, processor, prompts = world
-    tokens = np.asarray(drawn.tokens)
+    tokens = np.asarray(rollout.tokens)
     for p, g in ((5, 1), (0, 1)):
-        assert (tokens[p, g] != tokens[p, 0]).any()  # so that the replay of the group's first one would be seen
+        assert (tokens[p, g] != tokens[p, 0]).any()  # else a replay of the group's first completion would pass
         again = cr.replay(model, parameters, processor, prompts[p], g, EXACT, seed=3, stage=1, step=7)
-        same(drawn, again, rows=[p], members=[g])
+        assert_same_rollout(rollout, again, rows=[p], members=[g])
 
 
-@pytest.mark.parametrize("numbers", [{"seed": 4}, {"stage": 2}, {"step": 8}], ids=str)
-def test_each_number_of_the_key_counts(world, drawn, numbers):
-    again = cr.sample(*world, EXACT, **{"seed": 3, "stage": 1, "step": 7, **numbers})
-    equal = np.asarray(again.tokens)[:, :, 0] == np.asarray(drawn.tokens)[:, :, 0]
+@pytest.mark.parametrize("changes", [{"seed": 4}, {"stage": 2}, {"step": 8}], ids=str)
+def test_seed_stage_and_step_change_the_samples(world, rollout, changes):
+    again = cr.sample(*world, EXACT, **{"seed": 3, "stage": 1, "step": 7, **changes})
+    equal = np.asarray(again.tokens)[:, :, 0] == np.asarray(rollout.tokens)[:, :, 0]
     assert equal.mean() < 0.3
 
 
-def test_the_prompts_key_counts_in_both_halves(world, drawn):
+def test_both_halves_of_a_prompts_key_change_the_samples(world, rollout):
     model, parameters, processor, prompts = world
     for key in (prompts[0].key ^ 1, prompts[0].key ^ (1 << 40)):
         again = cr.replay(model, parameters, processor, replace(prompts[0], key=key), 0, EXACT, seed=3, stage=1, step=7)
-        assert (np.asarray(again.tokens)[0, 0, :3] != np.asarray(drawn.tokens)[0, 0, :3]).any()
+        assert (np.asarray(again.tokens)[0, 0, :3] != np.asarray(rollout.tokens)[0, 0, :3]).any()
 
 
-def test_a_stream_ends_with_the_whole(world, drawn):
+def test_a_stream_ends_with_the_whole_rollout(world, rollout):
     *parts, last = module.stream(*world, EXACT, every=3, seed=3, stage=1, step=7)
-    same(drawn, last)
+    assert_same_rollout(rollout, last)
     tokens = np.asarray(last.tokens)
     for part in parts:
         mask = np.asarray(part.mask)
@@ -247,18 +247,18 @@ def test_a_stream_ends_with_the_whole(world, drawn):
 # ----------------------------------------------------------------------------------------------------- distribution
 
 
-def counts_of(scores, temperature, top_k, top_p, draws=40_000):
-    """How often each of V tokens is drawn."""
+def counts_of(logits, temperature, top_k, top_p, draws=40_000):
+    """Counts how often each of V tokens is sampled."""
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), draws))[None]
-    table = jnp.broadcast_to(scores / temperature, (1, draws, len(scores)))
+    table = jnp.broadcast_to(logits / temperature, (1, draws, len(logits)))
     tokens, *_ = jax.jit(partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p))(
         table, keys, jnp.int32(5)
     )
-    return np.bincount(np.asarray(tokens)[0], minlength=len(scores))
+    return np.bincount(np.asarray(tokens)[0], minlength=len(logits))
 
 
-def kept_by_hand(probabilities, top_k, top_p):
-    """Top-k, then the smallest set of the rest that reaches p: token by token."""
+def filtered_by_hand(probabilities, top_k, top_p):
+    """Applies top-k, then keeps the smallest set of the rest that reaches p, token by token."""
     order = np.argsort(-probabilities)[: top_k or None]
     share = probabilities[order] / probabilities[order].sum()
     kept = [token for i, token in enumerate(order) if share[:i].sum() < top_p]
@@ -271,11 +271,11 @@ def kept_by_hand(probabilities, top_k, top_p):
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.5, 5, 1.0), (1.0, 0, 0.7), (0.8, 9, 0.9)]
 )
-def test_tokens_are_drawn_as_often_as_they_should_be(vocabulary, temperature, top_k, top_p):
+def test_token_frequencies_match_the_distribution(vocabulary, temperature, top_k, top_p):
     logits = 2 * np.random.default_rng(0).standard_normal(vocabulary).astype(np.float32)
     logits[[1, 4]] = -np.inf
     probabilities = np.exp(logits / temperature - np.max(logits / temperature)).astype(np.float64)
-    expected = kept_by_hand(probabilities / probabilities.sum(), top_k, top_p)
+    expected = filtered_by_hand(probabilities / probabilities.sum(), top_k, top_p)
     counts = counts_of(jnp.asarray(logits), temperature, top_k, top_p)
     assert counts[expected == 0].sum() == 0
     order = np.argsort(-expected)
@@ -287,7 +287,7 @@ def test_tokens_are_drawn_as_often_as_they_should_be(vocabulary, temperature, to
     assert chisquare(observed[keep], wanted[keep] * observed[keep].sum() / wanted[keep].sum()).pvalue > 1e-3
 
 
-def test_draws_of_neighbouring_slots_and_keys_are_independent():
+def test_samples_of_neighbouring_slots_and_keys_are_independent():
     keys = jax.random.key_data(jax.random.split(jax.random.key(1), 20_000))[None]
     flat = jnp.zeros((1, 20_000, 4))
     first, second = (np.asarray(sample_token(flat, keys, jnp.int32(slot), 1.0, 0, 1.0)[0])[0] for slot in (0, 1))
@@ -295,18 +295,18 @@ def test_draws_of_neighbouring_slots_and_keys_are_independent():
         assert chisquare(np.bincount(4 * a + b, minlength=16)).pvalue > 1e-3
 
 
-def test_greedy_takes_the_first_of_the_likeliest():
-    scores = np.full((1, 1, 700), -1.0, np.float32)
-    scores[0, 0, [600, 300, 301]] = 2.0
+def test_greedy_takes_the_first_of_equal_maxima():
+    logits = np.full((1, 1, 700), -1.0, np.float32)
+    logits[0, 0, [600, 300, 301]] = 2.0
     token, logprob, entropy = sample_token(
-        jnp.asarray(scores), jnp.zeros((1, 1, 2), jnp.uint32), jnp.int32(0), 0, 0, 1.0
+        jnp.asarray(logits), jnp.zeros((1, 1, 2), jnp.uint32), jnp.int32(0), 0, 0, 1.0
     )
     assert token == 300
-    np.testing.assert_allclose(logprob, jax.nn.log_softmax(scores)[..., 300], atol=1e-6)
-    np.testing.assert_allclose(entropy, -np.sum(jax.nn.softmax(scores) * jax.nn.log_softmax(scores), -1), atol=1e-5)
+    np.testing.assert_allclose(logprob, jax.nn.log_softmax(logits)[..., 300], atol=1e-6)
+    np.testing.assert_allclose(entropy, -np.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), -1), atol=1e-5)
 
 
-def test_greedy_completions_of_a_group_are_the_same_and_the_likeliest(world):
+def test_greedy_completions_of_a_group_are_equal(world):
     model, parameters, _, prompts = world
     rollout = cr.sample(*world, EXACT, temperature=0.0)
     tokens = np.asarray(rollout.tokens)
@@ -315,7 +315,7 @@ def test_greedy_completions_of_a_group_are_the_same_and_the_likeliest(world):
     assert np.abs(scored(model, parameters, prompts, rollout) - rollout.logprobs)[mask].max() <= 1e-5
 
 
-def test_the_mask_allows_what_the_tokenizer_knows_and_no_part_of_an_image():
+def test_the_vocab_mask_forbids_image_tokens_and_unknown_ids():
     vocab_mask = VocabMask(6, (2, 3))
     assert vocab_mask.allowed(jnp.arange(8)).tolist() == [True, True, False, False, True, True, False, False]
 
@@ -324,19 +324,19 @@ def test_the_mask_allows_what_the_tokenizer_knows_and_no_part_of_an_image():
 
 
 def compilations(run) -> int:
-    """Programs that XLA compiles, or fetches from its cache on disk, during a call."""
-    seen: list[str] = []
+    """Counts the programs that XLA compiles, or loads from its cache on disk, during a call."""
+    events: list[str] = []
 
     def listen(event: str, seconds: float, **_) -> None:
         if event.endswith("backend_compile_duration"):
-            seen.append(event)
+            events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         jax.block_until_ready(run())
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    return len(seen)
+    return len(events)
 
 
 def test_nothing_is_compiled_after_the_warm_up(world):
@@ -354,16 +354,16 @@ def test_nothing_is_compiled_after_the_warm_up(world):
 
 def decode_program(world, **changes):
     model, parameters, processor, prompts = world
-    chosen = replace(EXACT, **changes)
-    run = module.start(model, parameters, processor, prompts, chosen, None, (0, 0, 0), np.arange(G))
+    sampling = replace(EXACT, **changes)
+    run = module.start(model, parameters, processor, prompts, sampling, None, (0, 0, 0), np.arange(G))
     return run, run.programs.decode.lower(run.decoding_params, run.prompts, run.state, np.int32(8))
 
 
-def test_filters_that_are_off_sort_nothing(world):
-    sorting = re.compile(r"stablehlo\.sort|top_k")
-    assert not sorting.search(decode_program(world)[1].as_text())
+def test_disabled_filters_sort_nothing(world):
+    sort = re.compile(r"stablehlo\.sort|top_k")
+    assert not sort.search(decode_program(world)[1].as_text())
     for filters in ({"top_p": 0.9}, {"top_k": 3}):
-        assert sorting.search(decode_program(world, **filters)[1].as_text())
+        assert sort.search(decode_program(world, **filters)[1].as_text())
 
 
 def test_the_decoding_program_copies_no_weight_and_no_cache(world):
@@ -377,7 +377,7 @@ def test_the_decoding_program_copies_no_weight_and_no_cache(world):
     assert copied and not copied & {tuple(sorted(leaf.shape)) for leaf in held if leaf.ndim > 1 and leaf.size > 1000}
 
 
-def test_the_decoding_copy_is_in_its_own_layout_and_precision(checkpoint):
+def test_decode_params_have_their_own_layout_and_precision(checkpoint):
     model, parameters = cr.load_model(checkpoint, mesh=cr.make_mesh(1, 8, 1))
     weights = cr.decode_params(model, parameters, Sampling(mesh=(4, 2)))
     kernel = weights["layers"][0]["mlp"]["gate_proj"]["kernel"]
@@ -386,11 +386,11 @@ def test_the_decoding_copy_is_in_its_own_layout_and_precision(checkpoint):
     assert "visual" not in weights and weights["norm"]["scale"].dtype == jnp.float32
 
 
-def test_compaction_leaves_out_what_has_finished(world, monkeypatch):
+def test_compaction_drops_finished_completions(world, monkeypatch):
     sizes = []
     real = module.sampler_programs
 
-    def watched(*arguments):
+    def recording(*arguments):
         programs = real(*arguments)
 
         def decode(weights, fixed, state, stop):
@@ -399,7 +399,7 @@ def test_compaction_leaves_out_what_has_finished(world, monkeypatch):
 
         return programs._replace(decode=decode)
 
-    monkeypatch.setattr(module, "sampler_programs", watched)
+    monkeypatch.setattr(module, "sampler_programs", recording)
     model, parameters, processor, prompts = world
     many = {"max_new_tokens": 64, "group_size": 1}
     cr.sample(model, parameters, processor, prompts, EXACT, **many)
@@ -431,7 +431,7 @@ def test_impossible_settings_are_refused(change, message):
 
 
 @pytest.mark.parametrize("change", [{"top_k": 5}, {"top_p": 0.9}, {"temperature": 0.0}], ids=str)
-def test_training_refuses_another_distribution(change):
+def test_training_refuses_filtered_and_greedy_sampling(change):
     validate_training_sampling(Sampling())
     validate_sampling(replace(Sampling(), **change))
     with pytest.raises(ValueError, match="in training"):

@@ -1,4 +1,4 @@
-"""The microbatches of a GRPO step: every row, and the weight of every token."""
+"""The microbatches of a GRPO step: rows, and weights of tokens."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +17,7 @@ from tests import tiny
 from tests.recorded import Recorded, context_of, numbers_of
 from tests.test_shapes import check
 
-P, G, T, LONGEST = 16, 3, 8, 16  # the rollout ended before the token limit
+P, G, T, MAX_TOKENS = 16, 3, 8, 16  # the rollout ended before the token limit
 
 
 def recorded() -> Recorded:
@@ -34,15 +34,15 @@ def recorded() -> Recorded:
     )
 
 
-def plain_weights(learnt: np.ndarray, average: LossAverage) -> np.ndarray:
-    """What each token of a minibatch counts, `[P, G, T]`, of completions that so many tokens are learnt of."""
-    sequences, tokens = np.count_nonzero(learnt), learnt.sum()
-    weights = np.zeros((*learnt.shape, T))
-    for p, g in np.ndindex(*learnt.shape):
-        weights[p, g, : learnt[p, g]] = {
-            LossAverage.SEQUENCE: 1 / (sequences * max(1, learnt[p, g])),
+def plain_weights(loss_lengths: np.ndarray, average: LossAverage) -> np.ndarray:
+    """Computes the token weights of a minibatch, `[P, G, T]`, from the number of loss tokens of each completion."""
+    sequences, tokens = np.count_nonzero(loss_lengths), loss_lengths.sum()
+    weights = np.zeros((*loss_lengths.shape, T))
+    for p, g in np.ndindex(*loss_lengths.shape):
+        weights[p, g, : loss_lengths[p, g]] = {
+            LossAverage.SEQUENCE: 1 / (sequences * max(1, loss_lengths[p, g])),
             LossAverage.TOKEN: 1 / tokens,
-            LossAverage.CONSTANT: 1 / (sequences * LONGEST),
+            LossAverage.CONSTANT: 1 / (sequences * MAX_TOKENS),
         }[average]
     return weights
 
@@ -56,9 +56,7 @@ def plain_weights(learnt: np.ndarray, average: LossAverage) -> np.ndarray:
         (LossAverage.CONSTANT, AdvantageScale.NONE),
     ],
 )
-def test_every_row_keeps_what_belongs_to_it_and_every_token_counts_its_share(
-    monkeypatch, average, scale, mask_truncated
-):
+def test_minibatches_keep_rows_together_and_weight_every_token(monkeypatch, average, scale, mask_truncated):
     rollout = recorded()
     config = Config(
         method=Method.GRPO,
@@ -67,7 +65,7 @@ def test_every_row_keeps_what_belongs_to_it_and_every_token_counts_its_share(
         microbatches=2,
         data=Data(batch_size=P, prompt_lengths=(32,), slots=(1,)),
         grpo=Grpo(minibatches=2, num_updates=2, advantage_scale=scale, mask_truncated=mask_truncated),
-        sampling=Sampling(group_size=G, max_new_tokens=LONGEST, temperature=0.5),
+        sampling=Sampling(group_size=G, max_new_tokens=MAX_TOKENS, temperature=0.5),
     )
     rollout.replace_sampling(monkeypatch)
     reference = lambda model, temperature: lambda _, __, tokens: -temperature * tokens  # noqa: E731
@@ -86,7 +84,7 @@ def test_every_row_keeps_what_belongs_to_it_and_every_token_counts_its_share(
         result = grpo.grpo_step(context, programs, host, TrainState({}, {}), rollout.examples(), step=1)
     assert updates.pop() == []
 
-    learnt = np.where(rollout.finished, rollout.lengths, 0) if mask_truncated else rollout.lengths
+    loss_lengths = np.where(rollout.finished, rollout.lengths, 0) if mask_truncated else rollout.lengths
     advantages = group_advantages(rollout.rewards, scale).astype(np.float32)
     assert len(updates) == 4 and updates[2:] == updates[:2]  # two passes over two minibatches
     for index, microbatches in enumerate(updates[:2]):
@@ -95,7 +93,7 @@ def test_every_row_keeps_what_belongs_to_it_and_every_token_counts_its_share(
         assert [len(numbers) for numbers in rows] == [4, 4]
         np.testing.assert_array_equal(np.sort(np.concatenate(rows)), minibatch)
         weights = np.zeros((P, G, T))
-        weights[minibatch] = plain_weights(learnt[minibatch], average)
+        weights[minibatch] = plain_weights(loss_lengths[minibatch], average)
         for numbers, (group, own_weights, targets) in zip(rows, microbatches, strict=True):
             for row, number in enumerate(numbers):
                 prompt = rollout.prompts[number]
@@ -111,4 +109,4 @@ def test_every_row_keeps_what_belongs_to_it_and_every_token_counts_its_share(
                 np.testing.assert_array_equal(np.any(own_weights, axis=-1), rollout.finished[numbers])
         if average is not LossAverage.CONSTANT:
             assert sum(float(np.sum(own_weights)) for _, own_weights, _ in microbatches) == pytest.approx(1)
-    assert result.metrics["learnt_tokens"] == learnt.sum()
+    assert result.metrics["learnt_tokens"] == loss_lengths.sum()

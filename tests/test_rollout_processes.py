@@ -1,4 +1,4 @@
-"""Two processes of four devices each draw what one process draws, though their mesh and their rows are others."""
+"""Two processes with four devices each sample as one process does, on another mesh and with other rows per host."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import currreft_jax as cr
 from currreft_jax.config import CacheType, Precision, Sampling
 from currreft_jax.structs import Prompt
 from tests import tiny
-from tests.test_processes import START, together
+from tests.test_processes import START, run_two_processes
 
 PROGRAM = (
     START
@@ -19,8 +19,8 @@ from tests.test_rollout_processes import prompts_of, settings
 
 model, parameters = cr.load_model(source, mesh=cr.make_mesh(1, 8, 1))
 processor, prompts = prompts_of(source)
-mine = prompts[4 * process : 4 * process + 4]
-rollout = cr.sample(model, parameters, processor, mine, settings(), mesh=(4, 2), seed=5)
+own = prompts[4 * process : 4 * process + 4]
+rollout = cr.sample(model, parameters, processor, own, settings(), mesh=(4, 2), seed=5)
 gathered = multihost_utils.process_allgather((rollout.tokens, rollout.lengths), tiled=True)
 if process == 0:
     tokens, lengths = map(np.asarray, gathered)
@@ -49,11 +49,11 @@ def prompts_of(source) -> tuple[object, list[Prompt]]:
     return processor, prompts
 
 
-def test_two_processes_draw_what_one_does(checkpoint, tmp_path):
+def test_two_processes_sample_as_one(checkpoint, tmp_path):
     model, parameters = cr.load_model(checkpoint)
     processor, prompts = prompts_of(checkpoint)
-    alone = cr.sample(model, parameters, processor, prompts, settings(), seed=5)
-    found = together(checkpoint, tmp_path / "out", PROGRAM)
-    expected = np.concatenate([alone.tokens, np.asarray(alone.lengths)[..., None]], axis=2)
+    expected_rollout = cr.sample(model, parameters, processor, prompts, settings(), seed=5)
+    found = run_two_processes(checkpoint, tmp_path / "out", PROGRAM)
+    expected = np.concatenate([expected_rollout.tokens, np.asarray(expected_rollout.lengths)[..., None]], axis=2)
     np.testing.assert_array_equal(found, expected)
     assert jax.process_count() == 1

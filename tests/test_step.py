@@ -1,4 +1,4 @@
-"""The optimizer by hand, its layout on a mesh, and gradients in parts."""
+"""The optimizer by hand, its sharding, and gradients of microbatches."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from currreft_jax.config import Config, Grpo, LossAverage, Method, Optimizer, Rule, Schedule, Stage
-from currreft_jax.data import processor
+from currreft_jax.data.processor import load as load_processor
 from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.sharding import make_mesh, path_of
 from currreft_jax.structs import GroupBatch, GrpoTargets
@@ -42,20 +42,20 @@ from tests.updates import make_update
         ),
     ],
 )
-def test_rates_by_hand(settings, rates):
+def test_learning_rates_by_hand(settings, rates):
     schedule = learning_rate_schedule(settings, 8)
     np.testing.assert_allclose([schedule(step) for step in range(8)], rates, rtol=1e-6)
 
 
-def test_what_is_frozen_neither_moves_nor_has_moments_nor_counts():
+def test_frozen_parameters_have_no_update_no_moments_and_no_share_of_the_norm():
     model = tiny.model_of()
     params = tiny.parameters_of(model)
     settings = Optimizer(learning_rate=0.1, schedule=Schedule.CONSTANT, freeze_vision=True, max_grad_norm=1e9)
-    named = {
+    trainable = {
         path_of(path): label for path, label in jax.tree_util.tree_leaves_with_path(is_trainable(settings, params))
     }
-    assert {name for name in named if name.startswith("visual/") and named[name]} == {
-        name for name in named if name.startswith("visual/merger/")
+    assert {name for name in trainable if name.startswith("visual/") and trainable[name]} == {
+        name for name in trainable if name.startswith("visual/merger/")
     }
     optimizer = make_optimizer(settings, 10)
     state = init_state(model, optimizer, params)
@@ -64,17 +64,17 @@ def test_what_is_frozen_neither_moves_nor_has_moments_nor_counts():
     before = jax.tree.map(np.asarray, params)
     ones = jax.tree.map(jnp.ones_like, trainable_params(settings, params))
     after, norm = jax.jit(partial(apply_gradients, optimizer))(state, ones)
-    moving = sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if named[path_of(path)])
-    assert float(norm) == pytest.approx(moving**0.5, rel=1e-5)
+    num_trainable = sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if trainable[path_of(path)])
+    assert float(norm) == pytest.approx(num_trainable**0.5, rel=1e-5)
     for path, old in jax.tree_util.tree_leaves_with_path(before):
         new = after.params
         for key in path:
             new = new[key.key]
-        moved = np.asarray(new) - old
-        if not named[path_of(path)]:
-            assert not moved.any()
-        else:  # the first step of Adam is the learning rate
-            np.testing.assert_allclose(moved, -0.1, rtol=1e-3)
+        change = np.asarray(new) - old
+        if not trainable[path_of(path)]:
+            assert not change.any()
+        else:  # the first update of Adam is the learning rate
+            np.testing.assert_allclose(change, -0.1, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("vision", "merger"), [(False, True), (True, True)])
@@ -86,7 +86,7 @@ def test_the_merger_is_frozen_alone_or_with_its_tower(vision, merger):
     assert frozen == {name for name in names if name.startswith("visual/" if vision else "visual/merger/")} != set()
 
 
-def first_move(settings: Optimizer, weight: float, slope: float, size: int = 3) -> np.ndarray:
+def first_update(settings: Optimizer, weight: float, slope: float, size: int = 3) -> np.ndarray:
     params, gradient = ({"norm": {"scale": jnp.full(size, value)}} for value in (weight, slope))
     optimizer = make_optimizer(replace(settings, schedule=Schedule.CONSTANT), 10)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
@@ -98,7 +98,7 @@ def first_move(settings: Optimizer, weight: float, slope: float, size: int = 3) 
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 def test_weights_decay_by_the_learning_rate(rule, rate, decay):
     settings = Optimizer(rule=rule, learning_rate=rate, weight_decay=decay, max_grad_norm=1e9)
-    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=1.0), -rate * (1 + decay * 2), rtol=1e-5)
+    np.testing.assert_allclose(first_update(settings, weight=2.0, slope=1.0), -rate * (1 + decay * 2), rtol=1e-5)
 
 
 def test_adafactor_decays_by_the_scheduled_rate():
@@ -112,14 +112,14 @@ def test_adafactor_decays_by_the_scheduled_rate():
         np.testing.assert_allclose(updates["norm"]["scale"], -rate * 0.01 * 2, rtol=1e-5)
 
 
-def test_gradients_are_scaled_down_to_their_largest_norm():
-    # With an eps of 1 the first step of Adam is g / (g + 1); 400 values of norm 1 are 1 / 20 each.
+def test_gradients_are_clipped_to_the_maximum_norm():
+    # With eps = 1 the first update of Adam is g / (g + 1); 400 equal values of norm 1 are 1 / 20 each.
     settings = Optimizer(learning_rate=1.0, eps=1.0, max_grad_norm=1.0)
-    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=1e3, size=400), -1 / 21, rtol=1e-5)
-    np.testing.assert_allclose(first_move(settings, weight=2.0, slope=0.01, size=400), -0.01 / 1.01, rtol=1e-5)
+    np.testing.assert_allclose(first_update(settings, weight=2.0, slope=1e3, size=400), -1 / 21, rtol=1e-5)
+    np.testing.assert_allclose(first_update(settings, weight=2.0, slope=0.01, size=400), -0.01 / 1.01, rtol=1e-5)
 
 
-def test_the_schedule_ends_with_the_last_move_of_the_last_step():
+def test_the_schedule_ends_with_the_last_update_of_the_last_step():
     config = Config(
         method=Method.GRPO,
         stages=[Stage("one", [], steps=2)],
@@ -128,23 +128,23 @@ def test_the_schedule_ends_with_the_last_move_of_the_last_step():
     )
     _, optimizer, rates, updates_per_step = stage_optimizer(config, 0)
     params = {"norm": {"scale": jnp.ones(3)}}
-    moments, moved = optimizer.init(params), []
+    moments, sizes = optimizer.init(params), []
     for _ in range(2 * updates_per_step):
         updates, moments = optimizer.update(params, moments, params)
-        moved.append(-float(updates["norm"]["scale"][0]))
+        sizes.append(-float(updates["norm"]["scale"][0]))
     wanted = 1e-2 * (1 - np.arange(8) / 8)
-    np.testing.assert_allclose(moved, wanted, rtol=1e-4)  # of a constant gradient Adam makes the rate
-    np.testing.assert_allclose([rates(move) for move in range(8)], wanted, rtol=1e-6)
+    np.testing.assert_allclose(sizes, wanted, rtol=1e-4)  # with a constant gradient, Adam's update is the rate
+    np.testing.assert_allclose([rates(update) for update in range(8)], wanted, rtol=1e-6)
 
 
-def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkpoint):
+def test_moments_are_sharded_as_their_parameters_and_updates_compile_once(checkpoint):
     model = tiny.model_of(mesh=make_mesh(data=2, fsdp=4))
     settings = Optimizer(learning_rate=1e-3)
     optimizer = make_optimizer(settings, 10)
     state = init_state(model, optimizer, model.init(0))
     wanted = abstract_state(model, optimizer)
     jax.tree.map(
-        lambda x, it: (_ for _ in ()).throw(AssertionError(x)) if x.sharding != it.sharding else None, state, wanted
+        lambda x, y: (_ for _ in ()).throw(AssertionError(x)) if x.sharding != y.sharding else None, state, wanted
     )
     kernels = [
         x
@@ -153,35 +153,35 @@ def test_moments_lie_as_their_parameters_do_and_nothing_is_compiled_twice(checkp
     ]
     assert len(kernels) == 1 and "fsdp" in str(kernels[0].sharding.spec)
     update = make_update(model, optimizer, settings, sft_gradient)
-    prompts = [processor.load(checkpoint).prompt(tiny.user("?")) for _ in range(8)]
+    prompts = [load_processor(checkpoint).prompt(tiny.user("?")) for _ in range(8)]
     tokens, mask = np.zeros((8, 1, 3), np.int32), np.ones((8, 1, 3), bool)
     weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
     batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens), weights), model.mesh)
     old = state
     for _ in range(3):
         with jtu.count_jit_compilation_cache_miss() as compiled:
-            state, told = update(state, [[batch, batch]])
+            state, metrics = update(state, [[batch, batch]])
     assert compiled() == 0
-    assert told.keys() == {"loss", "grad_norm"}
+    assert metrics.keys() == {"loss", "grad_norm"}
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
 
 
 def groups(checkpoint, count: int = 4, images: bool = True) -> tuple[GroupBatch, np.ndarray]:
-    reader = processor.load(checkpoint)
+    processor = load_processor(checkpoint)
     prompts = [
-        reader.prompt(tiny.user(f"what is {n}?", shown), [tiny.picture(60 + 28 * n, 60, n)] * shown)
+        processor.prompt(tiny.user(f"what is {n}?", shown), [tiny.picture(60 + 28 * n, 60, n)] * shown)
         for n, shown in enumerate([0, int(images)] * (count // 2))
     ]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 256, (count, 1, 7)).astype(np.int32)
     mask = np.arange(7) < rng.integers(2, 8, (count, 1, 1))
-    return GroupBatch(batch_of(prompts, reader.config), tokens), mask
+    return GroupBatch(batch_of(prompts, processor.config), tokens), mask
 
 
-def part(batch: GroupBatch, rows: slice) -> GroupBatch:
-    whole = batch.prompts
+def rows_of(batch: GroupBatch, rows: slice) -> GroupBatch:
+    prompts = batch.prompts
     fields = ("tokens", "lengths", "positions", "next_position", "key", "embed_index")
-    prompts = replace(whole, **{name: getattr(whole, name)[rows] for name in fields})
+    prompts = replace(prompts, **{name: getattr(prompts, name)[rows] for name in fields})
     return GroupBatch(prompts, batch.tokens[rows])
 
 
@@ -189,7 +189,7 @@ def part(batch: GroupBatch, rows: slice) -> GroupBatch:
     ("average", "method"),
     [(LossAverage.TOKEN, Method.SFT), (LossAverage.SEQUENCE, Method.SFT), (LossAverage.SEQUENCE, Method.GRPO)],
 )
-def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average, method):
+def test_gradients_of_microbatches_sum_to_that_of_the_batch(checkpoint, average, method):
     model = tiny.model_of()
     params = tiny.parameters_of(model)
     batch, mask = groups(checkpoint, images=method is Method.SFT)
@@ -204,15 +204,15 @@ def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average, method):
         return () if method is Method.SFT else (GrpoTargets(advantages[rows], *logprobs[:, rows]),)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    whole, told = gradient(params, zeros, batch, weights, *targets(slice(None)))
-    total, sum_of_parts = zeros, 0.0
+    expected, metrics = gradient(params, zeros, batch, weights, *targets(slice(None)))
+    total, loss = zeros, 0.0
     for start in (0, 2):
         rows = slice(start, start + 2)
-        total, share = gradient(params, total, part(batch, rows), weights[rows], *targets(rows))
-        sum_of_parts += float(share["loss"])
-    assert sum_of_parts == pytest.approx(float(told["loss"]), rel=1e-6)
-    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale), whole, total)
+        total, share = gradient(params, total, rows_of(batch, rows), weights[rows], *targets(rows))
+        loss += float(share["loss"])
+    assert loss == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale), expected, total)
 
 
 @pytest.mark.parametrize(
@@ -222,22 +222,22 @@ def test_microbatches_add_up_to_the_whole_gradient(checkpoint, average, method):
         (Optimizer(rule=Rule.ADAFACTOR), 0.5),
     ],
 )
-def test_smaller_moments_still_lead_downhill(checkpoint, settings, share):
+def test_smaller_optimizer_states_still_reduce_the_loss(checkpoint, settings, share):
     model = tiny.model_of(mesh=make_mesh(data=2, fsdp=4))
     settings = replace(settings, learning_rate=3e-3, schedule=Schedule.CONSTANT)
     optimizer = make_optimizer(settings, 10)
     state = init_state(model, optimizer, model.init(0))
-    held = sum(x.nbytes for x in jax.tree.leaves(state.optimizer) if x.ndim)
-    assert held <= share * 2 * sum(x.nbytes for x in jax.tree.leaves(state.params))
+    size = sum(x.nbytes for x in jax.tree.leaves(state.optimizer) if x.ndim)
+    assert size <= share * 2 * sum(x.nbytes for x in jax.tree.leaves(state.params))
     update = make_update(model, optimizer, settings, sft_gradient)
-    prompts = [processor.load(checkpoint).prompt(tiny.user("?")) for _ in range(8)]
+    prompts = [load_processor(checkpoint).prompt(tiny.user("?")) for _ in range(8)]
     tokens, mask = np.full((8, 1, 3), 7, np.int32), np.ones((8, 1, 3), bool)
     weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
     batch = to_devices((GroupBatch(batch_of(prompts, model.config, shards=8), tokens), weights), model.mesh)
     losses = []
     for _ in range(4):
-        state, told = update(state, [[batch]])
-        losses.append(float(told["loss"]))
+        state, metrics = update(state, [[batch]])
+        losses.append(float(metrics["loss"]))
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
 
 
@@ -247,8 +247,8 @@ def test_a_state_is_one_pytree():
 
 
 def test_a_batch_on_a_mesh_has_the_gradient_of_one_device(checkpoint):
-    reader = processor.load(checkpoint)
-    prompts = [reader.prompt(tiny.user(f"what is {n}?", 1), [tiny.picture(60, 60, n)]) for n in range(8)]
+    processor = load_processor(checkpoint)
+    prompts = [processor.prompt(tiny.user(f"what is {n}?", 1), [tiny.picture(60, 60, n)]) for n in range(8)]
     tokens = np.random.default_rng(0).integers(0, 256, (8, 1, 5)).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
     weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
@@ -256,17 +256,17 @@ def test_a_batch_on_a_mesh_has_the_gradient_of_one_device(checkpoint):
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=4, data=2)):
         model = tiny.model_of(mesh=mesh)
         shards = mesh.size
-        batch = GroupBatch(batch_of(prompts, reader.config, shards=shards), tokens)
+        batch = GroupBatch(batch_of(prompts, processor.config, shards=shards), tokens)
         params = model.init(0)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        total, told = jax.jit(partial(sft_gradient, model))(params, zeros, *to_devices((batch, weights), mesh))
-        found.append((float(told["loss"]), jax.tree.map(np.asarray, total)))
+        total, metrics = jax.jit(partial(sft_gradient, model))(params, zeros, *to_devices((batch, weights), mesh))
+        found.append((float(metrics["loss"]), jax.tree.map(np.asarray, total)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(found[0][1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found[0][1], found[1][1])
 
 
-def test_a_new_stage_keeps_moments_and_starts_the_schedule_again():
+def test_a_new_stage_keeps_moments_and_restarts_the_schedule():
     params = {"layers": {"mlp": {"up_proj": {"kernel": jnp.ones((2, 3, 4))}}}}
     settings = Optimizer(learning_rate=1.0, schedule=Schedule.LINEAR)
     optimizer = make_optimizer(settings, 4)
@@ -278,4 +278,4 @@ def test_a_new_stage_keeps_moments_and_starts_the_schedule_again():
     assert (int(adam), int(schedule)) == (3, 0)
     after, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), kept, params)
     ratio = float(jax.tree.leaves(after)[0][0, 0, 0] / jax.tree.leaves(updates)[0][0, 0, 0])
-    assert ratio == pytest.approx(2.0, rel=1e-3)  # the rate of the first step beside that of the third, 1 and 1/2
+    assert ratio == pytest.approx(2.0, rel=1e-3)  # rates of the first and the third update: 1 and 1/2

@@ -1,4 +1,4 @@
-"""The training program: learns, stops, goes on exactly, and refuses what cannot be meant."""
+"""The training program: a run trains, stops, resumes exactly, and refuses invalid settings."""
 
 import json
 import os
@@ -56,8 +56,8 @@ def rows(tmp_path_factory) -> Path:
             tiny.picture(56, 56, number).save(folder / f"{number}.png")
             row["image"] = f"{number}.png"
         if number % 4 == 0:
-            said = [("user", f"{number}"), ("assistant", f"{number % 5}"), ("user", "so?"), ("assistant", "yes")]
-            row = {"id": f"r{number}", "messages": [{"role": role, "content": text} for role, text in said]}
+            turns = [("user", f"{number}"), ("assistant", f"{number % 5}"), ("user", "so?"), ("assistant", "yes")]
+            row = {"id": f"r{number}", "messages": [{"role": role, "content": text} for role, text in turns]}
         lines.append(json.dumps(row) + "\n")
     (folder / "rows.jsonl").write_text("".join(lines))
     return folder / "rows.jsonl"
@@ -75,12 +75,12 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 6, **changes) -> Config
     return replace(config, **changes)
 
 
-def told(workdir: Path) -> list[dict]:
+def logged_metrics(workdir: Path) -> list[dict]:
     times = ("time/step", "tokens_per_second")
     return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(workdir / "metrics.jsonl")]
 
 
-def same_weights(one: Path, other: Path) -> None:
+def assert_same_weights(one: Path, other: Path) -> None:
     first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
@@ -88,35 +88,35 @@ def same_weights(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, rows, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("whole")
+def finished_run(checkpoint, rows, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("finished")
     assert trainer.run(config_of(checkpoint, rows), workdir) == workdir / "model"
     return workdir
 
 
-def test_a_run_leaves_settings_metrics_checkpoints_and_a_model(whole, checkpoint):
-    assert sorted(path.name for path in whole.iterdir()) == [
+def test_a_run_writes_settings_metrics_checkpoints_and_a_model(finished_run, checkpoint):
+    assert sorted(path.name for path in finished_run.iterdir()) == [
         ".lock",
         "checkpoints",
         "config.json",
         "metrics.jsonl",
         "model",
     ]
-    assert json.loads((whole / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
-    lines = told(whole)
+    assert json.loads((finished_run / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
+    lines = logged_metrics(finished_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["4", "6"]
-    assert (whole / "model" / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+    assert sorted(path.name for path in (finished_run / "checkpoints").iterdir()) == ["4", "6"]
+    assert (finished_run / "model" / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
 
 
 def interrupt(monkeypatch, step: int) -> None:
-    """SIGTERM in the step that is the so-manieth from now."""
-    advance, seen = Metrics.advance, []
+    """Sends SIGTERM in the given step, counted from now."""
+    advance, steps = Metrics.advance, []
 
     def interrupting(self):
-        seen.append(None)
-        if len(seen) == step:
+        steps.append(None)
+        if len(steps) == step:
             os.kill(os.getpid(), signal.SIGTERM)
         advance(self)
 
@@ -124,22 +124,22 @@ def interrupt(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])
-def test_sigterm_saves_and_the_run_goes_on_to_the_bit(whole, checkpoint, rows, tmp_path, monkeypatch, stop_at):
+def test_sigterm_saves_and_the_run_resumes_bit_for_bit(finished_run, checkpoint, rows, tmp_path, monkeypatch, stop_at):
     interrupt(monkeypatch, stop_at)
     config = config_of(checkpoint, rows)
     assert trainer.run(config, tmp_path) is None
     assert (tmp_path / "checkpoints" / str(stop_at)).exists()
     assert trainer.run(config, tmp_path) == tmp_path / "model"
-    same_weights(tmp_path / "model", whole / "model")
-    assert told(tmp_path) == told(whole)
+    assert_same_weights(tmp_path / "model", finished_run / "model")
+    assert logged_metrics(tmp_path) == logged_metrics(finished_run)
 
 
-def test_a_crash_loses_what_was_not_saved_and_nothing_else(whole, checkpoint, rows, tmp_path, monkeypatch):
-    advance, seen = Metrics.advance, []
+def test_a_crash_loses_unsaved_steps_only(finished_run, checkpoint, rows, tmp_path, monkeypatch):
+    advance, steps = Metrics.advance, []
 
     def crashing(self):
-        seen.append(None)
-        if len(seen) == 4:
+        steps.append(None)
+        if len(steps) == 4:
             raise RuntimeError("a crash")
         advance(self)
 
@@ -147,36 +147,36 @@ def test_a_crash_loses_what_was_not_saved_and_nothing_else(whole, checkpoint, ro
         patch.setattr(Metrics, "advance", crashing)
         trainer.run(config_of(checkpoint, rows), tmp_path)
     trainer.run(config_of(checkpoint, rows), tmp_path)
-    same_weights(tmp_path / "model", whole / "model")
-    assert told(tmp_path) == told(whole)
+    assert_same_weights(tmp_path / "model", finished_run / "model")
+    assert logged_metrics(tmp_path) == logged_metrics(finished_run)
 
 
-def test_a_finished_run_is_left_alone(whole, checkpoint, rows, capsys):
-    before = (whole / "metrics.jsonl").read_bytes()
-    trainer.run(config_of(checkpoint, rows), whole)
+def test_a_finished_run_is_left_alone(finished_run, checkpoint, rows, capsys):
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    trainer.run(config_of(checkpoint, rows), finished_run)
     assert "is finished" in capsys.readouterr().err
-    assert (whole / "metrics.jsonl").read_bytes() == before
+    assert (finished_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_other_rows_are_no_continuation(checkpoint, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.hf, "export", lambda *_: None)  # as if it had been stopped before the end
-    own = tmp_path / "rows.jsonl"
-    own.write_text("".join(line for line in rows.read_text().splitlines(keepends=True) if "image" not in line))
-    trainer.run(config_of(checkpoint, own, steps=1), tmp_path / "run")
-    own.write_text(own.read_text().replace('"r2"', '"another"'))
+def test_a_run_does_not_resume_with_other_rows(checkpoint, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.hf, "export", lambda *_: None)  # as if the run had stopped before the end
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(line for line in rows.read_text().splitlines(keepends=True) if "image" not in line))
+    trainer.run(config_of(checkpoint, file, steps=1), tmp_path / "run")
+    file.write_text(file.read_text().replace('"r2"', '"another"'))
     with pytest.raises(ValueError, match="another fingerprint of the data"):
-        trainer.run(config_of(checkpoint, own, steps=1), tmp_path / "run")
+        trainer.run(config_of(checkpoint, file, steps=1), tmp_path / "run")
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_settings_are_no_continuation(checkpoint, rows, whole, tmp_path, finished):
-    (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
+def test_a_run_does_not_resume_with_other_settings(checkpoint, rows, finished_run, tmp_path, finished):
+    (tmp_path / "config.json").write_bytes((finished_run / "config.json").read_bytes())
     if finished:
         (tmp_path / "model").mkdir()
     config = config_of(checkpoint, rows, steps=7, optimizer=Optimizer(learning_rate=0.1))
-    config.logging.log_every = 9  # changes nothing of what is learnt
-    wanted = r"learning_rate was 0\.001, and is 0\.1; stages\[0\]\.steps was 6, and is 7: put it back"
-    with pytest.raises(ValueError, match=wanted):
+    config.logging.log_every = 9  # does not affect training
+    message = r"learning_rate was 0\.001, and is 0\.1; stages\[0\]\.steps was 6, and is 7: put it back"
+    with pytest.raises(ValueError, match=message):
         trainer.run(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
 
@@ -187,19 +187,20 @@ def test_damaged_settings_are_named(checkpoint, rows, tmp_path):
         trainer.run(config_of(checkpoint, rows), tmp_path)
 
 
-def test_a_second_run_is_kept_out(checkpoint, rows, tmp_path):
+def test_a_second_run_in_a_workdir_is_refused(checkpoint, rows, tmp_path):
     with trainer.only_run(tmp_path), pytest.raises(ValueError, match="another run is writing"):
         trainer.run(config_of(checkpoint, rows), tmp_path)
 
 
-def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
+def test_a_stage_starts_from_the_masters_of_the_previous_one(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows)
-    config.model.dtype = "bfloat16"  # the export is rounded, what the next stage starts from is not
+    config.model.dtype = "bfloat16"  # rounds the exported model, but not the masters that the next stage starts from
     one = config.stages[0]
     config.stages = [replace(one, steps=3), replace(one, name="two", steps=1, replay=0.5)]
     assert trainer.run(config, tmp_path) == tmp_path / "two" / "model"
-    assert [line["stage"] for name in ("one", "two") for line in told(tmp_path / name)] == ["one"] * 3 + ["two"]
-    # Every second step is saved, and the last one of a stage.
+    stages = [line["stage"] for name in ("one", "two") for line in logged_metrics(tmp_path / name)]
+    assert stages == ["one"] * 3 + ["two"]
+    # Every second step is saved, and the last step of a stage.
     saved = [sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) for name in ("one", "two")]
     assert saved == [["2", "3"], ["1"]]
 
@@ -217,33 +218,33 @@ def test_stages_follow_each_other_from_the_masters(checkpoint, rows, tmp_path):
         start.start_params(config, 1, model, tmp_path / "one")
 
 
-def test_microbatches_and_meshes_change_nothing_but_rounding(whole, checkpoint, rows, tmp_path):
+def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=6, microbatches=2, mesh=MeshShape(data=1, fsdp=4, tensor=2))
     config.data.slots = (2,)
     trainer.run(config, tmp_path)
-    losses = [[line["loss"] for line in told(folder)] for folder in (tmp_path, whole)]
+    losses = [[line["loss"] for line in logged_metrics(folder)] for folder in (tmp_path, finished_run)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_few_rows_are_learnt_by_heart(checkpoint, rows, tmp_path):
+def test_a_few_rows_are_memorized(checkpoint, rows, tmp_path):
     optimizer = Optimizer(learning_rate=3e-3, schedule=Schedule.COSINE, warmup=0.05)
     config = config_of(checkpoint, rows, steps=400, optimizer=optimizer, logging=Logging(20, 400))
     config.data.batch_size = 32
     config.data.slots = (2,)
     config.mesh = MeshShape(data=8, fsdp=1)
     trainer.run(config, tmp_path)
-    assert told(tmp_path)[-1]["loss"] < 0.01
+    assert logged_metrics(tmp_path)[-1]["loss"] < 0.01
 
 
-def test_a_loss_that_is_no_number_ends_the_run(checkpoint, rows, tmp_path):
+def test_a_nonfinite_loss_ends_the_run(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, optimizer=Optimizer(learning_rate=1e30, schedule=Schedule.CONSTANT))
     with pytest.raises(NonFiniteError, match=r"step \d: loss"):
         trainer.run(config, tmp_path)
     assert not (tmp_path / "model").exists()
 
 
-def test_a_batch_that_does_not_divide_is_refused(checkpoint, rows, tmp_path):
+def test_an_indivisible_batch_is_refused(checkpoint, rows, tmp_path):
     with pytest.raises(ValueError, match="microbatches is 3; it takes a divisor"):
         trainer.run(config_of(checkpoint, rows, microbatches=3), tmp_path)
 
@@ -275,7 +276,7 @@ def test_a_machine_without_accelerator_gets_the_tiny_variant(monkeypatch, capsys
         sft.get_config("13b")
 
 
-def test_a_machine_with_an_accelerator_gets_the_papers(monkeypatch):
+def test_a_machine_with_an_accelerator_gets_the_papers_settings(monkeypatch):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
     config = sft.get_config(None)
     validate(config)
@@ -283,16 +284,16 @@ def test_a_machine_with_an_accelerator_gets_the_papers(monkeypatch):
     assert sft.get_config("7b").model.path.endswith("7B-Instruct")
 
 
-def test_the_curriculum_reads_what_the_recipe_writes(monkeypatch):
+def test_the_curriculum_reads_the_files_of_the_recipe(monkeypatch):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
     config = curriculum.get_config("3b")
     validate(config)
-    told = Path("docs/data.md").read_text()
-    assert f"--out {common.ROWS}" in told
-    assert "`train/{judge,choice,open}-{detection,classify,math}.jsonl`" in told and "`test/in-{detection," in told
+    page = Path("docs/data.md").read_text()
+    assert f"--out {common.ROWS}" in page
+    assert "`train/{judge,choice,open}-{detection,classify,math}.jsonl`" in page and "`test/in-{detection," in page
     files = [[source.file for source in stage.sources] for stage in config.stages]
     assert files[0] == [f"rows/paper/train/judge-{task}.jsonl" for task in ("detection", "classify", "math")]
-    assert "`test/in-{judge,choice}-{detection," in told
+    assert "`test/in-{judge,choice}-{detection," in page
     held_out = [stage.held_out[0].file for stage in config.stages]
     assert held_out == [f"rows/paper/test/in-{kind}detection.jsonl" for kind in ("judge-", "choice-", "")]
     assert [stage.steps for stage in config.stages] == [600, 500, 2500]
@@ -318,7 +319,7 @@ def test_the_curriculum_reads_what_the_recipe_writes(monkeypatch):
         (lambda c: setattr(c, "microbatches", 5), r"microbatches is 5; it takes a divisor of data\.batch_size"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     config = sft.get_config("tiny")
     change(config)
     with pytest.raises(ValueError, match=message):
@@ -335,19 +336,20 @@ def test_settings_that_cannot_be_meant_are_refused(change, message):
         (["--config=configs/sft.py:tiny", "--config.data.bach_size=8"], "bach_size"),
     ],
 )
-def test_what_is_wrong_on_the_command_line_is_named(arguments, message, tmp_path):
+def test_command_line_errors_are_named(arguments, message, tmp_path):
     command = [sys.executable, "-m", "currreft_jax.train", *arguments, f"--workdir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     assert done.returncode != 0
     assert message in done.stderr
 
 
-def test_a_line_that_was_cut_off_and_later_steps_are_dropped(tmp_path):
+def test_truncated_lines_and_later_steps_are_dropped(tmp_path):
     lines = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 4')
     with Metrics(tmp_path, Logging(), name="run", step=2, steps=4, writes=True) as metrics:
         metrics.write({"step": 3, "stage": "one", "loss": 0.5})
-    assert [(it["step"], it["loss"]) for it in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 1), (3, 0.5)]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 1), (3, 0.5)]
     assert list((tmp_path / "tensorboard").iterdir())
 
 

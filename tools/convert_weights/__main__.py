@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("source", metavar="SRC", help="a Hugging Face folder, a hub id or a native folder")
-    result.add_argument("destination", metavar="DST", type=Path, help="the folder to make")
-    result.add_argument("--to-hf", action="store_true", help="write a folder for transformers and vLLM")
+    result.add_argument("destination", metavar="DST", type=Path, help="the folder to write")
+    result.add_argument("--to-hf", action="store_true", help="write Hugging Face's layout, for transformers and vLLM")
     result.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of DST (default: SRC's)")
     result.add_argument(
         "--verify",
