@@ -53,15 +53,8 @@ def abstract_sampler_programs(
     prefill = _prefill_arguments(spec, batch, group_size)
     params, decoding_params, *_ = prefill
     slots = f", {batch.images.patches.shape[1]} slots" if batch.images is not None else ""
-    yield StepProgram(
-        f"{prefix}prefix",
-        f"{count} x {length} tokens{slots}",
-        programs.prefill,
-        prefill,
-        resident,
-        times,
-        cond_fraction=cond_fraction,
-    )
+    shape = f"{count} x {length} tokens{slots}"
+    yield StepProgram(f"{prefix}prefix", shape, programs.prefill, prefill, resident, times, 1, cond_fraction)
 
     prompts, state = jax.eval_shape(programs.prefill, *prefill)
     resident = {**resident, "compute copy": params, "prompts": batch}
@@ -71,9 +64,8 @@ def abstract_sampler_programs(
     shape = f"{count} x {group_size} x {spec.num_segments * spec.segment} tokens after {length}"
     if spec.num_segments > 1:
         unread = {**resident, "decoding copy": decoding_params, "prompt caches": prompts}
-        yield StepProgram(
-            f"{prefix}grow cache", shape, programs.grow, (before,), unread, times * (spec.num_segments - 1)
-        )
+        calls = times * (spec.num_segments - 1)
+        yield StepProgram(f"{prefix}grow cache", shape, programs.grow, (before,), unread, calls)
     stop = jax.ShapeDtypeStruct((), jnp.int32)
     yield StepProgram(
         f"{prefix}decode",

@@ -48,38 +48,39 @@ def rows(folder) -> list[Row]:
 def test_loss_and_gradients_are_transformers(tmp_path, average):
     folder = tmp_path / "checkpoint"
     model, parameters = tiny.write_checkpoint(folder)
-    reader = load(folder)
-    examples = [make_example(row, reader, PAPER, location=row.id, with_answer=True) for row in rows(tmp_path)]
-    learnt = [reader.tokenizer.decode(it.completion_tokens[it.loss_mask]) for it in examples]
-    assert learnt == [
+    processor = load(folder)
+    examples = [make_example(row, processor, PAPER, location=row.id, with_answer=True) for row in rows(tmp_path)]
+    targets = [processor.tokenizer.decode(example.completion_tokens[example.loss_mask]) for example in examples]
+    assert targets == [
         "left and right<|im_end|>neither<|im_end|>",
         "2, of course<|im_end|>",
         "<answer>12</answer><|im_end|>",
     ]
 
-    shape = BatchShape(512, slots_per_shard([it.prompt for it in examples], model.config.vision), 6)
+    shape = BatchShape(512, slots_per_shard([example.prompt for example in examples], model.config.vision), 6)
     batch, mask = collate_gold(examples, model.config, shape, 128, 1)
     weights = loss_weights(mask, average, loss_counts([mask]))
     zeros = jax.tree.map(jnp.zeros_like, parameters)
-    gradient, told = jax.jit(partial(sft_gradient, model))(parameters, zeros, batch, weights)
+    gradient, metrics = jax.jit(partial(sft_gradient, model))(parameters, zeros, batch, weights)
 
     oracle = reference.open_model(folder)
     total = 0.0
-    for row, it in enumerate(examples):
-        whole = sequence(it.prompt, it.completion_tokens)
+    for row, example in enumerate(examples):
+        whole = sequence(example.prompt, example.completion_tokens)
         arguments = reference.inputs(oracle, whole, reference.pixel_values(whole))
         reference.check_positions(arguments, model.config.image_token_id, reference.positions(oracle, arguments)[0])
         (oracle if not hasattr(oracle.model, "rope_deltas") else oracle.model).rope_deltas = None
-        logits = oracle(**arguments).logits[0, len(it.prompt.tokens) - 1 : -1].float()
+        logits = oracle(**arguments).logits[0, len(example.prompt.tokens) - 1 : -1].float()
         nll = torch.nn.functional.cross_entropy(
-            logits, torch.tensor(it.completion_tokens.astype(np.int64)), reduction="none"
+            logits, torch.tensor(example.completion_tokens.astype(np.int64)), reduction="none"
         )
-        share = (nll * torch.tensor(weights[row, 0, : len(it.completion_tokens)])).sum()
+        share = (nll * torch.tensor(weights[row, 0, : len(example.completion_tokens)])).sum()
         share.backward()
         total += float(share.detach())
-    assert float(told["loss"]) == pytest.approx(total, rel=RELATIVE)
+    assert float(metrics["loss"]) == pytest.approx(total, rel=RELATIVE)
 
-    theirs = {hf.published_name(name): it.grad.numpy() for name, it in oracle.named_parameters() if it.grad is not None}
+    weights_of_oracle = oracle.named_parameters()
+    theirs = {hf.published_name(name): x.grad.numpy() for name, x in weights_of_oracle if x.grad is not None}
     ours = dict(hf.tensors(gradient))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
