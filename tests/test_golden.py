@@ -83,6 +83,7 @@ def test_bf16_is_as_close_to_fp32_as_hugging_face(golden):
     assert np.quantile(ours, 0.999) <= 1.25 * np.quantile(theirs, 0.999)
 
 
+@pytest.mark.slow
 def test_fp32_parameters_with_bf16_matmuls(golden):
     """The training setting: the logits of bf16 parameters, and fp32 gradients."""
     _, model, parameters, _, batch, folder = golden

@@ -15,6 +15,7 @@ from currreft_jax.data.packing import BatchShape, collate
 from currreft_jax.data.processor import load as load_processor
 from tests import tiny
 from tests.groups import batch_of, fused_logprobs, group_logprobs, plain_logprobs, sequence, shape_of
+from tests.marks import quick
 
 G, T = 3, 6
 
@@ -55,7 +56,7 @@ def test_forward_equals_prefix_then_forward_suffix(group):
     np.testing.assert_allclose(one, two, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("logprobs", [group_logprobs, fused_logprobs])
+@pytest.mark.parametrize("logprobs", quick([fused_logprobs, group_logprobs]))
 def test_gradients_through_the_shared_prefix_are_the_sum_of_the_plain_ones(group, logprobs):
     model, parameters, prompts, tokens = group
     weights = np.random.default_rng(1).standard_normal(tokens.shape).astype(np.float32)
@@ -132,7 +133,7 @@ def test_a_text_prompt_has_the_same_logprobs_with_and_without_images_in_the_batc
     np.testing.assert_allclose(score(parameters, alone, tokens[2:]), expected[2:], atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("remat", [Remat.DOTS, Remat.BLOCK])
+@pytest.mark.parametrize("remat", quick([Remat.BLOCK, Remat.DOTS]))
 def test_remat_saves_memory_and_keeps_gradients(group, remat):
     model, parameters, prompts, tokens = group
     batch = batch_of(prompts, model.config)

@@ -36,6 +36,7 @@ from currreft_jax.training.optimizer import make_optimizer, trainable_params
 from currreft_jax.training.update import init_state, zero_gradient
 from tests import tiny
 from tests.groups import batch_of
+from tests.marks import quick
 from tests.test_train import config_of, logged_metrics, rows  # noqa: F401 rows is a fixture
 from tests.updates import make_update
 
@@ -250,8 +251,9 @@ def test_an_export_has_no_adapters_and_the_same_logprobs(checkpoint, adapters, t
         np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)
-def test_the_samplers_logprobs_are_the_trainers(checkpoint, mesh):
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), quick([(2, 2, 2), (1, 1, 1)]))
+def test_the_samplers_logprobs_are_the_trainers(checkpoint, data, fsdp, tensor):
+    mesh = data, fsdp, tensor
     mesh = make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))])
     model = lora_of(mesh=mesh)
     parameters = with_random_adapters(add_adapters(model, tiny.parameters_of(plain_of(mesh=mesh)), 0))
@@ -295,6 +297,7 @@ def test_gradients_on_a_mesh_equal_those_on_one_device(checkpoint):
     assert "tensor" in specs["layers/mlp/down_proj/lora_a"] and "fsdp" in specs["layers/mlp/down_proj/lora_b"]
 
 
+@pytest.mark.slow
 def test_bf16_matmuls_give_fp32_gradients_of_adapters(checkpoint, adapters):
     model = lora_of(dtype=jnp.dtype("bfloat16"))
     batch = batch_for(checkpoint)

@@ -12,6 +12,7 @@ import pytest
 
 from currreft_jax.models import hf
 from tests import tiny
+from tests.marks import quick
 from tools.convert_weights.__main__ import main
 
 # The start of every process's program. Arguments: port, process index, source, output folder.
@@ -91,7 +92,7 @@ def single_process_logprobs(checkpoint) -> np.ndarray:
     return np.asarray(jax.jit(partial(group_logprobs, model))(parameters, batch, tokens))
 
 
-@pytest.mark.parametrize("native", [False, True], ids=["hugging face", "native"])
+@pytest.mark.parametrize("native", quick([False, True]), ids=["hugging face", "native"])
 def test_two_processes_match_one(checkpoint, single_process_logprobs, tmp_path, native):
     source = checkpoint
     if native:

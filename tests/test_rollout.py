@@ -27,6 +27,7 @@ from currreft_jax.models.sampling import sample_token
 from currreft_jax.sampling import sampler as module
 from currreft_jax.structs import Rollout
 from tests import tiny
+from tests.marks import quick
 from tests.test_shapes import check
 
 G, T = 3, 24
@@ -142,6 +143,7 @@ def test_log_probs_match_the_trainers_at_another_temperature(world):
     assert np.abs(scored(model, parameters, prompts, rollout) - rollout.logprobs)[mask].max() > 0.1
 
 
+@pytest.mark.slow
 def test_log_probs_in_bf16_are_within_the_trainers_own_error(world):
     model, parameters, processor, prompts = world
     half = replace(model, dtype=jnp.dtype("bfloat16"))
@@ -162,6 +164,7 @@ def test_log_probs_in_bf16_are_within_the_trainers_own_error(world):
     assert difference.max() <= 2 * np.abs(in_bf16 - in_fp32).max()
 
 
+@pytest.mark.slow
 def test_an_int8_cache_changes_log_probs_less_than_bf16_does(world):
     """The documented error: 0.01 nat in the mean and 0.1 at most on this model, whose weights are four times Qwen's."""
     model, parameters, _, prompts = world
@@ -174,6 +177,7 @@ def test_an_int8_cache_changes_log_probs_less_than_bf16_does(world):
 # ------------------------------------------------------------------------------------------------------- keys alone
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=6)
 def test_completions_do_not_depend_on_the_rest_of_the_batch(world, rollout, data):
@@ -187,14 +191,17 @@ def test_completions_do_not_depend_on_the_rest_of_the_batch(world, rollout, data
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"group_size": 1},
-        {"segment": 5},
-        {"segment": 64},
-        {"ladder": ()},
-        {"ladder": (0.9, 0.7, 0.5, 0.3, 0.1)},
-        {"prompt_lengths": (160,)},
-    ],
+    quick(
+        [
+            {"group_size": 1},
+            {"segment": 5},
+            {"ladder": (0.9, 0.7, 0.5, 0.3, 0.1)},
+            {"segment": 64},
+            {"ladder": ()},
+            {"prompt_lengths": (160,)},
+        ],
+        3,
+    ),
     ids=str,
 )
 def test_completions_do_not_depend_on_group_size_segments_compaction_or_padding(world, rollout, changes):
@@ -202,11 +209,11 @@ def test_completions_do_not_depend_on_group_size_segments_compaction_or_padding(
     assert_same_rollout(rollout, again, members=slice(changes.get("group_size", G)))
 
 
-@pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4)], ids=str)
-def test_every_decoding_mesh_samples_the_same(checkpoint, world, rollout, mesh):
+@pytest.mark.parametrize(("data", "tensor"), quick([(4, 2), (8, 1), (2, 4)]))
+def test_every_decoding_mesh_samples_the_same(checkpoint, world, rollout, data, tensor):
     training = cr.make_mesh(2, 2, 2)
     model, parameters = cr.load_model(checkpoint, mesh=training)
-    again = cr.sample(model, parameters, *world[2:], EXACT, mesh=mesh, seed=3, stage=1, step=7)
+    again = cr.sample(model, parameters, *world[2:], EXACT, mesh=(data, tensor), seed=3, stage=1, step=7)
     assert_same_rollout(rollout, again)
     assert again.tokens.sharding.mesh == training
 

@@ -19,6 +19,7 @@ from currreft_jax.models.config import UnsupportedModel
 from currreft_jax.runtime import checkpoint as native
 from currreft_jax.runtime.sharding import make_mesh
 from tests import tiny
+from tests.marks import quick
 from tools.convert_weights.__main__ import main
 
 WEIGHTS = "model.safetensors"
@@ -186,8 +187,9 @@ def test_the_host_holds_one_tensor_at_a_time(tmp_path):
     assert largest <= peak < 1.3 * largest
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
-def test_loading_onto_a_mesh(folder, tmp_path, sizes):
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), quick([(2, 2, 2), (1, 8, 1), (1, 1, 8)]))
+def test_loading_onto_a_mesh(folder, tmp_path, data, fsdp, tensor):
+    sizes = data, fsdp, tensor
     _, expected = hf.load(folder)
     mesh = make_mesh(*sizes)
     assert main([str(folder), str(tmp_path / "native")]) == 0

@@ -130,6 +130,7 @@ def pairs() -> list[tuple[str, str, bool]]:
     return list(dict.fromkeys(made))
 
 
+@pytest.mark.slow
 def test_no_false_accepts_beyond_those_of_math_verify(pool):
     cases = pairs()
     assert len(cases) >= 500
