@@ -46,7 +46,9 @@ def check(value, annotation, name: str) -> int:
         elements = typing.get_args(annotation)
         elements = elements[:1] * len(value) if elements[-1] is Ellipsis else elements
         return sum(check(x, element, name) for x, element in zip(value, elements, strict=True))
-    if isinstance(annotation, types.UnionType) or not issubclass(annotation, jaxtyping.AbstractArray):
+    if isinstance(annotation, types.UnionType):  # of an array, a struct or a tuple with None
+        (annotation,) = [x for x in typing.get_args(annotation) if (x is types.NoneType) == (value is None)]
+    if not issubclass(annotation, jaxtyping.AbstractArray):
         assert isinstance(value, annotation), name
         return 0
     shape = f"{value.dtype}{list(value.shape)}"
