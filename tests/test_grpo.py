@@ -229,7 +229,6 @@ def test_damaged_held_out_rows_are_an_error_even_if_training_skips_bad_rows(chec
         trainer.run(config, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=4, microbatches=2, mesh=MeshShape(2, 2, 2))
     config.sampling.mesh = (2, 4)
@@ -289,7 +288,6 @@ def test_token_sums_become_means_over_all_passes(tmp_path):
     assert error is None and line["entropy"] == 2.0 and "passes" not in line
 
 
-@pytest.mark.slow
 def test_the_reward_rises(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=40, reward="lowercase_share")
     config.grpo.kl_coef = 0.0

@@ -13,6 +13,7 @@ import pytest
 
 from currreft_jax.config import Config, Logging, MeshShape
 from currreft_jax.runtime.distributed import REQUEUE
+from tests.marks import quick
 from tests.test_grpo import config_of, logged_metrics, rows
 from tests.test_launch import LAUNCH, children, environment, settings_file, variable
 
@@ -77,12 +78,14 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
         assert (workdir / name).read_bytes() == (reference / name).read_bytes(), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_stopped_at_random_moments_resumes_bit_for_bit(uninterrupted, checkpoint, rows, tmp_path, number):
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize(("number", "stops"), quick([(signal.SIGKILL, 1), *((number, 20) for number in SIGNALS)]))
+def test_a_run_stopped_at_random_moments_resumes_bit_for_bit(uninterrupted, checkpoint, rows, tmp_path, number, stops):
     reference, seconds = uninterrupted
     rng, stopped, runs, writing = random.Random(int(number)), 0, 0, 0
-    while stopped < 20:
+    while stopped < stops:
         runs += 1
         workdir, done = tmp_path / str(runs), False
         while not done:

@@ -277,6 +277,7 @@ def test_the_samplers_logprobs_are_the_trainers(checkpoint, data, fsdp, tensor):
     assert np.abs(without - rollout.logprobs)[mask].max() > 0.01
 
 
+@pytest.mark.slow
 def test_gradients_on_a_mesh_equal_those_on_one_device(checkpoint):
     found = []
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(2, 2, 2)):

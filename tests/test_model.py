@@ -405,10 +405,8 @@ def on_one_device(sharded_group):
     return logprobs_and_gradients(*sharded_group, make_mesh(devices=jax.devices()[:1]))
 
 
-OTHER_MESHES = [(8, 1, 1), (1, 8, 1), (1, 2, 4)]
-
-
-@pytest.mark.parametrize("sizes", [(2, 2, 2), *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in OTHER_MESHES)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 2, 4)])
 def test_every_mesh_gives_the_same_logprobs_and_gradients(sharded_group, on_one_device, sizes):
     expected, expected_grads = on_one_device
     logprobs, grads = logprobs_and_gradients(*sharded_group, make_mesh(*sizes))
@@ -417,7 +415,7 @@ def test_every_mesh_gives_the_same_logprobs_and_gradients(sharded_group, on_one_
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0, err_msg=path_of(path))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (6, 3), (4, 1)])
+@pytest.mark.parametrize(("heads", "kv_heads"), quick([(6, 2), (6, 3), (4, 1)]))
 def test_head_counts_that_the_tensor_axis_does_not_divide(sharded_group, heads, kv_heads):
     _, prompts, tokens = sharded_group
     sections = {4: (4, 4, 4), 6: (2, 3, 3)}[heads]

@@ -28,6 +28,7 @@ from currreft_jax.training.optimizer import (
 from currreft_jax.training.update import TrainState, abstract_state, apply_gradients, init_state
 from tests import tiny
 from tests.groups import batch_of
+from tests.marks import quick
 from tests.updates import make_update
 
 
@@ -187,7 +188,7 @@ def rows_of(batch: GroupBatch, rows: slice) -> GroupBatch:
 
 @pytest.mark.parametrize(
     ("average", "method"),
-    [(LossAverage.TOKEN, Method.SFT), (LossAverage.SEQUENCE, Method.SFT), (LossAverage.SEQUENCE, Method.GRPO)],
+    quick([(LossAverage.SEQUENCE, Method.GRPO), (LossAverage.TOKEN, Method.SFT), (LossAverage.SEQUENCE, Method.SFT)]),
 )
 def test_gradients_of_microbatches_sum_to_that_of_the_batch(checkpoint, average, method):
     model = tiny.model_of()

@@ -33,6 +33,7 @@ from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.training import start, trainer
 from currreft_jax.training.limits import NonFiniteError
 from tests import tiny
+from tests.marks import quick
 from tests.test_checkpoints import flip_a_bit
 
 CONFIGS = {
@@ -218,6 +219,7 @@ def test_a_stage_starts_from_the_masters_of_the_previous_one(checkpoint, rows, t
         start.start_params(config, 1, model, tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=6, microbatches=2, mesh=MeshShape(data=1, fsdp=4, tensor=2))
     config.data.slots = (2,)
@@ -249,6 +251,7 @@ def test_an_indivisible_batch_is_refused(checkpoint, rows, tmp_path):
         trainer.run(config_of(checkpoint, rows, microbatches=3), tmp_path)
 
 
+@pytest.mark.slow
 def test_random_weights_need_only_a_shape_and_a_tokenizer(checkpoint, rows, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
@@ -328,13 +331,15 @@ def test_invalid_settings_are_refused(change, message):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ([], "--config is missing"),
-        (["--config=configs/sft.py:tiny", "extra"], "extra is no setting"),
-        (["--config=configs/sft.py:tiny", "--config.data.batch_size=0"], "data.batch_size is 0"),
-        (["--config=configs/sft.py:tiny", "--config.model.path=nowhere"], "nowhere is neither a folder nor"),
-        (["--config=configs/sft.py:tiny", "--config.data.bach_size=8"], "bach_size"),
-    ],
+    quick(
+        [
+            ([], "--config is missing"),
+            (["--config=configs/sft.py:tiny", "extra"], "extra is no setting"),
+            (["--config=configs/sft.py:tiny", "--config.data.batch_size=0"], "data.batch_size is 0"),
+            (["--config=configs/sft.py:tiny", "--config.model.path=nowhere"], "nowhere is neither a folder nor"),
+            (["--config=configs/sft.py:tiny", "--config.data.bach_size=8"], "bach_size"),
+        ],
+    ),
 )
 def test_command_line_errors_are_named(arguments, message, tmp_path):
     command = [sys.executable, "-m", "currreft_jax.train", *arguments, f"--workdir={tmp_path}"]

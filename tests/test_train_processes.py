@@ -4,6 +4,7 @@ import os
 import signal
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from currreft_jax.runtime.metrics import Metrics
@@ -27,6 +28,7 @@ print(json.dumps([finished is not None]))
 )
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_one_then_two_then_one_process(finished_run, checkpoint, rows, tmp_path, monkeypatch):
     config = config_of(checkpoint, rows)
     advance = Metrics.advance
