@@ -24,7 +24,7 @@ from currreft_jax.structs import Array, GroupBatch, GrpoTargets, PromptBatch, Ro
 from currreft_jax.training.batches import StageContext, StepPrompts, collate_prompts, microbatch_splitter
 from currreft_jax.training.losses import group_advantages, loss_weights
 from currreft_jax.training.records import rollout_metrics, rollout_records, rollout_values, row_record
-from currreft_jax.training.update import Minibatch, TrainState, UpdatePrograms, loss_and_gradient
+from currreft_jax.training.update import Microbatch, TrainState, UpdatePrograms, loss_and_gradient
 
 
 class StepResult(NamedTuple):
@@ -62,12 +62,11 @@ def grpo_step(
         examples: this host's.
         step: of the stage, from 1; with the run's seed, the stage and each row's key it seeds the completions.
     """
-    config, model = context.config, context.model
+    config, model, processor, stage = context.config, context.model, context.processor, context.stage_index
     prompts, batch = collate_prompts(context, examples)
     policy = to_compute_dtype(model)(state.params)
-    seeds = {"seed": config.seed, "stage": context.stage_index, "step": step}
 
-    rollout = sample(model, policy, context.processor, batch, config.sampling, **seeds)
+    rollout = sample(model, policy, processor, batch, config.sampling, seed=config.seed, stage=stage, step=step)
     rewards = host.submit(score_rollout, context, prompts.examples, rollout)
     advantages = host.submit(advantages_of, rewards, config.grpo)
     ref_logprobs = reference_logprobs(context, prompts.microbatches, rollout)
@@ -127,7 +126,7 @@ def grpo_minibatches(
     rewards: ScoredRollout,
     advantages: np.ndarray,
     ref_logprobs: Sequence[Array | None],
-) -> tuple[list[Minibatch], dict[str, float]]:
+) -> tuple[list[list[Microbatch]], dict[str, float]]:
     """Cuts a scored rollout into minibatches of microbatches, the arguments of `grpo_gradient`; and its metrics."""
     config, mesh = context.config, context.model.mesh
     lengths, finished = rewards.completions.lengths, rewards.completions.finished
@@ -145,7 +144,7 @@ def grpo_minibatches(
     )
     split = microbatch_splitter(mesh, len(prompts.microbatches))
     tokens, old_logprobs = split(rollout.tokens), split(rollout.logprobs)
-    minibatches: list[list[Any]] = [[] for _ in range(config.grpo.minibatches)]
+    minibatches: list[list[Microbatch]] = [[] for _ in range(config.grpo.minibatches)]
     for k, rows in enumerate(prompts.rows):
         index = k // config.microbatches
         of_minibatch = gathered["loss_length"][gathered["minibatch"] == index]

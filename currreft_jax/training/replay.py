@@ -80,8 +80,7 @@ def replay_completion(location: str) -> ReplayResult:
     prompt_template = load_template(config.data.template)
     prompt = dataclasses.replace(make_example(row, processor, prompt_template, location=where).prompt, key=key)
     sampling = dataclasses.replace(config.sampling, mesh=(-1, 1))
-    seeds = {"seed": config.seed, "stage": stage_index, "step": step}
-    rollout = replay(model, policy, processor, prompt, g - 1, sampling, **seeds)
+    rollout = replay(model, policy, processor, prompt, g - 1, sampling, seed=config.seed, stage=stage_index, step=step)
     length = int(np.asarray(rollout.lengths)[0, 0])
     tokens, logprobs = np.asarray(rollout.tokens)[0, 0, :length], np.asarray(rollout.logprobs)[0, 0, :length]
     recorded = record.texts("tokens", "a list of strings")
