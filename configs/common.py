@@ -38,14 +38,16 @@ def resolve_variant(variant: str | None) -> str:
     accelerated = ELSEWHERE in os.environ or any(glob(pattern) for pattern in _ACCELERATORS)
     if variant is None:
         variant = "3b" if accelerated else "tiny"
-        has = "an" if accelerated else "no"
-        print(f"config: variant {variant}, because this machine has {has} accelerator", file=sys.stderr)
+        reason = f"this machine has {'an' if accelerated else 'no'} accelerator"
+        if ELSEWHERE in os.environ:
+            reason = "the devices are accelerators"
+        print(f"config: variant {variant}, because {reason}", file=sys.stderr)
     if variant not in ("tiny", *_HUB):
         raise ValueError(f"no variant {variant!r}; write tiny, 3b or 7b after the colon")
     if variant in _HUB and not accelerated:
         raise ValueError(
             f"variant {variant} needs an accelerator, and this machine has none: write :tiny, or on a GPU machine"
-            " install with pip install 'currreft_jax[cuda12]'"
+            " install with pip install -e '.[cuda12]'"
         )
     return variant
 

@@ -35,14 +35,14 @@ STDOUT = "-"
 
 
 def main() -> None:
-    """Run the program."""
+    """Runs the program."""
     options = _parser().parse_args()
     try:
         settings = _settings(options)
         lines = read_completions(options.file)
         unused = frozenset[str]().union(*(line.unused_keys for line in lines))
         if unused:
-            print(f"score: keys that play no part: {', '.join(sorted(unused))}", file=sys.stderr)
+            print(f"score: unused keys: {', '.join(sorted(unused))}", file=sys.stderr)
         with MathsPool(settings.maths) as pool:
             scores = score_lines(lines, settings, pool)
         if options.out:

@@ -1,4 +1,4 @@
-"""What flows between the modules: frozen values whose arrays name their axes.
+"""Data structures that modules exchange: frozen dataclasses whose array types name their axes.
 
 | axis | meaning |
 |---|---|

@@ -106,7 +106,7 @@ def test_every_held_out_row_is_answered_once(monkeypatch):
     assert measured.greedy is None and [temperature for _, temperature, _ in batches] == [0.7] * 3
 
 
-@pytest.mark.parametrize(("stage_index", "regressions"), [(0, {}), (1, {"held_out/one/fallen": 0.5})])
+@pytest.mark.parametrize(("stage_index", "regressions"), [(0, {}), (1, {"held_out/one/regression": 0.5})])
 def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path, capsys, stage_index, regressions):
     names = ("one", "two")
     matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=False)

@@ -200,16 +200,16 @@ def test_a_run_resumes_on_another_mesh_and_drops_later_rollout_files(checkpoint,
     assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["1.jsonl", "2.jsonl"]
     lines = logged_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    loss_tokens = [line["learnt_tokens"] for line in lines]  # of finished completions: none at first
+    loss_tokens = [line["num_loss_tokens"] for line in lines]  # of finished completions: none at first
     assert min(loss_tokens) == 0 < max(loss_tokens) < 8 * 4 * 8
-    assert all(line["loss"] == line["grad_norm"] == 0 for line in lines if not line["learnt_tokens"])
+    assert all(line["loss"] == line["grad_norm"] == 0 for line in lines if not line["num_loss_tokens"])
 
 
 def test_the_entropy_limit_ignores_steps_without_loss_tokens():
     config = Config(method=Method.GRPO, grpo=Grpo(min_entropy=0.1, max_truncated=0.9))
-    no_tokens = {"learnt_tokens": 0.0, "entropy": 0.0, "completions/clipped_ratio": 0.5}
+    no_tokens = {"num_loss_tokens": 0.0, "entropy": 0.0, "completions/clipped_ratio": 0.5}
     assert not reached_limit(config, [no_tokens])
-    assert "entropy" in reached_limit(config, [no_tokens, {**no_tokens, "learnt_tokens": 9.0}])
+    assert "entropy" in reached_limit(config, [no_tokens, {**no_tokens, "num_loss_tokens": 9.0}])
     assert "cut off" in reached_limit(config, [{**no_tokens, "completions/clipped_ratio": 1.0}])
 
 
@@ -282,7 +282,7 @@ def test_several_updates_and_minibatches_per_rollout(checkpoint, rows, tmp_path)
 
 def test_token_sums_become_means_over_all_passes(tmp_path):
     buffer = MetricsBuffer(tmp_path)
-    values = {"loss": 0, "grad_norm": 1, "entropy": 12, "learnt_tokens": 3, "passes": 2, "num_tokens": 9}
+    values = {"loss": 0, "grad_norm": 1, "entropy": 12, "num_loss_tokens": 3, "passes": 2, "num_tokens": 9}
     buffer.add(1, values, list)
     (line,), error = buffer.flush()
     assert error is None and line["entropy"] == 2.0 and "passes" not in line

@@ -144,7 +144,7 @@ def test_a_slurm_job_saves_on_notice_is_requeued_and_resumes(settings, environme
 
     finished = subprocess.run(command, env=environment | {"STUB_NOTICE_AFTER": ""}, **CAPTURED)
     assert finished.returncode == 0, finished.stderr
-    assert "going on from step" in finished.stderr
+    assert "resuming from step" in finished.stderr
     np.testing.assert_allclose(losses(metrics.parent), losses(single_process_run), rtol=1e-5)
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
 
@@ -193,7 +193,7 @@ import os, sys, time
 import jax
 from currreft_jax.runtime import distributed
 from currreft_jax.training.interrupt import Interrupt
-distributed.SILENCE = distributed.PARTING = 5
+distributed.HEARTBEAT_TIMEOUT = distributed.SHUTDOWN_TIMEOUT = 5
 distributed.initialize()
 assert jax.process_count() == 2 and len(jax.local_devices()) == 1
 distributed.reached(17)

@@ -71,7 +71,7 @@ def test_an_unknown_topology_is_refused(name):
 @pytest.mark.parametrize(("name", "extra"), [("a800:1x8", "cuda12"), ("v5e:2x4", "tpu")])
 def test_a_missing_compiler_names_its_extra(monkeypatch, name, extra):
     monkeypatch.setattr(devices, "find_spec", lambda module: None)
-    with pytest.raises(MissingCompiler, match=rf"pip install 'currreft_jax\[{extra}\]'"):
+    with pytest.raises(MissingCompiler, match=rf"pip install -e '\.\[{extra}\]'"):
         topology_by_name(name)
 
 

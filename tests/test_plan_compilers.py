@@ -20,8 +20,8 @@ from currreft_jax.training.programs import stage_programs
 
 pytestmark = pytest.mark.plan
 LACKING = {
-    "a800": (not find_spec("jax_cuda12_plugin"), "jax-cuda12-plugin is missing: pip install 'currreft_jax[cuda12]'"),
-    "v5e": (not find_spec("libtpu"), "libtpu is missing: pip install 'currreft_jax[tpu]'"),
+    "a800": (not find_spec("jax_cuda12_plugin"), "jax-cuda12-plugin is missing: pip install -e '.[cuda12]'"),
+    "v5e": (not find_spec("libtpu"), "libtpu is missing: pip install -e '.[tpu]'"),
 }
 
 

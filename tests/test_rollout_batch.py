@@ -109,4 +109,4 @@ def test_minibatches_keep_rows_together_and_weight_every_token(monkeypatch, aver
                 np.testing.assert_array_equal(np.any(own_weights, axis=-1), rollout.finished[numbers])
         if average is not LossAverage.CONSTANT:
             assert sum(float(np.sum(own_weights)) for _, own_weights, _ in microbatches) == pytest.approx(1)
-    assert result.metrics["learnt_tokens"] == loss_lengths.sum()
+    assert result.metrics["num_loss_tokens"] == loss_lengths.sum()

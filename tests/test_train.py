@@ -215,7 +215,7 @@ def test_a_stage_starts_from_the_masters_of_the_previous_one(checkpoint, rows, t
     assert rounded > 1000
 
     flip_a_bit(tmp_path / "one" / "checkpoints" / "3" / "params")
-    with pytest.raises(ValueError, match=r"does not hold step 3, which stage two goes on from: remove .*one/model"):
+    with pytest.raises(ValueError, match=r"does not hold step 3, which stage two starts from: remove .*one/model"):
         start.start_params(config, 1, model, tmp_path / "one")
 
 

@@ -17,25 +17,25 @@ def refuse(prefix: str, demands: Sequence[Demand]) -> None:
 
 
 def is_finite(*values: float) -> bool:
-    """True if every value is a finite number."""
+    """Returns true if every value is a finite number."""
     return all(map(math.isfinite, values))
 
 
 def is_rising(values: Sequence[int]) -> bool:
-    """True for at least one number from 1 on, each larger than the one before."""
+    """Returns true for at least one number from 1 on, each larger than the one before."""
     return bool(values) and values[0] >= 1 and list(values) == sorted(set(values))
 
 
 def is_falling_share(values: Sequence[float]) -> bool:
-    """True for shares in (0, 1), each smaller than the one before."""
+    """Returns true for shares in (0, 1), each smaller than the one before."""
     return all(0 < share < 1 for share in values) and list(values) == sorted(set(values), reverse=True)
 
 
 def is_range(values: Sequence[float]) -> bool:
-    """True for two rising shares."""
+    """Returns true for two rising shares."""
     return len(values) == 2 and 0 <= values[0] < values[1] <= 1
 
 
 def are_members(values: Sequence[object], kind: type[Enum]) -> bool:
-    """True if every value is a member of the enum."""
+    """Returns true if every value is a member of the enum."""
     return all(isinstance(value, kind) for value in values)

@@ -139,7 +139,7 @@ class Logging:
         keep_last: latest checkpoints to keep, besides the one with the highest held-out reward.
         tensorboard: also write TensorBoard events.
         wandb: also log to Weights & Biases.
-        rollouts_every: steps between rollout files, from step 1; the last step always has one. 0 writes none.
+        rollouts_every: steps between rollout files, from step 1, and a file for a stage's last step; 0 writes none.
         evaluate_every: steps between evaluations of held-out rows; 0 evaluates only at the end of each stage.
         evaluate_rows: held-out rows per stage.
     """

@@ -27,7 +27,7 @@ def find_duplicates(rows: Sequence[LocatedRow], images: Mapping[str, ImageInfo])
 
 
 def has_two_splits(rows: Sequence[LocatedRow]) -> bool:
-    """Whether there are both training and testing rows."""
+    """Returns whether there are both training and testing rows."""
     return {"train", "test"} <= {located.split for located in rows}
 
 

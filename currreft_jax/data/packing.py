@@ -229,7 +229,7 @@ def _pack_images(
 
 
 def _first_slot(next_slot: int, num_slots: int, slots_left: int, shape: BatchShape) -> int:
-    """The first slot of an image: at the next row if it would cross into it and all remaining images still fit."""
+    """Returns an image's first slot: at the next row if it would cross into it and all remaining images still fit."""
     row = shape.max_slots_per_image
     next_row = -(-next_slot // row) * row
     crosses = next_slot // row != (next_slot + num_slots - 1) // row

@@ -115,7 +115,7 @@ class Pipeline:
         self._host_index, self._num_hosts = host_index, num_hosts
 
     def batches(self, start: int) -> Iterator[list[Example]]:
-        """Yields this host's examples of step `start`, `start + 1` and so on, without end.
+        """Yields this host's batches, beginning after `start` steps, without end.
 
         Raises:
             BadRowError: a row cannot be tokenized or exceeds the largest bucket.

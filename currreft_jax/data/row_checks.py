@@ -187,7 +187,7 @@ def _leaves_frame(row: Row) -> bool:
 
 
 def _needs_maths_pool(row: Row) -> bool:
-    """Whether the gold answer is an expression that only math-verify can parse."""
+    """Returns whether the gold answer is an expression that only math-verify can parse."""
     if (row.kind, row.task) != (Kind.OPEN, Task.MATH):
         return False
     try:

@@ -43,7 +43,7 @@ class CompletionLine:
 
 
 def read_completions(file: str) -> list[CompletionLine]:
-    """Read a file of JSON lines; `-` reads standard input.
+    """Reads a file of JSON lines; `-` reads standard input.
 
     Raises:
         ValueError: a line is invalid, or the file is empty or not UTF-8.
@@ -65,7 +65,7 @@ def read_completions(file: str) -> list[CompletionLine]:
 
 
 def parse_completion_line(text: str, location: str, line_number: int) -> CompletionLine:
-    """Parse and check one line.
+    """Parses and check one line.
 
     Raises:
         LineError: the line is invalid; the message names the line, the key and the values it takes.
@@ -93,7 +93,7 @@ def parse_completion_line(text: str, location: str, line_number: int) -> Complet
 
 
 def score_lines(lines: Sequence[CompletionLine], settings: Rewards, pool: MathsPool) -> Scores:
-    """Score one completion a line, `[P, 1]`.
+    """Scores one completion a line, `[P, 1]`.
 
     Raises:
         ValueError: rows cannot be scored; the message names file and line of the first 20 of them.
@@ -115,7 +115,7 @@ def score_lines(lines: Sequence[CompletionLine], settings: Rewards, pool: MathsP
 
 
 def verdict_records(lines: Sequence[CompletionLine], scores: Scores) -> list[dict[str, Any]]:
-    """Return one JSON object a line: id, total, each reward and the first reason, or null."""
+    """Returns one JSON object a line: id, total, each reward and the first reason, or null."""
     return [
         {
             "id": line.row.id,
@@ -128,7 +128,7 @@ def verdict_records(lines: Sequence[CompletionLine], scores: Scores) -> list[dic
 
 
 def score_table(lines: Sequence[CompletionLine], scores: Scores) -> str:
-    """Format the means of every kind and task, and below them how often each reason was given."""
+    """Formats the means of every kind and task, and below them how often each reason was given."""
     groups = np.array([f"{line.row.kind.value:<8}{line.row.task.value:<10}" for line in lines])
     columns = {"total": scores.total, **scores.parts}
     report = [f"{'kind':<8}{'task':<10}{'rows':>8}" + "".join(f"{name:>12}" for name in columns)]

@@ -122,7 +122,7 @@ def _mean(values: np.ndarray | None) -> float | None:
 def _rewards(
     session: Session, params: Parameters, decoding_params: Parameters, held_out: HeldOut, temperature: float
 ) -> dict[str, np.ndarray]:
-    """The rewards of one answer to each row, and their parts by name: `[rows]` each, over all hosts."""
+    """Returns the rewards of one answer to each row, and their parts by name: `[rows]` each, over all hosts."""
     config, num_hosts = session.config, jax.process_count()
     settings = dataclasses.replace(config.sampling, group_size=1, temperature=temperature)
     batch_size = config.data.batch_size * config.sampling.group_size // num_hosts

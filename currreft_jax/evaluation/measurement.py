@@ -1,4 +1,4 @@
-"""Measurements of held-out rows, and what the difference of two is worth. Loads no JAX."""
+"""Measurements of held-out rows, their confidence intervals, and a test for regressions. Loads no JAX."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _map_arrays(cache: Cache, function: Callable[[jax.Array, jax.Array, int], ja
 
 
 def _quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Int8 values and the fp32 scale of each vector."""
+    """Returns int8 values and the fp32 scale of each vector."""
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=-1) / 127
     return jnp.round(x / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)[..., None]).astype(jnp.int8), scale

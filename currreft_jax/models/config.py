@@ -263,7 +263,7 @@ _7B = ModelConfig(
 
 
 def _published(*, hidden_size: int, vision_intermediate_size: int = 3420, **changes: Any) -> ModelConfig:
-    """A published model, as its differences from the 7B."""
+    """Makes a published model from its differences to the 7B."""
     vision = replace(_7B.vision, out_hidden_size=hidden_size, intermediate_size=vision_intermediate_size)
     return replace(_7B, hidden_size=hidden_size, vision=vision, **changes)
 

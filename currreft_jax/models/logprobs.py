@@ -32,7 +32,7 @@ class VocabMask(NamedTuple):
     forbidden: tuple[int, ...]
 
     def allowed(self, tokens: Array) -> jax.Array:
-        """True for each token that may be sampled, bool in the shape of `tokens`."""
+        """Returns true for each token that may be sampled, bool in the shape of `tokens`."""
         allowed = tokens < self.tokenizer_size
         for token in self.forbidden:
             allowed &= tokens != token
@@ -153,7 +153,7 @@ def _backward(head: Head, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -
 
 
 def _block_sizes(head: Head, tokens: jax.Array) -> tuple[int, int]:
-    """Number of blocks, and columns per vocabulary shard in a block."""
+    """Returns the number of blocks, and columns per vocabulary shard in a block."""
     columns = head.vocab_size // head.num_shards
     tokens_per_shard = max(1, tokens.size // data_shards(head.mesh))
     size = min(columns, max(1, BLOCK_LOGITS // (tokens_per_shard * head.num_shards)))

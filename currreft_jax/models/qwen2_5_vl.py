@@ -208,12 +208,12 @@ class Qwen2_5_VL(LanguageModel):
 
 
 def _prompt_mask(lengths: Array, max_length: int) -> jax.Array:
-    """Bool `[P, L]`, false on padding."""
+    """Returns bool `[P, L]`, false on padding."""
     return jnp.arange(max_length) < jnp.asarray(lengths)[:, None]
 
 
 def _last_token(hidden: jax.Array, lengths: Array) -> jax.Array:
-    """Hidden state of each prompt's last token, `[P, D]` of `[P, L, D]`."""
+    """Returns the hidden state of each prompt's last token, `[P, D]` of `[P, L, D]`."""
     index = jnp.maximum(jnp.asarray(lengths) - 1, 0)
     return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
 
@@ -248,7 +248,7 @@ class Model:
 
     @property
     def adapters(self) -> Adapters | None:
-        """Rank and scale of the decoder's adapters."""
+        """Ranks and scale of the decoder's adapters."""
         return Adapters(self.lora_rank, self.lora_alpha / self.lora_rank) if self.lora_rank else None
 
     @property

@@ -53,13 +53,13 @@ def _split_blocks(logits: jax.Array) -> jax.Array:
 
 
 def _block_sumexp(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest logit `[P, G]`, and the sum of exponentials of each block relative to it, `[P, G, blocks]`."""
+    """Returns the largest logit `[P, G]`, and each block's sum of exponentials relative to it, `[P, G, blocks]`."""
     max_logit = jnp.max(blocks, axis=(-2, -1))
     return max_logit, jnp.sum(jnp.exp(blocks - max_logit[..., None, None]), axis=-1)
 
 
 def _argmax(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first largest logit and its token. In two steps: an argmax over a whole vocabulary is slow on CPUs."""
+    """Returns the first largest logit and its token in two steps: an argmax of a whole vocabulary is slow on CPUs."""
     block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
     logits = _take_block(blocks, block)
     return block * BLOCK_SIZE + jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
@@ -86,7 +86,7 @@ def _take_block(blocks: jax.Array, block: jax.Array) -> jax.Array:
 
 
 def _gumbel(bits: jax.Array) -> jax.Array:
-    """Standard Gumbel noise from 32 random bits.
+    """Returns standard Gumbel noise from 32 random bits.
 
     Bits are counted from the upper tail, where fp32 is dense, so that events of probability 1e-8 keep their frequency.
     """

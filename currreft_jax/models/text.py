@@ -34,12 +34,12 @@ def causal_mask(length: int) -> jax.Array:
 
 
 def splits_heads(config: ModelConfig, mesh: Mesh) -> bool:
-    """True if attention heads are sharded over the tensor axis."""
+    """Returns true if attention heads are sharded over the tensor axis."""
     return config.num_attention_heads % mesh.shape["tensor"] == 0
 
 
 def num_cached_heads(config: ModelConfig, mesh: Mesh) -> int:
-    """Number of key/value heads in a cache, repeated so that every tensor shard holds those that its queries use."""
+    """Returns the key/value heads of a cache, repeated so that every tensor shard holds those that its queries use."""
     kv_heads = config.num_key_value_heads
     return lcm(kv_heads, mesh.shape["tensor"]) if splits_heads(config, mesh) else kv_heads
 

@@ -230,7 +230,7 @@ def _compiler_package(platform: Platform, name: str) -> str:
         if find_spec(package.replace("-", "_")):
             return package
     raise MissingCompiler(
-        f"{name} needs the compiler of its platform, not its hardware: pip install 'currreft_jax[{platform.value}]'"
+        f"{name} needs the compiler of its platform, not its hardware: pip install -e '.[{platform.value}]'"
     )
 
 

@@ -12,7 +12,7 @@ from currreft_jax.runtime.programs import StepProgram
 
 
 def fits(programs: Sequence[CompiledProgram], topology: Topology) -> bool:
-    """True if every program fits the devices' memory, or if that memory is unknown."""
+    """Returns true if every program fits the devices' memory, or if that memory is unknown."""
     return topology.usable_bytes is None or all(program.peak_bytes <= topology.usable_bytes for program in programs)
 
 

@@ -122,7 +122,7 @@ def hlo_traffic(text: str, devices_per_host: int, iterations: int = 1, cond_frac
 
 
 def _collective(opcode: str) -> str | None:
-    """The collective that an instruction completes; None for a `-start` and all other opcodes."""
+    """Returns the collective that an instruction completes; None for a `-start` and all other opcodes."""
     return next((collective for collective in _COLLECTIVES if opcode in (collective, f"{collective}-done")), None)
 
 
@@ -154,7 +154,7 @@ def _parse_instruction(name: str, text: str, *, is_root: bool) -> Instruction:
 
 
 def _bracket_end(text: str, start: int) -> int:
-    """Index after the bracket that closes the one at `start`."""
+    """Returns the index after the bracket that closes the one at `start`."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -216,7 +216,7 @@ def _called_computations(
 
 
 def _trip_count(condition: Sequence[Instruction], body: Sequence[Instruction]) -> int:
-    """Trip count of a loop that counts from 0 while below a constant; 0 for any other loop."""
+    """Returns the trip count of a loop that counts from 0 while below a constant; 0 for any other loop."""
     in_condition = {instruction.name: instruction for instruction in condition}
     root = _root(condition)
     if root.opcode != "compare" or "direction=LT" not in root.attributes:
@@ -309,7 +309,7 @@ def _sent_bytes(collective: str, size: float, group_size: int) -> float:
 
 
 def _device_group(attributes: str, devices_per_host: int) -> tuple[int, bool]:
-    """Size of a collective's device groups, and whether any group spans hosts."""
+    """Returns the size of a collective's device groups, and whether any group spans hosts."""
     if "replica_groups=" not in attributes:
         pairs = re.findall(r"\{(\d+),(\d+)\}", attributes.partition("source_target_pairs=")[2])
         return 2, any(int(a) // devices_per_host != int(b) // devices_per_host for a, b in pairs)
@@ -355,7 +355,7 @@ def _iota_ids(sizes: str, order: str | None) -> np.ndarray:
 
 
 def _mesh_groups(axis_sizes: dict[str, int], group_axes: Sequence[tuple[str, str, str]]) -> np.ndarray:
-    """Mesh indices `[groups, devices]` of the groups along axes, each given as (name, pre-size, sub-axis size)."""
+    """Returns mesh indices `[groups, devices]` of the groups along axes, each a (name, pre-size, sub-axis size)."""
     shape, group_dims = [], []
     subaxes = {name: (int(before or 1), int(size or axis_sizes[name])) for name, before, size in group_axes}
     for name, size in axis_sizes.items():

@@ -108,7 +108,7 @@ def _speed_table(step: Sequence[CompiledProgram], topology: Topology, efficiency
 
 
 def _collectives(compiled: CompiledProgram) -> str:
-    """Each collective with its calls and GB sent per step, largest first."""
+    """Returns each collective with its calls and GB sent per step, largest first."""
     times, calls = compiled.program.times, compiled.traffic.calls
     by_size = sorted(compiled.traffic.sent.items(), key=lambda pair: -pair[1])
     return ", ".join(

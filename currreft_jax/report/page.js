@@ -115,7 +115,7 @@ const PANELS = [
     ["Padding", "fraction", [/^padding\/(.+)_waste$/]],
     ["Time", "seconds", [/^time\/(.+)$/]],
     ["Throughput", "tokens/s", [["tokens_per_second", "all"], /^tokens_per_second\/(.+)$/]],
-    ["Tokens per step", "", [["num_tokens", "all"], ["learnt_tokens", "in the loss"]]],
+    ["Tokens per step", "", [["num_tokens", "all"], ["num_loss_tokens", "in the loss"]]],
   ]],
 ];
 const MAX_CURVES = 6; // per panel

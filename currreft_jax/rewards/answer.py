@@ -21,14 +21,14 @@ class RowError(ValueError):
 
 
 def extract_answer(completion: Completion) -> str | Reason:
-    """Return the stripped text of the only closed `<answer>` element; it may be empty."""
+    """Returns the stripped text of the only closed `<answer>` element; it may be empty."""
     if not completion.finished:
         return Reason.TRUNCATED
     return _answer_element(completion.text)
 
 
 def gold_text(row: Row) -> str:
-    """Return the gold answer, stripped and without its tags.
+    """Returns the gold answer, stripped and without its tags.
 
     Raises:
         RowError: the solution has no answer, several, or an empty one.
@@ -43,7 +43,7 @@ def gold_text(row: Row) -> str:
 
 
 def refuse_gold(row: Row, reason: Reason, expected: str) -> NoReturn:
-    """Raise the `RowError` of a gold answer that cannot be parsed."""
+    """Raises the `RowError` of a gold answer that cannot be parsed."""
     shown = row.solution if len(row.solution) <= 80 else f"{row.solution[:80]}…"
     raise RowError(
         row,
@@ -53,7 +53,7 @@ def refuse_gold(row: Row, reason: Reason, expected: str) -> NoReturn:
 
 
 def parse_json(text: str) -> object:
-    """Parse strict JSON, bare or in a Markdown fence.
+    """Parses strict JSON, bare or in a Markdown fence.
 
     Raises:
         ValueError: anything else, or nested too deeply.

@@ -5,7 +5,7 @@ from currreft_jax.structs import Reason, Row, Verdict
 
 
 def parse_yes_no(answer: str) -> bool | Reason:
-    """Parse the word yes as True and no as False, in any case and with or without a full stop."""
+    """Parses the word yes as True and no as False, in any case and with or without a full stop."""
     word = answer.removesuffix(".").rstrip().casefold()
     if word in ("yes", "no"):
         return word == "yes"
@@ -13,7 +13,7 @@ def parse_yes_no(answer: str) -> bool | Reason:
 
 
 def gold_yes_no(row: Row) -> bool:
-    """Return the gold answer of a judge row.
+    """Returns the gold answer of a judge row.
 
     Raises:
         RowError: the solution is neither yes nor no.
@@ -25,5 +25,5 @@ def gold_yes_no(row: Row) -> bool:
 
 
 def binary_accuracy(gold: bool, answer: bool) -> Verdict:
-    """R = 1 if o = g, else 0 (equation 2)."""
+    """Computes R = 1 if o = g, else 0 (equation 2)."""
     return Verdict(1.0) if answer == gold else Verdict(0.0, Reason.NOT_EQUAL)

@@ -14,7 +14,7 @@ _LARGEST_COORDINATE = 1e6
 
 
 def parse_corners(answer: str) -> np.ndarray | Reason:
-    """Parse the boxes of an answer.
+    """Parses the boxes of an answer.
 
     A box is `[x1, y1, x2, y2]` or `{"bbox_2d": [x1, y1, x2, y2], …}`; an answer is one box or a list of them, in JSON.
 
@@ -35,12 +35,12 @@ def parse_corners(answer: str) -> np.ndarray | Reason:
 
 
 def format_box(box: Sequence[float] | np.ndarray) -> str:
-    """Format a box as prompts and answers show it: `[x1, y1, x2, y2]`, rounded to whole pixels."""
+    """Formats a box as prompts and answers show it: `[x1, y1, x2, y2]`, rounded to whole pixels."""
     return f"[{', '.join(str(round(float(coordinate))) for coordinate in box)}]"
 
 
 def rescale(boxes: Boxes, frame: Frame) -> Boxes:
-    """Move boxes to another frame of the same image; x and y have factors of their own.
+    """Moves boxes to another frame of the same image; x and y have factors of their own.
 
     Raises:
         ValueError: the boxes' own frame is unknown.
@@ -52,12 +52,12 @@ def rescale(boxes: Boxes, frame: Frame) -> Boxes:
 
 
 def degenerate(corners: np.ndarray) -> np.ndarray:
-    """Mark the boxes `[n, 4]` without an area, as bool `[n]`."""
+    """Marks the boxes `[n, 4]` without an area, as bool `[n]`."""
     return (corners[:, 2] <= corners[:, 0]) | (corners[:, 3] <= corners[:, 1])
 
 
 def inside(corners: np.ndarray, frame: Frame) -> np.ndarray:
-    """Mark the boxes `[n, 4]` that lie in their frame, as bool `[n]`.
+    """Marks the boxes `[n, 4]` that lie in their frame, as bool `[n]`.
 
     One pixel beyond the frame is allowed: annotated boxes overshoot by fractions of a pixel.
     """
@@ -66,7 +66,7 @@ def inside(corners: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def iou(first: Boxes, second: Boxes) -> np.ndarray:
-    """Return the IoU of every pair of boxes of one frame, float64 `[n, m]`.
+    """Returns the IoU of every pair of boxes of one frame, float64 `[n, m]`.
 
     Raises:
         ValueError: the frames differ.
@@ -77,7 +77,7 @@ def iou(first: Boxes, second: Boxes) -> np.ndarray:
 
 
 def corners_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the IoU of every pair of boxes, float64 `[n, m]` of `[n, 4]` and `[m, 4]`; 0 for a degenerate box."""
+    """Returns the IoU of every pair of boxes, float64 `[n, m]` of `[n, 4]` and `[m, 4]`; 0 for a degenerate box."""
     a, b = first[:, None], second[None]
     sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0)
     intersection = sides[..., 0] * sides[..., 1]

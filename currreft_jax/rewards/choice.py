@@ -12,12 +12,12 @@ _SEPARATORS = re.compile(r"[\s,;&，、；]+")
 
 
 def format_options(options: Sequence[str]) -> str:
-    r"""Format options as prompts show them: `\nA. first\nB. second`; empty without options."""
+    r"""Formats options as prompts show them: `\nA. first\nB. second`; empty without options."""
     return "".join(f"\n{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
 
 
 def parse_letters(answer: str, row: Row) -> frozenset[str] | Reason:
-    """Parse an answer as a set of option letters.
+    """Parses an answer as a set of option letters.
 
     Letters may stand in brackets, in quotes or before a full stop, and capitals without separators. A word, any other
     character or a letter that the row does not offer refuses the whole answer. A row without options offers A to Z.
@@ -40,7 +40,7 @@ def parse_letters(answer: str, row: Row) -> frozenset[str] | Reason:
 
 
 def gold_letters(row: Row) -> frozenset[str]:
-    """Return the letters of the right options.
+    """Returns the letters of the right options.
 
     Raises:
         RowError: the solution has other letters than the row's options, or several where one is asked for.
@@ -54,7 +54,7 @@ def gold_letters(row: Row) -> frozenset[str]:
 
 
 def choice_accuracy(gold: frozenset[str], answer: frozenset[str], settings: Rewards) -> Verdict:
-    """R = 1 if O = O*; `partial_value` if `partial_credit` accepts O as incomplete; else 0 (equations 3, 4).
+    """Computes R = 1 if O = O*; `partial_value` if `partial_credit` accepts O as incomplete; else 0 (equations 3, 4).
 
     With one right option no answer is incomplete under `SUBSET`, and equation 4 becomes equation 3.
     """

@@ -10,7 +10,7 @@ _COMMAS = re.compile(r"[,，、\n]")
 
 
 def parse_labels(answer: str, settings: Rewards) -> frozenset[str] | Reason:
-    """Parse a comma-separated or JSON list of labels.
+    """Parses a comma-separated or JSON list of labels.
 
     Labels are normalized to lower case, single spaces, no final full stop, and aliases are resolved.
     """
@@ -36,7 +36,7 @@ def parse_labels(answer: str, settings: Rewards) -> frozenset[str] | Reason:
 
 
 def gold_labels(row: Row, settings: Rewards) -> frozenset[str]:
-    """Return the right labels.
+    """Returns the right labels.
 
     Raises:
         RowError: the solution has no labels.
@@ -48,7 +48,7 @@ def gold_labels(row: Row, settings: Rewards) -> frozenset[str]:
 
 
 def classify_accuracy(gold: frozenset[str], answer: frozenset[str]) -> Verdict:
-    """R = |P ∩ G| / |P ∪ G| (equation 5)."""
+    """Computes R = |P ∩ G| / |P ∪ G| (equation 5)."""
     return Verdict(1.0) if answer == gold else Verdict(len(answer & gold) / len(answer | gold), Reason.LABELS_DIFFER)
 
 

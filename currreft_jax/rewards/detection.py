@@ -12,13 +12,13 @@ from currreft_jax.structs import Boxes, Frame, Reason, Row, Verdict
 
 
 def parse_boxes(answer: str, row: Row, frame: Frame | None) -> Boxes | Reason:
-    """Parse boxes in the frame that the model saw; `frame` is None for the row's own."""
+    """Parses boxes in the frame that the model saw; `frame` is None for the row's own."""
     corners = parse_corners(answer)
     return corners if isinstance(corners, Reason) else Boxes(corners, frame or row.frame)
 
 
 def gold_boxes(row: Row, frame: Frame | None) -> Boxes:
-    """Return the gold boxes, rescaled from the row's frame to the one that the model saw.
+    """Returns the gold boxes, rescaled from the row's frame to the one that the model saw.
 
     Args:
         row: a detection row.
@@ -41,7 +41,7 @@ def gold_boxes(row: Row, frame: Frame | None) -> Boxes:
 
 
 def detection_accuracy(gold: Boxes, answer: Boxes, settings: Rewards) -> Verdict:
-    """Score P predicted against M gold boxes under the one-to-one matching with the highest score.
+    """Scores P predicted against M gold boxes under the one-to-one matching with the highest score.
 
     `PAPER`: R = 1 if R_IoU > accept_iou, else 0 (equation 7), with R_IoU = Σ_V IoU(p_i, g_j) / (|V| + max(0, P - M))
     over the matches V of IoU ≥ tau. For P ≤ M this is equation 6, which counts neither missed nor wrong boxes. Each
@@ -70,7 +70,7 @@ def detection_accuracy(gold: Boxes, answer: Boxes, settings: Rewards) -> Verdict
 
 
 def _best_matching(credit: np.ndarray) -> np.ndarray:
-    """Return the credits, out of `[P, M]`, of the one-to-one matching with the largest sum."""
+    """Returns the credits, out of `[P, M]`, of the one-to-one matching with the largest sum."""
     if min(credit.shape) == 1:
         return credit.max(keepdims=True)[0]
     return credit[linear_sum_assignment(credit, maximize=True)]

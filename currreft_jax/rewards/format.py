@@ -4,7 +4,7 @@ from currreft_jax.structs import Reason, Verdict
 
 
 def format_reward(text: str) -> Verdict:
-    """1 for `<think>` thoughts `</think>` `<answer>` … `</answer>` and nothing else but white space, else 0.
+    """Returns 1 for `<think>` thoughts `</think>` `<answer>` … `</answer>` and nothing else but white space, else 0.
 
     The text must have one closed `<answer>` element: call `answer.extract_answer` first.
     """

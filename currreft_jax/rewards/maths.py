@@ -81,7 +81,7 @@ class Comparison:
 
 
 def parse_expression(answer: str, limits: Maths) -> Expression | Reason:
-    r"""Parse an answer as one expression.
+    r"""Parses an answer as one expression.
 
     Returns:
         The expression; `SEVERAL_ANSWERS` for prose around several expressions or numbers, or for several `\boxed`;
@@ -105,7 +105,7 @@ def parse_expression(answer: str, limits: Maths) -> Expression | Reason:
 
 
 def gold_expression(row: Row, limits: Maths) -> Expression:
-    """Parse the gold answer. Whether math-verify can parse it too, if it must, is for `maths_pool` to say.
+    """Parses the gold answer. Whether math-verify can parse it too, if it must, is for `maths_pool` to say.
 
     Raises:
         RowError: the solution is empty, over the limits, or several answers.
@@ -117,12 +117,12 @@ def gold_expression(row: Row, limits: Maths) -> Expression:
 
 
 def needs_math_verify(expression: Expression) -> bool:
-    """Return whether only math-verify can tell if the expression is valid."""
+    """Returns whether only math-verify can tell if the expression is valid."""
     return not (expression.number or expression.letter or expression.words)
 
 
 def math_accuracy(gold: Expression, answer: Expression) -> Verdict | Comparison:
-    """1 if the answer equals the gold answer, else 0; a `Comparison` if that cannot be decided exactly."""
+    """Returns 1 if the answer equals the gold answer, else 0; a `Comparison` if that cannot be decided exactly."""
     equal = _equal(gold, answer)
     if equal is not None:
         return Verdict(1.0) if equal else Verdict(0.0, Reason.NOT_EQUAL)
@@ -175,7 +175,7 @@ def _exact_number(text: str) -> ExactNumber | None:
 
 
 def _one_expression(text: str) -> str | Reason:
-    """Return the only expression or number of a text: boxed, in dollars, in prose, or the whole text."""
+    """Returns the only expression or number of a text: boxed, in dollars, in prose, or the whole text."""
     if text.count("\\boxed") > 1:
         return Reason.SEVERAL_ANSWERS
     if "\\boxed" in text:
@@ -196,7 +196,7 @@ def _one_expression(text: str) -> str | Reason:
 
 
 def _split_unit(text: str) -> tuple[str, str]:
-    """Split a quantity without variables into number and unit, both LaTeX; the unit is empty without one."""
+    """Splits a quantity without variables into number and unit, both LaTeX; the unit is empty without one."""
     unit = _UNIT.search(text)
     if not unit or re.search("[A-Za-z]", _COMMAND_TEXT.sub(" ", text[: unit.start()])):
         return text, ""
@@ -207,7 +207,7 @@ def _split_unit(text: str) -> tuple[str, str]:
 
 
 def _box_content(text: str) -> str:
-    r"""Return the content of the only `\boxed{…}`, or the text if its brace never closes."""
+    r"""Returns the content of the only `\boxed{…}`, or the text if its brace never closes."""
     _, _, rest = text.partition("\\boxed")
     rest = rest.lstrip()
     depth = 0

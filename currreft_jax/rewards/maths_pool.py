@@ -59,13 +59,13 @@ class MathsPool:
         self.close()
 
     def close(self) -> None:
-        """Kill the processes."""
+        """Kills the processes."""
         for worker in self._workers:
             worker.kill()
         self._workers = []
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
-        """Return the outcome of each comparison; equal ones run once.
+        """Returns the outcome of each comparison; equal ones run once.
 
         Raises:
             MathsPoolError: a worker does not start, or the pool is closed.
@@ -75,7 +75,7 @@ class MathsPool:
         return [outcomes[comparison] for comparison in comparisons]
 
     def can_parse(self, golds: Sequence[str]) -> list[bool]:
-        """Return for each gold answer whether math-verify can parse it within the limits."""
+        """Returns for each gold answer whether math-verify can parse it within the limits."""
         return [outcome is Outcome.EQUAL for outcome in self.compare([Comparison(gold, None) for gold in golds])]
 
     def _run(self, comparisons: list[Comparison]) -> list[Outcome]:
@@ -110,11 +110,11 @@ class _Worker:
         self._start()
 
     def fileno(self) -> int:
-        """Return the pipe of replies, for `select`."""
+        """Returns the pipe of replies, for `select`."""
         return self._replies
 
     def send(self, comparison: Comparison) -> None:
-        """Send a comparison; its outcome must be received before the next one is sent."""
+        """Sends a comparison; its outcome must be received before the next one is sent."""
         line = f"{json.dumps(asdict(comparison))}\n".encode()
         self._wait_until_ready()
         try:
@@ -127,7 +127,7 @@ class _Worker:
         self.deadline = time.monotonic() + self._limits.wall_seconds
 
     def receive(self) -> Outcome | None:
-        """Return the outcome, or None if it has not arrived in full."""
+        """Returns the outcome, or None if it has not arrived in full."""
         data = os.read(self._replies, 4096)
         if not data:
             return self._give_up()
@@ -141,7 +141,7 @@ class _Worker:
         return None
 
     def check_deadline(self) -> Outcome | None:
-        """Stop a comparison beyond the wall-clock limit and return its outcome; None before."""
+        """Stops a comparison beyond the wall-clock limit and return its outcome; None before."""
         if time.monotonic() <= self.deadline:
             return None
         _LOG.warning(
@@ -150,7 +150,7 @@ class _Worker:
         return self._give_up()
 
     def kill(self) -> None:
-        """Kill the process and the comparison it runs."""
+        """Kills the process and the comparison it runs."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._requests)
@@ -158,7 +158,7 @@ class _Worker:
         os.close(self._errors)
 
     def restart(self) -> None:
-        """Replace the process, whatever it is doing."""
+        """Replaces the process, whatever it is doing."""
         self.kill()
         self._start()
 

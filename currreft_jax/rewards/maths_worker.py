@@ -40,18 +40,18 @@ _REPLIES = {code: reply for reply, code in _EXIT_CODES.items()}
 
 
 def parse_latex(latex: str) -> list:
-    """Return the expressions that math-verify parses; empty if it parses none."""
+    """Returns the expressions that math-verify parses; empty if it parses none."""
     found = parse(f"${latex}$", _LATEX, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
     return [item for item in found if isinstance(item, Basic | MatrixBase)]
 
 
 def equal(gold: list, answer: list) -> bool:
-    """Return whether math-verify calls two parsed answers equal."""
+    """Returns whether math-verify calls two parsed answers equal."""
     return verify(gold, answer, timeout_seconds=None)
 
 
 def compare(gold_latex: str, answer_latex: str | None, gold_parsed: Callable[[], None]) -> str:
-    """Compare a gold answer and an answer; `gold_parsed` is called between parsing the two."""
+    """Compares a gold answer and an answer; `gold_parsed` is called between parsing the two."""
     gold = parse_latex(gold_latex)
     if not gold or not equal(gold, gold):
         return "bad_gold"
@@ -66,7 +66,7 @@ def compare(gold_latex: str, answer_latex: str | None, gold_parsed: Callable[[],
 
 
 def main(cpu_seconds: float, memory_bytes: int) -> None:
-    """Serve requests until standard input closes."""
+    """Serves requests until standard input closes."""
     for signum in (signal.SIGTERM, signal.SIGUSR1):  # Slurm signals all processes; the training process saves first
         signal.signal(signum, signal.SIG_IGN)
     replies, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)

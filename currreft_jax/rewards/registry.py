@@ -29,7 +29,7 @@ _REGISTERED: dict[str, BoundedReward] = {}
 
 
 def register(name: str, *, low: float = 0.0, high: float = 1.0) -> Callable[[RewardFunction], RewardFunction]:
-    """Return a decorator that registers a reward function, for use in `Rewards.weights`.
+    """Returns a decorator that registers a reward function, for use in `Rewards.weights`.
 
     Args:
         name: key in `Rewards.weights`.
@@ -52,7 +52,7 @@ def register(name: str, *, low: float = 0.0, high: float = 1.0) -> Callable[[Rew
 
 
 def find_reward(name: str, settings: Rewards) -> BoundedReward:
-    """Return the reward of a name in `Rewards.weights`: a penalty, a registered one or `package.module:function`.
+    """Returns the reward of a name in `Rewards.weights`: a penalty, a registered one or `package.module:function`.
 
     Raises:
         ValueError: there is none of that name.
@@ -84,7 +84,7 @@ def find_reward(name: str, settings: Rewards) -> BoundedReward:
 def call_reward(
     name: str, reward: BoundedReward, row: Row, completion: Completion, answer: str | None, frame: Frame | None
 ) -> Verdict:
-    """Call a reward function and check its verdict.
+    """Calls a reward function and check its verdict.
 
     Raises:
         RewardError: the function raises, or returns anything but a `Verdict` within its range and with a reason for

@@ -32,7 +32,7 @@ class ScoringRule(Generic[Parsed]):
     accuracy: Callable[[Parsed, Parsed, Rewards], Verdict | Comparison]
 
     def answer_scorer(self, row: Row, frame: Frame | None, settings: Rewards) -> AnswerScorer:
-        """Parse the row's gold answer and return the function that scores an answer against it.
+        """Parses the row's gold answer and return the function that scores an answer against it.
 
         The function returns a `Reason` for an answer that cannot be parsed.
 
@@ -86,7 +86,7 @@ RULES: dict[tuple[Kind, Task], AnyRule] = {
 
 
 def rule_of(row: Row) -> AnyRule:
-    """Return the rule of the row's kind and task.
+    """Returns the rule of the row's kind and task.
 
     Raises:
         RowError: no rule scores such rows.

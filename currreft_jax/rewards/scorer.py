@@ -32,7 +32,7 @@ def score_completions(
     frames: Sequence[Frame | None] | None = None,
     pool: MathsPool | None = None,
 ) -> Scores:
-    """Score G completions of each of P rows.
+    """Scores G completions of each of P rows.
 
     Args:
         rows: `[P]`.
@@ -81,7 +81,7 @@ def score_completions(
 def check_rows(
     rows: Sequence[Row], settings: Rewards | None = None, *, pool: MathsPool | None = None
 ) -> list[RowError]:
-    """Return one error for each row that cannot be scored; call this when rows are loaded.
+    """Returns one error for each row that cannot be scored; call this when rows are loaded.
 
     Raises:
         ValueError: invalid settings, such as an unknown reward.
@@ -118,7 +118,7 @@ def _active_weights(settings: Rewards) -> dict[str, float]:
 def _group_shape(
     rows: Sequence[Row], completions: Sequence[Sequence[Completion]], frames: Sequence[Frame | None] | None
 ) -> tuple[int, int]:
-    """Return (P, G), or raise a ValueError if rows, groups and frames do not match."""
+    """Returns (P, G), or raise a ValueError if rows, groups and frames do not match."""
     group_size = len(completions[0]) if completions else 0
     if len(rows) != len(completions) or any(len(group) != group_size for group in completions):
         sizes = sorted({len(group) for group in completions})
@@ -133,7 +133,7 @@ def _group_shape(
 def _rule_verdicts(
     score_answer: AnswerScorer, answer: str | Reason, completion: Completion
 ) -> dict[str, Verdict | Comparison]:
-    """Return accuracy and format of one completion; an answer that cannot be parsed earns neither."""
+    """Returns accuracy and format of one completion; an answer that cannot be parsed earns neither."""
     accuracy = answer if isinstance(answer, Reason) else score_answer(answer)
     if isinstance(accuracy, Reason):
         return dict.fromkeys(_RULE_REWARDS, Verdict(0.0, accuracy))
@@ -143,7 +143,7 @@ def _rule_verdicts(
 def _decide(
     comparisons: dict[tuple[int, int], Comparison], rows: Sequence[Row], settings: Rewards, pool: MathsPool | None
 ) -> dict[tuple[int, int], Verdict]:
-    """Let math-verify decide the comparisons of (p, g)."""
+    """Decides the comparisons of (p, g) with math-verify."""
     if not comparisons:
         return {}
     with nullcontext(pool) if pool else MathsPool(settings.maths) as workers:

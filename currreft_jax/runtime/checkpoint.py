@@ -196,14 +196,14 @@ class Checkpoints:
         self._manager.close()
 
     def save(
-        self, step: int, items: Mapping[str, Any], about: Mapping[str, Any], *, score: float | None = None
+        self, step: int, items: Mapping[str, Any], metadata: Mapping[str, Any], *, score: float | None = None
     ) -> None:
         """Writes a step in the background; a failure is raised by the next call, or by closing.
 
         Args:
             step: later than any saved one.
             items: name -> tree of arrays.
-            about: JSON values saved with the step.
+            metadata: JSON values saved with the step.
             score: the step with the highest one is kept; None where there is no score.
 
         Raises:
@@ -211,13 +211,13 @@ class Checkpoints:
         """
         sums = {name: checksums(tree) for name, tree in items.items()}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        manifest = ocp.args.JsonSave({"format": STATE_FORMAT, "arrays": sums, "about": dict(about)})
+        manifest = ocp.args.JsonSave({"format": STATE_FORMAT, "arrays": sums, "about": dict(metadata)})
         metrics = None if score is None else {"score": score}
         if not self._manager.save(step, args=ocp.args.Composite(**trees, manifest=manifest), metrics=metrics):
             raise ValueError(f"{self.folder} holds step {step} or a later one already; remove it or continue from it")
 
     def preempted(self, step: int) -> bool:
-        """True if SIGTERM has reached one of several hosts; all of them get the answer at the same step."""
+        """Returns true if SIGTERM has reached one of several hosts; all of them get the answer at the same step."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def restore(self, abstract: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
@@ -229,7 +229,7 @@ class Checkpoints:
             abstract: name -> tree of `jax.ShapeDtypeStruct` with the shardings to read into.
 
         Returns:
-            Step, items, and the `about` of `save`; None where there is no checkpoint.
+            Step, items, and the `metadata` of `save`; None where there is no checkpoint.
 
         Raises:
             DamagedCheckpoint: all checkpoints are damaged.
@@ -267,7 +267,7 @@ def _restore(
     try:
         manifest = restore(args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
         saved = manifest["arrays"]
-        about = manifest["about"]
+        metadata = manifest["about"]
         differing = _differing(abstract, saved)
         found = restore(args=ocp.args.Composite(**trees)) if not differing else {}
     except _UNREADABLE as error:
@@ -284,7 +284,7 @@ def _restore(
     ]
     if damaged:
         raise DamagedCheckpoint(f"{step_dir}: the checksum of {', '.join(damaged[:5])} does not match")
-    return items, about
+    return items, metadata
 
 
 def _differing(abstract: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

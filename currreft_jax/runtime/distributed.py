@@ -10,8 +10,9 @@ which override detection:
 A process uses all devices that it sees. If Slurm or Open MPI start several processes on a machine, each uses the device
 of its local rank, unless JAX_LOCAL_DEVICE_IDS=0,1,... is set.
 
-When a process dies, the others end within a minute: JAX ends them after `SILENCE` seconds without its heartbeat. A
-shell next to each process outlives it and prints which step it had reached, if the process could not report by itself.
+When a process dies, the others end within a minute: JAX ends them after `HEARTBEAT_TIMEOUT` seconds without its
+heartbeat. A shell next to each process outlives it and prints which step it had reached, if the process could not report
+by itself.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ import jax
 from jax._src import distributed as runtime  # its client keeps barriers and keys; it has no public name
 
 REQUEUE = 75  # EX_TEMPFAIL: the run was interrupted and saved; the same command continues it
-SILENCE = 25  # seconds without a heartbeat
-PARTING = 20  # seconds to wait for the other processes at the end
-_START = 600  # seconds to wait for the other processes at the start: machines fetch images at different speeds
+HEARTBEAT_TIMEOUT = 25  # seconds without a heartbeat
+SHUTDOWN_TIMEOUT = 20  # seconds to wait for the other processes at the end
+_INIT_TIMEOUT = 600  # seconds to wait for the other processes at the start: machines fetch images at different speeds
 _HOSTS = "currreft_jax/hosts"
 # Prints the last line of its input, unless that is empty, when the process that writes it is gone.
 _PRINT_LAST_LINE = (
@@ -45,7 +46,7 @@ class MissingProcess(RuntimeError):
     """Some processes did not reach a barrier; the message names them."""
 
 
-class _Obituary:
+class _DeathReport:
     """A line that is printed if this process is killed."""
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class _ProcessProgress:
         step: the latest one.
     """
 
-    def __init__(self, obituary: _Obituary, name: str, all_names: str):
+    def __init__(self, obituary: _DeathReport, name: str, all_names: str):
         self.step = 0
         self._obituary, self._name, self._all_names = obituary, name, all_names
         self.reached(0)
@@ -82,7 +83,7 @@ class _ProcessProgress:
     def part(self) -> None:
         """Waits for the other processes at the end of the program; a missing one is an error."""
         try:
-            barrier("the end of the program", self.step, PARTING)
+            barrier("the end of the program", self.step, SHUTDOWN_TIMEOUT)
         except (MissingProcess, jax.errors.JaxRuntimeError) as error:
             print(f"currreft_jax: {self._name}: {error}", file=sys.stderr, flush=True)
             self._obituary.set("")
@@ -111,9 +112,9 @@ def initialize(
     if count == 1 or (address is None and not _launched_by_known_launcher()):
         return
     host, pid = socket.gethostname(), os.getpid()
-    obituary = _Obituary()
+    obituary = _DeathReport()
     obituary.set(
-        f"currreft_jax: a process on host {host}, pid {pid}, did not find the others within {_START} s: check that all"
+        f"currreft_jax: a process on host {host}, pid {pid}, did not find the others within {_INIT_TIMEOUT} s: check that all"
         f" were started, and reach {address or 'the first of them'}"
     )
     with ExitStack() as on_return:  # an exception reports itself, and a single process needs no report
@@ -123,9 +124,9 @@ def initialize(
             count,
             number,
             local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ or _shares_machine() else [],
-            initialization_timeout=_START,
-            heartbeat_timeout_seconds=SILENCE,
-            shutdown_timeout_seconds=PARTING,
+            initialization_timeout=_INIT_TIMEOUT,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
         state = runtime.global_state
         if state.num_processes == 1 or state.client is None:
@@ -133,14 +134,14 @@ def initialize(
         on_return.pop_all()
     name = f"process {state.process_id} (host {host}, pid {pid})"
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", name)
-    barrier("the start of the program", 0, _START)
+    barrier("the start of the program", 0, _INIT_TIMEOUT)
     all_names = ", ".join(name for _, name in sorted(_by_process(state.client, _HOSTS).items()))
     _progress = _ProcessProgress(obituary, name, all_names)
     atexit.register(_progress.part)
 
 
 def is_main() -> bool:
-    """True on the one process that writes the files all processes share."""
+    """Returns true on the one process that writes the files all processes share."""
     return jax.process_index() == 0
 
 
@@ -151,7 +152,7 @@ def reached(step: int) -> None:
 
 
 def last_step() -> int:
-    """The step recorded by `reached`."""
+    """Returns the step recorded by `reached`."""
     return _progress.step if _progress else 0
 
 
@@ -186,7 +187,7 @@ def barrier(name: str, step: int, seconds: float) -> None:
 
 
 def _by_process(client: Any, folder: str) -> dict[int, str]:
-    """The values that processes have set in a folder of the key-value store."""
+    """Returns the values that processes have set in a folder of the key-value store."""
     return {int(key.rpartition("/")[2]): value for key, value in client.key_value_dir_get(f"{folder}/")}
 
 
@@ -217,7 +218,7 @@ def _resolve(address: str | None, count: int | None, index: int | None) -> tuple
 
 
 def _launched_by_known_launcher() -> bool:
-    """True if a launcher that JAX knows started several processes, or may have."""
+    """Returns true if a launcher that JAX knows started several processes, or may have."""
     has = os.environ
     if "SLURM_STEP_NODELIST" in has and "SLURM_PROCID" in has:  # a task of srun, not the batch script
         return int(has["SLURM_NTASKS"]) > 1
@@ -238,7 +239,7 @@ def _launched_by_known_launcher() -> bool:
 
 
 def _shares_machine() -> bool:
-    """True if Slurm or Open MPI started several processes on this machine."""
+    """Returns true if Slurm or Open MPI started several processes on this machine."""
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or "1"
     leading = re.match(r"\d+", tasks)  # 1, or 8(x2), or 8,4
     return bool(leading) and int(leading.group()) > 1

@@ -62,7 +62,7 @@ class Metrics:
             try:
                 import wandb  # pyright: ignore[reportMissingImports]
             except ModuleNotFoundError as error:
-                raise ModuleNotFoundError("logging.wandb needs wandb: pip install 'currreft_jax[wandb]'") from error
+                raise ModuleNotFoundError("logging.wandb needs wandb: pip install -e '.[wandb]'") from error
             run_id = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
             self._wandb = wandb.init(project="currreft_jax", name=name, id=run_id, resume="allow", dir=str(folder))
 

@@ -24,7 +24,7 @@ _PATIENCE = 3_600_000  # milliseconds; JAX ends this process much sooner where a
 
 
 def shards_per_host(mesh: Mesh) -> int:
-    """Data shards of a host.
+    """Returns the number of data shards per host.
 
     Raises:
         ValueError: a data shard spans hosts.
@@ -77,7 +77,7 @@ def allgather(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def allgather_on_hosts(x: np.ndarray) -> np.ndarray:
-    """`allgather` of one array through the coordinator: it needs no device, and runs in any one thread."""
+    """Gathers one array through the coordinator: needs no device, and may run in any one thread."""
     state = runtime.global_state
     if state.client is None:
         return x
@@ -93,21 +93,21 @@ def allgather_on_hosts(x: np.ndarray) -> np.ndarray:
 
 
 def max_over_hosts(values: np.ndarray) -> np.ndarray:
-    """The elementwise maximum over hosts."""
+    """Takes the elementwise maximum over hosts."""
     if jax.process_count() == 1:
         return values
     return np.asarray(multihost_utils.process_allgather(values)).max(axis=0)
 
 
 def sum_over_hosts(values: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """The elementwise sum over hosts of each array."""
+    """Sums each array over hosts."""
     if jax.process_count() == 1:
         return values
     return tuple(np.asarray(gathered).sum(axis=0) for gathered in multihost_utils.process_allgather(values))
 
 
 def same_on_all_hosts(content: bytes) -> bool:
-    """True if every host has these bytes."""
+    """Returns true if every host has these bytes."""
     if jax.process_count() == 1:
         return True
     return not np.ptp(multihost_utils.process_allgather(np.frombuffer(content, np.uint8)), axis=0).any()

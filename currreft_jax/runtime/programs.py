@@ -55,5 +55,5 @@ def device_bytes(tree: Any) -> int:
 
 
 def abstract_rows(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """An abstract array whose rows are split over data x fsdp."""
+    """Returns an abstract array whose rows are split over data x fsdp."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(BATCH)))

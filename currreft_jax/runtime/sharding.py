@@ -83,7 +83,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
 
 
 def data_shards(mesh: Mesh) -> int:
-    """N, the number of parts that prompts are split into."""
+    """Returns N, the number of data shards."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -93,12 +93,12 @@ def constrain(x: jax.Array, mesh: Mesh, *spec: Any) -> jax.Array:
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
-    """A parameter's path in the nested dict, such as `layers/self_attn/q_proj/kernel`."""
+    """Returns a parameter's path in the nested dict, such as `layers/self_attn/q_proj/kernel`."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
 def parameter_sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """The layout that `PARAMETER_RULES` gives a parameter."""
+    """Returns the sharding that `PARAMETER_RULES` gives a parameter."""
     for pattern, spec in PARAMETER_RULES:
         if re.search(pattern, path):
             fits = (
@@ -109,14 +109,14 @@ def parameter_sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedShar
 
 
 def parameter_shardings(parameters: Any, mesh: Mesh) -> Any:
-    """The same tree with each leaf's layout; leaves need only a shape."""
+    """Returns the tree of shardings of a tree whose leaves have a shape."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: parameter_sharding(path_of(path), x.shape, mesh), parameters
     )
 
 
 def gathered(layer: Any, mesh: Mesh, path: str) -> Any:
-    """One layer of a stack with its parameters whole over fsdp, for a body that reads them more than once.
+    """Gathers one layer's parameters over fsdp, for a body that reads them more than once.
 
     Args:
         layer: a slice of the stack at `path`.

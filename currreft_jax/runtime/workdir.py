@@ -27,7 +27,7 @@ _MAY_CHANGE = (
 
 
 def is_stage_dir(path: Path) -> bool:
-    """True for the folder of a stage, or of a run with a single stage."""
+    """Returns true for the folder of a stage, or of a run with a single stage."""
     return (path / CONFIG).is_file() and (path / CHECKPOINTS).is_dir()
 
 

@@ -18,7 +18,7 @@ from currreft_jax.structs import PromptBatch
 
 
 def reshard_program(spec: SamplerSpec, resident: dict[str, Any]) -> StepProgram:
-    """The program that makes the decoding copy of the parameters."""
+    """Makes the program that makes the decoding copy of the parameters."""
     params = spec.model.abstract(spec.model.dtype)
     return StepProgram("reshard", "", decoding_weights_fn(spec.model, spec.decoding), (params,), resident)
 
@@ -80,7 +80,7 @@ def abstract_sampler_programs(
 
 
 def _prefill_arguments(spec: SamplerSpec, batch: PromptBatch, group_size: int) -> tuple[Any, ...]:
-    """Abstract arguments of `programs.prefill` after the specification."""
+    """Returns abstract arguments of `programs.prefill` after the specification."""
     params = spec.model.abstract(spec.model.dtype)
     decoding_params = jax.eval_shape(decoding_weights_fn(spec.model, spec.decoding), params)
     done = abstract_rows((batch.tokens.shape[0],), jnp.bool_, spec.model.mesh)

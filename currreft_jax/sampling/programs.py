@@ -230,7 +230,7 @@ def _empty_segment(spec: SamplerSpec, num_prompts: int, group_size: int) -> Segm
 
 
 def _is_active(spec: SamplerSpec, state: DecodeState) -> jax.Array:
-    """Which prompts have unfinished completions: bool `[N, R / N]`."""
+    """Returns which prompts have unfinished completions: bool `[N, R / N]`."""
     return jnp.any(~state.done, axis=1).reshape(spec.num_shards, -1)
 
 

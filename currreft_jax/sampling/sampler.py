@@ -253,7 +253,7 @@ def refuse_uneven(count: int, decoding: Model, settings: Sampling) -> None:
 
 
 def smaller_sizes(rows_per_shard: int, settings: Sampling) -> tuple[int, ...]:
-    """The smaller numbers of prompts to which a data shard may shrink, falling."""
+    """Returns the smaller sizes to which a data shard's batch may shrink, in falling order."""
     return tuple(sorted({ceil(rows_per_shard * share) for share in settings.ladder} - {rows_per_shard}, reverse=True))
 
 
@@ -314,5 +314,5 @@ def _collate(model: Model, decoding: Model, prompts: Sequence[Prompt], settings:
 
 
 def next_power_of_two(slots: int) -> int:
-    """The bucket of image slots for prompts that are given one by one."""
+    """Rounds up to a power of two; 0 stays 0."""
     return slots and 1 << (slots - 1).bit_length()

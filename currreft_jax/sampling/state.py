@@ -24,7 +24,7 @@ class SamplerSpec:
         decoding: the model in the precision and on the mesh of decoding.
         max_new_tokens: tokens after which a completion is cut off.
         temperature: of sampling; 0 is greedy.
-        top_k: of sampling.
+        top_k: sample from the k likeliest tokens; 0 for all.
         top_p: of sampling.
         segment: tokens by which completions grow.
         cache_dtype: of keys and values.

@@ -124,6 +124,6 @@ def load_masters(source: str, model: Model, seed: int) -> Parameters:
 
 @lru_cache
 def to_compute_dtype(model: Model) -> Any:
-    """Jitted cast of fp32 masters to the precision of the model's products."""
+    """Makes the jitted cast of fp32 masters to the model's compute dtype."""
     shardings = jax.tree.map(lambda x: x.sharding, model.abstract(model.dtype))
     return jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=shardings)

@@ -123,7 +123,7 @@ def collate_prompts(context: StageContext, examples: Sequence[Example]) -> tuple
 
 
 def step_buckets(config: Config, processor: ProcessorLike, prompts: int) -> ShapeBuckets:
-    """The static shapes of a step's whole batch, where it is trained on in several microbatches.
+    """Makes the buckets of a step's full batch, for steps of several microbatches.
 
     Args:
         config: all settings.
@@ -134,7 +134,7 @@ def step_buckets(config: Config, processor: ProcessorLike, prompts: int) -> Shap
 
 
 def agree_on_dims(dims: Sequence[BatchDims]) -> list[BatchDims]:
-    """The largest dimensions over hosts, of each microbatch."""
+    """Takes the maximum of each microbatch's dimensions over hosts."""
     largest = max_over_hosts(np.array([dataclasses.astuple(one) for one in dims]))
     return [BatchDims(*map(int, row)) for row in largest]
 
@@ -156,7 +156,7 @@ def prompt_padding(examples: Sequence[Example], host_batches: Sequence[PromptBat
 
 @lru_cache
 def microbatch_splitter(mesh: Mesh, microbatches: int) -> Callable[[Array], tuple[Array, ...]]:
-    """Jitted split of a batch's rows into those of its microbatches, within each data shard."""
+    """Makes the jitted split of a batch into microbatches, within each data shard."""
     if microbatches == 1:
         return lambda x: (x,)
     shards = data_shards(mesh)

@@ -1,4 +1,4 @@
-"""What a run tells the person who started it."""
+"""Console messages of a training run."""
 
 from __future__ import annotations
 

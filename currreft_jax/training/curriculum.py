@@ -11,7 +11,7 @@ from currreft_jax.evaluation.measurement import Measurement, Z, pass_interval
 
 
 def is_promoted(measurement: Measurement, promote_above: float) -> bool:
-    """True if the pass rate is above the gate with 97.5% confidence; without accuracy there is no pass rate."""
+    """Returns true if the pass rate is above the gate with 97.5% confidence; without accuracy there is no pass rate."""
     if measurement.passed is None:
         return False
     return pass_interval(measurement.passed, measurement.rows)[0] > promote_above
@@ -34,8 +34,8 @@ class ForgettingMatrix:
         self._measurements: list[Measurement] = []
         if path.exists():
             try:
-                keys = json.loads(path.read_text("utf-8"))["measured"]
-                self._measurements = [Measurement(**measurement) for measurement in keys]
+                records = json.loads(path.read_text("utf-8"))["measured"]
+                self._measurements = [Measurement(**measurement) for measurement in records]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged ({error}): mend or remove it") from error
 
@@ -48,7 +48,7 @@ class ForgettingMatrix:
         return tuple(self._measurements)
 
     def has(self, stage: str, step: int) -> bool:
-        """True if there are measurements of this step."""
+        """Returns true if there are measurements of this step."""
         return any((measurement.stage, measurement.step) == (stage, step) for measurement in self._measurements)
 
     def resume_from(self, stage: str, step: int) -> None:
@@ -62,8 +62,8 @@ class ForgettingMatrix:
         self._measurements += measurements
         if self._writes:
             partial = self._path.with_name(f"{self._path.name}.partial")
-            keys = {"measured": [dataclasses.asdict(measurement) for measurement in self._measurements]}
-            partial.write_text(json.dumps(keys, indent=1) + "\n", "utf-8")
+            records = {"measured": [dataclasses.asdict(measurement) for measurement in self._measurements]}
+            partial.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
             partial.replace(self._path)
 
     def table(self) -> str:

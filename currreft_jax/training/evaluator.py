@@ -43,7 +43,7 @@ class Evaluator:
                 metrics[f"held_out/{held_out.stage}/pass"] = now.passed / now.rows
             best = regressed_from(self._matrix.history, now)
             if best and held_out.stage_index < self._context.stage_index:
-                metrics[f"held_out/{held_out.stage}/fallen"] = best.reward - now.reward
+                metrics[f"held_out/{held_out.stage}/regression"] = best.reward - now.reward
                 say(
                     f"brick wall: {held_out.stage} fell from {best.reward:.3f} to {now.reward:.3f} while {stage.name}"
                     " is trained; replay of earlier stages, a larger kl_coef or a lower learning rate may help"

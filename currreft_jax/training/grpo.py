@@ -1,4 +1,4 @@
-"""GRPO: the step, read downwards, and below it the parts that it names."""
+"""The GRPO step, and its helpers."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ class StepResult(NamedTuple):
 def grpo_step(
     context: StageContext,
     programs: UpdatePrograms,
-    host: ThreadPoolExecutor,
+    reward_thread: ThreadPoolExecutor,
     state: TrainState,
     examples: Sequence[Example],
     step: int,
 ) -> StepResult:
-    """Takes a step of GRPO (Algorithm 1 of arXiv 2402.03300, with the outcome rewards of arXiv 2503.07065, equation 1).
+    """Takes a step of GRPO (Algorithm 1 of arXiv 2402.03300, with the advantages of arXiv 2503.07065, equation 1).
 
-    The loss and its gradient are `gradients.grpo_gradient`. The host scores completions in its own thread, while the
-    device computes the log-probs of the reference.
+    The loss and its gradient are `gradients.grpo_gradient`. Completions are scored in a thread of their own, while
+    the device computes the log-probs of the reference.
 
     Args:
         context: of the stage.
         programs: of the update.
-        host: one thread.
+        reward_thread: an executor with one worker, which takes its tasks in order.
         state: donated.
         examples: this host's.
         step: of the stage, from 1; with the run's seed, the stage and each row's key it seeds the completions.
@@ -67,11 +67,11 @@ def grpo_step(
     policy = to_compute_dtype(model)(state.params)
 
     rollout = sample(model, policy, processor, batch, config.sampling, seed=config.seed, stage=stage, step=step)
-    rewards = host.submit(score_rollout, context, prompts.examples, rollout)
-    advantages = host.submit(advantages_of, rewards, config.grpo)
+    rewards = reward_thread.submit(score_rollout, context, prompts.examples, rollout)
+    advantages = reward_thread.submit(advantages_of, rewards, config.grpo)
     ref_logprobs = reference_logprobs(context, prompts.microbatches, rollout)
 
-    del policy, batch  # the update needs their memory
+    del policy, batch  # frees device memory for the update
     minibatches, metrics = grpo_minibatches(
         context, prompts, rollout, rewards.result(), advantages.result(), ref_logprobs
     )
@@ -82,7 +82,7 @@ def grpo_step(
         loss_metrics += of_minibatch
         grad_norms.append(grad_norm)
 
-    rows = [row_record(config, example) for example in prompts.examples]  # keeps no image
+    rows = [row_record(config, example) for example in prompts.examples]  # text only, so that the images can be freed
     references = list(zip(prompts.rows, ref_logprobs, strict=True)) if context.ref_params is not None else []
     return StepResult(
         state,
@@ -111,7 +111,7 @@ def reference_logprobs(
 
 @lru_cache
 def reference_program(model: Model, temperature: float) -> Any:
-    """Jitted log-probs of the reference, sharded as the policy's."""
+    """Makes the jitted log-probs of the reference, sharded like the policy's."""
 
     def logprobs(params: Parameters, prompts: PromptBatch, tokens: Array) -> jax.Array:
         return token_logprobs(model, params, prompts, tokens, temperature=temperature)
@@ -127,7 +127,7 @@ def grpo_minibatches(
     advantages: np.ndarray,
     ref_logprobs: Sequence[Array | None],
 ) -> tuple[list[list[Microbatch]], dict[str, float]]:
-    """Cuts a scored rollout into minibatches of microbatches, the arguments of `grpo_gradient`; and its metrics."""
+    """Splits a scored rollout into minibatches of microbatches, arguments of `grpo_gradient`; computes its metrics."""
     config, mesh = context.config, context.model.mesh
     lengths, finished = rewards.completions.lengths, rewards.completions.finished
     loss_lengths = np.where(finished | (not config.grpo.mask_truncated), lengths, 0)
@@ -158,7 +158,7 @@ def grpo_minibatches(
     return minibatches, {
         **rollout_metrics(gathered),
         "num_tokens": float(gathered["prompt_length"].sum()) + num_tokens,
-        "learnt_tokens": float(gathered["loss_length"].sum()),
+        "num_loss_tokens": float(gathered["loss_length"].sum()),
         "passes": float(config.grpo.num_updates),
         "padding/completion_waste": 1 - num_tokens / rollout.tokens.size,
         **prompts.padding,

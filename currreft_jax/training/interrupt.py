@@ -37,7 +37,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def after_step(self, checkpoints: Checkpoints) -> bool:
-        """True if the run should save and stop. Every host calls it once per step and gets the same answer."""
+        """Returns true if the run should save and stop. Every host calls it once per step and gets the same answer."""
         self._steps += 1
         self.requested = self.requested or checkpoints.preempted(self._steps)
         return self.requested
@@ -46,4 +46,7 @@ class Interrupt:
         self.requested = True
         if number == signal.SIGINT:
             signal.signal(number, self._previous[number])
-            os.write(sys.stderr.fileno(), b"\ntrain: saves after this step, and ends; Ctrl-C again ends at once\n")
+            os.write(
+                sys.stderr.fileno(),
+                b"\ntrain: saving after this step, then stopping; press Ctrl-C again to stop at once\n",
+            )

@@ -1,4 +1,4 @@
-"""Limits that pause a run: KL, entropy, truncated completions, and numbers that are not finite."""
+"""Limits that pause a run, and the error for a loss or gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LimitReached(Exception):
 
 
 def reached_limit(config: Config, lines: Sequence[dict[str, float]]) -> str:
-    """Names the limit that the means of some steps exceed; empty if there is none.
+    """Describes the first limit that the steps' mean metrics violate; returns an empty string if none is.
 
     Args:
         config: all settings.
@@ -31,7 +31,7 @@ def reached_limit(config: Config, lines: Sequence[dict[str, float]]) -> str:
     def mean(name: str, lines: Sequence[dict[str, float]]) -> float:
         return float(np.mean([line.get(name, 0.0) for line in lines]))
 
-    trained = [line for line in lines if line["learnt_tokens"]]  # `mask_truncated` can leave a step without tokens
+    trained = [line for line in lines if line["num_loss_tokens"]]  # `mask_truncated` can leave a step without tokens
     if limits.max_kl and trained and (kl := mean("kl", trained)) > limits.max_kl:
         return f"KL {kl:.4g} is above grpo.max_kl = {limits.max_kl}"
     if trained and (entropy := mean("entropy", trained)) < limits.min_entropy:

@@ -109,7 +109,9 @@ def grpo_loss(
     weights: Array,
     settings: Grpo,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes -Σ w (min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL), with ρ = π / π_old per token (equation 1).
+    """Computes -Σ w (min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL), with ρ = π / π_old per token.
+
+    The loss is that of arXiv 2402.03300, with the two clip bounds of arXiv 2503.14476.
 
     With one update per rollout, π_old is π under stop_gradient; with several, it is the sampler's distribution.
 

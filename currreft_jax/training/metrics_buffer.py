@@ -49,7 +49,7 @@ class MetricsBuffer:
                     f" completions are in {path}; lower the learning rate, or look at those rows. Checkpoints are of"
                     " earlier steps"
                 )
-            tokens = max(1.0, metrics["learnt_tokens"] * metrics.pop("passes"))
+            tokens = max(1.0, metrics["num_loss_tokens"] * metrics.pop("passes"))
             means = {name: metrics[name] / tokens for name in PER_TOKEN if name in metrics}
             values = {name: float(value) for name, value in {**metrics, **means}.items()}
             speed = {"time/step": seconds, "tokens_per_second": values["num_tokens"] / seconds}

@@ -50,7 +50,7 @@ def stage_optimizer(config: Config, stage_index: int) -> StageOptimizer:
 
 
 def learning_rate_schedule(settings: Optimizer, num_updates: int) -> optax.Schedule:
-    """Warms up linearly from 0, then follows the schedule, which reaches 0 after the last update."""
+    """Warms up linearly from `learning_rate / warmup`, then stays constant or decays to 0 after the last update."""
     warmup = round(settings.warmup * num_updates)
     rest = max(1, num_updates - warmup)
     after_warmup = {
@@ -79,7 +79,7 @@ def make_optimizer(settings: Optimizer, num_updates: int) -> optax.GradientTrans
 
 
 def _adafactor(schedule: optax.Schedule, decay: float) -> optax.GradientTransformation:
-    """Adafactor with absolute rates; the decay is multiplied by the rate as in AdamW, which `optax.adafactor` omits."""
+    """Makes Adafactor with absolute rates, its decay multiplied by the rate as in AdamW, unlike `optax.adafactor`."""
     return optax.chain(
         optax.scale_by_factored_rms(),
         optax.clip_by_block_rms(1.0),
@@ -98,7 +98,7 @@ def restart_schedule(optimizer_state: Any) -> Any:
 
 
 def is_trainable(settings: Optimizer, params: Parameters) -> Any:
-    """A tree of bools: which parameters are trained. Where there are adapters, only they are."""
+    """Returns a tree of bools, true for trainable parameters: only the adapters where there are any."""
     names = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     has_adapters = any(map(_ADAPTER.search, names))
 
@@ -115,7 +115,7 @@ def is_trainable(settings: Optimizer, params: Parameters) -> Any:
 
 
 def trainable_params(settings: Optimizer, params: Parameters) -> Parameters:
-    """The trainable parameters, with None in place of the frozen ones: the tree of gradients and moments."""
+    """Replaces the frozen parameters by None: the tree of gradients and moments."""
     return jax.tree.map(lambda trainable, x: x if trainable else None, is_trainable(settings, params), params)
 
 

@@ -54,7 +54,7 @@ class StagePrograms:
 
     Attributes:
         config: all settings.
-        spec: the processor, or what a plan has in its place.
+        spec: the processor, or a plan's `ModelSpec`.
         stop_token_ids: each ends a completion.
         model: as it is trained.
         state: abstract.
@@ -134,7 +134,7 @@ class StagePrograms:
             yield from self._held_out()
 
     def max_programs(self) -> int:
-        """Upper bound on the programs that a run compiles: of every bucket and every size of a shrinking batch."""
+        """Returns the most programs that a run compiles: those of every bucket and every size of a shrinking batch."""
         config, shapes = self.config, self.buckets()
         total = len(shapes) + 4  # gradients; zeros, apply, combine and the cast
         if self.is_grpo:
@@ -200,7 +200,7 @@ class StagePrograms:
         yield StepProgram("apply gradient", "", self.update.apply_gradients, (state, total), resident, updates)
 
     def _held_out(self) -> Iterator[StepProgram]:
-        """One completion of as many held-out prompts as a step samples completions, none longer than in training."""
+        """Yields the evaluation's programs: one completion of as many prompts as a step samples completions."""
         config, vision = self.config, self.spec.config.vision
         settings = dataclasses.replace(config.sampling, group_size=1)
         spec = sampler_spec(self.model, settings, self.stop_token_ids)
@@ -215,7 +215,7 @@ class StagePrograms:
         )
 
     def _whole_batch(self, bucket: Bucket) -> PromptBatch:
-        """All prompts of a step whose microbatches take a bucket."""
+        """Returns all prompts of a step whose microbatches take a bucket."""
         prompts, microbatches = prompts_per_shard(self.config, self.model.mesh), num_microbatches(self.config)
         shape = bucket.shape
         if microbatches > 1 and shape.slots:
@@ -225,7 +225,7 @@ class StagePrograms:
         return self._prompt_batch(shape, prompts * microbatches * data_shards(self.model.mesh))
 
     def _group_batch(self, bucket: Bucket) -> GroupBatch:
-        """A microbatch."""
+        """Returns a microbatch."""
         count = prompts_per_shard(self.config, self.model.mesh) * data_shards(self.model.mesh)
         group_size = self.config.sampling.group_size if self.is_grpo else 1
         tokens = abstract_rows((count, group_size, bucket.completion), jnp.int32, self.model.mesh)
@@ -254,7 +254,7 @@ def stage_programs(config: Config, stage_index: int, spec: ModelSpec, devices: S
 def largest_step_programs(
     session: Session, optimizer: StageOptimizer, programs: UpdatePrograms
 ) -> Iterator[StepProgram]:
-    """Yields the programs of a step in the largest shape that the settings allow: the very ones that will run."""
+    """Yields the programs of a step for the largest batch; the step calls the same jitted functions."""
     state = abstract_state(session.model, optimizer.transform)
     processor = session.processor
     stage = StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs)

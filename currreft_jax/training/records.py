@@ -131,7 +131,7 @@ def drop_records(folder: Path, after: int) -> None:
 
 
 def _first_reasons(scores: Scores) -> np.ndarray:
-    """The index of each completion's first reason among `Reason`, or -1: `[P, G]`."""
+    """Returns the index of each completion's first reason among `Reason`, or -1: `[P, G]`."""
     first = np.full(scores.total.shape, -1)
     for reasons in reversed(scores.reasons.values()):
         indices = np.array([[_REASONS.index(one) if one else -1 for one in row] for row in reasons])

@@ -54,7 +54,7 @@ def sft_batch(context: StageContext, examples: Sequence[Example]) -> tuple[Minib
     used = sum(len(example.completion_tokens) for example in examples) / sum(group.tokens.size for group in groups)
     metrics = {
         "num_tokens": float(num_tokens),
-        "learnt_tokens": float(counts[0]),
+        "num_loss_tokens": float(counts[0]),
         "passes": 1.0,
         "padding/completion_waste": 1 - used,
         **prompt_padding(examples, [group.prompts for group in groups]),

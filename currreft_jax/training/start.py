@@ -121,7 +121,7 @@ def start_state(
                 f"{checkpoints.folder} was made with another {', '.join(changed)} of the data: put it back as it was,"
                 " or take another workdir"
             )
-        say(f"going on from step {step}")
+        say(f"resuming from step {step}")
         return TrainState(items["params"], items["optimizer"]), step, bool(saved["ended"])
     state = init_state(model, optimizer.transform, start_params(config, stage_index, model, previous_dir))
     if previous_dir and config.stages[stage_index].moments is Handover.KEEP:
@@ -152,7 +152,7 @@ def reference_params(config: Config, stage_index: int, model: Model, previous_di
 
 
 def checkpoint_items(state: TrainState) -> dict[str, Any]:
-    """The items of a checkpoint."""
+    """Returns the items of a checkpoint by name."""
     return {"params": state.params, "optimizer": state.optimizer}
 
 
@@ -164,6 +164,6 @@ def _last_checkpoint(config: Config, stage_index: int, stage_dir: Path, items: d
     if not restored or not (restored[0] == last or restored[2]["ended"]):
         raise ValueError(
             f"{stage_dir / CHECKPOINTS} does not hold step {last}, which stage {config.stages[stage_index + 1].name}"
-            f" goes on from: remove {stage_dir / EXPORT}, and the same command trains the rest of that stage again"
+            f" starts from: remove {stage_dir / EXPORT}, and the same command trains the rest of that stage again"
         )
     return restored[1]

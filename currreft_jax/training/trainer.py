@@ -81,7 +81,7 @@ def run(config: Config, workdir: str | Path) -> Path | None:
             else:
                 finished = train_stage(config, stage_index, previous_dir, stage_dir, interrupt, matrix)
                 if not finished or (interrupt.requested and stage is not config.stages[-1]):
-                    say(f"stopped and saved in {stage_dir}; the same command goes on there")
+                    say(f"stopped and saved in {stage_dir}; run the same command to resume")
                     return None
             previous_dir = stage_dir
     assert previous_dir is not None
@@ -102,7 +102,7 @@ def train_stage(
 
     Args:
         config: all settings.
-        stage_index: of the stage.
+        stage_index: index of the stage.
         previous_dir: folder of the stage before it, whose parameters it starts with.
         stage_dir: folder of the stage.
         interrupt: asked after every step.
@@ -127,18 +127,18 @@ class OpenStage:
 
     Attributes:
         context: processor, model, reward pool, reference.
-        folder: of the stage.
+        folder: the stage's output folder.
         optimizer: of the stage.
-        programs: of the update.
-        state: to start from; taken by `train_steps`.
-        step: of the state.
+        programs: the jitted programs of an update.
+        state: the initial state; `train_steps` sets it to None and donates it.
+        step: step of the state, 0 at the start.
         ended: whether the stage had ended at this step.
         data_state: identifies the rows and their order, for checkpoints.
         batches: this host's examples of each further step.
         checkpoints: of the stage.
         evaluator: of held-out rows.
         metrics: where metrics go.
-        host: one thread, which scores completions.
+        reward_thread: an executor with one worker; scores completions.
     """
 
     context: StageContext
@@ -153,7 +153,7 @@ class OpenStage:
     checkpoints: Checkpoints
     evaluator: Evaluator
     metrics: Metrics
-    host: ThreadPoolExecutor
+    reward_thread: ThreadPoolExecutor
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def open_stage(
             Metrics(stage_dir, config.logging, name=config.name, step=step, steps=stage.steps, writes=is_main)
         )
         batches = example_batches(session, rows, buckets, step)
-        host = stack.enter_context(ThreadPoolExecutor(1, "rewards"))
+        reward_thread = stack.enter_context(ThreadPoolExecutor(1, "rewards"))
         yield OpenStage(
             context,
             stage_dir,
@@ -210,7 +210,7 @@ def open_stage(
             checkpoints,
             evaluator,
             metrics,
-            host,
+            reward_thread,
         )
 
 
@@ -245,9 +245,9 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
             raise error
         limit = reached_limit(context.config, lines)
         if saves or limit:
-            about = {**stage.data_state, "ended": ended}
+            metadata = {**stage.data_state, "ended": ended}
             score = lines[-1].get(f"held_out/{stage_name}/reward")
-            stage.checkpoints.save(step, checkpoint_items(state), about, score=score)
+            stage.checkpoints.save(step, checkpoint_items(state), metadata, score=score)
         if limit:
             raise LimitReached(f"stage {stage_name}, step {step}: {limit}; it is saved in {stage.folder}")
         if stop and step < last_step:
@@ -267,7 +267,7 @@ def take_step(
         result = sft_step(context, stage.programs, state, examples)
         buffer.add(step, result.metrics, result.records)
         return result.state
-    result = grpo_step(context, stage.programs, stage.host, state, examples, step)
+    result = grpo_step(context, stage.programs, stage.reward_thread, state, examples, step)
     buffer.add(step, result.metrics, result.records)
     if _writes_rollouts(step, context.stage.steps, logging.rollouts_every):
         write_records(stage.folder / ROLLOUTS / f"{step}.jsonl", result.records())
@@ -283,7 +283,7 @@ def write_metrics(stage: OpenStage, lines: Sequence[dict[str, float]]) -> None:
 
 
 def _writes_rollouts(step: int, last_step: int, every: int) -> bool:
-    """True for the last step, and for each step whose policy is that of a multiple of `every`, so that it is saved."""
+    """Returns true for steps 1, 1 + every, 1 + 2 * every and so on, and for the last step."""
     return bool(every) and (step == last_step or _is_due(every, step - 1))
 
 

@@ -98,14 +98,14 @@ def update_programs(
 
 
 def gradient_function(config: Config) -> Gradient:
-    """The gradient of the config's method."""
+    """Returns the gradient function of the config's method."""
     if config.method is Method.SFT:
         return sft_gradient
     return partial(grpo_gradient, settings=config.grpo, temperature=config.sampling.temperature)
 
 
 def zero_gradient(model: Model, settings: Optimizer) -> Any:
-    """Jitted maker of the sum before the first microbatch."""
+    """Makes the jitted function that returns fp32 zeros for the trainable parameters."""
     abstract = trainable_params(settings, model.abstract(jnp.float32))
     zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), abstract)
     return jax.jit(lambda: zeros(), out_shardings=_shardings(abstract))

@@ -12,12 +12,12 @@ _CHECKPOINT = _PACKAGE / "base"
 
 
 def config() -> dict[str, Any]:
-    """Return the model's config, as in a checkpoint's `config.json`."""
+    """Returns the model's config, as in a checkpoint's `config.json`."""
     return json.loads(_CONFIG.read_text("utf-8"))
 
 
 def checkpoint() -> Path:
-    """Return the folder of the base checkpoint, in Hugging Face layout.
+    """Returns the folder of the base checkpoint, in Hugging Face layout.
 
     Raises:
         FileNotFoundError: the checkpoint is not installed.

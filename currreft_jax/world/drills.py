@@ -19,7 +19,7 @@ _SUBJECTS = {"shapes": SHAPES, "colours": tuple(COLOURS), "objects": tuple(map("
 
 
 def drill_row(seed: int, index: int) -> Row:
-    """Return a chat row without an image: about names for an even index, about letters for an odd one."""
+    """Returns a chat row without an image: about names for an even index, about letters for an odd one."""
     rng = hashed_rng("drill", seed, index)
     subject = pick(rng, tuple(_SUBJECTS))
     names = shuffled(rng, _SUBJECTS[subject])
@@ -38,7 +38,7 @@ def drill_row(seed: int, index: int) -> Row:
 
 
 def _names_drill(rng: Random, subject: str, names: list[str]) -> tuple[str, str]:
-    """Search for each of three names among others, as the thoughts of judge rows do."""
+    """Searches for each of three names among others, as the thoughts of judge rows do."""
     targets, others = names[:3], names[3:]
     if subject == "objects":  # prefer names that share a word with a target
         near = [name for name in others if any(word in targets[0].split() for word in name.split())]
@@ -52,7 +52,7 @@ def _names_drill(rng: Random, subject: str, names: list[str]) -> tuple[str, str]
 
 
 def _letters_drill(rng: Random, subject: str, names: list[str]) -> tuple[str, str]:
-    """Name the option letters of some names, as the thoughts of choice rows do."""
+    """Names the option letters of some names, as the thoughts of choice rows do."""
     options = tuple(names[:NUM_OPTIONS])
     row = Row("", Task.CLASSIFY, Kind.CHOICE, f"which {subject} are there?", "", options=options, multiple=True)
     letters = dict(zip(options, ascii_uppercase, strict=False))

@@ -49,17 +49,17 @@ class PretrainingExample:
 
 
 def completion_text(thought: str, answer: str) -> str:
-    """Return thought and answer in the layout that earns the format reward."""
+    """Returns thought and answer in the layout that earns the format reward."""
     return f"<think> {thought} </think> <answer> {answer} </answer>"
 
 
 def bad_layout_text(rng: Random, thought: str, answer: str) -> str:
-    """Return thought and answer in a random layout that earns no format reward."""
+    """Returns thought and answer in a random layout that earns no format reward."""
     return weighted_pick(rng, BAD_LAYOUTS).format(thought=thought, answer=answer)
 
 
 def caption_text(scene: Scene, form: str) -> str:
-    """Describe the objects in reading order, in one of the forms of `CAPTION_PROMPTS`."""
+    """Describes the objects in reading order, in one of the forms of `CAPTION_PROMPTS`."""
     details: dict[str, Callable[[SceneObject], str]] = {
         "names": lambda _: "",
         "places": lambda obj: f" {cell_name(obj.box)}",
@@ -69,7 +69,7 @@ def caption_text(scene: Scene, form: str) -> str:
 
 
 def caption_example(scene: Scene, form: str, *, image: str, split: str) -> PretrainingExample:
-    """Return a caption of the scene in one of the forms of `CAPTION_PROMPTS`."""
+    """Returns a caption of the scene in one of the forms of `CAPTION_PROMPTS`."""
     prompt = Turn("user", CAPTION_PROMPTS[form])
     row_id = f"world-{split}-{scene.seed}-{scene.index}-{form}"
     row = Row(row_id, Task.OTHER, Kind.CHAT, "", "", images=(image,), messages=(prompt,), source="world", split=split)
@@ -79,7 +79,7 @@ def caption_example(scene: Scene, form: str, *, image: str, split: str) -> Pretr
 def pretraining_examples(
     scene: Scene, *, image: str, split: str, settings: WorldSettings
 ) -> tuple[PretrainingExample, ...]:
-    """Return `settings.questions` examples of one scene, captions and questions mixed."""
+    """Returns `settings.questions` examples of one scene, captions and questions mixed."""
     settings = replace(settings, lines=settings.base_lines)
     return tuple(
         _random_example(scene, index, image=image, split=split, settings=settings)
@@ -100,7 +100,7 @@ def _random_example(scene: Scene, index: int, *, image: str, split: str, setting
 
 
 def chat_row(examples: Sequence[PretrainingExample], row_id: str) -> Row:
-    """Join examples about one image as the turns of one chat row."""
+    """Joins examples about one image as the turns of one chat row."""
     turns = []
     for index, example in enumerate(examples):
         turns += [

@@ -27,7 +27,7 @@ MULTIPLE_SUFFIX = "all letters."
 
 
 def user_text(row: Row) -> str:
-    """Return the user's text after the image: question, options, suffix.
+    """Returns the user's text after the image: question, options, suffix.
 
     Boxes keep their coordinates, because images of the world are never resized.
     """

@@ -107,7 +107,7 @@ def make_question(
     settings: WorldSettings,
     question_index: int = 0,
 ) -> Question:
-    """Return the question of a task and kind about a scene.
+    """Returns the question of a task and kind about a scene.
 
     Args:
         scene: the content of the image.
@@ -142,7 +142,7 @@ def make_question(
 
 
 def cell_name(box: Box) -> str:
-    """Name the grid row and column of a box's centre, as in `top left`."""
+    """Names the grid row and column of a box's centre, as in `top left`."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return f"{GRID_ROWS[int(y // CELL)]} {GRID_COLUMNS[int(x // CELL)]}"
 
@@ -152,7 +152,7 @@ def _judge_answer(context: _Context) -> bool:
 
 
 def _insert_right_option(context: _Context, right: T, wrong: Sequence[T]) -> tuple[tuple[T, ...], str]:
-    """Return the options in order, and the letter of the right one."""
+    """Returns the options in order, and the letter of the right one."""
     position = context.turn % NUM_OPTIONS
     return (*wrong[:position], right, *wrong[position:]), ascii_uppercase[position]
 
@@ -162,7 +162,7 @@ def _yes_or_no(answer: bool) -> str:
 
 
 def _options_thought(options: Iterable[str], right_letter: str) -> str:
-    """List the options with yes or no after each, up to the right one."""
+    """Lists the options with yes or no after each, up to the right one."""
     letters = ascii_uppercase[: ascii_uppercase.index(right_letter) + 1]
     return ", ".join(
         f"{letter} {option} {_yes_or_no(letter == right_letter)}"
@@ -191,7 +191,7 @@ def _detection_draft(context: _Context, kind: Kind) -> _QuestionDraft:
 
 
 def _wrong_boxes(context: _Context, target: SceneObject, count: int) -> list[Box]:
-    """Return boxes of other objects, or boxes near the target or on no object as the settings ask for.
+    """Returns boxes of other objects, or boxes near the target or on no object as the settings ask for.
 
     Boxes on no object also fill up where the scene has too few other objects.
     """
@@ -209,7 +209,7 @@ def _wrong_boxes(context: _Context, target: SceneObject, count: int) -> list[Box
 
 
 def _empty_box(rng: Random, taken: Sequence[Box], settings: WorldSettings) -> Box:
-    """Draw a box of an object's size that overlaps none of those taken, or after 200 attempts only a little."""
+    """Draws a box of an object's size that overlaps none of those taken, or after 200 attempts only a little."""
     attempt = 0
     while True:
         attempt += 1
@@ -220,7 +220,7 @@ def _empty_box(rng: Random, taken: Sequence[Box], settings: WorldSettings) -> Bo
 
 
 def _near_box(rng: Random, target: Box, taken: Sequence[Box], settings: WorldSettings) -> Box:
-    """Draw a box that overlaps the target, but too little to be right."""
+    """Draws a box that overlaps the target, but too little to be right."""
     while True:
         x = round(target[0]) + randint(rng, -settings.sides[1], settings.sides[1])
         y = round(target[1]) + randint(rng, -settings.sides[1], settings.sides[1])
@@ -231,7 +231,7 @@ def _near_box(rng: Random, target: Box, taken: Sequence[Box], settings: WorldSet
 
 
 def _max_iou(box: Box, others: Sequence[Box]) -> float:
-    """Return the largest IoU of a box with any of the others; 0 without others."""
+    """Returns the largest IoU of a box with any of the others; 0 without others."""
     return float(corners_iou(np.array([box]), np.array(others).reshape(-1, 4)).max(initial=0.0))
 
 
@@ -243,7 +243,7 @@ def _float_box(x1: int, y1: int, x2: int, y2: int) -> Box:
 
 
 def _names(objects: Sequence[SceneObject], subject: str) -> list[str]:
-    """Return the shape, colour or both of each object, by the subject, in reading order."""
+    """Returns the shape, colour or both of each object, by the subject, in reading order."""
     name = {
         "shapes": lambda obj: obj.shape,
         "colours": lambda obj: obj.colour,
@@ -253,7 +253,7 @@ def _names(objects: Sequence[SceneObject], subject: str) -> list[str]:
 
 
 def _domain_names(domain: Domain, subject: str) -> list[str]:
-    """Return every name that an object of the domain can have."""
+    """Returns every name that an object of the domain can have."""
     colours, shapes = zip(*domain.pairs, strict=True)
     pairs = [" ".join(pair) for pair in domain.pairs]
     return list(dict.fromkeys({"shapes": shapes, "colours": colours, "objects": pairs}[subject]))
@@ -284,18 +284,18 @@ def _classify_draft(context: _Context, kind: Kind) -> _QuestionDraft:
 
 
 def search_thought(name: str, labels: list[str]) -> str:
-    """List the labels with yes or no after each, up to the name that is searched for."""
+    """Lists the labels with yes or no after each, up to the name that is searched for."""
     end = labels.index(name) + 1 if name in labels else len(labels)
     return ", ".join(f"{label} {_yes_or_no(label == name)}" for label in labels[:end])
 
 
 def letters_thought(labels: Sequence[str], letters: Mapping[str, str]) -> str:
-    """List the labels with the option letter of each, or none."""
+    """Lists the labels with the option letter of each, or none."""
     return ", ".join(f"{label} {letters.get(label, 'none')}" for label in labels)
 
 
 def _random_region(context: _Context) -> tuple[str, Sequence[SceneObject]]:
-    """Draw a grid row or column that is not empty, or the whole image with an empty text; return its objects too."""
+    """Draws a grid row or column that is not empty, or the whole image with an empty text; return its objects too."""
     objects = context.scene.objects
     if context.subject_rng.random() >= context.settings.lines:
         return "", objects
@@ -308,7 +308,7 @@ def _random_region(context: _Context) -> tuple[str, Sequence[SceneObject]]:
 def _label_options(
     context: _Context, subject: str, labels: list[str], absent: list[str]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Return options, one to three of them right, and the letters of the right ones."""
+    """Returns options, one to three of them right, and the letters of the right ones."""
     rng = context.details_rng
     num_right = [k for k in range(1, NUM_OPTIONS) if k <= len(labels) and NUM_OPTIONS - k <= len(absent)]
     right = shuffled(rng, labels)[: pick(rng, num_right)]
@@ -318,7 +318,7 @@ def _label_options(
 
 
 def _absent_names(context: _Context, subject: str, absent: list[str], count: int) -> list[str]:
-    """Draw names that are not in the image; of objects, prefer those whose colour and shape both are."""
+    """Draws names that are not in the image; of objects, prefer those whose colour and shape both are."""
     rng = context.details_rng
     left = shuffled(rng, absent)
     if subject != "objects":
@@ -360,7 +360,7 @@ def _math_draft(context: _Context, kind: Kind) -> _QuestionDraft:
 
 
 def _counted_names(context: _Context) -> tuple[str, tuple[str, ...]]:
-    """Draw the subject, shapes or colours, and the one or two names to count.
+    """Draws the subject, shapes or colours, and the one or two names to count.
 
     The total is drawn before the names: names drawn first would make nearly all answers 1.
     """

@@ -12,23 +12,23 @@ T = TypeVar("T")
 
 
 def hashed_rng(*key: object) -> Random:
-    """Return a generator seeded by a hash of the key."""
+    """Returns a generator seeded by a hash of the key."""
     name = "/".join(map(str, key)).encode()
     return Random(int.from_bytes(blake2b(name, digest_size=8).digest(), "big"))
 
 
 def randint(rng: Random, low: int, high: int) -> int:
-    """Draw an integer in [low, high], both ends included."""
+    """Draws an integer in [low, high], both ends included."""
     return low + int(rng.random() * (high - low + 1))
 
 
 def pick(rng: Random, items: Sequence[T]) -> T:
-    """Draw one item, all equally likely."""
+    """Draws one item, all equally likely."""
     return items[randint(rng, 0, len(items) - 1)]
 
 
 def weighted_pick(rng: Random, weights: Mapping[T, float]) -> T:
-    """Draw a key with a probability proportional to its weight."""
+    """Draws a key with a probability proportional to its weight."""
     left = rng.random() * sum(weights.values())
     for key, weight in weights.items():
         left -= weight
@@ -38,6 +38,6 @@ def weighted_pick(rng: Random, weights: Mapping[T, float]) -> T:
 
 
 def shuffled(rng: Random, items: Iterable[T]) -> list[T]:
-    """Return the items in random order."""
+    """Returns the items in random order."""
     draws = [(rng.random(), item) for item in items]
     return [item for _, item in sorted(draws, key=lambda draw: draw[0])]

@@ -84,7 +84,7 @@ class Domain:
 
 
 def domains(settings: WorldSettings) -> dict[str, Domain]:
-    """Return the domains by name: `in`, one axis at a time, and `any`, which mixes all axes."""
+    """Returns the domains by name: `in`, one axis at a time, and `any`, which mixes all axes."""
     few = settings.objects
     some = min(max(few[0], 2), settings.many_objects[1]), settings.many_objects[1]
     unfamiliar = tuple(pair for pair in ALL_PAIRS if pair not in FAMILIAR)
@@ -164,7 +164,7 @@ class Scene:
 
 
 def make_scene(seed: int, index: int, domain: Domain, settings: WorldSettings) -> Scene:
-    """Return the scene of an index, which has at least one of the `unambiguous_targets`."""
+    """Returns the scene of an index, which has at least one of the `unambiguous_targets`."""
     rng = hashed_rng("scene", seed, index)
     while True:
         objects = _random_objects(rng, domain, settings)
@@ -173,12 +173,12 @@ def make_scene(seed: int, index: int, domain: Domain, settings: WorldSettings) -
 
 
 def target_objects(objects: Sequence[SceneObject], domain: Domain) -> list[SceneObject]:
-    """Return the objects that questions may be about: those of novel pairs if the domain has any, else all."""
+    """Returns the objects that questions may be about: those of novel pairs if the domain has any, else all."""
     return [obj for obj in objects if not domain.novel or obj.pair in domain.novel]
 
 
 def unambiguous_targets(objects: Sequence[SceneObject], domain: Domain) -> list[SceneObject]:
-    """Return the target objects whose pair of colour and shape no other object has."""
+    """Returns the target objects whose pair of colour and shape no other object has."""
     pairs = [obj.pair for obj in objects]
     return [obj for obj in target_objects(objects, domain) if pairs.count(obj.pair) == 1]
 
@@ -203,7 +203,7 @@ def _random_objects(rng: Random, domain: Domain, settings: WorldSettings) -> tup
 
 
 def _random_cells(rng: Random, count: int, straddle: bool) -> list[tuple[int, int]]:
-    """Return (left, top) of `count` cells in reading order; `straddle` shifts the grid by half a cell."""
+    """Returns (left, top) of `count` cells in reading order; `straddle` shifts the grid by half a cell."""
     half = CELL // 2
     shifts = [(half, 0), (0, half), (half, half)] if straddle else [(0, 0)]
     grids = [
@@ -226,7 +226,7 @@ def _random_background(rng: Random, backdrop: Backdrop) -> Background:
 
 
 def render_array(scene: Scene) -> np.ndarray:
-    """Render the scene as uint8 `[y, x, channel]`."""
+    """Renders the scene as uint8 `[y, x, channel]`."""
     canvas = _render_background(scene.background)
     for obj in scene.objects:
         x1, y1, x2, y2 = map(int, obj.box)
@@ -238,7 +238,7 @@ def render_array(scene: Scene) -> np.ndarray:
 
 
 def render_image(scene: Scene) -> Image.Image:
-    """Render the scene as an RGB image."""
+    """Renders the scene as an RGB image."""
     return Image.fromarray(render_array(scene))
 
 
@@ -259,7 +259,7 @@ def _render_background(background: Background) -> np.ndarray:
 
 @cache
 def coverage(shape: str, width: int, height: int) -> np.ndarray:
-    """Count the samples of each pixel, of 16, that a shape covers, as uint16 `[height, width]`.
+    """Counts the samples of each pixel, of 16, that a shape covers, as uint16 `[height, width]`.
 
     Raises:
         ValueError: there is no such shape.
@@ -285,7 +285,7 @@ def coverage(shape: str, width: int, height: int) -> np.ndarray:
 
 
 def _in_star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Mark the points inside the star: a ray to the right crosses its outline an odd number of times."""
+    """Marks the points inside the star: a ray to the right crosses its outline an odd number of times."""
     inside = np.zeros((len(v), len(u)), bool)
     for (x1, y1), (x2, y2) in zip(_STAR, _STAR[1:] + _STAR[:1], strict=True):
         if y1 != y2:

@@ -71,7 +71,7 @@ class WorldSettings:
     turns: int = 1
 
     def __post_init__(self) -> None:
-        """Validate the settings.
+        """Validates the settings.
 
         Raises:
             ValueError: naming the setting, its value and the values it takes.

@@ -69,7 +69,7 @@ CHAT_TEMPLATE = """\
 
 
 def words() -> tuple[str, ...]:
-    """Return every word of the world's texts."""
+    """Returns every word of the world's texts."""
     texts = " ".join((*SUFFIXES.values(), MULTIPLE_SUFFIX, *CAPTION_PROMPTS.values()))
     text_words = "".join(character if character.isalpha() else " " for character in texts).split()
     names = (*SHAPES, *PLURALS.values(), *COLOURS, *GRID_ROWS, *GRID_COLUMNS)
@@ -77,7 +77,7 @@ def words() -> tuple[str, ...]:
 
 
 def pieces() -> tuple[str, ...]:
-    """Return every token that is neither a byte nor special."""
+    """Returns every token that is neither a byte nor special."""
     spaced = (*TAGS, *words(), *LETTERS, *SIGNS, *DIGITS)
     bare = (*TAGS, *words())
     lines = (*(f"\n{letter}." for letter in LETTERS), *(f", {digit}" for digit in DIGITS))
@@ -85,7 +85,7 @@ def pieces() -> tuple[str, ...]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """Build the tokenizer; its ids are those of bytes, then pieces, then special tokens."""
+    """Builds the tokenizer; its ids are those of bytes, then pieces, then special tokens."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     piece_tokens = [byte_level.pre_tokenize_str(text)[0][0] for text in pieces()]
@@ -100,7 +100,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json` to an existing folder."""
+    """Writes `tokenizer.json` and `tokenizer_config.json` to an existing folder."""
     build_tokenizer().save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -46,7 +46,7 @@ class WorldSplit:
 
 
 def world_splits(sizes: WorldSizes) -> tuple[WorldSplit, ...]:
-    """Return the splits of a world.
+    """Returns the splits of a world.
 
     No two share a scene, but the axes share the test's scene indices: a scene of an axis is the test scene of the same
     index with that axis changed.
@@ -71,7 +71,7 @@ def write_world(
     sizes: WorldSizes | None = None,
     settings: WorldSettings | None = None,
 ) -> dict[str, int]:
-    """Write a world: images and rows.
+    """Writes a world: images and rows.
 
     The base learns from `captions.jsonl`, `base.jsonl` and `drills.jsonl`. Judge, choice and open rows are in
     `train_KIND.jsonl`, `test_KIND.jsonl` and, for each axis out of domain, `test_AXIS_KIND.jsonl`. Image paths are
@@ -115,7 +115,7 @@ def _write_split(
     settings: WorldSettings,
     owners: dict[bytes, str],
 ) -> dict[str, int]:
-    """Write the images and rows of a split; `owners` maps the digest of every image so far to its split."""
+    """Writes the images and rows of a split; `owners` maps the digest of every image so far to its split."""
     images = Path("images") / split.name
     (folder / images).mkdir(parents=True)
     counts: dict[str, int] = {}

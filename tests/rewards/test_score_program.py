@@ -110,7 +110,7 @@ def test_settings_change_the_scores():
 def test_unused_keys_are_named():
     done = run("-", text=lines([ROWS[0] | {"otpions": [], "model": "m"}]))
     assert done.returncode == 0
-    assert done.stderr == "score: keys that play no part: model, otpions\n"
+    assert done.stderr == "score: unused keys: model, otpions\n"
 
 
 @pytest.mark.parametrize(

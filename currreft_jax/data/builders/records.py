@@ -161,7 +161,7 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Fields | LineError]:
 
 def _read_parquet(path: Path) -> Iterator[Fields]:
     if not find_spec("pyarrow"):
-        raise BuildError(f"{path} needs pyarrow; install it with: pip install 'currreft_jax[data]'")
+        raise BuildError(f"{path} needs pyarrow; install it with: pip install -e '.[data]'")
     parquet: Any = import_module("pyarrow.parquet")
     index = 0
     with parquet.ParquetFile(path) as table:

@@ -515,5 +515,5 @@ def test_parquet_without_pyarrow_names_the_package(tmp_path, monkeypatch):
 
     monkeypatch.setattr(records, "find_spec", lambda name: None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(BuildError, match=r"pip install 'currreft_jax\[data\]'"):
+    with pytest.raises(BuildError, match=r"pip install -e '\.\[data\]'"):
         collect_items(convert("table", tmp_path))
