@@ -229,6 +229,7 @@ def test_damaged_held_out_rows_are_an_error_even_if_training_skips_bad_rows(chec
         trainer.run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, steps=4, microbatches=2, mesh=MeshShape(2, 2, 2))
     config.sampling.mesh = (2, 4)

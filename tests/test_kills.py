@@ -13,7 +13,6 @@ import pytest
 
 from currreft_jax.config import Config, Logging, MeshShape
 from currreft_jax.runtime.distributed import REQUEUE
-from tests.marks import quick
 from tests.test_grpo import config_of, logged_metrics, rows
 from tests.test_launch import LAUNCH, children, environment, settings_file, variable
 
@@ -78,14 +77,27 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
         assert (workdir / name).read_bytes() == (reference / name).read_bytes(), name
 
 
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
+def test_a_killed_run_resumes_bit_for_bit(checkpoint, rows, tmp_path):
+    cache = jax.config.jax_compilation_cache_dir
+    reference, workdir = tmp_path / "reference", tmp_path / "killed"
+    process = start(checkpoint, rows, reference, cache)
+    assert process.wait() == 0, process.communicate()[1]
+    process = start(checkpoint, rows, workdir, cache)
+    while not (workdir / "checkpoints" / "2").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, process.communicate()[1]
+    process = start(checkpoint, rows, workdir, cache)
+    assert process.wait() == 0, process.communicate()[1]
+    assert_same_run(workdir, reference)
 
 
-@pytest.mark.parametrize(("number", "stops"), quick([(signal.SIGKILL, 1), *((number, 20) for number in SIGNALS)]))
-def test_a_run_stopped_at_random_moments_resumes_bit_for_bit(uninterrupted, checkpoint, rows, tmp_path, number, stops):
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_stopped_at_random_moments_resumes_bit_for_bit(uninterrupted, checkpoint, rows, tmp_path, number):
     reference, seconds = uninterrupted
     rng, stopped, runs, writing = random.Random(int(number)), 0, 0, 0
-    while stopped < stops:
+    while stopped < 20:
         runs += 1
         workdir, done = tmp_path / str(runs), False
         while not done:

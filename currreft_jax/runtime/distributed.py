@@ -11,8 +11,8 @@ A process uses all devices that it sees. If Slurm or Open MPI start several proc
 of its local rank, unless JAX_LOCAL_DEVICE_IDS=0,1,... is set.
 
 When a process dies, the others end within a minute: JAX ends them after `HEARTBEAT_TIMEOUT` seconds without its
-heartbeat. A shell next to each process outlives it and prints which step it had reached, if the process could not report
-by itself.
+heartbeat. A shell next to each process outlives it and prints which step it had reached, if the process could not
+report by itself.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class _ProcessProgress:
         step: the latest one.
     """
 
-    def __init__(self, obituary: _DeathReport, name: str, all_names: str):
+    def __init__(self, death_report: _DeathReport, name: str, all_names: str):
         self.step = 0
-        self._obituary, self._name, self._all_names = obituary, name, all_names
+        self._death_report, self._name, self._all_names = death_report, name, all_names
         self.reached(0)
 
     def reached(self, step: int) -> None:
         self.step = step
-        self._obituary.set(
+        self._death_report.set(
             f"currreft_jax: {self._name} was ended after step {step}. JAX names the process that died by its number,"
             f" or 0 as the leader: {self._all_names}. Start all processes again: the last checkpoint is whole"
         )
@@ -86,9 +86,9 @@ class _ProcessProgress:
             barrier("the end of the program", self.step, SHUTDOWN_TIMEOUT)
         except (MissingProcess, jax.errors.JaxRuntimeError) as error:
             print(f"currreft_jax: {self._name}: {error}", file=sys.stderr, flush=True)
-            self._obituary.set("")
+            self._death_report.set("")
             os._exit(1)  # JAX would wait for them once more, and abort
-        self._obituary.set("")
+        self._death_report.set("")
 
 
 _progress: _ProcessProgress | None = None
@@ -112,13 +112,13 @@ def initialize(
     if count == 1 or (address is None and not _launched_by_known_launcher()):
         return
     host, pid = socket.gethostname(), os.getpid()
-    obituary = _DeathReport()
-    obituary.set(
-        f"currreft_jax: a process on host {host}, pid {pid}, did not find the others within {_INIT_TIMEOUT} s: check that all"
-        f" were started, and reach {address or 'the first of them'}"
+    death_report = _DeathReport()
+    death_report.set(
+        f"currreft_jax: a process on host {host}, pid {pid}, did not find the others within {_INIT_TIMEOUT} s: check"
+        f" that all were started, and reach {address or 'the first of them'}"
     )
     with ExitStack() as on_return:  # an exception reports itself, and a single process needs no report
-        on_return.callback(obituary.set, "")
+        on_return.callback(death_report.set, "")
         jax.distributed.initialize(
             address,
             count,
@@ -136,7 +136,7 @@ def initialize(
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", name)
     barrier("the start of the program", 0, _INIT_TIMEOUT)
     all_names = ", ".join(name for _, name in sorted(_by_process(state.client, _HOSTS).items()))
-    _progress = _ProcessProgress(obituary, name, all_names)
+    _progress = _ProcessProgress(death_report, name, all_names)
     atexit.register(_progress.part)
 
 
