@@ -302,7 +302,7 @@ def test_the_reward_rises(checkpoint, rows, tmp_path):
 
 def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, capsys):
     config = config_of(checkpoint, rows)
-    one = replace(config.stages[0], steps=2, held_out=[Source(str(rows), sample="first:10")])
+    one = replace(config.stages[0], steps=2, learning_rate=1e-3, held_out=[Source(str(rows), sample="first:10")])
     two = replace(one, name="two", steps=1, moments=Handover.KEEP, learning_rate=1e-4)
     config.stages = [one, two]
     config.logging.evaluate_every = 1

@@ -1,6 +1,7 @@
 """The global order, its split over hosts and its resumption; buckets and microbatches."""
 
 import json
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -173,3 +174,7 @@ def test_gold_completions_are_padded_on_the_right_and_masked(mixture, processor)
         assert mask[index, 0, :length].all() and not mask[index, 0, length:].any()
     keys = [example.prompt.key & 0xFFFFFFFF for example in examples]
     np.testing.assert_array_equal(batch.prompts.key[:, 1], keys)
+    partial_mask = np.arange(len(examples[0].completion_tokens)) % 2 == 0  # as of a dialogue
+    masked = [replace(examples[0], loss_mask=partial_mask), *examples[1:]]
+    mask = collate_gold(masked, processor.config, *buckets.fit(dims), 2)[1]
+    np.testing.assert_array_equal(mask[0, 0, : len(partial_mask)], partial_mask)
