@@ -125,6 +125,8 @@ def test_a_run_writes_metrics_completions_and_a_model(finished_run, checkpoint, 
     assert len(rollouts) == 8 and all(len(row["completions"]) == 4 for row in rollouts)
     completions = [completion for row in rollouts for completion in row["completions"]]
     assert np.mean([completion["reward"] for completion in completions]) == pytest.approx(first["reward"])
+    truncated = [not completion["finished"] for completion in completions]
+    assert first["completions/clipped_ratio"] == np.mean(truncated) != 0.5
     for completion in completions:
         if completion["text"].isascii():
             assert "".join(completion["tokens"]).startswith(completion["text"])
@@ -321,6 +323,8 @@ def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, c
     last = logged_metrics(tmp_path / "one")[-1]
     assert last["held_out/one/reward"] == matrix.history[4].reward
     assert logged_metrics(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start
+    replayed = replay_completion(f"{tmp_path}/two/rollouts/1.jsonl:2:3")  # by the keys of the second stage
+    assert replayed.replayed == replayed.recorded and replayed.logp_difference < 1e-4
     assert "95% intervals" in capsys.readouterr().err
     state = (tmp_path / "curriculum.json").read_text()
     trainer.run(config, tmp_path)
