@@ -380,6 +380,13 @@ def test_a_stage_inherits_moments_and_restarts_the_schedule(checkpoint, rows, tm
     assert counts == {"ScaleByAdamState": kept, "ScaleByScheduleState": 0}
 
 
+def test_a_stages_learning_rate_replaces_the_optimizers(checkpoint, rows):
+    config = config_of(checkpoint, rows, steps=2)
+    config.stages.append(replace(config.stages[0], name="two", learning_rate=0.25))
+    rates = [float(stage_optimizer(config, index).schedule(0)) for index in range(2)]
+    assert rates == pytest.approx([config.optimizer.learning_rate, 0.25])
+
+
 def test_a_reached_limit_pauses_and_saves(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, grpo=Grpo(max_kl=1e-9))
     with pytest.raises(LimitReached, match=r"is above grpo\.max_kl"):
