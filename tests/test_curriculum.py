@@ -73,9 +73,10 @@ def context_of(stage_index: int = 0, **settings) -> StageContext:
 
 
 def test_every_held_out_row_is_answered_once(monkeypatch):
-    batches = []
+    batches, stages = [], set()
 
-    def sample(model, params, processor, prompts, settings, **_):
+    def sample(model, params, processor, prompts, settings, *, stage, **_):
+        stages.add(stage)
         batches.append((prompts, settings.temperature, settings.group_size))
         return [(prompt, settings.temperature) for prompt in prompts]
 
@@ -103,6 +104,7 @@ def test_every_held_out_row_is_answered_once(monkeypatch):
 
     batches.clear()
     (measured,) = held_out.measure(context, {}, [rows], "two", 4, greedy=False)
+    assert len(stages) == 1 and min(stages) > 1000  # the keys of no stage that is trained, and always the same
     assert measured.greedy is None and [temperature for _, temperature, _ in batches] == [0.7] * 3
 
 
