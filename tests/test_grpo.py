@@ -302,7 +302,9 @@ def test_the_reward_rises(checkpoint, rows, tmp_path):
     assert not (tmp_path / "rollouts").exists()
 
 
-def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, capsys):
+def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, capsys, monkeypatch):
+    scores, save = [], Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda *args, score=None: scores.append(score) or save(*args, score=score))
     config = config_of(checkpoint, rows)
     one = replace(config.stages[0], steps=2, learning_rate=1e-3, held_out=[Source(str(rows), sample="first:10")])
     two = replace(one, name="two", steps=1, moments=Handover.KEEP, learning_rate=1e-4)
@@ -323,6 +325,8 @@ def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, c
     last = logged_metrics(tmp_path / "one")[-1]
     assert last["held_out/one/reward"] == matrix.history[4].reward
     assert logged_metrics(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start
+    lines = [(name, line) for name in ("one", "two") for line in logged_metrics(tmp_path / name)]
+    assert scores == [line[f"held_out/{name}/reward"] for name, line in lines]  # the best checkpoint has the highest
     replayed = replay_completion(f"{tmp_path}/two/rollouts/1.jsonl:2:3")  # by the keys of the second stage
     assert replayed.replayed == replayed.recorded and replayed.logp_difference < 1e-4
     assert "95% intervals" in capsys.readouterr().err
