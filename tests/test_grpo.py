@@ -57,7 +57,7 @@ from currreft_jax.world.settings import WorldSizes
 from tests import tiny
 from tests.test_train import assert_same_weights, interrupt
 
-TIMES = ("time/step", "tokens_per_second")
+TIMES = ("step_time", "tokens_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,9 @@ def test_a_run_writes_metrics_completions_and_a_model(finished_run, checkpoint, 
     first = lines[0]
     # At first the policy equals the reference; sampler and trainer always agree.
     assert first["kl"] == pytest.approx(0, abs=1e-6)
-    assert max(line["sampling/logp_difference/max"] for line in lines) < 1e-5
+    assert max(line["sampling/sampling_logp_difference/max"] for line in lines) < 1e-5
     assert lines[-1]["kl"] > 1e-6
-    assert first["clip_ratio/high"] == first["clip_ratio/low"] == 0
+    assert first["clip_ratio/high_mean"] == first["clip_ratio/low_mean"] == 0
     assert 0 < first["entropy"] < np.log(270)
     assert first["reward"] == first["reward/math"] == first["rewards/tests.reward_functions:text_hash/mean"]
     assert sorted(path.name for path in (finished_run / "rollouts").iterdir()) == ["1.jsonl", "3.jsonl", "4.jsonl"]
@@ -278,14 +278,14 @@ def test_several_updates_and_minibatches_per_rollout(checkpoint, rows, tmp_path)
     trainer.run(config, tmp_path)
     lines = logged_metrics(tmp_path)
     assert "kl" not in lines[0]
-    assert lines[0]["clip_ratio/high"] + lines[0]["clip_ratio/low"] > 0  # after an update the policies differ
-    assert lines[0]["sampling/logp_difference/mean"] > 1e-3
+    assert lines[0]["clip_ratio/high_mean"] + lines[0]["clip_ratio/low_mean"] > 0  # after an update the policies differ
+    assert lines[0]["sampling/sampling_logp_difference/mean"] > 1e-3
     assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2, 5e-3])  # 8 updates, 4 a step
 
 
 def test_token_sums_become_means_over_all_passes(tmp_path):
     buffer = MetricsBuffer(tmp_path)
-    values = {"loss": 0, "grad_norm": 1, "entropy": 12, "num_loss_tokens": 3, "passes": 2, "num_tokens": 9}
+    values = {"loss": 0, "grad_norm": 1, "entropy": 12, "num_loss_tokens": 3, "passes": 2, "num_step_tokens": 9}
     buffer.add(1, values, list)
     (line,), error = buffer.flush()
     assert error is None and line["entropy"] == 2.0 and "passes" not in line

@@ -34,7 +34,7 @@ def test_two_processes_train_as_one(checkpoint, rows, tmp_path):
     assert run_two_processes(checkpoint, tmp_path / "two", PROGRAM.replace("ROWS", str(rows))).all()
     for ours, theirs in zip(logged_metrics(tmp_path / "two"), logged_metrics(tmp_path / "one"), strict=True):
         assert ours.keys() == theirs.keys()
-        for name in ("reward", "reward_std", "completions/mean_length", "num_tokens", "num_loss_tokens"):
+        for name in ("reward", "reward_std", "completions/mean_length", "num_step_tokens", "num_loss_tokens"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-12, err_msg=name)
         for name in ("loss", "kl", "entropy", "grad_norm"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-7, err_msg=name)

@@ -129,8 +129,8 @@ def test_loss_and_gradient_match_the_plain_formula(average, scale, updates):
     kl = np.exp(reference - logprobs) - (reference - logprobs) - 1
     assert float(metrics["kl"]) == pytest.approx(kl[mask].sum(), rel=1e-6)
     difference = np.abs(logprobs - sampled)[mask]
-    assert float(metrics["sampling/logp_difference/mean"]) == pytest.approx(difference.sum(), rel=1e-6)
-    assert float(metrics["sampling/logp_difference/max"]) == pytest.approx(difference.max(), rel=1e-6)
+    assert float(metrics["sampling/sampling_logp_difference/mean"]) == pytest.approx(difference.sum(), rel=1e-6)
+    assert float(metrics["sampling/sampling_logp_difference/max"]) == pytest.approx(difference.max(), rel=1e-6)
 
 
 def test_masked_tokens_have_no_effect_even_with_infinite_log_probs():
@@ -150,6 +150,6 @@ def test_clip_ratios_count_the_tokens_without_gradient():
     zeros, advantages = np.zeros_like(logprobs), np.array([[1.0], [-1.0]], np.float32)
     metrics = grpo_loss(logprobs, zeros, None, advantages, weights, settings)[1]
     gradient = jax.grad(lambda x: grpo_loss(x, zeros, None, advantages, weights, settings)[0])(logprobs)
-    assert (float(metrics["clip_ratio/high"]), float(metrics["clip_ratio/low"])) == (1, 1)
+    assert (float(metrics["clip_ratio/high_mean"]), float(metrics["clip_ratio/low_mean"])) == (1, 1)
     np.testing.assert_array_equal(np.asarray(gradient) == 0, [[[1, 0, 0, 0]], [[0, 1, 0, 0]]])
     assert "kl" not in metrics

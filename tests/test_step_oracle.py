@@ -152,7 +152,7 @@ def plain_loss(logprobs, old, reference, advantages, lengths, average):
     L = -mean(min(r A, clip(r) A) - beta (e^d - d - 1)), r = e^(log p - log p_old), d = log p_ref - log p.
     """
     loss, slopes = 0.0, np.zeros((*lengths.shape, T))
-    sums = dict.fromkeys(("clip_ratio/low", "clip_ratio/high", "kl"), 0)
+    sums = dict.fromkeys(("clip_ratio/low_mean", "clip_ratio/high_mean", "kl"), 0)
     sequences = np.count_nonzero(lengths)
     for p, g in np.ndindex(*lengths.shape):
         for t in range(lengths[p, g]):

@@ -77,7 +77,7 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 6, **changes) -> Config
 
 
 def logged_metrics(workdir: Path) -> list[dict]:
-    times = ("time/step", "tokens_per_second")
+    times = ("step_time", "tokens_per_second")
     return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(workdir / "metrics.jsonl")]
 
 

@@ -47,7 +47,10 @@ def test_a_run_continues_with_one_then_two_then_one_process(finished_run, checkp
     assert trainer.run(config, tmp_path) == tmp_path / "model"
 
     for ours, theirs in zip(logged_metrics(tmp_path), logged_metrics(finished_run), strict=True):
-        assert ours["num_loss_tokens"] == theirs["num_loss_tokens"] and ours["num_tokens"] == theirs["num_tokens"]
+        assert (
+            ours["num_loss_tokens"] == theirs["num_loss_tokens"]
+            and ours["num_step_tokens"] == theirs["num_step_tokens"]
+        )
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
     first, second = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, finished_run))
     for name, tensor in first.items():

@@ -73,7 +73,7 @@ function tile(stage) {
   const main = startAndEnd("reward") ? "reward" : "loss";
   const pairs = [["accuracy", "rewards/accuracy/mean"], ["format", "rewards/format/mean"], ["KL", "kl"],
     ["entropy", "entropy"], ["length", "completions/mean_length"]];
-  const seconds = known("time/step").reduce((sum, value) => sum + value, 0) * stage.steps_per_point;
+  const seconds = known("step_time").reduce((sum, value) => sum + value, 0) * stage.steps_per_point;
   const rows = pairs.filter(([, name]) => startAndEnd(name)).map(([title, name]) => [title, startAndEnd(name).map(number).join(" → ")]);
   if (seconds) rows.push(["training time", duration(seconds)]);
   return el("article", { class: "tile" },
@@ -109,13 +109,13 @@ const PANELS = [
     ["Gradient norm", "", [["grad_norm", "before clipping"]]],
     ["Learning rate", "", [["learning_rate", "rate"]]],
     ["Clip ratio", "fraction", [/^clip_ratio\/(.+)$/]],
-    ["Sampler-trainer log-prob difference", "nats", [/^sampling\/logp_difference\/(.+)$/]],
+    ["Sampler-trainer log-prob difference", "nats", [/^sampling\/sampling_logp_difference\/(.+)$/]],
   ]],
   ["Cost", [
     ["Padding", "fraction", [/^padding\/(.+)_waste$/]],
     ["Time", "seconds", [/^time\/(.+)$/]],
     ["Throughput", "tokens/s", [["tokens_per_second", "all"], /^tokens_per_second\/(.+)$/]],
-    ["Tokens per step", "", [["num_tokens", "all"], ["num_loss_tokens", "in the loss"]]],
+    ["Tokens per step", "", [["num_step_tokens", "all"], ["num_loss_tokens", "in the loss"]]],
   ]],
 ];
 const MAX_CURVES = 6; // per panel

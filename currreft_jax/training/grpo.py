@@ -157,7 +157,7 @@ def grpo_minibatches(
     num_tokens = float(gathered["length"].sum())
     return minibatches, {
         **rollout_metrics(gathered),
-        "num_tokens": float(gathered["prompt_length"].sum()) + num_tokens,
+        "num_step_tokens": float(gathered["prompt_length"].sum()) + num_tokens,
         "num_loss_tokens": float(gathered["loss_length"].sum()),
         "passes": float(config.grpo.num_updates),
         "padding/completion_waste": 1 - num_tokens / rollout.tokens.size,

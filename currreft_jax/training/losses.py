@@ -13,7 +13,7 @@ from currreft_jax.structs import Array
 
 STD_EPSILON = 1e-4  # added to a standard deviation, as TRL does
 # Metrics of `grpo_loss` and of a step that are sums over the tokens of the loss.
-PER_TOKEN = ("kl", "entropy", "clip_ratio/low", "clip_ratio/high", "sampling/logp_difference/mean")
+PER_TOKEN = ("kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "sampling/sampling_logp_difference/mean")
 
 
 def group_advantages(
@@ -130,9 +130,9 @@ def grpo_loss(
         settings: of GRPO.
 
     Returns:
-        The loss, and its metrics: sums over tokens of `kl`, `clip_ratio/low`, `clip_ratio/high` (tokens whose gradient
-        is clipped) and `sampling/logp_difference/mean` (absolute, sampler against trainer), and the largest such
-        difference, `sampling/logp_difference/max`.
+        The loss, and its metrics by TRL's names: sums over tokens of `kl`, `clip_ratio/low_mean` and
+        `clip_ratio/high_mean` (tokens whose gradient is clipped) and `sampling/sampling_logp_difference/mean` (absolute, sampler against
+        trainer), and the largest such difference, `sampling/sampling_logp_difference/max`.
     """
     loss_mask = jnp.asarray(weights) > 0
     logprobs, old_logprobs = jnp.where(loss_mask, logprobs, 0.0), jnp.where(loss_mask, old_logprobs, 0.0)
@@ -144,13 +144,13 @@ def grpo_loss(
     objective = jnp.minimum(ratio * advantage, clipped * advantage)
     difference = jnp.abs(current - old_logprobs)
     metrics = {
-        "clip_ratio/low": jnp.sum(loss_mask & (ratio < 1 - settings.clip_epsilon_low) & (advantage < 0)),
-        "clip_ratio/high": jnp.sum(loss_mask & (ratio > 1 + settings.clip_epsilon_high) & (advantage > 0)),
-        "sampling/logp_difference/mean": jnp.sum(difference),
+        "clip_ratio/low_mean": jnp.sum(loss_mask & (ratio < 1 - settings.clip_epsilon_low) & (advantage < 0)),
+        "clip_ratio/high_mean": jnp.sum(loss_mask & (ratio > 1 + settings.clip_epsilon_high) & (advantage > 0)),
+        "sampling/sampling_logp_difference/mean": jnp.sum(difference),
     }
     if ref_logprobs is not None:
         kl = kl_estimate(logprobs, jnp.where(loss_mask, ref_logprobs, 0.0))
         objective -= settings.kl_coef * kl
         metrics["kl"] = jnp.sum(kl)
     metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
-    return -jnp.sum(weights * objective), {**metrics, "sampling/logp_difference/max": jnp.max(difference)}
+    return -jnp.sum(weights * objective), {**metrics, "sampling/sampling_logp_difference/max": jnp.max(difference)}

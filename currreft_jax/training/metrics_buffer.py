@@ -24,7 +24,7 @@ class MetricsBuffer:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves the time since the last flush out of `time/step`."""
+        """Leaves the time since the last flush out of `step_time`."""
         self._started = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, Any], records: Callable[[], list[dict[str, Any]]]) -> None:
@@ -32,7 +32,7 @@ class MetricsBuffer:
         self._steps.append((step, metrics, records))
 
     def flush(self) -> tuple[list[dict[str, float]], NonFiniteError | None]:
-        """Fetches the metrics of all steps since the last flush; `time/step` is their mean.
+        """Fetches the metrics of all steps since the last flush; `step_time` is their mean.
 
         Returns:
             A line of metrics for each step; and an error if a loss or gradient norm is not finite: the lines end with
@@ -52,7 +52,7 @@ class MetricsBuffer:
             tokens = max(1.0, metrics["num_loss_tokens"] * metrics.pop("passes"))
             means = {name: metrics[name] / tokens for name in PER_TOKEN if name in metrics}
             values = {name: float(value) for name, value in {**metrics, **means}.items()}
-            speed = {"time/step": seconds, "tokens_per_second": values["num_tokens"] / seconds}
+            speed = {"step_time": seconds, "tokens_per_second": values["num_step_tokens"] / seconds}
             lines.append({"step": step, **values, **speed})
         self._steps = []
         self.restart_clock()

@@ -53,7 +53,7 @@ def sft_batch(context: StageContext, examples: Sequence[Example]) -> tuple[Minib
     weights = [loss_weights(mask, config.loss_average, counts) for _, mask in collated]
     used = sum(len(example.completion_tokens) for example in examples) / sum(group.tokens.size for group in groups)
     metrics = {
-        "num_tokens": float(num_tokens),
+        "num_step_tokens": float(num_tokens),
         "num_loss_tokens": float(counts[0]),
         "passes": 1.0,
         "padding/completion_waste": 1 - used,

@@ -24,7 +24,7 @@ def metric_lines(num_steps: int, stage: str = "one", **columns: Any) -> list[dic
         "kl": lambda step: 0.01 * step,
         "entropy": lambda step: 1 / step,
         "loss": lambda step: 0.0,
-        "time/step": lambda step: 2.0,
+        "step_time": lambda step: 2.0,
     }
     return [
         {"stage": stage, "step": step, **{name: column(step) for name, column in columns.items()}}
