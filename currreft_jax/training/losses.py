@@ -130,9 +130,9 @@ def grpo_loss(
         settings: of GRPO.
 
     Returns:
-        The loss, and its metrics by TRL's names: sums over tokens of `kl`, `clip_ratio/low_mean` and
-        `clip_ratio/high_mean` (tokens whose gradient is clipped) and `sampling/sampling_logp_difference/mean` (absolute, sampler against
-        trainer), and the largest such difference, `sampling/sampling_logp_difference/max`.
+        The loss, and its metrics by TRL's names: sums over tokens of `kl`, of `clip_ratio/low_mean` and
+        `clip_ratio/high_mean` (tokens whose gradient is clipped), and of `sampling/sampling_logp_difference/mean`
+        (absolute, sampler against trainer); and the largest such difference, `sampling/sampling_logp_difference/max`.
     """
     loss_mask = jnp.asarray(weights) > 0
     logprobs, old_logprobs = jnp.where(loss_mask, logprobs, 0.0), jnp.where(loss_mask, old_logprobs, 0.0)
