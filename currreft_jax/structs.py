@@ -167,8 +167,8 @@ class Rollout:
     Attributes:
         tokens: padded on the right.
         mask: true up to and including a completion's first stop token.
-        logprobs: of the sampled tokens, before top-k and top-p; 0 after the end.
-        entropies: of the distributions that the tokens were sampled from, in nats; 0 after the end.
+        logprobs: log-probs of the sampled tokens, before top-k and top-p; 0 after the end.
+        entropies: entropies of the distributions that the tokens were sampled from, in nats; 0 after the end.
         lengths: number of tokens, with the stop token.
         finished: false where the token limit cut the completion off.
     """
@@ -186,9 +186,9 @@ class GrpoTargets:
     """Constants of the GRPO loss for the completions of a `GroupBatch`.
 
     Attributes:
-        advantages: of the completions.
+        advantages: advantages of the completions.
         old_logprobs: as the sampler reported them.
-        ref_logprobs: of the frozen reference; None without a KL penalty.
+        ref_logprobs: log-probs of the frozen reference; None without a KL penalty.
     """
 
     advantages: Float32[Array, "P G"]
@@ -240,7 +240,7 @@ class Row:
         boxes: (x1, y1, x2, y2) of boxes in the texts, in pixels of `frame`, 0-based and half-open.
         messages: the conversation of a chat row, which has neither problem nor solution.
         source: name of the data set.
-        split: of the data set.
+        split: split of the data set.
         origin: licence and publication of the data set.
     """
 

@@ -48,8 +48,8 @@ class Source:
         weight: share of the batches, relative to the other sources.
         sample: which rows of the file: all, first:N, end:N or random:N, with N a number or a percentage such as 10%.
         image_root: folder of relative image paths; the file's folder where empty.
-        kind: of rows without one.
-        task: of rows without one.
+        kind: kind of the rows that have none.
+        task: task of the rows that have none.
     """
 
     file: str = ""
@@ -65,7 +65,7 @@ class Stage:
     """One stage of the curriculum.
 
     Attributes:
-        name: of its folder and its metrics.
+        name: stage name, also of its folder and its metrics.
         sources: files to mix.
         steps: number of steps.
         kinds: kinds of rows to use; all where empty.

@@ -27,7 +27,7 @@ class Lora:
     """Low-rank adapters on the decoder's linear layers (Hu et al. 2021); with them, nothing else is trained.
 
     Attributes:
-        rank: of `A B`, which is added to each kernel; 0 for no adapters.
+        rank: rank of `A B`, which is added to each kernel; 0 for no adapters.
         alpha: `A B` is scaled by `alpha / rank`.
     """
 
@@ -42,7 +42,7 @@ class Pretrained:
     Attributes:
         path: a hub id, or a folder: Hugging Face's or converted.
         init: initial parameters; `RANDOM` needs only `config.json` and the tokenizer of the folder.
-        dtype: of activations and products; masters and optimizer state are fp32.
+        dtype: dtype of activations and products; masters and optimizer state are fp32.
         remat: rematerialisation in the backward pass.
         min_pixels: area that smaller images are enlarged to; 0 for the checkpoint's own.
         max_pixels: area that larger images are shrunk to; 0 for the checkpoint's own.

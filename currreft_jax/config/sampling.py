@@ -33,7 +33,7 @@ class Sampling:
         top_k: sample from the k likeliest tokens; 0 for all. Not for training.
         top_p: sample from the fewest likeliest tokens with this total probability; 1 for all. Not for training.
         mesh: axes (data, tensor) of decoding, over the devices of the model's mesh; one may be -1: the rest.
-        precision: of decoding.
+        precision: precision of decoding.
         cache: precision of cached keys and values.
         segment: slots by which completions grow; each length compiles once, and T is a multiple of it.
         ladder: shares of the batch to which it shrinks between segments, when the other prompts are finished.

@@ -159,19 +159,19 @@ class Config:
     """All settings of a run.
 
     Attributes:
-        name: of the run, and of its default workdir.
-        seed: of all randomness.
+        name: name of the run, and of its default workdir.
+        seed: seed of all randomness.
         method: SFT or GRPO.
         loss_average: average of the loss over a batch.
         microbatches: parts of a minibatch, computed one after the other.
         model: the model to start from.
         mesh: axes of the device mesh.
-        stages: of the curriculum.
+        stages: stages of the curriculum.
         data: batches of rows.
-        optimizer: of the parameters.
+        optimizer: optimizer settings.
         grpo: settings of GRPO.
-        sampling: of completions.
-        rewards: of completions.
+        sampling: settings for sampling completions.
+        rewards: settings for rewarding completions.
         logging: output.
         plan_first: compile the largest programs before anything is loaded, and refuse a batch that the devices cannot
             hold; no effect where their memory is unknown, as on CPUs.

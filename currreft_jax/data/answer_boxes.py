@@ -42,7 +42,7 @@ def draw_answer_boxes(image: str | Image.Image, text: str, resized: Frame, origi
         text: the answer.
         resized: the frame that the model saw.
         original: the image's own frame.
-        path: of the image to write.
+        path: path of the image to write.
     """
     corners = answer_boxes(text, resized, original)
     boxes = [] if isinstance(corners, Reason) else [(float(a), float(b), float(c), float(d)) for a, b, c, d in corners]

@@ -19,8 +19,8 @@ class AnswerBalance:
     """How often each answer is correct among the rows of one kind and task.
 
     Attributes:
-        kind: of the rows.
-        task: of the rows.
+        kind: kind of the rows.
+        task: task of the rows.
         rows: number of rows.
         counts: answer -> number of rows; a row with several correct options counts for each.
         expected: the counts if all answers were equally frequent; empty where they need not be.

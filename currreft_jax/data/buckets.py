@@ -35,10 +35,10 @@ class ShapeBuckets:
     """The bucket sizes of each dimension of a microbatch.
 
     Attributes:
-        prompt_lengths: in tokens.
-        image_slots: of a data shard; 0 is for batches without images.
+        prompt_lengths: lengths in tokens.
+        image_slots: image slots of a data shard; 0 is for batches without images.
         max_slots_per_image: slots of the largest image.
-        completion_lengths: in tokens.
+        completion_lengths: lengths in tokens.
     """
 
     prompt_lengths: tuple[int, ...]

@@ -24,7 +24,7 @@ class PromptBudget:
     """Limits of a prompt.
 
     Attributes:
-        max_prompt_tokens: of the text and its images together.
+        max_prompt_tokens: token limit of the text and its images together.
         min_pixels: area that smaller images are enlarged to.
         max_pixels: area that larger images are shrunk to.
         vision: config of the model's vision tower.

@@ -41,8 +41,8 @@ def make_example(
 
     Args:
         row: to tokenize.
-        processor: of the model.
-        template: of the prompt.
+        processor: processor of the model.
+        template: prompt template.
         location: file and line, for error messages.
         occurrence: how often the row was used before; seeds the sampling together with the row's id.
         with_answer: whether to tokenize the gold completion.

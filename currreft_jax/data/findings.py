@@ -58,9 +58,9 @@ class FileStats:
         file: path as given by the user.
         rows: number of valid rows.
         images: number of distinct image paths.
-        median_tokens: of a prompt; of its images alone without a tokenizer.
-        most_tokens: of the longest prompt, counted in the same way.
-        most_characters: of the longest text of a prompt.
+        median_tokens: median number of tokens of a prompt; of its images alone without a tokenizer.
+        most_tokens: number of tokens of the longest prompt, counted in the same way.
+        most_characters: number of characters of the longest text of a prompt.
     """
 
     file: str

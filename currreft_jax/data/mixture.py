@@ -36,7 +36,7 @@ class SourceRows:
         file: open file.
         indices: int64 `[n]`, of the rows in the file.
         weight: sampling weight, relative to the other sources.
-        ids: of the rows.
+        ids: ids of the rows.
     """
 
     file: RowFile
@@ -52,7 +52,7 @@ class Mixture:
     Attributes:
         sources: one for each file.
         excluded: number of rows that were filtered out, by reason.
-        errors: of the malformed rows.
+        errors: errors of the malformed rows.
     """
 
     sources: tuple[SourceRows, ...]
@@ -87,9 +87,9 @@ def load_mixture(stages: Sequence[Stage], stage_index: int, data: Data, seed: in
 
     Args:
         stages: all stages of the run.
-        stage_index: of the stage.
+        stage_index: index of the stage.
         data: settings for malformed rows and pass rates.
-        seed: of random samples.
+        seed: seed of random samples.
 
     Raises:
         FileNotFoundError: a source does not exist.
@@ -127,10 +127,10 @@ def sample_indices(num_rows: int, strategy: str, seed: int, name: str) -> np.nda
     """Samples rows of a file.
 
     Args:
-        num_rows: of the file.
+        num_rows: number of rows in the file.
         strategy: all, first:N, end:N, random:N, or N for first:N; N is a number of rows or a percentage such as 10%.
-        seed: of random samples.
-        name: of the file; files of different names get independent samples.
+        seed: seed of random samples.
+        name: name of the file; files of different names get independent samples.
 
     Returns:
         int64 `[n]`, ascending.
@@ -197,9 +197,9 @@ class _SourceLoader:
     Attributes:
         data: settings for pass rates.
         pass_rates: by the rows' ids.
-        seed: of random samples.
+        seed: seed of random samples.
         excluded: number of rows that were filtered out so far, by reason.
-        errors: of the malformed rows so far.
+        errors: errors of the malformed rows so far.
     """
 
     data: Data

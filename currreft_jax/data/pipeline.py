@@ -44,7 +44,7 @@ class RowRef:
 
     Attributes:
         source: index of its source in the mixture.
-        index: of the row in its file.
+        index: index of the row in its file.
         occurrence: how often the row came before.
     """
 
@@ -94,13 +94,13 @@ class Pipeline:
 
         Args:
             mixture: rows of the stage.
-            processor: of the model.
-            template: of the prompts.
+            processor: processor of the model.
+            template: prompt template.
             data: batch size, threads and prefetching.
             buckets: the shapes that examples must fit into.
-            seed: of the global order.
-            host_index: of this host.
-            num_hosts: that share each batch.
+            seed: seed of the global order.
+            host_index: index of this host.
+            num_hosts: number of hosts that share each batch.
             with_answer: whether to tokenize gold completions.
 
         Raises:

@@ -21,7 +21,7 @@ class RowFile:
     """Random access to the rows of a file. Thread-safe.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class ParsedRows:
 
     Attributes:
         rows: the valid rows.
-        indices: of the valid rows in the file.
-        errors: of the other rows.
+        indices: indices of the valid rows in the file.
+        errors: errors of the other rows.
     """
 
     rows: list[Row] = field(default_factory=list)

@@ -59,11 +59,11 @@ def show_row(
     """Describes a row and writes its images, resized; further images get the suffixes -2, -3 and so on.
 
     Args:
-        file: of the row.
-        index: of the row.
+        file: file of the row.
+        index: index of the row in the file.
         out: path of the first image.
         budget: limits of a prompt.
-        template: of the prompt.
+        template: prompt template.
         processor: renders the chat template and counts tokens.
 
     Yields:

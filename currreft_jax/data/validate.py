@@ -58,7 +58,7 @@ class InputFile:
     """A file to validate.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         split: `train` or `test`; None to use each row's own split.
         image_root: folder that image paths are relative to; None for the file's own.
         kind: default for rows without one.
@@ -100,7 +100,7 @@ def validate_files(
         files: to validate.
         budget: limits of a prompt.
         processor: tokenizes the texts; if None, only image tokens count against the budget.
-        template: of the prompts.
+        template: prompt template.
         threads: for decoding images; each holds one image at a time.
         progress: (items, name, total) -> items, wraps long loops.
 

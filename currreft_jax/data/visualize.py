@@ -47,7 +47,7 @@ def draw_boxes(
     any background. The outer edge of a line is the edge of its box.
 
     Args:
-        image: of any mode.
+        image: image of any mode.
         boxes: (x1, y1, x2, y2) in pixels of the image, 0-based and half-open; may exceed the image.
         labels: one for each box, or none; untrusted text, shown as one short printable line.
         color: red, green, blue of lines and labels.

@@ -21,7 +21,7 @@ def ensure_world(folder: Path, log: Callable[[str], None]) -> None:
     A lock file makes concurrent runs wait for the first one.
 
     Args:
-        folder: of the world; created if missing.
+        folder: world folder; created if missing.
         log: called with a message before rows are generated, which takes a while.
 
     Raises:

@@ -85,11 +85,11 @@ def measure(
     """Answers every held-out row once at the sampling temperature and, if wanted, once greedily.
 
     Args:
-        session: with a reward pool.
-        params: of the policy, in the model's precision.
+        session: a session with a reward pool.
+        params: policy parameters, in the model's precision.
         sets: from `held_out_rows`.
         stage: the stage in training.
-        step: of the stage.
+        step: step number within the stage.
         greedy: whether greedy answers are wanted, too.
     """
     decoding_params = decode_params(session.model, params, session.config.sampling)

@@ -15,7 +15,7 @@ class Measurement:
 
     Attributes:
         stage: the stage in training; empty before the first one.
-        step: of that stage.
+        step: step number within that stage.
         held_out: the stage whose held-out rows were answered.
         rows: their number.
         reward: mean, at the sampling temperature.

@@ -23,9 +23,9 @@ def score_rollout(session: Session, examples: Sequence[Example], rollout: Rollou
     """Decodes and scores the completions of examples, their boxes measured in the frames that the model saw.
 
     Args:
-        session: with a reward pool.
+        session: a session with a reward pool.
         examples: this host's; further prompts of the rollout only fill the batch, and are left out.
-        rollout: of their prompts.
+        rollout: rollout of the examples' prompts.
     """
     completions = decode_completions(session.processor, rollout)
     scores = score_completions(

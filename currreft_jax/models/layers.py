@@ -29,7 +29,7 @@ def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     gradient of y in y's dtype: an fp32 parameter gets an fp32 gradient from bf16 matmuls.
 
     Args:
-        equation: of the form `ab,bc->ac`; every axis occurs in at least two of the three terms.
+        equation: equation of the form `ab,bc->ac`; every axis occurs in at least two of the three terms.
         x: sets the dtype of the operands.
         y: cast to x's dtype.
     """

@@ -29,9 +29,9 @@ class Efficiency:
     """Achieved fraction of a device's peak figures.
 
     Attributes:
-        compute: of its bf16 peak.
-        memory: of its memory bandwidth.
-        links: of its link bandwidth within a host or slice.
+        compute: fraction of its bf16 peak.
+        memory: fraction of its memory bandwidth.
+        links: fraction of its link bandwidth within a host or slice.
         network: achieved bytes/s from each device to other hosts.
     """
 
@@ -48,11 +48,11 @@ class CompiledProgram:
     Attributes:
         program: the program that was compiled.
         compile_seconds: including tracing.
-        argument_bytes: of its arguments.
-        output_bytes: of its outputs, without those that alias a donated argument.
-        temp_bytes: of temporaries and code.
-        resident_bytes: of other arrays that are alive while it runs, by name.
-        flops: of its matrix products.
+        argument_bytes: bytes of its arguments.
+        output_bytes: bytes of its outputs, without those that alias a donated argument.
+        temp_bytes: bytes of temporaries and code.
+        resident_bytes: bytes of other arrays that are alive while it runs, by name.
+        flops: FLOPs of its matrix products.
         traffic: bytes moved.
         refused_bytes: bytes that the program needs, if the compiler refused it for lack of memory; else 0.
     """

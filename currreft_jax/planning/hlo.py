@@ -38,7 +38,7 @@ class Instruction(NamedTuple):
     """One line of an HLO computation.
 
     Attributes:
-        name: of its result.
+        name: name of the result.
         is_root: whether the computation returns the result.
         size: bytes of the result, summed over a tuple's elements.
         main_memory: bytes of the result that lie in the device's main memory.

@@ -37,9 +37,9 @@ class RolloutGroup:
 
     Attributes:
         stage_index: among the stages that have begun.
-        step: of the stage.
+        step: step number within the stage.
         row: in the step, from 1, over the files of all hosts.
-        path: of the file.
+        path: path of the file.
         line_number: in the file, from 1.
         content: bytes of the line.
     """

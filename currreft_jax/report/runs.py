@@ -25,7 +25,7 @@ class StageRun:
     """One stage of a run.
 
     Attributes:
-        name: of the stage.
+        name: stage name.
         folder: where its files are.
         planned_steps: configured number of steps; promotion may end the stage earlier.
         metrics: one object per step.

@@ -153,8 +153,8 @@ def restore_item(folder: Path, name: str, abstract: Any) -> Any:
     """Reads one item of a step that `Checkpoints` has written, and verifies it; the run may keep writing.
 
     Args:
-        folder: of the step.
-        name: of the item.
+        folder: folder of the step.
+        name: item name.
         abstract: its tree of `jax.ShapeDtypeStruct` with the shardings to read into.
 
     Raises:
@@ -171,14 +171,14 @@ class Checkpoints:
     A step is written under another name, and renamed when it is complete, with a manifest of checksums.
 
     Attributes:
-        folder: of the checkpoints.
+        folder: checkpoint folder.
     """
 
     def __init__(self, folder: Path, keep_last: int):
         """Opens the folder.
 
         Args:
-            folder: of the checkpoints, `STEP/` each.
+            folder: checkpoint folder, with a folder `STEP/` for each checkpoint.
             keep_last: number of latest checkpoints to keep, besides the one with the highest score.
         """
         policies, score = ocp.checkpoint_managers, lambda metrics: metrics["score"]

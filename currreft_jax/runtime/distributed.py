@@ -160,9 +160,9 @@ def barrier(name: str, step: int, seconds: float) -> None:
     """Waits until every process reaches the barrier.
 
     Args:
-        name: of the barrier.
+        name: barrier name.
         step: the latest one.
-        seconds: to wait.
+        seconds: how long to wait.
 
     Raises:
         MissingProcess: naming the processes that did not come, and the step.

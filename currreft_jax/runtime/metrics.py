@@ -35,9 +35,9 @@ class Metrics:
         """Opens `metrics.jsonl`.
 
         Args:
-            folder: of the stage.
-            settings: of logging.
-            name: of the run.
+            folder: stage folder.
+            settings: logging settings.
+            name: run name.
             step: number of steps taken already.
             steps: number of steps of the stage.
             writes: whether this host writes.

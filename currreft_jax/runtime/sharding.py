@@ -120,7 +120,7 @@ def gathered(layer: Any, mesh: Mesh, path: str) -> Any:
 
     Args:
         layer: a slice of the stack at `path`.
-        mesh: of the computation.
+        mesh: mesh of the computation.
         path: the stack's, as `PARAMETER_RULES` know it.
     """
 

@@ -36,12 +36,12 @@ def abstract_sampler_programs(
     """Yields `prefix`, `grow cache` and `decode` with their arguments, in the order in which a step runs them.
 
     Args:
-        spec: of the sampler.
-        settings: that the specification was made of.
+        spec: sampler specification.
+        settings: sampling settings of the specification.
         batch: the prompts, abstract.
         resident: other arrays on the devices all the while, by name.
         cond_fraction: for `StepProgram`.
-        prefix: of the programs' names.
+        prefix: prefix of the programs' names.
         times: rollouts in a step.
 
     Raises:

@@ -13,9 +13,9 @@ def print_completions(rollouts: Iterable[Rollout], decode: Callable[[np.ndarray]
     """Prints the completions of one prompt as they grow, one after another: each waits for those before it.
 
     Args:
-        rollouts: of one prompt, each longer than the one before, from `stream`.
+        rollouts: rollouts of one prompt, each longer than the one before, from `stream`.
         decode: tokens to text.
-        token_limit: of a completion.
+        token_limit: token limit of a completion.
 
     Returns:
         The texts.

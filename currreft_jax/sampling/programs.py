@@ -75,8 +75,8 @@ def prefill(
     """Reads each prompt once, and samples the first token of its G completions.
 
     Args:
-        spec: of the sampler.
-        params: of the model.
+        spec: sampler specification.
+        params: model parameters.
         decoding_params: the copy that decoding reads.
         batch: P prompts.
         done: bool `[P]`, prompts that only fill the batch.
@@ -162,7 +162,7 @@ def join(spec: SamplerSpec, segments: tuple[Segment, ...], num_sampled: Array) -
     """Joins segments `[P, G, S]` into a rollout, and masks what follows the end of each completion.
 
     Args:
-        spec: of the sampler.
+        spec: sampler specification.
         segments: in order; the last one may be partly filled.
         num_sampled: int32, slots that were sampled.
     """

@@ -47,14 +47,14 @@ def sample(
 
     Args:
         model: as it is trained, on its own mesh.
-        parameters: of the model.
+        parameters: model parameters.
         processor: its stop tokens end a completion.
         prompts: P prompts, or a batch of them; each host passes its own.
-        settings: of sampling; the defaults where absent.
+        settings: sampling settings; the defaults where absent.
         weights: the copy for decoding, from `decode_params`; made here where absent.
-        seed: of the run; with `stage`, `step`, each prompt's key and g it fixes every token.
-        stage: of the curriculum.
-        step: of the stage.
+        seed: seed of the run; with `stage`, `step`, each prompt's key and g it fixes every token.
+        stage: index of the stage in the curriculum.
+        step: step number within the stage.
         changes: settings by name, such as `group_size=4`.
 
     Returns:
@@ -164,13 +164,13 @@ class SamplerRun(NamedTuple):
     """One call of the sampler, prompts read and the first token sampled.
 
     Attributes:
-        spec: of the programs.
+        spec: sampler specification.
         programs: jitted.
         decoding_params: the copy for decoding.
         prompts: all of them.
-        state: of their completions.
+        state: decoding state of their completions.
         rows_per_shard: prompts of a data shard.
-        smaller_sizes: to which a shard may shrink, falling.
+        smaller_sizes: sizes to which a shard may shrink, falling.
         num_prompts: prompts asked for, of those that fill the mesh; None for a batch, which is kept whole.
     """
 
@@ -207,10 +207,10 @@ def start(
 
     Args:
         model: as it is trained.
-        parameters: of the model.
-        processor: of the model.
-        prompts: or a batch of them.
-        settings: of sampling.
+        parameters: model parameters.
+        processor: processor of the model.
+        prompts: the prompts, or a batch of them.
+        settings: sampling settings.
         weights: the copy for decoding, or None.
         seeds: seed, stage, step.
         sample_ids: int32 `[G]`.

@@ -23,11 +23,11 @@ class SamplerSpec:
         model: as it is trained.
         decoding: the model in the precision and on the mesh of decoding.
         max_new_tokens: tokens after which a completion is cut off.
-        temperature: of sampling; 0 is greedy.
+        temperature: sampling temperature; 0 is greedy.
         top_k: sample from the k likeliest tokens; 0 for all.
-        top_p: of sampling.
+        top_p: sample from the fewest likeliest tokens with this total probability; 1 for all.
         segment: tokens by which completions grow.
-        cache_dtype: of keys and values.
+        cache_dtype: dtype of cached keys and values.
         stop_token_ids: each of them ends a completion.
         pad_token_id: fills completions after their end.
     """

@@ -27,7 +27,7 @@ class LoadedModel(NamedTuple):
     """A model ready to run.
 
     Attributes:
-        processor: of the model.
+        processor: processor of the model.
         model: how to compute, on which mesh.
         params: in the model's precision.
     """
@@ -51,7 +51,7 @@ def load_source(
         source: a hub id, a Hugging Face folder, a folder of `tools.convert_weights`, a stage's folder of a run (its
             exported model, or else its latest checkpoint), or `STAGE/checkpoints/STEP`.
         mesh: the devices; this process's first one by default.
-        dtype: of parameters, activations and products; the source's by default.
+        dtype: dtype of parameters, activations and products; the source's by default.
         min_pixels: area that smaller images are enlarged to; the source's by default.
         max_pixels: area that larger images are shrunk to; the source's by default.
 
@@ -87,9 +87,9 @@ def load_checkpoint(
     """Loads the policy that a run saved after a step, in the model's precision, with its adapters.
 
     Args:
-        settings: of the run's model.
+        settings: settings of the run's model.
         step_dir: folder of the step.
-        processor: of the model.
+        processor: processor of the model.
         mesh: the devices; this process's first one by default.
 
     Raises:
@@ -107,7 +107,7 @@ def load_masters(source: str, model: Model, seed: int) -> Parameters:
     Args:
         source: a hub id, a Hugging Face folder or a converted one.
         model: the model to train.
-        seed: of the adapters.
+        seed: seed of the adapters.
 
     Raises:
         ValueError: the source is of another architecture than the model.

@@ -30,9 +30,9 @@ class StageContext(Session):
     """A session in one stage of training; nothing in it changes from step to step.
 
     Attributes:
-        stage_index: of the stage.
+        stage_index: index of the stage.
         buckets: static shapes of microbatches.
-        ref_params: of the frozen reference, in the model's precision; None without a KL penalty.
+        ref_params: parameters of the frozen reference, in the model's precision; None without a KL penalty.
     """
 
     stage_index: int
@@ -51,7 +51,7 @@ class StepPrompts(NamedTuple):
     Attributes:
         examples: this host's, in the order of its rows.
         microbatches: prompts on the devices.
-        rows: of each microbatch, its rows among this host's.
+        rows: indices of each microbatch's rows among this host's.
         padding: metrics.
     """
 
@@ -88,7 +88,7 @@ def collate_prompts(context: StageContext, examples: Sequence[Example]) -> tuple
     microbatch, one after the other, so that no row moves between devices when the batch is split.
 
     Args:
-        context: of the stage.
+        context: stage context.
         examples: this host's.
     """
     config, model = context.config, context.model
@@ -127,8 +127,8 @@ def step_buckets(config: Config, processor: ProcessorLike, prompts: int) -> Shap
 
     Args:
         config: all settings.
-        processor: of texts and images.
-        prompts: of a data shard.
+        processor: processor of texts and images.
+        prompts: number of prompts of a data shard.
     """
     return shape_buckets(dataclasses.replace(config.data, slots=()), processor, prompts)
 

@@ -24,7 +24,7 @@ class ForgettingMatrix:
         """Reads the file if it exists.
 
         Args:
-            path: of the file.
+            path: path of the file.
             writes: whether this host writes it.
 
         Raises:

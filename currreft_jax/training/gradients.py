@@ -40,8 +40,8 @@ def grpo_gradient(
         batch: prompts and their completions.
         weights: `[P, G, T]`, from `loss_weights`.
         targets: advantages and log-probs of the completions.
-        settings: of GRPO.
-        temperature: of sampling.
+        settings: GRPO settings.
+        temperature: sampling temperature.
 
     Returns:
         The new sum; and the microbatch's share of the `loss`, with the metrics of `grpo_loss` and the sum of `entropy`.

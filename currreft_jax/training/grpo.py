@@ -55,12 +55,13 @@ def grpo_step(
     the device computes the log-probs of the reference.
 
     Args:
-        context: of the stage.
-        programs: of the update.
+        context: stage context.
+        programs: update programs.
         reward_thread: an executor with one worker, which takes its tasks in order.
         state: donated.
         examples: this host's.
-        step: of the stage, from 1; with the run's seed, the stage and each row's key it seeds the completions.
+        step: step number within the stage, from 1; with the run's seed, the stage and each row's key it seeds the
+            completions.
     """
     config, model, processor, stage = context.config, context.model, context.processor, context.stage_index
     prompts, batch = collate_prompts(context, examples)

@@ -66,7 +66,7 @@ def loss_weights(mask: np.ndarray, average: LossAverage, counts: np.ndarray, max
     Args:
         mask: bool `[P, G, T]`, the microbatch's tokens of the loss.
         average: how the loss is averaged.
-        counts: of the whole batch, from `loss_counts`.
+        counts: counts of the whole batch, from `loss_counts`.
         max_length: L_max, the token limit of a completion.
 
     Returns:
@@ -127,7 +127,7 @@ def grpo_loss(
         ref_logprobs: `[P, G, T]`, of the frozen reference; None without a KL penalty.
         advantages: `[P, G]`.
         weights: `[P, G, T]`, from `loss_weights`; tokens of weight 0 are left out, whatever their log-probs.
-        settings: of GRPO.
+        settings: GRPO settings.
 
     Returns:
         The loss, and its metrics by TRL's names: sums over tokens of `kl`, of `clip_ratio/low_mean` and

@@ -80,12 +80,12 @@ def rollout_records(
     """Describes this host's rows and their completions.
 
     Args:
-        processor: of texts.
+        processor: processor that decodes the tokens.
         row_records: from `row_record`.
-        rollout: of the rows.
+        rollout: rollout of the rows.
         scored: their completions and rewards.
         advantages: `[P, G]`.
-        ref_logprobs: of each microbatch its rows and the reference's log-probs; empty without a reference.
+        ref_logprobs: (rows, the reference's log-probs) of each microbatch; empty without a reference.
     """
     tokens, logprobs, entropies = (local_rows(x) for x in (rollout.tokens, rollout.logprobs, rollout.entropies))
     reference = np.zeros_like(logprobs)

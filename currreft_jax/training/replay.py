@@ -31,7 +31,7 @@ class ReplayResult:
     Attributes:
         recorded: texts of the recorded tokens.
         replayed: texts of the tokens sampled now.
-        text: of the latter.
+        text: text of the replayed completion.
         logp_difference: the largest difference of their log-probs, in nats; infinite where tokens differ.
     """
 

@@ -23,8 +23,8 @@ def sft_step(
     """Takes a step of supervised fine-tuning.
 
     Args:
-        context: of the stage.
-        programs: of the update.
+        context: stage context.
+        programs: update programs.
         state: donated.
         examples: this host's, with gold completions.
     """

@@ -98,11 +98,11 @@ def start_state(
     """Restores the stage's latest checkpoint, or builds its initial state.
 
     Args:
-        session: of the run.
-        stage_index: of the stage.
-        optimizer: of the stage.
+        session: session of the run.
+        stage_index: index of the stage.
+        optimizer: optimizer of the stage.
         previous_dir: folder of the stage before it.
-        checkpoints: of the stage.
+        checkpoints: checkpoints of the stage.
         data_state: identifies the rows and their order.
 
     Returns:

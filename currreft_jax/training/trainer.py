@@ -128,15 +128,15 @@ class OpenStage:
     Attributes:
         context: processor, model, reward pool, reference.
         folder: the stage's output folder.
-        optimizer: of the stage.
+        optimizer: optimizer of the stage.
         programs: the jitted programs of an update.
         state: the initial state; `train_steps` sets it to None and donates it.
         step: step of the state, 0 at the start.
         ended: whether the stage had ended at this step.
         data_state: identifies the rows and their order, for checkpoints.
         batches: this host's examples of each further step.
-        checkpoints: of the stage.
-        evaluator: of held-out rows.
+        checkpoints: checkpoints of the stage.
+        evaluator: evaluator of held-out rows.
         metrics: where metrics go.
         reward_thread: an executor with one worker; scores completions.
     """

@@ -84,7 +84,7 @@ def update_programs(
     Args:
         model: the model to train.
         optimizer: from `make_optimizer`.
-        settings: of the optimizer.
+        settings: optimizer settings.
         gradient: from `gradient_function`.
     """
     shardings = _shardings(abstract_state(model, optimizer))

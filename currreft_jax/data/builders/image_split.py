@@ -61,7 +61,7 @@ def split_by_image(
     Args:
         rows: rows to split.
         fractions: split -> its fraction of the groups; they sum to 1.
-        seed: of the draws.
+        seed: seed of the draws.
         keys_of: returns the keys of a row that no two splits may share.
 
     Raises:

@@ -30,7 +30,7 @@ def select_wrong_answers(
         rows: open math rows whose gold answers can be read.
         source_answers: row id -> wrong answers that the source offers.
         wanted: maximum number of answers for a row.
-        seed: of all draws.
+        seed: seed of all draws.
         pool: compares answers that need math-verify.
 
     Returns:

@@ -35,7 +35,7 @@ class AssemblyOptions:
     """Options of `assemble`.
 
     Attributes:
-        seed: of all draws.
+        seed: seed of all draws.
         skip: skips bad records.
         limit: maximum number of skipped records for each source.
         partial: accepts missing sources and too few rows.

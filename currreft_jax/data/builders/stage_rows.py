@@ -72,7 +72,7 @@ def generate_rows(
         kind: `JUDGE` or `CHOICE`.
         data: annotations of the images and wrong answers of the source; its other rows of the same images give more
             negatives.
-        seed: of all draws.
+        seed: seed of all draws.
         pool: compares math answers.
         count: maximum number of rows for each task; None for all.
 
