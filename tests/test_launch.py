@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_ends_at_once(capfd):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
     with Interrupt(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-        assert "Ctrl-C again ends at once" in capfd.readouterr().err
+        assert "press Ctrl-C again to stop at once" in capfd.readouterr().err
         signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)
 

@@ -231,8 +231,8 @@ def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint,
 @pytest.mark.slow
 def test_a_few_rows_are_memorized(checkpoint, rows, tmp_path):
     optimizer = Optimizer(learning_rate=3e-3, schedule=Schedule.COSINE, warmup=0.05)
-    config = config_of(checkpoint, rows, steps=400, optimizer=optimizer, logging=Logging(20, 400))
-    config.data.batch_size = 32
+    config = config_of(checkpoint, rows, steps=300, optimizer=optimizer, logging=Logging(20, 300))
+    config.data.batch_size = 16
     config.data.slots = (2,)
     config.mesh = MeshShape(data=8, fsdp=1)
     trainer.run(config, tmp_path)
