@@ -61,7 +61,7 @@ class Fields:
 
     def refuse_value(self, key: str, expected: str) -> NoReturn:
         """Raises a `LineError` that shows the value of a key and what was expected."""
-        shown = json.dumps(self.keys[key])[:80] if key in self.keys else "missing"
+        shown = json.dumps(self.keys[key], default=repr)[:80] if key in self.keys else "missing"  # a cell may be bytes
         self.refuse(f'"{key}" is {shown}; it takes {expected}')
 
     def take(self, key: str, value_type: type, expected: str, default: Any = None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from currreft_jax.data.row_files import RowFile
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 _PARQUET_BATCH = 64
+_FILE_SPLIT = re.compile(r"(?:^|[_.-])(train|trainval|val|valid|validation|test[AB]?)(?=[_.-])")
 _MAX_CSV_CELL = 1 << 28  # characters: a cell may hold an image
 
 
@@ -63,6 +65,12 @@ def read_json_object(path: Path) -> Fields:
 def record_name(record: Fields) -> str:
     """Returns the file name and line of a record, for the ids of rows whose records have none."""
     return record.location.rpartition("/")[2]
+
+
+def file_split(record: Fields) -> str:
+    """Returns the published split that the name of a record's file states, such as `testA-00000-of-00001.parquet`."""
+    match = _FILE_SPLIT.search(record_name(record))
+    return match[1] if match else ""
 
 
 def list_entries(record: Fields, key: str, wanted: str) -> Iterator[Fields | LineError]:
