@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from currreft_jax.data.fields import Fields
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.structs import Frame
 
 Box = tuple[float, float, float, float]
@@ -17,6 +17,10 @@ BOX_FORMATS: dict[str, Callable[[float, float, float, float], Box]] = {
 }
 BOX_SCALES: dict[str, float | None] = {"pixels": None, "unit": 1.0, "thousand": 1000.0}
 _MAX_OVERSHOOT = 1.0  # pixels: annotators' boxes leave their image by fractions of one
+
+
+class EmptyBoxError(LineError):
+    """A box has no area: a side is zero or negative."""
 
 
 def parse_box(value: Any, box_format: str, frame: Frame | None, record: Fields, scale: str = "pixels") -> Box:
@@ -32,7 +36,8 @@ def parse_box(value: Any, box_format: str, frame: Frame | None, record: Fields, 
         scale: a key of `BOX_SCALES`.
 
     Raises:
-        LineError: the value is not four numbers, leaves the frame by more than one pixel, or has no area.
+        LineError: the value is not four numbers, or leaves the frame by more than one pixel.
+        EmptyBoxError: the box has no area.
     """
     numbers = [float(x) for x in value if type(x) in (int, float)] if isinstance(value, list | tuple) else []
     if len(numbers) != 4 or len(value) != 4:
@@ -43,17 +48,17 @@ def parse_box(value: Any, box_format: str, frame: Frame | None, record: Fields, 
         if frame is None:
             record.refuse(f"a box of scale {scale} needs the size of its image")
         box = tuple(x / unit * side for x, side in zip(box, (frame.width, frame.height) * 2, strict=True))
+    _check_area(box, value, box_format, record)
     if frame:
         limits = (frame.width, frame.height) * 2
         if not all(-_MAX_OVERSHOOT <= x <= limit + _MAX_OVERSHOOT for x, limit in zip(box, limits, strict=True)):
             record.refuse(
                 f"the box {value} ({box_format}, {scale}) leaves its image of {frame.width} x {frame.height} pixels;"
-                " correct --box-form, --box-scale or --frame"
+                " correct the box or --frame, and of a table --box-form or --box-scale"
             )
         box = tuple(min(max(x, 0.0), float(limit)) for x, limit in zip(box, limits, strict=True))
     x1, y1, x2, y2 = (round(x, 2) for x in box)
-    if not (x1 < x2 and y1 < y2):
-        record.refuse(f"the box {value} ({box_format}) has no area; correct it or remove the record")
+    _check_area((x1, y1, x2, y2), value, box_format, record)
     return (x1, y1, x2, y2)
 
 
@@ -61,3 +66,11 @@ def format_boxes(boxes: Sequence[Box]) -> str:
     """Formats boxes as the gold answer of a detection row: one list, or a list of lists."""
     texts = [f"[{', '.join(str(int(x)) if x.is_integer() else repr(x) for x in box)}]" for box in boxes]
     return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+
+
+def _check_area(box: Sequence[float], value: Any, box_format: str, record: Fields) -> None:
+    if not (box[0] < box[2] and box[1] < box[3]):
+        raise EmptyBoxError(
+            record.location,
+            f"the box {value} ({box_format}) has no area; correct it or remove the record, or of a table --box-form",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from currreft_jax.config import Kind, Task
@@ -34,6 +34,7 @@ class DatasetSource:
         box_format: a key of `BOX_FORMATS`.
         box_scale: a key of `BOX_SCALES`.
         frame: size that boxes are measured in, if it is not that of the image file.
+        annotated_frame: boxes are measured in the size that their annotations state, whatever that of the image file.
         columns: row key -> column of the table.
     """
 
@@ -52,6 +53,7 @@ class DatasetSource:
     box_format: str = "xyxy"
     box_scale: str = "pixels"
     frame: Frame | None = None
+    annotated_frame: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -175,15 +177,22 @@ def collect_items(items: Iterable[ConvertedItem], *, skip: bool = False, limit: 
         BuildError: there are bad records, or more than `limit`; the message lists the first ones.
     """
     data = ConvertedData()
-    allowed, ids = (limit if skip else 0), set[str]()
+    allowed, ids, questions = (limit if skip else 0), set[str](), set[Row]()
     for item in items:
         match item:
             case Row():
                 if item.id in ids:
                     data.bad_records.append(
-                        LineError(item.source, f"two rows have the id {item.id!r}; make ids unique")
+                        LineError(
+                            item.source,
+                            f"two rows have the id {item.id!r}; build one --split or one file at a time, each into its"
+                            " own --out, or make the ids of the records unique",
+                        )
                     )
+                elif (question := replace(item, id="")) in questions:
+                    data.dropped.setdefault("asks and answers the same as another row", []).append(item.id)
                 else:
+                    questions.add(question)
                     data.rows.append(item)
                 ids.add(item.id)
             case AnnotatedImage():
