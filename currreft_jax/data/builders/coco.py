@@ -80,7 +80,8 @@ def image_record(image_id: int, instances: CocoInstances, source: DatasetSource,
 def convert_coco(source: DatasetSource) -> Iterator[ConvertedItem]:
     """Converts instances files to rows about the categories and boxes of every image."""
     for path in find_files(source.folder, (".json",), "instances*"):
-        split = path.stem.removeprefix("instances").strip("_")
+        # A file of one's own may have any name, which states no split.
+        split = path.stem.removeprefix("instances").strip("_") if path.stem.startswith("instances") else ""
         if source.split and source.split != split:
             continue
         instances = read_instances(path)

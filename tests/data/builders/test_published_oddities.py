@@ -61,6 +61,7 @@ EMPTY_BOXES = {
     "no width": [10, 10, 0, 5],
     "negative height": [10, 30, 20, -5],
     "negative width": [40, 30, -20, 5],
+    "negative width, past the edge": [10, 30, -20, 5],
     "less than a hundredth of a pixel": [10, 10, 20, 0.004],
     "outside by less than a pixel": [100, 10, 0.5, 20],
 }
@@ -310,6 +311,13 @@ def test_vocs_own_categories_are_listed_whole(tmp_path):
     write_voc_image(tmp_path, "1", HALF.width, HALF.height, [voc_object("dog", (5, 5, 60, 60))])
     (row,) = (row for row in build("voc", tmp_path).rows if row.task is Task.CLASSIFY)
     assert "Choose from: aeroplane, bicycle, " in row.problem
+
+
+def test_a_coco_file_of_any_name_is_a_source(tmp_path):
+    write_coco(tmp_path, [(1, 5, 5, 50, 50)])
+    path = (tmp_path / "instances.json").rename(tmp_path / "_annotations.coco.json")
+    source = DatasetSource(path, tmp_path, tmp_path / "written", name="mine")
+    assert {row.split for row in collect_items(FORMATS["coco"].convert(source)).rows} == {""}
 
 
 def test_a_coco_file_brings_its_own_list_without_repeats(tmp_path):
