@@ -15,12 +15,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from currreft_jax import generate
-from currreft_jax.config import Config, Init, Pretrained
+from currreft_jax.config import Config, Init, Pretrained, Source, Stage
 from currreft_jax.data.processor import load as load_processor
 from currreft_jax.models import hf
 from currreft_jax.models.config import UnsupportedModel
 from currreft_jax.runtime import checkpoint as native
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.training import trainer
 from currreft_jax.training.start import check_base_weights
 from tests import tiny
 from tests.marks import quick
@@ -202,9 +203,9 @@ def test_folders_without_readable_weights_are_refused_by_all_programs(folder, tm
     converted = capsys.readouterr().err
     assert generate.main([f"--model={folder}", "--prompt=x"]) == 1
     generated = capsys.readouterr().err
-    config = Config(model=Pretrained(path=str(folder)))
-    with pytest.raises(FileNotFoundError) as refused:
-        check_base_weights(config, tmp_path, None)
+    config = Config(model=Pretrained(path=str(folder)), stages=[Stage("one", [Source("rows.jsonl")])])
+    with pytest.raises(FileNotFoundError) as refused:  # before it looks for rows
+        trainer.run(config, tmp_path / "run")
     for error in (converted, generated, str(refused.value)):
         assert message in error
         assert "\n" not in error.strip()

@@ -117,10 +117,12 @@ def test_check_prints_and_writes_errors_and_exits_with_1(file, run):
 
 def test_notes_do_not_change_the_exit_code(file, run):
     write(file, [ROWS[0] | {"otpions": []}])
+    Image.new("RGB", (150, 100), "white").save("a.png")
     code, output = run("check", file)
     assert code is None
     assert "note: key that plays no part" in output
-    assert output.endswith("errors 0, notes 1\n")
+    assert "note: image of one colour" in output
+    assert output.endswith("errors 0, notes 2\n")
 
 
 def test_check_takes_kind_task_and_image_root(file, run):

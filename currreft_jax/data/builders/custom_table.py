@@ -15,8 +15,10 @@ from currreft_jax.data.builders.converter import (
     BuildError,
     ConvertedItem,
     DatasetSource,
+    DroppedRecord,
     convert_records,
 )
+from currreft_jax.data.builders.gold_filter import unreadable_gold
 from currreft_jax.data.builders.image_files import load_image_cell
 from currreft_jax.data.builders.object_questions import format_labels
 from currreft_jax.data.builders.records import find_files, parse_json_cell, read_records, record_name
@@ -61,7 +63,8 @@ def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
         try:
             row = replace(row, solution=gold_text(row))
         except RowError as error:
-            record.refuse(error.problem)
+            yield DroppedRecord(f"{record.location}: {error.problem}", unreadable_gold(row.task))
+            return
         if (row.kind, row.task) != (Kind.OPEN, Task.DETECTION):
             yield row
             return

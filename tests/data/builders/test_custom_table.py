@@ -46,7 +46,6 @@ def test_image_marks_are_taken_out_of_questions(folder, question, problem):
         ({"problem": "<image>", "image": "a.png"}, '"problem" is ""; it takes a question'),
         ({"problem": "Which?", "options": ["<image>", "b"]}, "problem or options have <image>; remove it"),
         ({"problem": "Is {box:0} red?", "image": "a.png"}, 'the texts name {box:0}, but "boxes" has 0'),
-        ({"problem": "Why?", "solution": "<answer>3"}, "'<answer>3' is no gold answer (no_answer_tag)"),
     ],
 )
 def test_refusals_name_the_line_of_the_source(folder, keys, message):
@@ -120,6 +119,17 @@ def test_answer_tags_are_taken_off_solutions_of_all_tasks(folder, task, solution
     write_json_lines(folder / "t.jsonl", [{"problem": "What?", "solution": solution, "image": "a.png"}])
     (row,) = build(folder, task=task).rows
     assert row.solution == expected
+
+
+def test_solutions_without_one_answer_are_dropped_with_the_line_of_the_source(folder):
+    solutions = ["3", "<answer>3", "<answer>3</answer> <answer>4</answer>", "<answer> </answer>"]
+    write_json_lines(folder / "t.jsonl", [{"problem": "How many?", "solution": solution} for solution in solutions])
+    data = build(folder)
+    assert [row.solution for row in data.rows] == ["3"]
+    locations = data.dropped["the gold answer of math cannot be read"]
+    assert [location.partition(": solution")[0] for location in locations] == [
+        f"{folder / 't.jsonl'}:{line}" for line in (2, 3, 4)
+    ]
 
 
 def test_letters_of_detection_choices_are_no_boxes(folder):
