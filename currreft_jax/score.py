@@ -4,7 +4,7 @@ Each line of FILE is a JSON object:
 
   kind        judge, choice or open
   task        detection, classify or math
-  solution    the gold answer, bare or inside <answer> tags
+  solution    the gold answer, bare or inside <answer> tags; may be a number
   completion  what the model wrote
   id          optional; the line number by default
   problem     optional

@@ -9,6 +9,7 @@ from pathlib import Path
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders.box_formats import Box
 from currreft_jax.data.fields import Fields, LineError
+from currreft_jax.data.rows import parse_row, row_to_json
 from currreft_jax.structs import Frame, Row
 
 _MAX_ERRORS_SHOWN = 20
@@ -154,13 +155,17 @@ class BuildError(ValueError):
 def convert_records(
     records: Iterable[Fields | LineError], convert: Callable[[Fields], Iterable[ConvertedItem]]
 ) -> Iterator[ConvertedItem]:
-    """Yields the items of every record; of a record that breaks its schema, only the error."""
+    """Yields the items of every record; of a record that breaks its schema or the rows', only the error."""
     for record in records:
         if isinstance(record, LineError):
             yield record
             continue
         try:
-            yield from list(convert(record))
+            items = list(convert(record))
+            for row in (item for item in items if isinstance(item, Row)):
+                # Read as from a file, but with the location in the source.
+                parse_row(Fields(row_to_json(row), record.location), image_root=Path())
+            yield from items
         except LineError as error:
             yield error
 

@@ -145,11 +145,14 @@ def _read_json(path: Path) -> Iterator[Fields | LineError]:
 def _read_csv(path: Path, delimiter: str) -> Iterator[Fields | LineError]:
     csv.field_size_limit(_MAX_CSV_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: list[str] = []
         while True:
-            location = f"{path}:{reader.line_num + 1}"
+            location = f"{path}:{reader.line_num + 1}"  # a record may have several lines, if a cell has
             try:
                 cells = next(reader, None)
+            except UnicodeDecodeError as error:
+                raise BuildError(f"{path}: not UTF-8 ({error}); convert it") from error
             except csv.Error as error:
                 yield LineError(
                     location, f"not a row of the table ({error}); close its quotes, or fetch the file again"
@@ -157,14 +160,16 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Fields | LineError]:
                 return
             if cells is None:
                 return
-            if None in cells or None in cells.values():
+            if not header:
+                header = cells
+            elif cells and len(cells) != len(header):
                 yield LineError(
                     location,
-                    f"not as many cells as the header has ({len(reader.fieldnames or ())}); add missing ones, and"
-                    " quote cells that hold the delimiter",
+                    f"not as many cells as the header has ({len(header)}); add missing ones, and quote cells that hold"
+                    " the delimiter",
                 )
-            else:
-                yield Fields(cells, location)
+            elif cells:
+                yield Fields(dict(zip(header, cells, strict=True)), location)
 
 
 def _read_parquet(path: Path) -> Iterator[Fields]:
