@@ -10,6 +10,7 @@ devices. Exits with 1 if a program does not fit, and prints settings that do.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -105,6 +106,14 @@ def main(_: Sequence[str]) -> None:
     args = flags.FLAGS
     if args.topology is None:
         refuse_command_line("plan", "--topology is missing, such as --topology=a800:1x8")
+    if not 0 <= args.stage < len(args.config.stages):
+        refuse_command_line("plan", f"--stage={args.stage}: it takes 0 to {len(args.config.stages) - 1}")
+    shares = {"compute_share": args.compute_share, "memory_share": args.memory_share, "link_share": args.link_share}
+    for name, share in shares.items():
+        if not 0 < share <= 1:
+            refuse_command_line("plan", f"--{name}={share}: it takes a share in (0, 1]")
+    if not 0 < args.network_gbs < math.inf:
+        refuse_command_line("plan", f"--network_gbs={args.network_gbs}: it takes a positive number")
     if args.topology != _HERE:
         jax.config.update("jax_platforms", "cpu")  # leaves the attached devices free
     efficiency = Efficiency(args.compute_share, args.memory_share, args.link_share, args.network_gbs * GB)

@@ -4,9 +4,11 @@
   python -m currreft_jax.train --config=configs/stage1.py:3b --config.data.batch_size=16
   python -m currreft_jax.train --config=configs/sft.py:tiny --config.stages[0].sources[0].file=rows.jsonl
 
-Every setting of the config can be given on the command line; a misspelt one is refused. The workdir receives metrics,
-completions, checkpoints and the settings. The same command continues an interrupted run and skips finished stages.
-SIGTERM, SIGUSR1 and, on one machine, Ctrl-C save after the current step and end with exit code 75: start it again.
+Every setting of the config can be given on the command line; a misspelt one is refused, with the nearest right name.
+`python -m pydoc currreft_jax.config.Config` describes the settings, and currreft_jax.config.Optimizer those of
+`optimizer`. The workdir receives metrics, completions, checkpoints and the settings. The same command continues an
+interrupted run and skips finished stages. SIGTERM, SIGUSR1 and, on one machine, Ctrl-C save after the current step and
+end with exit code 75: start it again.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ _REFUSALS = (
 
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     config = _CONFIG.value
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save at length
     try:
+        distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         exported = run(config, _WORKDIR.value or f"runs/{config.name}")
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)

@@ -27,6 +27,7 @@ class CommandParser(argparse.ArgumentParser):
         if not argument.startswith("-"):
             return f"{argument!r} is one argument too many; see --help"
         name = argument.partition("=")[0]
-        names = nearest(name, self._option_string_actions)
+        options = {option.lstrip("-"): option for option in self._option_string_actions}
+        names = [options[near] for near in nearest(name.lstrip("-"), options)]
         hint = f"nearest: {', '.join(names)}" if names else "see --help"
         return f"there is no option {name}; {hint}"

@@ -72,11 +72,11 @@ def describe(kind: Any) -> str:
         return f"a list of {arguments[0].__name__}"
     if container is dict:
         return f"a dictionary, to each name {describe(arguments[1])}"
-    if dataclasses.is_dataclass(kind):
-        return f"{kind.__name__}, whose settings are {', '.join(field_types(kind))}"
+    if kind in _PLAIN:
+        return _PLAIN[kind]
     if issubclass(kind, Enum):
         return f"one of {', '.join(member.name.lower() for member in kind)} (in Python, a member of {kind.__name__})"
-    return _PLAIN[kind]
+    return f"{kind.__name__}, whose settings are {', '.join(field_types(kind))}"
 
 
 @cache

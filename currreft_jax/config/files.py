@@ -32,7 +32,10 @@ def load_config(text: str) -> Config:
     if not path.is_file():
         raise ValueError(f"there is no file {file} in {Path.cwd()}{_other_files(path)}")
     try:
-        config = _load_module(path).get_config(*variant)
+        module = _load_module(path)
+        if not hasattr(module, "get_config"):
+            raise ValueError(f"{path} has no function get_config")
+        config = module.get_config(*variant)
     except Exception as error:  # the file is its user's program: whatever is wrong in it is reported with its line
         raise ValueError(_describe_error(path, error)) from error
     if not isinstance(config, Config):
@@ -67,9 +70,10 @@ def _describe_error(path: Path, error: Exception) -> str:
     """Describes an exception of a config file in one line."""
     if type(error) is ValueError:  # raised by the file about its variant
         return str(error)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     if isinstance(error, SyntaxError):
-        lines = [error.lineno]
+        return f"{error.filename}:{error.lineno}: {error.msg}"
     where = f"{path}:{lines[-1]}" if lines else str(path)
     unknown = _UNKNOWN.match(str(error))
     if unknown and unknown[1] in settings.__all__:

@@ -17,6 +17,8 @@ from currreft_jax.config.names import nearest, nearest_settings, setting_type
 from currreft_jax.config.training import Config
 from currreft_jax.config.validation import validate
 
+flags.disclaim_key_flags()  # `--config` is listed by the `--help` of the program that defines it
+
 REFUSED = 2  # exit code of a program that refuses its command line, as argparse has it
 _NO_CONFIG = "--config is missing; configs/ has some, such as --config=configs/sft.py"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -93,15 +95,14 @@ def _describe_error(error: Exception) -> str:
         name = error.flagname
         if name.startswith("config."):
             return _NO_CONFIG
-        names = [
-            f"--{near}" for near in (*nearest(name, flags.FLAGS), *nearest_settings(name, Config(stages=[Stage()])))
-        ]
-        return f"there is no flag --{name}; nearest: {', '.join(names[:3]) or '--help lists all'}"
+        names = [*nearest(name, flags.FLAGS), *nearest_settings(name, Config(stages=[Stage()]))]
+        hint = f"nearest: {', '.join(f'--{near}' for near in names[:3])}" if names else "--help lists them"
+        return f"there is no flag --{name}; {hint}"
     wrong_value = _WRONG_VALUE.match(str(error))
     if isinstance(error, flags.IllegalFlagValueError) and wrong_value:
         argument, path = wrong_value.groups()
         return f"--{argument}: it takes {describe(setting_type(flags.FLAGS.config, path))}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).removeprefix("flag ").split())
 
 
 class _ItemsParser(flags.ArgumentParser):

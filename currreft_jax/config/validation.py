@@ -31,7 +31,8 @@ def validate(config: Config) -> None:
 def _run(config: Config) -> list[Demand]:
     return [
         (_is_folder_name(config.name), "name", repr(config.name), "the name of a folder"),
-        (config.seed >= 0, "seed", config.seed, "0 or more"),
+        # JAX takes a seed modulo 2^32, so a larger one would equal a smaller; Grain adds the index of the source.
+        (0 <= config.seed < 2**31, "seed", config.seed, "0 to 2147483647"),
         (bool(config.stages), "stages", config.stages, "at least one stage"),
         (config.microbatches >= 1, "microbatches", config.microbatches, "1 or more"),
         (
