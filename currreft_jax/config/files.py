@@ -31,6 +31,8 @@ def load_config(text: str) -> Config:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"there is no file {file} in {Path.cwd()}{_other_files(path)}")
+    if path.suffix != ".py":
+        raise ValueError(f"{file} is no Python file: a config file's name ends in .py")
     try:
         module = _load_module(path)
         if not hasattr(module, "get_config"):
@@ -39,7 +41,7 @@ def load_config(text: str) -> Config:
     except Exception as error:  # the file is its user's program: whatever is wrong in it is reported with its line
         raise ValueError(_describe_error(path, error)) from error
     if not isinstance(config, Config):
-        raise ValueError(f"get_config returned {config!r}; it returns a Config")
+        raise ValueError(f"{path}: get_config returned a {type(config).__name__}, not a Config")
     return config
 
 
@@ -50,7 +52,7 @@ def _load_module(path: Path) -> Any:
     if root != path.resolve().parent and str(root) not in sys.path:
         sys.path.append(str(root))  # a file of a package may import the package, from whatever folder it is named
     spec = importlib.util.spec_from_file_location(_MODULE, path)
-    assert spec is not None and spec.loader is not None, path
+    assert spec is not None and spec.loader is not None  # as of every name that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module
     spec.loader.exec_module(module)
@@ -59,7 +61,8 @@ def _load_module(path: Path) -> Any:
 
 def _other_files(path: Path) -> str:
     """Names the files that may have been meant."""
-    files = sorted(file.name for file in path.parent.glob("*.py") if "def get_config(" in file.read_text("utf-8"))
+    marker = b"def get_config("
+    files = sorted(file.name for file in path.parent.glob("*.py") if marker in file.read_bytes())
     names = nearest(path.name, files)
     if names:
         return f"; nearest: {', '.join(str(path.parent / name) for name in names)}"

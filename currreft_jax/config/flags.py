@@ -21,7 +21,7 @@ flags.disclaim_key_flags()  # `--config` is listed by the `--help` of the progra
 
 REFUSED = 2  # exit code of a program that refuses its command line, as argparse has it
 _NO_CONFIG = "--config is missing; configs/ has some, such as --config=configs/sft.py"
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _WRONG_VALUE = re.compile(r"flag --(config\.([^=]+)=.*?): ", re.S)
 _command_line: list[str] = []  # ml_collections finds the overrides here
 
@@ -101,7 +101,7 @@ def _describe_error(error: Exception) -> str:
     wrong_value = _WRONG_VALUE.match(str(error))
     if isinstance(error, flags.IllegalFlagValueError) and wrong_value:
         argument, path = wrong_value.groups()
-        return f"--{argument}: it takes {describe(setting_type(flags.FLAGS.config, path))}"
+        return f"--{argument}: it takes {describe(setting_type(flags.FLAGS['config'].value, path))}"
     return " ".join(str(error).removeprefix("flag ").split())
 
 

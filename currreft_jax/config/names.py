@@ -12,7 +12,7 @@ from currreft_jax.config.checks import describe, field_types
 from currreft_jax.config.data import Source
 from currreft_jax.config.training import Config
 
-_PART = re.compile(r"\.?(?P<name>[^.\[\]]+)|\[(?P<index>-?\d+)\]")
+_PART = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>-?\d+)\]")
 
 
 def setting_type(config: Config, path: str) -> Any:
@@ -27,7 +27,7 @@ def setting_type(config: Config, path: str) -> Any:
     """
     value: Any = config
     kind: Any = Config
-    place, rest = "config", path
+    place, rest = "config", f".{path}"
     while rest:
         if get_origin(kind) is dict:
             return _item_type(value, kind, rest, place)
@@ -43,7 +43,8 @@ def setting_type(config: Config, path: str) -> Any:
                 raise ValueError(f"{place} {indices}; {_how_to_extend(kind, value, place)}")
             (kind,), value, place = get_args(kind), value[int(index)], f"{place}[{index}]"
         else:
-            raise ValueError(f"{place} takes {describe(kind)}, and has no setting {rest.removeprefix('.')}")
+            first = f", such as {place}[0]" if isinstance(value, list) else ""
+            raise ValueError(f"there is no {place}{rest}: {place} takes {describe(kind)}{first}")
         rest = rest[part.end() :] if part else ""
     return kind
 

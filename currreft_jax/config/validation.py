@@ -78,6 +78,12 @@ def _data(config: Config) -> list[Demand]:
         (not data.slots or is_rising(data.slots), "data.slots", data.slots, "rising numbers of slots"),
         (data.max_bad_rows >= 0, "data.max_bad_rows", data.max_bad_rows, "0 or more"),
         (is_range(data.keep_pass_rates), "data.keep_pass_rates", data.keep_pass_rates, "two rising shares"),
+        (
+            bool(data.pass_rates) or data.keep_pass_rates == (0.0, 1.0),
+            "data.keep_pass_rates",
+            data.keep_pass_rates,
+            "(0.0, 1.0) without data.pass_rates: it has no effect",
+        ),
         (data.threads >= 1, "data.threads", data.threads, "1 or more"),
         (data.prefetch >= 1, "data.prefetch", data.prefetch, "1 or more"),
     ]
@@ -173,4 +179,4 @@ def _validate_stage(config: Config, stage_index: int) -> None:
 
 
 def _is_folder_name(name: str) -> bool:
-    return bool(name) and "/" not in name and name not in (".", "..")
+    return bool(name) and name.isprintable() and "/" not in name and name not in (".", "..")
