@@ -101,7 +101,7 @@ def _describe_error(error: Exception) -> str:
     wrong_value = _WRONG_VALUE.match(str(error))
     if isinstance(error, flags.IllegalFlagValueError) and wrong_value:
         argument, path = wrong_value.groups()
-        return f"--{argument}: it takes {describe(setting_type(flags.FLAGS['config'].value, path))}"
+        return f"--{argument}: it takes {describe(setting_type(flags.FLAGS.config, path))}"
     return " ".join(str(error).removeprefix("flag ").split())
 
 
