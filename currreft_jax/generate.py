@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from currreft_jax.config import Sampling, validate_sampling
+from currreft_jax.config.arguments import CommandParser
 from currreft_jax.world import base
 from currreft_jax.world.demo import demo_question, demo_scene
 from currreft_jax.world.pretraining import CAPTION_PROMPTS
@@ -120,7 +121,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 
 def _parser() -> argparse.ArgumentParser:
     defaults, caption = Sampling(), CAPTION_PROMPTS["boxes"]
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m currreft_jax.generate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
