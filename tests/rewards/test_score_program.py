@@ -155,7 +155,7 @@ def test_unused_keys_are_named():
         ),
         (
             {"kind": "open", "task": "math", "solution": "\\foo{"},
-            ":2: solution '\\\\foo{' is an expression that",
+            ":2: solution '\\\\foo{': math-verify cannot read",
         ),
     ],
 )
