@@ -148,12 +148,17 @@ def _in_sentence(text: str) -> str | Sentence | Reason:
     rest, unit = _after_unit(text[last:])
     after = _tokens(rest)
     glued = next((token.text for token in tokens if _is_glued(token, text)), "")
-    unread = glued or negation or _changing_word(_after_introduction(tokens[:start]), _BEFORE)
-    if not unread and (any(token.text[0].isdigit() for token in after) or len(split_list(expression)) > 1):
+    if not glued and (any(token.text[0].isdigit() for token in after) or len(split_list(expression)) > 1):
         return Reason.SEVERAL_ANSWERS
     words = [token.text for token in after]
-    symbol = next((token.text for token in after if not _is_introducing(token) and token.text not in "()!"), "")
-    unread = unread or symbol or _change_after(words) or _negation(words)
+    unread = (
+        glued
+        or negation
+        or _changing_word(_after_introduction(tokens[:start]), _BEFORE)
+        or next((token.text for token in after if not _is_introducing(token) and token.text not in "()!"), "")
+        or _change_after(words)
+        or _negation(words)
+    )
     return Sentence(text, unread) if unread else f"{expression} {unit}".rstrip()
 
 

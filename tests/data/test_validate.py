@@ -83,7 +83,7 @@ def test_gold_expressions_are_parsed_by_the_maths_pool(folder):
         rows[4] |= {"solution": solution}
         found = validated(folder, rows).findings
         assert [finding.problem for finding in found] == [Problem.GOLD] * bad
-        assert all("math-verify cannot read; rewrite it as LaTeX" in finding.message for finding in found)
+        assert all("math-verify cannot read" in finding.message for finding in found)
 
 
 def change(index: int, **keys):

@@ -450,7 +450,6 @@ def test_only_a_lone_name_is_assigned_to(solution, answer, value, pool):
         "at least",
         "divisible by",
         "a multiple of",
-        "",
     ],
 )
 def test_a_word_that_changes_a_number_is_never_dropped_before_it(word, pool):
@@ -480,7 +479,6 @@ def test_a_word_that_changes_a_number_is_never_dropped_before_it(word, pool):
         "亿",
         "的平方",
         "以上",
-        "",
     ],
 )
 def test_a_word_that_changes_a_number_is_never_dropped_after_it(word, pool):

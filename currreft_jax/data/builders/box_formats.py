@@ -45,8 +45,8 @@ def parse_box(value: Any, box_format: str, frame: Frame | None, record: Fields, 
         scale: a key of `BOX_SCALES`.
 
     Raises:
-        LineError: the value is not four numbers, leaves the frame by more than one pixel, or is an object whose keys are
-            of another format.
+        LineError: the value is not four numbers, leaves the frame by more than one pixel, or is an object with keys of
+            another format.
         EmptyBoxError: the box has no area.
     """
     if isinstance(value, dict):
