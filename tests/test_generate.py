@@ -65,6 +65,7 @@ def test_a_text_without_boxes_has_a_reason():
     assert answer_boxes("no box", Frame(100, 200), Frame(200, 100)) is Reason.BAD_JSON
 
 
+@pytest.mark.slow
 def test_an_image_is_asked_about_and_drawn_on(checkpoint, tmp_path, capsys, monkeypatch):
     tiny.picture(90, 60).save(tmp_path / "in.png")
     arguments = [f"--model={checkpoint}", f"--image={tmp_path / 'in.png'}", "--prompt=where?", "--max-new-tokens=6"]

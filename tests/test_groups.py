@@ -20,7 +20,7 @@ from tests.marks import quick
 G, T = 3, 6
 
 
-@pytest.fixture(scope="module", params=[tiny.CONFIG, tiny.UNTIED], ids=["tied", "untied"])
+@pytest.fixture(scope="module", params=quick([tiny.CONFIG, tiny.UNTIED]), ids=["tied", "untied"])
 def group(request, checkpoint):
     model = tiny.model_of(request.param)
     parameters = tiny.parameters_of(model, seed=1)
@@ -133,7 +133,7 @@ def test_a_text_prompt_has_the_same_logprobs_with_and_without_images_in_the_batc
     np.testing.assert_allclose(score(parameters, alone, tokens[2:]), expected[2:], atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("remat", quick([Remat.BLOCK, Remat.DOTS]))
+@pytest.mark.parametrize("remat", quick([Remat.BLOCK, Remat.DOTS], 0))
 def test_remat_saves_memory_and_keeps_gradients(group, remat):
     model, parameters, prompts, tokens = group
     batch = batch_of(prompts, model.config)

@@ -283,6 +283,7 @@ def test_microbatches_keep_completions_with_their_prompts(checkpoint, rows):
     assert first == {row.id for row in source_rows[:8]}
 
 
+@pytest.mark.slow
 def test_several_updates_and_minibatches_per_rollout(checkpoint, rows, tmp_path):
     grpo = Grpo(num_updates=2, minibatches=2, kl_coef=0.0)
     config = config_of(checkpoint, rows, steps=2, grpo=grpo)

@@ -105,12 +105,14 @@ def test_all_linear_layers_of_the_decoder_and_no_others_have_adapters(plain):
     assert len(np.unique(np.asarray(a))) > 0.99 * a.size  # no layer repeats another
 
 
+@pytest.mark.slow
 def test_init_of_kernels_does_not_depend_on_adapters():
     without, with_them = named(plain_of().init(3)), named(lora_of().init(3))
     for name, x in without.items():
         np.testing.assert_array_equal(x, with_them[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_fresh_adapters_have_no_effect_and_depend_only_on_the_seed(checkpoint, plain):
     model = lora_of()
     fresh = add_adapters(model, plain, 5)
@@ -145,7 +147,7 @@ def test_each_adapter_equals_its_product_added_to_the_kernel(checkpoint, plain, 
     assert np.abs(wanted - without).max() > 1e-3
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", quick([((1, 1, 1),), ((2, 2, 2),)]), ids=str)
 def test_merged_parameters_have_no_adapters_and_the_same_logprobs(checkpoint, mesh):
     mesh = make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))])
     model, plain_model = lora_of(mesh=mesh), plain_of(mesh=mesh)
@@ -166,6 +168,7 @@ def test_merged_parameters_have_no_adapters_and_the_same_logprobs(checkpoint, me
         merge_adapters(plain_model, parameters)
 
 
+@pytest.mark.slow
 def test_gradients_follow_from_those_of_the_merged_kernel(checkpoint, plain, adapters):
     """dA = s dW Bᵀ and dB = s Aᵀ dW, where dW is the gradient of the merged kernel."""
     model, batch = lora_of(), batch_for(checkpoint)
@@ -219,7 +222,7 @@ def test_a_step_updates_only_adapters_and_has_moments_only_for_them(checkpoint, 
         assert np.array_equal(old, after[name]) != is_adapter(name), name
 
 
-@pytest.mark.parametrize("frozen", ["adapters", "vision"])
+@pytest.mark.parametrize("frozen", quick(["vision", "adapters"]))
 def test_frozen_parameters_cost_no_gradient_matmuls(checkpoint, plain, frozen):
     """The backward pass has two matmuls for each one of the forward pass; one gives the kernel's gradient."""
     model = lora_of() if frozen == "adapters" else plain_of()
@@ -251,7 +254,7 @@ def test_an_export_has_no_adapters_and_the_same_logprobs(checkpoint, adapters, t
         np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), quick([(2, 2, 2), (1, 1, 1)]))
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), quick([(2, 2, 2), (1, 1, 1)], 0))
 def test_the_samplers_logprobs_are_the_trainers(checkpoint, data, fsdp, tensor):
     mesh = data, fsdp, tensor
     mesh = make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))])

@@ -174,7 +174,7 @@ def test_a_forbidden_token_has_probability_zero_and_finite_gradients(scoring):
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize(("vocabulary", "tied"), [(1008, True), (1008, False), (1009, False)])
+@pytest.mark.parametrize(("vocabulary", "tied"), quick([(1008, True), (1009, False), (1008, False)]))
 def test_blockwise_logprobs_of_a_sharded_head(scoring, vocabulary, tied, monkeypatch):
     """4 tensor shards divide 1,008 columns but not 1,009; the last block overlaps the one before."""
     _, _, hidden, tokens = scoring
@@ -257,9 +257,7 @@ def test_other_images_in_the_same_shape_do_not_recompile(checkpoint):
 OTHER_IMAGES = [(4, 4, 4), (1, 4, 1), (4, 3, 3), (4,), (3,)]
 
 
-@pytest.mark.parametrize(
-    "sizes", [(3, 2, 4, 2), *(pytest.param(rows, marks=pytest.mark.slow) for rows in OTHER_IMAGES)]
-)
+@pytest.mark.parametrize("sizes", quick([((3, 2, 4, 2),), *((rows,) for rows in OTHER_IMAGES)], 0))
 def test_attention_within_images_equals_masked_dense_attention(sizes):
     """In rows of four slots: images within a row, across one border, and across both."""
     key = jax.random.key(0)
@@ -318,7 +316,7 @@ def test_scores_are_never_transposed(axes, sources):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("completions", "length"), quick([(3, 7), (1, 11), (40, 2)]))
+@pytest.mark.parametrize(("completions", "length"), quick([(3, 7), (1, 11), (40, 2)], 0))
 def test_attention_in_blocks_of_queries_equals_attention_at_once(monkeypatch, completions, length, dtype):
     rng = np.random.default_rng(0)
     shapes = (2, completions, length, 2, 3, 8), (2, 9, 2, 8), (2, completions, length, 2, 8)
@@ -426,7 +424,7 @@ def test_every_mesh_gives_the_same_logprobs_and_gradients(sharded_group, on_one_
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0, err_msg=path_of(path))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), quick([(6, 2), (6, 3), (4, 1)]))
+@pytest.mark.parametrize(("heads", "kv_heads"), quick([(6, 2), (6, 3), (4, 1)], 0))
 def test_head_counts_that_the_tensor_axis_does_not_divide(sharded_group, heads, kv_heads):
     _, prompts, tokens = sharded_group
     sections = {4: (4, 4, 4), 6: (2, 3, 3)}[heads]
@@ -465,6 +463,7 @@ def communicated(compiled, kinds: str) -> list[tuple[int, ...]]:
     return found
 
 
+@pytest.mark.slow
 def test_fsdp_communicates_weights_and_never_activations():
     """With the 3B's widths, compiled but not run: at small widths the partitioner decides otherwise."""
     published = PUBLISHED["3b"]
@@ -555,6 +554,7 @@ def test_every_parameter_has_a_sharding_rule_and_fsdp_shards_large_ones():
     assert large.keys() > whole_heads and large == {name: 2 if name in whole_heads else 8 for name in large}
 
 
+@pytest.mark.slow
 def test_init_is_the_same_on_every_mesh():
     model = tiny.model_of()
     one = model.init(3)

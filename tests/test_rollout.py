@@ -135,6 +135,7 @@ def test_entropies_match_the_trainers(world, rollout):
     assert (np.asarray(rollout.entropies)[~mask] == 0).all() and np.asarray(rollout.entropies)[mask].min() > 0
 
 
+@pytest.mark.slow
 def test_log_probs_match_the_trainers_at_another_temperature(world):
     model, parameters, _, prompts = world
     rollout = cr.sample(*world, EXACT, temperature=1.7, seed=1)
@@ -393,6 +394,7 @@ def test_decode_params_have_their_own_layout_and_precision(checkpoint):
     assert "visual" not in weights and weights["norm"]["scale"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_compaction_drops_finished_completions(world, monkeypatch):
     sizes = []
     real = module.sampler_programs

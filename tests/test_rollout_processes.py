@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 import currreft_jax as cr
 from currreft_jax.config import CacheType, Precision, Sampling
@@ -49,6 +50,7 @@ def prompts_of(source) -> tuple[object, list[Prompt]]:
     return processor, prompts
 
 
+@pytest.mark.slow
 def test_two_processes_sample_as_one(checkpoint, tmp_path):
     model, parameters = cr.load_model(checkpoint)
     processor, prompts = prompts_of(checkpoint)

@@ -138,6 +138,7 @@ def test_the_schedule_ends_with_the_last_update_of_the_last_step():
     np.testing.assert_allclose([rates(update) for update in range(8)], wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_moments_are_sharded_as_their_parameters_and_updates_compile_once(checkpoint):
     model = tiny.model_of(mesh=make_mesh(data=2, fsdp=4))
     settings = Optimizer(learning_rate=1e-3)

@@ -124,7 +124,7 @@ def interrupt(monkeypatch, step: int) -> None:
     monkeypatch.setattr(Metrics, "advance", interrupting)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
+@pytest.mark.parametrize("stop_at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_sigterm_saves_and_the_run_resumes_bit_for_bit(finished_run, checkpoint, rows, tmp_path, monkeypatch, stop_at):
     interrupt(monkeypatch, stop_at)
     config = config_of(checkpoint, rows)
@@ -159,6 +159,7 @@ def test_a_finished_run_is_left_alone(finished_run, checkpoint, rows, capsys):
     assert (finished_run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_does_not_resume_with_other_rows(checkpoint, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.hf, "export", lambda *_: None)  # as if the run had stopped before the end
     file = tmp_path / "rows.jsonl"
@@ -239,6 +240,7 @@ def test_a_few_rows_are_memorized(checkpoint, rows, tmp_path):
     assert logged_metrics(tmp_path)[-1]["loss"] < 0.01
 
 
+@pytest.mark.slow
 def test_a_nonfinite_loss_ends_the_run(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, optimizer=Optimizer(learning_rate=1e30, schedule=Schedule.CONSTANT))
     with pytest.raises(NonFiniteError, match=r"step \d: loss"):
