@@ -25,10 +25,16 @@ def hf(folder: Path, job: Job) -> Callable[[], int]:
     """Runs Hugging Face's `generate`, which repeats prompts and images G times."""
     import numpy as np
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    if any(folder.glob("*.safetensors")):
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    else:  # a folder without weights: random ones, made on the device
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device(device):
+            model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder)).eval()
+        torch.set_default_dtype(torch.float32)
     arrays = np.load(job["arrays"])
     ids = torch.tensor(arrays["tokens"].astype(np.int64), device=device)
     arguments = {
