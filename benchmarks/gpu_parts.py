@@ -172,10 +172,10 @@ def measure_numerics(bench: Bench) -> None:
 
 def measure_sampling(bench: Bench) -> None:
     """Measures the prefix and decoding, for half of the prompts and for all of them."""
-    load, spec = bench.load, attached_topology(jax.devices()[:1]).spec
+    load, topology = bench.load, attached_topology(jax.devices()[:1])
     processor, prompts = _open_model(bench)
     config = _config(bench, Method.GRPO, Rule.ADAMW, load.prompts)
-    model = _stage(config, processor).model
+    model = _stage(config, processor, topology).model
     params = to_compute_dtype(model)(model.init(0))
     weights = jax.block_until_ready(decode_params(model, params, config.sampling))
     bench.say("parameters are there")
@@ -205,7 +205,7 @@ def measure_sampling(bench: Bench) -> None:
                     "tokens_per_second": completions * load.new_tokens / whole,
                     "decode_bytes_per_step": moved,
                     "decode_bandwidth": moved / step,
-                    "bandwidth_share": moved / step / spec.bandwidth if spec else None,
+                    "bandwidth_share": moved / step / topology.spec.bandwidth if topology.spec else None,
                     "compiled_after_warm_up": len(compiled),
                 }
             }
@@ -370,7 +370,7 @@ def _choose(bench: Bench, method: Method) -> Chosen:
         batch = prompt_batch(some, processor.config)
         assert batch.images is not None
         shape = BatchShape(batch.tokens.shape[1], batch.images.patches.shape[1], batch.images.max_slots_per_image)
-        stage = _stage(config, processor)
+        stage = _stage(config, processor, topology)
         programs = [program for program in stage.step(Bucket(shape, load.new_tokens)) if program.times]
         compiled, reason = _compile(bench, programs, topology)
         if reason:
@@ -435,9 +435,9 @@ def _config(bench: Bench, method: Method, rule: Rule, num_prompts: int) -> Confi
     )
 
 
-def _stage(config: Config, processor: Processor) -> StagePrograms:
+def _stage(config: Config, processor: Processor, topology: Topology) -> StagePrograms:
     spec = ModelSpec(processor.config, processor.max_pixels, processor.tokenizer_size, tuple(processor.eos_token_ids))
-    return stage_programs(config, 0, spec, jax.devices()[:1])
+    return stage_programs(config, 0, spec, topology.devices)
 
 
 def _open_model(bench: Bench) -> tuple[Processor, list[Prompt]]:
