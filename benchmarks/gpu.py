@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None, run: RunPart | None = None) -> int:
         elif left < needed:
             _say(elapsed, name, f"left out: it needs {needed} s or more, and {left:.0f} are left")
         else:
+            _say(elapsed, name, f"starts, {left:.0f} s are left")
             run(name, options, left)
             results = read_results(options.out, options.size)
     print(format_results(results, options.only), flush=True)
@@ -142,7 +143,6 @@ def measure_part(name: str, options: argparse.Namespace) -> int:
     def report(**figures: Any) -> None:
         write_part(options.out, options.size, name, figures)
 
-    say("begins")
     with tempfile.TemporaryDirectory() as folder:
         PARTS[name](Bench(options.size, Path(folder), options.hf_python, say, report))
     failures = read_results(options.out, options.size)["parts"][name].get("failures", [])

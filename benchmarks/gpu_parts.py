@@ -64,7 +64,6 @@ from currreft_jax.evaluation.scoring import score_rollout
 from currreft_jax.models.qwen2_5_vl import Parameters, token_logprobs
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_programs, step_seconds
 from currreft_jax.planning.devices import GIB, DeviceSpec, Topology, attached_topology
-from currreft_jax.planning.fit import fits
 from currreft_jax.planning.flops import matmul_flops
 from currreft_jax.planning.spec import ModelSpec
 from currreft_jax.runtime.multihost import to_devices
@@ -81,6 +80,7 @@ from currreft_jax.training.sft import sft_batch, sft_step
 from currreft_jax.training.update import TrainState, init_state, loss_and_gradient
 
 LEARNING_RATE = 1e-6
+MARGIN = 1.1  # of memory over the plan's; on an H200 a step took 1.07 times what was planned
 
 
 @dataclass(frozen=True)
@@ -402,19 +402,20 @@ def _compile(
         The compiled programs, and why they do not fit, None if they do.
     """
     usable = topology.usable_bytes
+    safe = None if usable is None else usable / MARGIN
     for program in programs:
         least = program.bytes_before
         if program.name == "gradient":
             least += device_bytes(program.arguments[1])  # the sum is donated; the microbatch's own gradient is as large
-        if usable is not None and least > usable:
-            return [], f"{program.name} takes {least / GIB:.1f} GiB and more, of {usable / GIB:.1f}"
+        if safe is not None and least > safe:
+            return [], f"{program.name} takes {least / GIB:.1f} GiB and more; {safe / GIB:.1f} are safe"
     compiled: list[CompiledProgram] = []
     for result in compile_programs(programs, topology):
         name, peak = result.program.name, result.peak_bytes
         bench.say(f"compiled {name} in {result.compile_seconds:.1f} s, peak {peak / GIB:.2f} GiB")
         compiled.append(result)
-        if usable is not None and not fits([result], topology):
-            return compiled, f"{name} takes {peak / GIB:.1f} GiB, of {usable / GIB:.1f}"
+        if safe is not None and peak > safe:
+            return compiled, f"{name} takes {peak / GIB:.1f} GiB; {safe / GIB:.1f} are safe"
     return compiled, None
 
 

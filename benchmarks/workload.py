@@ -229,7 +229,10 @@ def hashed_reward(row: Row, completion: Completion, *_: Any) -> Verdict:
 def log_compilations() -> list[float]:
     """Returns a list that receives the seconds of every compilation from here on."""
     seconds: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: seconds.append(duration) if "backend_compile" in event else None
-    )
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event:
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     return seconds
