@@ -1,6 +1,6 @@
 """Measures numerics, speed and memory on a machine with one GPU, part by part, in under 8 minutes.
 
-  python -m benchmarks.gpu [--out gpu.json] [--only PART ...] [--size 3b | tiny] [--budget SECONDS]
+  python -m benchmarks.gpu [--out runs/gpu.json] [--only PART ...] [--size 3b | tiny] [--budget SECONDS]
 
 Nothing is downloaded: the weights are random, the images noise. Each part runs in a process of its own, with the
 environment of launch/env_gpu.sh, and writes its figures to the JSON file as it has them. A part that no longer fits the
@@ -196,6 +196,7 @@ def is_finished(results: Results, name: str) -> bool:
 
 
 def _write(path: Path, results: Results) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     partial.replace(path)
@@ -300,7 +301,7 @@ def _say(elapsed: float, part: str, line: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = list(PART_SECONDS)
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), metavar="FILE", help="results (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), metavar="FILE", help="results (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help="these parts alone")
     parser.add_argument("--size", choices=("3b", "tiny"), default="3b", help="shape of the model (%(default)s)")
     parser.add_argument("--budget", type=float, default=470, metavar="SECONDS", help="of the whole call (%(default)s)")
