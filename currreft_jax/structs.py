@@ -232,7 +232,7 @@ class Row:
         kind: format of the answer.
         problem: the question, without the prompt's instructions. `{box:0}`, in it or in an option, is replaced by the
             first of `boxes`, in the frame that the model sees.
-        solution: the gold answer, bare or inside `<answer>` tags; boxes in pixels of `frame`.
+        solution: the gold answer, bare or inside `<answer>` tags; boxes in pixels of `frame`, `[]` for nothing to find.
         images: paths.
         options: texts of a choice row's options, lettered A, B, C and so on; empty if only the problem lists them.
         multiple: whether a choice row may have several right options.
