@@ -15,7 +15,8 @@ from currreft_jax.structs import Boxes, Frame, Reason
 _LARGEST_COORDINATE = 1e6
 
 # Possessive quantifiers keep the time linear in the length of any text.
-_NUMBER = r"(?<![\w.+\-}\]］])[-+]?(?:[0-9]{1,16}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?(?![\w.])"
+_NUMBER = r"(?<![\w.+\-])[-+]?(?:[0-9]{1,16}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?(?![\w.])"
+_CUT_NUMBER = re.compile(r"[\]］{}][-+.]?[0-9]|[0-9]\.?[\[［{]")
 _GAP = r"""[\s,，、;；"'`]"""
 _GAPS = re.compile(rf"{_GAP}+")
 _BRACKETED_NUMBERS = re.compile(rf"([\[［]{_GAP}*+)?({_NUMBER}(?:{_GAP}++{_NUMBER})*+)({_GAP}*+[\]］])?")
@@ -48,14 +49,15 @@ def read_corners(answer: str) -> np.ndarray | DamagedAnswer[np.ndarray] | Reason
 
     There, every bracket of four numbers is a box, wherever it is; quotes between the numbers, missing commas and one
     missing bracket do not matter. Numbers without a bracket are no box. A bracket that may have been a box makes the
-    answer unreadable, so that damage hides no wrong box: one of three or five numbers, one of too large numbers, and
-    several numbers with a bracket on one side only, unless they are four.
+    answer unreadable, so that damage hides no wrong box: one of three or five numbers, one of too large numbers,
+    several numbers with a bracket on one side only, unless they are four, and a bracket or brace that cuts a number in
+    two.
 
     Returns:
         The distinct boxes, float64 `[n, 4]`, or the reason why they cannot be read.
     """
     corners = parse_corners(answer)
-    if corners is not Reason.BAD_JSON:
+    if corners is not Reason.BAD_JSON or _CUT_NUMBER.search(answer):
         return corners
     boxes = []
     for opening, run, closing in _BRACKETED_NUMBERS.findall(answer):

@@ -12,7 +12,7 @@ from currreft_jax.data.builders import stage_rows
 from currreft_jax.data.builders.absent_rows import with_absent_rows
 from currreft_jax.data.builders.converter import AnnotatedImage, BuildError, ConvertedData, DatasetSource, collect_items
 from currreft_jax.data.builders.formats import FORMATS
-from currreft_jax.data.builders.question_templates import CATEGORY_OR_NONE, JUDGE_CATEGORY, NO_OBJECT
+from currreft_jax.data.builders.question_templates import CATEGORY_OR_NONE, JUDGE_CATEGORY, NO_OBJECT, REGION
 from currreft_jax.rewards import MathsPool, check_rows, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row
 from tests.data.builders.dataset_files import write_coco_set
@@ -94,7 +94,10 @@ def test_what_an_expression_describes_is_not_known_to_be_absent(tmp_path):
     data = collect_items(FORMATS["refcoco"].convert(DatasetSource(tmp_path, tmp_path, tmp_path / "w", name="ref")))
     with pytest.raises(BuildError, match=r"row ref-\d-\d asks .*build from objects that are all annotated"):
         with_absent_rows(data.rows, data.images, SHARE, 0)
-    with pytest.raises(BuildError, match="no"):
+    named = replace(data.rows[0], problem=f"{REGION.open}dog")  # even if it is the name of a category
+    with pytest.raises(BuildError, match="build from objects that are all annotated"):
+        with_absent_rows([named], data.images, SHARE, 0)
+    with pytest.raises(BuildError, match="and there are none; --tasks takes detection"):
         with_absent_rows([], data.images, SHARE, 0)
 
 
