@@ -36,6 +36,8 @@ def gold_boxes(row: Row, frame: Frame | None) -> Boxes:
     corners = parse_corners(gold_text(row))
     if isinstance(corners, Reason):
         refuse_gold(row, corners, '[x1, y1, x2, y2], {"bbox_2d": […]}, a list of these, or [] for nothing to find')
+    if not len(corners):
+        return Boxes(corners, frame or row.frame)
     if degenerate(corners).any():
         refuse_gold(row, Reason.DEGENERATE_BOX, "boxes with x1 < x2 and y1 < y2 (is it x, y, width, height?)")
     if row.frame and not inside(corners, row.frame).all():

@@ -237,6 +237,7 @@ def test_a_repeated_box_counts_once_in_answer_and_gold(variant):
 def test_where_there_is_nothing_to_find_only_the_empty_list_is_right(variant):
     settings = Rewards(detection=variant)
     assert rewards_of(NONE, "[]", settings) == [(1, None), (1, None)]
+    assert accuracy(make_row("open", "detection", NONE), "[]", settings, Frame(50, 50)) == (1, None)  # of any frame
     assert rewards_of(NONE, ONE, settings) == [(0, R.EXTRA_BOXES), (1, None)]
     assert rewards_of(ONE, "[]", settings) == [(0, R.NO_BOXES), (1, None)]
 

@@ -15,7 +15,7 @@ from currreft_jax.data.builders.formats import FORMATS
 from currreft_jax.data.builders.question_templates import CATEGORY_OR_NONE, JUDGE_CATEGORY, NO_OBJECT, REGION
 from currreft_jax.rewards import MathsPool, check_rows, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row
-from tests.data.builders.dataset_files import write_coco_set
+from tests.data.builders.dataset_files import write_coco_set, write_image, write_json_lines
 
 COUNT = 120
 SHARE = 0.3
@@ -133,6 +133,15 @@ def test_every_choice_row_offers_that_there_is_no_such_object(data, rows, genera
         completions.append([Completion(f"<think>so</think><answer>{answer}</answer>") for answer in answers])
         expected.append([float(letter == row.solution) for letter in "ABCD"])
     np.testing.assert_array_equal(score_completions(scored, completions).parts["accuracy"], expected)
+
+
+def test_a_table_may_say_that_there_is_nothing_to_find(tmp_path):
+    write_image(tmp_path / "a.png", 60, 40)
+    write_json_lines(tmp_path / "t.jsonl", [{"problem": "Find the cat.", "solution": "[]", "image": "a.png"}])
+    source = DatasetSource(tmp_path, tmp_path, tmp_path / "w", name="table", task=Task.DETECTION)
+    (row,) = collect_items(FORMATS["table"].convert(source)).rows
+    assert (row.solution, row.frame) == ("[]", Frame(60, 40))
+    assert check_rows([row]) == []
 
 
 def test_rows_of_ones_own_without_known_categories_make_choices_and_no_yes_no_rows(pool):
