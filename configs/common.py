@@ -3,6 +3,7 @@
 import os
 import sys
 from glob import glob
+from pathlib import Path
 
 from currreft_jax.config import (
     ELSEWHERE,
@@ -23,6 +24,7 @@ from currreft_jax.config import (
 )
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+_BASE = os.path.relpath(Path(__file__).resolve().parent.parent / "currreft_jax/world/base")
 WORLD = "runs/world"  # generated on first use
 ROWS = "rows/paper"  # `dataset build --recipe paper --out rows/paper`, as in docs/data.md
 TASKS = ("detection", "classify", "math")
@@ -57,7 +59,7 @@ def base(name: str, variant: str) -> Config:
     if variant == "tiny":
         return Config(
             name=f"{name}-{variant}",
-            model=Pretrained(path="currreft_jax/world/base", dtype="float32", remat=Remat.NONE, max_pixels=0),
+            model=Pretrained(path=_BASE, dtype="float32", remat=Remat.NONE, max_pixels=0),
             mesh=MeshShape(data=-1, fsdp=1),
             data=Data(template="world", prompt_lengths=(64, 96, 128), completion_lengths=(32, 64), threads=2),
             logging=Logging(log_every=10, save_every=200),

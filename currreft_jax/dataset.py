@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from currreft_jax.config import Kind, Task
+from currreft_jax.config.arguments import CommandParser
 from currreft_jax.data import builders, show, validate
 from currreft_jax.data import processor as processors
 from currreft_jax.data.budget import DEFAULT_MAX_PIXELS, DEFAULT_MAX_PROMPT_TOKENS, PromptBudget
@@ -87,7 +88,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m currreft_jax.dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from currreft_jax.config import Sampling, validate_sampling
+from currreft_jax.config.arguments import CommandParser
 from currreft_jax.world import base
 from currreft_jax.world.demo import demo_question, demo_scene
 from currreft_jax.world.pretraining import CAPTION_PROMPTS
@@ -74,7 +75,7 @@ def generate(options: argparse.Namespace) -> None:
     from currreft_jax.sampling.sampler import stream
     from currreft_jax.session.sources import load_source
 
-    processor, model, params = load_source(source, max_pixels=options.max_pixels)
+    processor, model, params = load_source(source, dtype=options.dtype, max_pixels=options.max_pixels)
     content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
     prompt = processor.prompt([{"role": "user", "content": content}], images, name="the prompt")
     rollouts = stream(model, params, processor, [prompt], settings, seed=options.seed)
@@ -120,7 +121,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 
 def _parser() -> argparse.ArgumentParser:
     defaults, caption = Sampling(), CAPTION_PROMPTS["boxes"]
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m currreft_jax.generate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -141,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     limit = defaults.max_new_tokens
     add("--max-new-tokens", metavar="N", type=int, default=limit, help="token limit of an answer (default %(default)s)")
     add("--seed", metavar="N", type=int, default=0, help="the same seed gives the same answers (default 0)")
+    dtypes = ("float32", "bfloat16", "float16")
+    add("--dtype", choices=dtypes, help="precision to load the model in (default: that of its weights)")
     add("--max-pixels", metavar="N", type=int, help="shrink larger images to this area (default: the checkpoint's)")
     return parser
 

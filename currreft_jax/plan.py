@@ -10,15 +10,16 @@ devices. Exits with 1 if a program does not fit, and prints settings that do.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
 from currreft_jax.config import ELSEWHERE, Config, validate
+from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_programs
 from currreft_jax.planning.devices import DEVICES, GB, Topology, attached_topology, topology_by_name
 from currreft_jax.planning.fit import fits
@@ -89,7 +90,7 @@ def remedy(config: Config, stage_index: int, spec: ModelSpec, topology: Topology
 def define_flags() -> None:
     """Defines the program's flags, only when it runs: `train` has a flag of the same name."""
     defaults = Efficiency()
-    config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
+    define_config()
     flags.DEFINE_string("topology", None, f"devices, such as a800:2x8 or v5e:2x4, of {', '.join(DEVICES)}; or here")
     flags.DEFINE_integer("stage", 0, "index of the stage in the config, from 0")
     flags.DEFINE_bool("all", False, "compile every shape that a batch may take, not the largest alone (hours)")
@@ -100,13 +101,19 @@ def define_flags() -> None:
     flags.DEFINE_float("network_gbs", defaults.network / GB, "achieved GB/s from each device to other hosts")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    if len(argv) > 1:
-        sys.exit(f"plan: {argv[1]} is not a setting; write --config.NAME=VALUE")
     args = flags.FLAGS
-    if args.config is None or args.topology is None:
-        sys.exit("plan: give --config and --topology, such as --config=configs/stage3.py:3b --topology=a800:1x8")
+    if args.topology is None:
+        refuse_command_line("plan", "--topology is missing, such as --topology=a800:1x8")
+    if not 0 <= args.stage < len(args.config.stages):
+        refuse_command_line("plan", f"--stage={args.stage}: it takes 0 to {len(args.config.stages) - 1}")
+    shares = {"compute_share": args.compute_share, "memory_share": args.memory_share, "link_share": args.link_share}
+    for name, share in shares.items():
+        if not 0 < share <= 1:
+            refuse_command_line("plan", f"--{name}={share}: it takes a share in (0, 1]")
+    if not 0 < args.network_gbs < math.inf:
+        refuse_command_line("plan", f"--network_gbs={args.network_gbs}: it takes a positive number")
     if args.topology != _HERE:
         jax.config.update("jax_platforms", "cpu")  # leaves the attached devices free
     efficiency = Efficiency(args.compute_share, args.memory_share, args.link_share, args.network_gbs * GB)
@@ -125,4 +132,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     os.environ[ELSEWHERE] = "1"  # read when the config file is loaded, before `main`
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=flags_parser("plan"))

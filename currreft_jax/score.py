@@ -4,7 +4,7 @@ Each line of FILE is a JSON object:
 
   kind        judge, choice or open
   task        detection, classify or math
-  solution    the gold answer, bare or inside <answer> tags
+  solution    the gold answer, bare or inside <answer> tags; may be a number
   completion  what the model wrote
   id          optional; the line number by default
   problem     optional
@@ -28,6 +28,7 @@ import sys
 from contextlib import nullcontext
 
 from currreft_jax.config import BoxReading, DetectionScore, PartialCredit, Rewards
+from currreft_jax.config.arguments import CommandParser
 from currreft_jax.evaluation.completions_file import read_completions, score_lines, score_table, verdict_records
 from currreft_jax.rewards import MathsPool, MathsPoolError, RewardError
 
@@ -73,7 +74,7 @@ def _settings(options: argparse.Namespace) -> Rewards:
 
 def _parser() -> argparse.ArgumentParser:
     default = Rewards()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m currreft_jax.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", metavar="FILE", help="JSON lines; - for standard input")

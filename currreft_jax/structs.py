@@ -230,13 +230,13 @@ class Row:
         id: names the row in error messages, and seeds its completions.
         task: subject of the question.
         kind: format of the answer.
-        problem: the question, without the prompt's instructions. `{box:0}`, in it or in an option, is replaced by the
-            first of `boxes`, in the frame that the model sees.
+        problem: the question, without the prompt's instructions. `{box:0}`, in it, an option or a message, is replaced
+            by the first of `boxes`, in the frame that the model sees.
         solution: the gold answer, bare or inside `<answer>` tags; boxes in pixels of `frame`, `[]` for nothing to find.
         images: paths.
         options: texts of a choice row's options, lettered A, B, C and so on; empty if only the problem lists them.
         multiple: whether a choice row may have several right options.
-        frame: frame of the boxes in `solution` and `boxes`.
+        frame: frame of the boxes in `solution` and `boxes`; of 1 x 1 if they are fractions of the image.
         boxes: (x1, y1, x2, y2) of boxes in the texts, in pixels of `frame`, 0-based and half-open.
         messages: the conversation of a chat row, which has neither problem nor solution.
         source: name of the data set.

@@ -4,9 +4,11 @@
   python -m currreft_jax.train --config=configs/stage1.py:3b --config.data.batch_size=16
   python -m currreft_jax.train --config=configs/sft.py:tiny --config.stages[0].sources[0].file=rows.jsonl
 
-Every setting of the config can be given on the command line; a misspelt one is refused. The workdir receives metrics,
-completions, checkpoints and the settings. The same command continues an interrupted run and skips finished stages.
-SIGTERM, SIGUSR1 and, on one machine, Ctrl-C save after the current step and end with exit code 75: start it again.
+Every setting of the config can be given on the command line; a misspelt one is refused, with the nearest right name.
+`python -m pydoc currreft_jax.config.Config` describes the settings, and currreft_jax.config.Optimizer those of
+`optimizer`. The workdir receives metrics, completions, checkpoints and the settings. The same command continues an
+interrupted run and skips finished stages. SIGTERM, SIGUSR1 and, on one machine, Ctrl-C save after the current step and
+end with exit code 75: start it again.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from currreft_jax.config.flags import define_config, flags_parser
 from currreft_jax.rewards import RewardError
 from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.runtime import distributed
@@ -24,7 +26,7 @@ from currreft_jax.training.console import say
 from currreft_jax.training.limits import LimitReached, NonFiniteError
 from currreft_jax.training.trainer import run
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:VARIANT; the file has get_config(variant)")
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for all output; runs/NAME by default")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, without a known launcher")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, without a known launcher")
@@ -37,17 +39,13 @@ _REFUSALS = (
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
     """Runs the program."""
-    if len(argv) > 1:
-        sys.exit(f"train: {argv[1]} is no setting; write --config.NAME=VALUE")
-    if _CONFIG.value is None:
-        sys.exit("train: --config is missing; configs/ has some, such as --config=configs/sft.py")
-    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     config = _CONFIG.value
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save at length
     try:
+        distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         exported = run(config, _WORKDIR.value or f"runs/{config.name}")
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
@@ -58,4 +56,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=flags_parser("train"))

@@ -1,8 +1,10 @@
 """The program that asks a model: what it writes, where it draws, and how it refuses."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from currreft_jax import generate as program
 from currreft_jax.data.answer_boxes import answer_boxes
@@ -80,6 +82,18 @@ def test_an_image_is_asked_about_and_drawn_on(checkpoint, tmp_path, capsys, monk
         changed = np.argwhere(np.any(np.asarray(drawn) != np.asarray(tiny.picture(90, 60)), axis=-1))
     (top, left), (bottom, right) = changed.min(0), changed.max(0)
     assert abs(left - 30) <= 2 and abs(top - 30) <= 2 and abs(right - 60) <= 2 and abs(bottom - 59) <= 2
+
+
+def test_a_folder_of_two_dtypes_is_loaded_in_the_one_that_is_named(tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    tiny.write_checkpoint(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].astype(ml_dtypes.bfloat16)
+    save_file(weights, folder / "model.safetensors")
+    arguments = [f"--model={folder}", "--prompt=x", "--max-new-tokens=1"]
+    assert program.main(arguments) == 1
+    assert "mixes bfloat16, float32: choose one with --dtype" in capsys.readouterr().err
+    assert program.main([*arguments, "--dtype=bfloat16"]) == 0
 
 
 @pytest.mark.parametrize(

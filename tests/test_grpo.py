@@ -215,6 +215,19 @@ def test_the_entropy_limit_ignores_steps_without_loss_tokens():
     assert "cut off" in reached_limit(config, [{**no_tokens, "completions/clipped_ratio": 1.0}])
 
 
+def test_a_limit_of_zero_is_off():
+    """Also for an entropy that rounding has left below 0, in a run of before it was clamped."""
+    line = {"num_loss_tokens": 9.0, "entropy": -1e-6, "kl": 5.0, "completions/clipped_ratio": 1.0}
+    config = Config(method=Method.GRPO, grpo=Grpo(max_kl=0.0, min_entropy=0.0, max_truncated=0.0))
+    assert not reached_limit(config, [line])
+    for limit, value, message in (
+        ("max_kl", 1.0, "KL"),
+        ("min_entropy", 0.1, "entropy"),
+        ("max_truncated", 0.5, "cut"),
+    ):
+        assert message in reached_limit(dataclasses.replace(config, grpo=Grpo(**{limit: value})), [line])
+
+
 def test_a_reference_of_another_architecture_is_refused(checkpoint, rows, tmp_path):
     tiny.write_checkpoint(tmp_path / "other", dataclasses.replace(tiny.CONFIG, rope_theta=9e4))
     config = config_of(checkpoint, rows, grpo=Grpo(reference_path=str(tmp_path / "other")))

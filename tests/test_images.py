@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 
 from currreft_jax.data import images
 from currreft_jax.data.images import ImageError, extract_patches, open_image, smart_resize
-from currreft_jax.data.processor import MAX_PIXELS, MIN_PIXELS
+from currreft_jax.data.processor import MAX_PIXELS, MIN_PIXELS, load
 from currreft_jax.structs import Frame
 from tests import tiny
 
@@ -96,6 +96,64 @@ def test_every_mode_is_converted_to_rgb(content, expected):
     image = open_image(content)
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image), np.repeat(expected[..., None], 3, axis=-1))
+
+
+def with_transparency(image: Image.Image, value) -> Image.Image:
+    image.info["transparency"] = value
+    return image
+
+
+# Two pixels: alpha 0 is white whatever its colour; alpha 51, a fifth: 255 - (255 - value) / 5, computed by hand.
+SHADED = np.array([[[100, 0, 200, 0], [100, 0, 200, 51]]], np.uint8)
+PALETTE = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
+PALETTE.putpalette([100, 0, 200, 100, 0, 200])
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(SHADED), [[255, 255, 255], [224, 204, 244]]),
+        (Image.fromarray(SHADED[..., [0, 3]]), [[255] * 3, [224] * 3]),
+        (with_transparency(PALETTE, bytes([0, 51])), [[255, 255, 255], [224, 204, 244]]),
+        (with_transparency(PALETTE.copy(), 0), [[255, 255, 255], [100, 0, 200]]),
+        (with_transparency(Image.fromarray(SHADED[..., :3].copy()), (100, 0, 200)), [[255] * 3, [255] * 3]),
+        (with_transparency(Image.fromarray(np.array([[7, 100]], np.uint8)), 7), [[255] * 3, [100] * 3]),
+        (with_transparency(Image.fromarray(np.array([[7, 257]], np.uint16)), 7), [[255] * 3, [1] * 3]),
+    ],
+    ids=["rgba", "alpha", "palette with alphas", "palette with a colour", "rgb with a colour", "grey", "16 bits"],
+)
+def test_transparent_pixels_are_put_on_white(image, expected):
+    for source in (image, encoded(image, **({"transparency": image.info["transparency"]} if image.info else {}))):
+        np.testing.assert_array_equal(np.asarray(open_image(source))[0], expected)
+
+
+def test_premultiplied_colours_are_put_on_white():
+    image = Image.fromarray(SHADED).convert("RGBa")
+    np.testing.assert_array_equal(np.asarray(open_image(image))[0], [[255, 255, 255], [224, 204, 244]])
+
+
+def test_a_gif_and_a_webp_with_transparency_are_put_on_white():
+    image = Image.fromarray(np.repeat(SHADED[:, :1], 9, axis=1).repeat(9, axis=0))
+    image.putpixel((4, 4), (100, 0, 200, 255))
+    for content in (encoded(image, "GIF"), encoded(image, "WEBP", lossless=True, exact=True)):
+        opened = np.asarray(open_image(content))
+        np.testing.assert_array_equal(opened[4, 4], [100, 0, 200])
+        assert (opened[0] == 255).all()
+
+
+def test_white_is_blended_as_by_pasting_with_a_mask():
+    """As qwen-vl-utils does it, for every value and every alpha."""
+    values, alphas = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    image = Image.fromarray(np.stack([values, 255 - values, values, alphas], -1))
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    np.testing.assert_array_equal(np.asarray(open_image(image)), np.asarray(white))
+
+
+def test_the_processor_sees_transparency_as_white(checkpoint):
+    image = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
+    patches = load(checkpoint).process_image(image, "a").patches
+    assert (patches == 255).all()
 
 
 def test_a_cmyk_jpeg_keeps_its_colours():

@@ -19,6 +19,7 @@ from currreft_jax.models import logprobs as logprobs_module
 from currreft_jax.models.attention import KVSource, attend
 from currreft_jax.models.config import PUBLISHED
 from currreft_jax.models.layers import einsum
+from currreft_jax.models.logprobs import Head, VocabMask, blockwise_logprobs
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.models.vision import attend_in_images, rows_sharing_images
 from currreft_jax.runtime.multihost import to_devices
@@ -144,6 +145,16 @@ def test_temperature_and_vocab_mask_apply_to_values_and_gradients(scoring, tempe
         np.testing.assert_allclose(a, b, atol=5e-6, rtol=0)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
+
+
+def test_the_entropy_of_near_certain_tokens_is_never_negative():
+    """Logits of a hundred and more: the difference of two fp32 numbers of that size rounds to -1.5e-5."""
+    rng = np.random.default_rng(0)
+    hidden, table = 30 * rng.standard_normal((1, 4, 64, 8)), rng.standard_normal((64, 8))
+    head = Head(True, 64, make_mesh(devices=jax.devices()[:1]), VocabMask(64, ()), 1.0)
+    tokens = np.zeros((1, 4, 64), np.int32)
+    _, entropy = jax.jit(partial(blockwise_logprobs, head=head))(np.float32(hidden), np.float32(table), tokens)
+    assert np.min(entropy) >= 0 and 0.5 < np.max(entropy) < np.log(64)
 
 
 def test_a_forbidden_token_has_probability_zero_and_finite_gradients(scoring):

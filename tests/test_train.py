@@ -316,8 +316,8 @@ def test_the_curriculum_reads_the_files_of_the_recipe(monkeypatch):
         (lambda c: setattr(c.model, "dtype", "float16"), r"model\.dtype is float16; it takes bfloat16 or float32"),
         (lambda c: setattr(c.optimizer, "warmup", 1.0), r"optimizer\.warmup is 1\.0; it takes a share"),
         (lambda c: setattr(c, "microbatches", 0), r"microbatches is 0; it takes 1 or more"),
-        (lambda c: setattr(c, "seed", -1), r"config\.seed is -1; it takes 0 or more"),
-        (lambda c: setattr(c.stages[0], "kinds", ("open",)), r"kinds is \('open',\); it takes members of Kind"),
+        (lambda c: setattr(c, "seed", -1), r"config\.seed is -1; it takes 0 to 2147483647"),
+        (lambda c: setattr(c.stages[0], "kinds", ("open",)), r"kinds\[0\] is 'open'; it takes one of judge, "),
         (lambda c: setattr(c.data, "keep_pass_rates", (0.5,)), r"keep_pass_rates is \(0\.5,\); it takes two rising"),
         (lambda c: setattr(c, "microbatches", 5), r"microbatches is 5; it takes a divisor of data\.batch_size"),
     ],
@@ -334,7 +334,7 @@ def test_invalid_settings_are_refused(change, message):
     quick(
         [
             ([], "--config is missing"),
-            (["--config=configs/sft.py:tiny", "extra"], "extra is no setting"),
+            (["--config=configs/sft.py:tiny", "extra"], "extra is no flag"),
             (["--config=configs/sft.py:tiny", "--config.data.batch_size=0"], "data.batch_size is 0"),
             (["--config=configs/sft.py:tiny", "--config.model.path=nowhere"], "nowhere is neither a folder nor"),
             (["--config=configs/sft.py:tiny", "--config.data.bach_size=8"], "bach_size"),

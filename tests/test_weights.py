@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from currreft_jax import generate
+from currreft_jax.config import Config, Init, Pretrained, Source, Stage
+from currreft_jax.data.processor import load as load_processor
 from currreft_jax.models import hf
 from currreft_jax.models.config import UnsupportedModel
 from currreft_jax.runtime import checkpoint as native
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.training import trainer
+from currreft_jax.training.start import check_base_weights
 from tests import tiny
 from tests.marks import quick
 from tools.convert_weights.__main__ import main
@@ -164,9 +169,71 @@ def test_errors_name_the_damaged_file(folder, tmp_path):
         hf.load(tmp_path)
 
 
+def leave_only(folder: Path, name: str, content: bytes = b"") -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "adapter_config.json",
+            b'{"base_model_name_or_path": "Qwen/Qwen2.5-VL-3B-Instruct"}',
+            "holds a LoRA adapter and no model: merge it into Qwen/Qwen2.5-VL-3B-Instruct (in peft: merge_and_unload",
+        ),
+        ("adapter_model.safetensors", b"", "holds a LoRA adapter and no model: merge it into its base model (in peft"),
+        (
+            "pytorch_model.bin",
+            b"",
+            "holds its weights in pytorch_model.bin, a pickle, which could run any program: save",
+        ),
+        ("pytorch_model-00001-of-00002.bin", b"", "holds its weights in pytorch_model-00001-of-00002.bin, a pickle"),
+        (
+            "model-00001-of-00002.safetensors",
+            b"",
+            "holds model-00001-of-00002.safetensors but no model.safetensors.index",
+        ),
+        ("training_args.bin", b"", "holds no model.safetensors: download it, or give a folder with weights"),
+    ],
+)
+def test_folders_without_readable_weights_are_refused_by_all_programs(folder, tmp_path, capsys, name, content, message):
+    leave_only(folder, name, content)
+    assert main([str(folder), str(tmp_path / "out")]) == 1
+    converted = capsys.readouterr().err
+    assert generate.main([f"--model={folder}", "--prompt=x"]) == 1
+    generated = capsys.readouterr().err
+    config = Config(model=Pretrained(path=str(folder)), stages=[Stage("one", [Source("rows.jsonl")])])
+    with pytest.raises(FileNotFoundError) as refused:  # before it looks for rows
+        trainer.run(config, tmp_path / "run")
+    for error in (converted, generated, str(refused.value)):
+        assert message in error
+        assert "\n" not in error.strip()
+
+
+def test_an_adapter_alone_is_named_before_its_missing_config(folder):
+    leave_only(folder, "adapter_config.json", b'{"base_model_name_or_path": "base"}')
+    (folder / "config.json").unlink()
+    with pytest.raises(UnsupportedModel, match="holds a LoRA adapter and no model: merge it into base"):
+        load_processor(folder)
+
+
+def test_base_weights_are_checked_only_where_a_run_begins_with_them(folder, converted, tmp_path):
+    config = Config(model=Pretrained(path=str(folder)))
+    check_base_weights(config, tmp_path, None)
+    (folder / WEIGHTS).unlink()
+    check_base_weights(config, tmp_path, tmp_path / "stage1")
+    check_base_weights(replace(config, model=replace(config.model, init=Init.RANDOM)), tmp_path, None)
+    check_base_weights(Config(model=Pretrained(path=str(converted))), tmp_path, None)
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+        check_base_weights(config, tmp_path, None)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    check_base_weights(config, tmp_path, None)
+
+
 def test_weights_of_two_dtypes_need_an_explicit_dtype(folder):
     rewrite(folder, lambda t: {**t, "model.norm.weight": t["model.norm.weight"].astype(ml_dtypes.bfloat16)})
-    with pytest.raises(hf.WeightError, match="say which dtype"):
+    with pytest.raises(hf.WeightError, match="mixes bfloat16, float32: choose one with --dtype"):
         hf.load(folder)
     assert hf.load(folder, param_dtype=jnp.float32)[0].dtype == jnp.float32
     model, parameters = hf.load(folder, dtype=jnp.bfloat16, param_dtype=jnp.float32)

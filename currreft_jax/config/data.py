@@ -101,7 +101,7 @@ class Data:
         completion_lengths: bucket sizes of gold completions.
         slots: bucket sizes of image slots per data shard; where empty, sizes a quarter apart, up to the need of one
             image of `max_pixels` per prompt.
-        on_bad_row: response to rows that cannot be read, shown or padded to these sizes.
+        on_bad_row: response to rows that cannot be read, scored, shown or padded to these sizes.
         max_bad_rows: more of them stop the run in any case.
         pass_rates: JSON lines file of `{"id", "pass_rate"}`, for `keep_pass_rates`; none where empty.
         keep_pass_rates: lowest and highest pass rate, both excluded; rows outside are left out.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from currreft_jax.config.checks import is_finite, refuse
+from currreft_jax.config.checks import refuse, refuse_wrong_types
 
 
 class PartialCredit(Enum):
@@ -127,10 +127,10 @@ def validate_rewards(rewards: Rewards) -> None:
     Raises:
         ValueError: naming the setting and the values it takes.
     """
+    refuse_wrong_types("rewards", rewards, Rewards)
     maths, overlong, labels = rewards.maths, rewards.overlong, [*rewards.aliases, *rewards.aliases.values()]
     demands = [
         (any(rewards.weights.values()), "weights", rewards.weights, "at least one weight other than 0"),
-        (is_finite(*rewards.weights.values()), "weights", rewards.weights, "finite numbers"),
         (0 <= rewards.partial_value < 1, "partial_value", rewards.partial_value, "a number in [0, 1)"),
         (0 < rewards.tau <= 1, "tau", rewards.tau, "an IoU in (0, 1]"),
         # Below one half, a guess next to every right box would pay: see rewards.detection.

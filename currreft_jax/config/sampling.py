@@ -1,10 +1,9 @@
 """Settings of the sampler."""
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
-from currreft_jax.config.checks import is_falling_share, is_rising, refuse
+from currreft_jax.config.checks import is_falling_share, is_mesh, is_rising, refuse, refuse_wrong_types
 
 
 class Precision(Enum):
@@ -59,13 +58,14 @@ def validate_sampling(sampling: Sampling) -> None:
     Raises:
         ValueError: naming the setting and the values it takes.
     """
+    refuse_wrong_types("sampling", sampling, Sampling)
     axes, temperature, lengths = sampling.mesh, sampling.temperature, sampling.prompt_lengths
     is_greedy = temperature == 0
     demands = [
         (sampling.group_size >= 1, "group_size", sampling.group_size, "1 or more"),
         (sampling.max_new_tokens >= 1, "max_new_tokens", sampling.max_new_tokens, "1 or more"),
         (
-            0 <= temperature < math.inf,
+            temperature >= 0,
             "temperature",
             temperature,
             "0, for the likeliest token, or a positive number",
@@ -79,7 +79,7 @@ def validate_sampling(sampling: Sampling) -> None:
             "a positive number with top_k or top_p: they have no effect at 0",
         ),
         (
-            len(axes) == 2 and all(size >= 1 or size == -1 for size in axes) and axes != (-1, -1),
+            len(axes) == 2 and is_mesh(axes),
             "mesh",
             axes,
             "(data, tensor), of which one may be -1",

@@ -71,8 +71,8 @@ class Grpo:
         minibatches: optimizer updates per pass.
         mask_truncated: leave completions that hit the token limit out of the loss.
         max_kl: a higher mean KL pauses the run; 0 for no limit.
-        min_entropy: a lower mean entropy, in nats, pauses the run.
-        max_truncated: a higher share of truncated completions pauses the run.
+        min_entropy: a lower mean entropy, in nats, pauses the run; 0 for no limit.
+        max_truncated: a higher share of truncated completions pauses the run; 0 for no limit.
     """
 
     advantage_scale: AdvantageScale = AdvantageScale.GROUP
@@ -86,7 +86,7 @@ class Grpo:
     mask_truncated: bool = False
     max_kl: float = 0.0
     min_entropy: float = 0.0
-    max_truncated: float = 1.0
+    max_truncated: float = 0.0
 
 
 class Rule(Enum):

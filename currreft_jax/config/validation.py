@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from currreft_jax.config.checks import Demand, are_members, is_range, is_rising, refuse
-from currreft_jax.config.data import Kind, Task
+from currreft_jax.config.checks import Demand, is_mesh, is_range, is_rising, refuse, refuse_wrong_types
 from currreft_jax.config.rewards import validate_rewards
 from currreft_jax.config.sampling import validate_sampling, validate_training_sampling
 from currreft_jax.config.training import Config, LossAverage, Method
@@ -17,22 +16,23 @@ def validate(config: Config) -> None:
     Raises:
         ValueError: naming the setting and the values it takes.
     """
-    refuse("config", [*_run(config), *_data(config), *_optimizer(config), *_logging(config)])
+    refuse_wrong_types("config", config, Config)
+    refuse("config", [*_run(config), *_model(config), *_data(config), *_optimizer(config), *_logging(config)])
+    refuse("config", _grpo(config))
+    validate_sampling(config.sampling)
+    validate_rewards(config.rewards)
     if config.method is Method.GRPO:
         validate_training_sampling(config.sampling)
-        validate_rewards(config.rewards)
-        refuse("config", _grpo(config))
-    elif any(stage.held_out for stage in config.stages):
-        validate_sampling(config.sampling)
-        validate_rewards(config.rewards)
+        refuse("config", _grpo_batch(config))
     for stage_index in range(len(config.stages)):
         _validate_stage(config, stage_index)
 
 
 def _run(config: Config) -> list[Demand]:
-    model = config.model
     return [
-        (config.seed >= 0, "seed", config.seed, "0 or more"),
+        (_is_folder_name(config.name), "name", repr(config.name), "the name of a folder"),
+        # JAX takes a seed modulo 2^32, so a larger one would equal a smaller; Grain adds the index of the source.
+        (0 <= config.seed < 2**31, "seed", config.seed, "0 to 2147483647"),
         (bool(config.stages), "stages", config.stages, "at least one stage"),
         (config.microbatches >= 1, "microbatches", config.microbatches, "1 or more"),
         (
@@ -40,6 +40,22 @@ def _run(config: Config) -> list[Demand]:
             "loss_average",
             config.loss_average.value,
             "token or sequence in supervised training: gold answers have no token limit",
+        ),
+    ]
+
+
+def _model(config: Config) -> list[Demand]:
+    model, mesh = config.model, config.mesh
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    return [
+        (bool(model.path), "model.path", repr(model.path), "a hub id or a folder"),
+        (is_mesh(sizes), "mesh", sizes, "sizes (data, fsdp, tensor) from 1, of which one may be -1"),
+        (model.min_pixels >= 0, "model.min_pixels", model.min_pixels, "0, for the checkpoint's own, or more"),
+        (
+            model.max_pixels == 0 or model.max_pixels >= max(1, model.min_pixels),
+            "model.max_pixels",
+            model.max_pixels,
+            f"0, for the checkpoint's own, or at least model.min_pixels ({model.min_pixels})",
         ),
         (model.dtype in _PRECISIONS, "model.dtype", model.dtype, "bfloat16 or float32"),
         (model.lora.rank >= 0, "model.lora.rank", model.lora.rank, "0, for no adapters, or more"),
@@ -62,6 +78,12 @@ def _data(config: Config) -> list[Demand]:
         (not data.slots or is_rising(data.slots), "data.slots", data.slots, "rising numbers of slots"),
         (data.max_bad_rows >= 0, "data.max_bad_rows", data.max_bad_rows, "0 or more"),
         (is_range(data.keep_pass_rates), "data.keep_pass_rates", data.keep_pass_rates, "two rising shares"),
+        (
+            bool(data.pass_rates) or data.keep_pass_rates == (0.0, 1.0),
+            "data.keep_pass_rates",
+            data.keep_pass_rates,
+            "(0.0, 1.0) without data.pass_rates: it has no effect",
+        ),
         (data.threads >= 1, "data.threads", data.threads, "1 or more"),
         (data.prefetch >= 1, "data.prefetch", data.prefetch, "1 or more"),
     ]
@@ -73,6 +95,10 @@ def _optimizer(config: Config) -> list[Demand]:
         (optimizer.moments in _PRECISIONS, "optimizer.moments", optimizer.moments, "bfloat16 or float32"),
         (optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number"),
         (0 <= optimizer.warmup < 1, "optimizer.warmup", optimizer.warmup, "a share in [0, 1)"),
+        (optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "0 or more"),
+        (0 <= optimizer.b1 < 1, "optimizer.b1", optimizer.b1, "a decay in [0, 1)"),
+        (0 <= optimizer.b2 < 1, "optimizer.b2", optimizer.b2, "a decay in [0, 1)"),
+        (optimizer.eps > 0, "optimizer.eps", optimizer.eps, "a positive number"),
         (optimizer.max_grad_norm > 0, "optimizer.max_grad_norm", optimizer.max_grad_norm, "a positive number"),
     ]
 
@@ -90,24 +116,29 @@ def _logging(config: Config) -> list[Demand]:
 
 
 def _grpo(config: Config) -> list[Demand]:
-    grpo, group_size = config.grpo, config.sampling.group_size
-    microbatches = grpo.minibatches * config.microbatches
+    grpo = config.grpo
     return [
-        (group_size >= 2, "sampling.group_size", group_size, "2 or more: a completion is compared with its group"),
         (grpo.kl_coef >= 0, "grpo.kl_coef", grpo.kl_coef, "0 or more"),
         (0 < grpo.clip_epsilon_low <= 1, "grpo.clip_epsilon_low", grpo.clip_epsilon_low, "a number in (0, 1]"),
         (grpo.clip_epsilon_high > 0, "grpo.clip_epsilon_high", grpo.clip_epsilon_high, "a positive number"),
         (grpo.num_updates >= 1, "grpo.num_updates", grpo.num_updates, "1 or more"),
         (grpo.minibatches >= 1, "grpo.minibatches", grpo.minibatches, "1 or more"),
-        (
-            config.data.batch_size % max(1, microbatches) == 0,
-            "grpo.minibatches",
-            grpo.minibatches,
-            f"a number that, times microbatches, divides data.batch_size ({config.data.batch_size})",
-        ),
         (grpo.max_kl >= 0, "grpo.max_kl", grpo.max_kl, "0, for no limit, or more"),
         (grpo.min_entropy >= 0, "grpo.min_entropy", grpo.min_entropy, "0, for no limit, or more"),
-        (0 < grpo.max_truncated <= 1, "grpo.max_truncated", grpo.max_truncated, "a share in (0, 1]"),
+        (0 <= grpo.max_truncated <= 1, "grpo.max_truncated", grpo.max_truncated, "0, for no limit, or a share up to 1"),
+    ]
+
+
+def _grpo_batch(config: Config) -> list[Demand]:
+    group_size, batch_size, minibatches = config.sampling.group_size, config.data.batch_size, config.grpo.minibatches
+    return [
+        (group_size >= 2, "sampling.group_size", group_size, "2 or more: a completion is compared with its group"),
+        (
+            batch_size % (minibatches * config.microbatches) == 0,
+            "grpo.minibatches",
+            minibatches,
+            f"a number that, times microbatches, divides data.batch_size ({batch_size})",
+        ),
     ]
 
 
@@ -117,9 +148,8 @@ def _validate_stage(config: Config, stage_index: int) -> None:
     prefix = f"config.stages[{stage_index}]"
     demands = [
         (bool(stage.sources), "sources", stage.sources, "at least one source"),
-        (are_members(stage.kinds, Kind), "kinds", stage.kinds, "members of Kind, in the config's file"),
-        (are_members(stage.tasks, Task), "tasks", stage.tasks, "members of Task, in the config's file"),
         (stage.steps >= 1, "steps", stage.steps, "1 or more"),
+        (_is_folder_name(stage.name), "name", repr(stage.name), "the name of a folder"),
         (names.count(stage.name) == 1, "name", stage.name, "a name of its own"),
         (0 <= stage.replay < 1, "replay", stage.replay, "a share in [0, 1)"),
         (not stage.replay or stage_index > 0, "replay", stage.replay, "0 in the first stage"),
@@ -146,3 +176,7 @@ def _validate_stage(config: Config, stage_index: int) -> None:
                 (source.weight > 0, "weight", source.weight, "a positive number"),
             ]
             refuse(f"{prefix}.{name}[{index}]", demands)
+
+
+def _is_folder_name(name: str) -> bool:
+    return bool(name) and name.isprintable() and "/" not in name and name not in (".", "..")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from currreft_jax.config import Kind, Task
 from currreft_jax.structs import Frame
 
 MAX_SIDE = 1_000_000  # pixels
+BYTE_ORDER_MARK = "\ufeff"  # JSON in bytes may begin with one; in a string, Python refuses it
 
 
 class LineError(ValueError):
@@ -41,13 +43,13 @@ class Fields:
 
     @classmethod
     def from_json(cls, text: str | bytes, location: str) -> Fields:
-        """Parses one line.
+        """Parses one line; a byte-order mark before it is skipped.
 
         Raises:
             LineError: the line is not a JSON object.
         """
         try:
-            keys = json.loads(text, parse_constant=_refuse_constant)
+            keys = json.loads(_without_mark(text), parse_constant=_refuse_constant)
             json.dumps(keys, ensure_ascii=False).encode()  # fails on lone surrogates, which no tokenizer accepts
         except (ValueError, RecursionError) as error:
             raise LineError(location, f"not JSON ({error}); write one object a line") from error
@@ -61,7 +63,7 @@ class Fields:
 
     def refuse_value(self, key: str, expected: str) -> NoReturn:
         """Raises a `LineError` that shows the value of a key and what was expected."""
-        shown = json.dumps(self.keys[key])[:80] if key in self.keys else "missing"
+        shown = json.dumps(self.keys[key], default=repr)[:80] if key in self.keys else "missing"  # a cell may be bytes
         self.refuse(f'"{key}" is {shown}; it takes {expected}')
 
     def take(self, key: str, value_type: type, expected: str, default: Any = None) -> Any:
@@ -113,6 +115,25 @@ class Fields:
         if type(value) not in (str, int):
             self.refuse_value("id", "a string or a whole number")
         return str(value)
+
+
+def repeated_keys(text: str | bytes) -> list[str]:
+    """Returns the keys that an object in a JSON text has more than once; only their last values are read.
+
+    Raises:
+        ValueError: the text is not JSON.
+    """
+    repeated: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> None:
+        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+
+    json.loads(_without_mark(text), object_pairs_hook=collect)
+    return repeated
+
+
+def _without_mark(text: str | bytes) -> str | bytes:
+    return text.removeprefix(BYTE_ORDER_MARK) if isinstance(text, str) else text
 
 
 def _refuse_constant(name: str) -> NoReturn:

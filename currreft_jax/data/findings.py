@@ -21,16 +21,19 @@ class Problem(StrEnum):
     SHAPE = "frame of another shape"
     GOLD = "gold answer unreadable"
     ID = "id used twice"
+    REPEATED_KEY = "key written twice"
+    EMPTY_TURN = "empty answer"
     DUPLICATE = "duplicate row"
     LEAKED_IMAGE = "image in training and testing"
     LEAKED_QUESTION = "question in training and testing"
     FRAME = "frame is not the image's size"
     SAME_WORDING = "wording in training and testing"
     UNUSED_KEY = "key that plays no part"
+    PLAIN_IMAGE = "image of one colour"
     BALANCE = "answers out of balance"
 
 
-NOTES = frozenset({Problem.FRAME, Problem.SAME_WORDING, Problem.UNUSED_KEY, Problem.BALANCE})
+NOTES = frozenset({Problem.FRAME, Problem.SAME_WORDING, Problem.UNUSED_KEY, Problem.PLAIN_IMAGE, Problem.BALANCE})
 
 
 @dataclass(frozen=True, slots=True)

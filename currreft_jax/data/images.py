@@ -44,8 +44,9 @@ class ImageError(ValueError):
 def open_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
     """Decodes an image, applies its EXIF orientation and converts it to RGB.
 
-    As in Hugging Face, transparency is dropped and the first frame of an animation is used. 16-bit greyscale is scaled
-    to 8 bits; Pillow's conversion would make every value above 255 white.
+    Transparent pixels are put on white, as in qwen-vl-utils and the newest transformers; older ones drop transparency.
+    Of an animation the first frame is used. 16-bit greyscale is scaled to 8 bits; Pillow's conversion would make every
+    value above 255 white.
 
     Args:
         source: a path, the content of a file, or an open image.
@@ -77,9 +78,20 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             f"{name}: pixels of mode {upright.mode!r} (32 bits) have no defined range: save it with 8 or 16"
         )
     if upright.mode.startswith("I;16"):
-        eight_bits = (np.asarray(upright).astype(np.uint32) + 128) // 257
-        upright = Image.fromarray(eight_bits.astype(np.uint8))
-    return upright.convert("RGB")
+        upright = _to_eight_bits(upright)
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    visible = upright.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible).convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scales 16-bit greyscale to 8 bits; pixels of the value that the file calls transparent become so."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,33 @@ class Mixture:
         """Number of rows of all sources."""
         return sum(len(source.indices) for source in self.sources)
 
+    def without(self, errors: Mapping[tuple[int, int], LineError], reason: str, data: Data) -> Mixture:
+        """Leaves rows out, and counts them.
+
+        Args:
+            errors: by the indices of source and row.
+            reason: key of the count in `excluded`.
+            data: settings for malformed rows.
+
+        Raises:
+            MixtureError: `data` refuses malformed rows or so many of them, or no rows are left.
+        """
+        if not errors:
+            return self
+        all_errors = (*self.errors, *errors.values())
+        _refuse_errors(all_errors, data)
+        kept = [[(k, int(index)) not in errors for index in source.indices] for k, source in enumerate(self.sources)]
+        sources = tuple(
+            replace(source, indices=source.indices[mask], ids=tuple(compress(source.ids, mask)))
+            for source, mask in zip(self.sources, kept, strict=True)
+            if any(mask)
+        )
+        if not sources:
+            raise MixtureError(f"no row is left: {all_errors[0]}")
+        return replace(
+            self, sources=sources, errors=all_errors, excluded=self.excluded + Counter({reason: len(errors)})
+        )
+
     def fingerprint(self) -> str:
         """Hashes the rows' ids, indices and weights, which must not change when a run is resumed.
 
@@ -106,8 +133,7 @@ def load_mixture(stages: Sequence[Stage], stage_index: int, data: Data, seed: in
         for rows in loader.load(source, earlier)
     ]
     excluded, errors = loader.excluded, loader.errors
-    if errors and (data.on_bad_row is OnBadRow.ERROR or len(errors) > data.max_bad_rows):
-        raise MixtureError(_error_list(errors, data))
+    _refuse_errors(errors, data)
     if not current:
         files = ", ".join(source.file for source in stage.sources)
         raise MixtureError(f"stage {stage.name}: no rows are left of {files} (left out: {dict(excluded)})")
@@ -181,12 +207,13 @@ def read_pass_rates(path: Path) -> dict[str, float]:
         MixtureError: a line is not `{"id", "pass_rate"}`.
     """
     pass_rates = {}
-    for line_number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            keys: Any = json.loads(line)
-            pass_rates[str(keys["id"])] = float(keys["pass_rate"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise MixtureError(f'{path}:{line_number}: write {{"id": …, "pass_rate": 0 to 1}} ({error})') from error
+    with path.open("rb") as file:
+        for line_number, line in enumerate(file, 1):
+            try:
+                keys: Any = json.loads(line)
+                pass_rates[str(keys["id"])] = float(keys["pass_rate"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise MixtureError(f'{path}:{line_number}: write {{"id": …, "pass_rate": 0 to 1}} ({error})') from error
     return pass_rates
 
 
@@ -259,7 +286,10 @@ def _scale_weights(sources: Sequence[SourceRows], total: float) -> list[SourceRo
     return [replace(source, weight=source.weight * total / weight) for source in sources]
 
 
-def _error_list(errors: Sequence[LineError], data: Data) -> str:
+def _refuse_errors(errors: Sequence[LineError], data: Data) -> None:
+    """Raises a `MixtureError` that lists the errors, if malformed rows, or so many of them, stop the run."""
+    if not errors or (data.on_bad_row is OnBadRow.SKIP and len(errors) <= data.max_bad_rows):
+        return
     shown = [str(error) for error in errors[:_MAX_ERRORS_SHOWN]]
     more = [f"and {len(errors) - len(shown)} more"] if len(errors) > len(shown) else []
     remedy = (
@@ -267,4 +297,4 @@ def _error_list(errors: Sequence[LineError], data: Data) -> str:
         if data.on_bad_row is OnBadRow.SKIP
         else "mend them, or set data.on_bad_row to skip"
     )
-    return "\n  ".join([f"{len(errors)} rows cannot be read ({remedy}):", *shown, *more])
+    raise MixtureError("\n  ".join([f"{len(errors)} rows cannot be used ({remedy}):", *shown, *more]))

@@ -6,14 +6,12 @@ order depends on the seed alone, so a run that is resumed on another number of h
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import grain
-import numpy as np
 from tqdm import tqdm
 
 from currreft_jax.config import Data, OnBadRow
@@ -28,7 +26,6 @@ from currreft_jax.data.prompts import Template
 from currreft_jax.rewards import RowError
 
 _ROW_ERRORS = (LineError, ImageError, PromptError, RowError, BudgetError)
-_MAX_ERRORS_SHOWN = 20
 
 
 class BadRowError(LineError, MixtureError):
@@ -160,20 +157,8 @@ def drop_bad_rows(
 
     with ThreadPoolExecutor(data.threads) as threads:
         found = list(tqdm(threads.map(find_error, refs), "checking rows", len(refs), unit=" rows", leave=False))
-    bad = {ref: error for ref, error in zip(refs, found, strict=True) if error}
-    errors = [*mixture.errors, *bad.values()]
-    if len(errors) > data.max_bad_rows:
-        shown = map(str, errors[:_MAX_ERRORS_SHOWN])
-        raise MixtureError("\n  ".join([f"{len(errors)} bad rows, more than data.max_bad_rows:", *shown]))
-    sources = [
-        replace(source, indices=np.array([i for i in source.indices if RowRef(k, int(i), 0) not in bad], np.int64))
-        for k, source in enumerate(mixture.sources)
-    ]
-    remaining = tuple(source for source in sources if len(source.indices))
-    if not remaining:
-        raise MixtureError("no row is left: " + str(errors[0]))
-    excluded = mixture.excluded + Counter({"unusable": len(bad)})
-    return replace(mixture, sources=remaining, errors=tuple(errors), excluded=excluded)
+    bad = {(ref.source, ref.index): error for ref, error in zip(refs, found, strict=True) if error}
+    return mixture.without(bad, "unusable", data)
 
 
 def _load_example(

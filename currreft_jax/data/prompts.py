@@ -96,13 +96,11 @@ def question_messages(row: Row, template: Template, frames: FramePairs) -> list[
     """
     if row.kind is Kind.CHAT:
         turns, _ = split_conversation(row)
-        return _chat_messages(turns, len(row.images))
+        return _chat_messages(_write_turns(turns, row, frames), len(row.images))
     options = format_options(row.options)
     question = f"{row.problem}{template.options}{options}\n" if options else f"{row.problem} "
     suffix = template.multiple if row.multiple else template.suffixes.get((row.kind, row.task), "")
-    text = (question + f"{template.instruction} {suffix}".strip()).rstrip()
-    for index, box in enumerate(format_row_boxes(row, frames)):
-        text = text.replace(f"{{box:{index}}}", box)
+    text = _write_boxes((question + f"{template.instruction} {suffix}".strip()).rstrip(), row, frames)
     system = [{"role": "system", "content": template.system}] if template.system else []
     content = [*({"type": "image"} for _ in row.images), {"type": "text", "text": text}]
     return [*system, {"role": "user", "content": content}]
@@ -118,7 +116,7 @@ def answer_turns(row: Row, frames: FramePairs) -> list[Turn]:
     """
     if row.kind is Kind.CHAT:
         _, turns = split_conversation(row)
-        return list(turns)
+        return _write_turns(turns, row, frames)
     answer = gold_text(row)
     if (row.kind, row.task) == (Kind.OPEN, Task.DETECTION):
         original, resized = frames[0]
@@ -131,6 +129,17 @@ def answer_turns(row: Row, frames: FramePairs) -> list[Turn]:
 def format_row_boxes(row: Row, frames: FramePairs) -> list[str]:
     """Returns the boxes of a row as `[x1, y1, x2, y2]`, in whole pixels of the first image's resized frame."""
     return [format_box(box) for box in resize_boxes(text_corners(row), row, frames)]
+
+
+def _write_boxes(text: str, row: Row, frames: FramePairs) -> str:
+    """Replaces the box fields of a text by the boxes of its row."""
+    for index, box in enumerate(format_row_boxes(row, frames)):
+        text = text.replace(f"{{box:{index}}}", box)
+    return text
+
+
+def _write_turns(turns: Sequence[Turn], row: Row, frames: FramePairs) -> list[Turn]:
+    return [Turn(turn.role, _write_boxes(turn.text, row, frames)) for turn in turns]
 
 
 def _chat_messages(turns: Sequence[Turn], num_images: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from currreft_jax.data.images import ImageError, open_image
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import Template
 from currreft_jax.data.row_boxes import FramePairs, gold_corners, text_corners
-from currreft_jax.data.rows import IMAGE
+from currreft_jax.data.rows import IMAGE, UNIT_FRAME
 from currreft_jax.rewards import MathsPool, boxes, check_rows, maths
 from currreft_jax.rewards.answer import RowError
 from currreft_jax.structs import Boxes, Frame, Row
@@ -57,8 +57,8 @@ class ImageInfo:
     Attributes:
         frames: its original and its resized frame; None if the image is unusable.
         digest: hash of its size and pixels; empty if the image is unusable.
-        problem: why the image is unusable.
-        message: what is wrong, and the remedy.
+        problem: what is wrong with it, if anything.
+        message: the problem in words, and the remedy.
     """
 
     frames: tuple[Frame, Frame] | None
@@ -81,7 +81,22 @@ def inspect_image(path: str, budget: PromptBudget) -> ImageInfo:
         return ImageInfo(None, "", Problem.UNREADABLE_IMAGE, message)
     digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=16)
     digest.update(image.tobytes())
-    return ImageInfo((original, resized), digest.hexdigest())
+    info = ImageInfo((original, resized), digest.hexdigest())
+    colors = image.getcolors(maxcolors=1)
+    if colors:
+        ((_, color),) = colors
+        message = f"{path}: every pixel is {color}; is it the right file? Transparent pixels are white"
+        return replace(info, problem=Problem.PLAIN_IMAGE, message=message)
+    return info
+
+
+def check_turns(located: LocatedRow) -> Iterator[Finding]:
+    """Finds answers without a text in a conversation."""
+    for number, turn in enumerate(located.row.messages, 1):
+        if turn.role == "assistant" and not turn.text.strip():
+            yield located.finding(
+                Problem.EMPTY_TURN, f"message {number}, of the assistant, is empty; write it, or leave the row out"
+            )
 
 
 def check_boxes(located: LocatedRow, frames: FramePairs) -> Iterator[Finding]:
@@ -90,29 +105,37 @@ def check_boxes(located: LocatedRow, frames: FramePairs) -> Iterator[Finding]:
     if not frames or not row.frame:
         return
     original, resized = frames[0]
-    sx, sy = row.frame.width / original.width, row.frame.height / original.height
-    message = (
-        f"frame {format_frame(row.frame)}, but the image has {format_frame(original)} pixels: boxes are moved by"
-        f" {1 / sx:.3f} along x and {1 / sy:.3f} along y"
-    )
-    if max(sx / sy, sy / sx) > 1 + _MAX_SHAPE_DIFFERENCE:
-        yield located.finding(Problem.SHAPE, f"{message}; were they measured on this image, and upright?")
-    elif row.frame != original:
-        yield located.finding(Problem.FRAME, message)
+    if row.frame != UNIT_FRAME:
+        yield from _compare_frames(located, row.frame, original)
     for name, corners in (("boxes", text_corners(row)), ("solution", _gold_corners_or_none(row))):
-        for box in corners[~boxes.inside(corners, row.frame)]:
+        # Boxes may overshoot their frame by a pixel; a frame for fractions has none.
+        frame = original if row.frame == UNIT_FRAME else row.frame
+        measured = boxes.rescale(Boxes(corners, row.frame), frame)
+        for box in corners[~boxes.inside(measured.corners, frame)]:
             yield located.finding(
                 Problem.BOX,
                 f"{_format_box(box)} in {name} leaves the frame {format_frame(row.frame)}; give the frame that it is"
                 " measured in",
             )
-        rounded = np.round(boxes.rescale(Boxes(corners, row.frame), resized).corners)
+        rounded = np.round(boxes.rescale(measured, resized).corners)
         for box in corners[boxes.degenerate(rounded) & ~boxes.degenerate(corners)]:
             yield located.finding(
                 Problem.BOX,
                 f"{_format_box(box)} in {name} is less than a pixel in the {format_frame(resized)} that the model"
                 " sees; raise the pixels, or leave the row out",
             )
+
+
+def _compare_frames(located: LocatedRow, frame: Frame, original: Frame) -> Iterator[Finding]:
+    sx, sy = frame.width / original.width, frame.height / original.height
+    message = (
+        f"frame {format_frame(frame)}, but the image has {format_frame(original)} pixels: boxes are moved by"
+        f" {1 / sx:.3f} along x and {1 / sy:.3f} along y"
+    )
+    if max(sx / sy, sy / sx) > 1 + _MAX_SHAPE_DIFFERENCE:
+        yield located.finding(Problem.SHAPE, f"{message}; were they measured on this image, and upright?")
+    elif frame != original:
+        yield located.finding(Problem.FRAME, message)
 
 
 def measure_prompt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,9 +52,9 @@ class RowFile:
         self._items: list[tuple[int, str]] | None = None
         self._file = self.path.open("rb")
         try:
-            first_line = next((line for line in self._file if line.strip()), b"")
+            first_line = next((line for line in self._file if line.removeprefix(BOM_UTF8).strip()), b"")
             self._file.seek(0)
-            if first_line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+            if first_line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
                 self._items = list(_list_items(self._file.read(), str(self.path)))
             else:
                 self._byte_ranges, self._line_numbers = _index_lines(self._file)
@@ -83,18 +84,20 @@ class RowFile:
             return f"{self.path}:{self._items[index][0]}: item {range(len(self))[index] + 1}"
         return f"{self.path}:{int(self._line_numbers[index])}"
 
+    def text(self, index: int) -> str | bytes:
+        """Returns the JSON of a row as it stands in the file."""
+        if self._items is not None:
+            return self._items[index][1]
+        start, end = self._byte_ranges[index]
+        return os.pread(self._file.fileno(), int(end - start), int(start))
+
     def fields(self, index: int) -> Fields:
         """Reads the JSON object of a row.
 
         Raises:
             LineError: the line is not a JSON object.
         """
-        if self._items is not None:
-            text: str | bytes = self._items[index][1]
-        else:
-            start, end = self._byte_ranges[index]
-            text = os.pread(self._file.fileno(), int(end - start), int(start))
-        return Fields.from_json(text, self.location(index))
+        return Fields.from_json(self.text(index), self.location(index))
 
     def __getitem__(self, index: int) -> Row:
         """Reads and validates a row.
@@ -149,7 +152,7 @@ def _index_lines(file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
     """Returns byte ranges, int64 `[n, 2]`, and line numbers, int64 `[n]`, of the lines that are not blank."""
     ranges, line_numbers, offset = [], [], 0
     for line_number, line in enumerate(file, 1):
-        if line.strip():
+        if line.removeprefix(BOM_UTF8).strip():
             ranges.append((offset, offset + len(line)))
             line_numbers.append(line_number)
         offset += len(line)

@@ -9,13 +9,14 @@ A row is a JSON object with the fields of `structs.Row`:
 | problem, solution | question and gold answer |
 | image, images | one path or several, relative to the image root |
 | options, multiple | of choice rows |
-| frame | `[width, height]` that boxes are measured in; the size of the first image if absent |
-| boxes | values of `{box:0}`, `{box:1}`, … in problem and options |
+| frame | `[width, height]` that boxes are measured in; `[1, 1]` for fractions; the size of the first image if absent |
+| boxes | values of `{box:0}`, `{box:1}`, … in problem, options and messages |
 | messages | of a chat row: `{"role", "content"}`, with `<image>` in place of an image |
 | conversations | the same in the ShareGPT and LLaVA format: `{"from", "value"}` |
+| objects | of a chat row in the ms-swift format: names and boxes, see `data.grounding` |
 | source, split, origin | data set, its split, its licence |
 
-A null counts as an absent key. Other keys are ignored.
+A null counts as an absent key. Other keys are ignored, except for videos and sounds, which no row can have.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ from typing import Any
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.fields import MAX_SIDE, Fields
-from currreft_jax.structs import Row, Turn
+from currreft_jax.data.grounding import OBJECTS, fill_tags
+from currreft_jax.structs import Frame, Row, Turn
 
 KEYS = frozenset(
     {
         *("id", "task", "kind", "problem", "solution", "image", "images", "options", "multiple", "frame", "boxes"),
-        *("messages", "conversations", "source", "split", "origin"),
+        *("messages", "conversations", OBJECTS, "source", "split", "origin"),
     }
 )
 MAX_OPTIONS = 26
 IMAGE = "<image>"
+UNIT_FRAME = Frame(1, 1)  # of boxes that are fractions of the image
 # Speaker names of the published conversation formats -> roles of the chat template.
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+UNREAD_MEDIA = ("video", "videos", "audio", "audios")
 _DEFAULT_REMEDY = "; or name one for all rows of the file"
 _BOX_FIELD = re.compile(r"\{box:(\d+)\}")
 
@@ -59,6 +63,8 @@ def parse_row(fields: Fields, *, image_root: Path, kind: Kind | None = None, tas
     """
     keys = {key: value for key, value in fields.keys.items() if value is not None}
     fields = Fields(keys, fields.location)
+    if media := [key for key in UNREAD_MEDIA if keys.get(key)]:
+        fields.refuse(f'"{media[0]}" is not read; leave the row out')
     is_chat = "messages" in keys or "conversations" in keys
     row_kind: Kind = fields.enum("kind", Kind, kind or (Kind.CHAT if is_chat else None), _DEFAULT_REMEDY)
     if is_chat != (row_kind is Kind.CHAT):
@@ -66,13 +72,16 @@ def parse_row(fields: Fields, *, image_root: Path, kind: Kind | None = None, tas
             f'kind {row_kind.value} {"has" if is_chat else "lacks"} "messages"; only chat rows have them, and all do'
         )
     row_task: Task = fields.enum("task", Task, task or (Task.OTHER if is_chat else None), _DEFAULT_REMEDY)
+    content_id = _content_id(fields)
+    if is_chat:
+        fields = fill_tags(fields, *_turn_keys(fields)[:2])
     images = _parse_images(fields)
     row = Row(
-        id=fields.row_id(_content_id(fields)),
+        id=fields.row_id(content_id),
         task=row_task,
         kind=row_kind,
         problem="" if is_chat else fields.text("problem", meaning="the question"),
-        solution="" if is_chat else _parse_solution(fields),
+        solution="" if is_chat else parse_solution(fields),
         images=tuple(str(image_root / image) for image in images),
         options=fields.texts("options", f"a list of at most {MAX_OPTIONS} strings", MAX_OPTIONS),
         # The authors' files have no kind, and their choice rows of labels have several right options.
@@ -142,7 +151,8 @@ def _parse_images(fields: Fields) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _parse_solution(fields: Fields) -> str:
+def parse_solution(fields: Fields) -> str:
+    """Returns the gold answer, a string or a number, as a string."""
     value = fields.keys.get("solution")
     if type(value) in (int, float):  # as in the authors' counting test
         return str(value)
@@ -159,10 +169,13 @@ def _parse_boxes(fields: Fields) -> tuple[tuple[float, float, float, float], ...
     return tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes)
 
 
+def _turn_keys(fields: Fields) -> tuple[str, str, str]:
+    """Returns the keys of a conversation, of a turn's text and of its speaker."""
+    return ("messages", "content", "role") if "messages" in fields.keys else ("conversations", "value", "from")
+
+
 def _parse_turns(fields: Fields) -> tuple[Turn, ...]:
-    key, role, content = ("messages", "role", "content")
-    if key not in fields.keys:
-        key, role, content = ("conversations", "from", "value")
+    key, content, role = _turn_keys(fields)
     expected = f'a list of {{"{role}", "{content}"}}, in which a user speaks first and an assistant last'
     turns = []
     for turn in fields.take(key, list, expected):
@@ -182,15 +195,14 @@ def _validate_texts(fields: Fields, row: Row) -> None:
         _validate_image_marks(fields, row)
     elif not row.problem.strip():
         fields.refuse_value("problem", "a question")
-    texts = "\0".join((row.problem, *row.options))
-    if IMAGE in texts:
+    if IMAGE in "\0".join((row.problem, *row.options)):
         fields.refuse(f"problem or options have {IMAGE}; remove it: the images stand before the question")
+    texts = "\0".join((row.problem, *row.options, *(turn.text for turn in row.messages)))
     used, available = {int(index) for index in _BOX_FIELD.findall(texts)}, set(range(len(row.boxes)))
     if used - available:
         fields.refuse(f'the texts name {{box:{min(used - available)}}}, but "boxes" has {len(available)}')
     if available - used:
-        unused = min(available - used)
-        fields.refuse(f'"boxes" has {len(available)}, but neither problem nor options name {{box:{unused}}}')
+        fields.refuse(f'"boxes" has {len(available)}, but no text names {{box:{min(available - used)}}}')
     if not row.images and (row.boxes or row.task is Task.DETECTION):
         fields.refuse(f'task {row.task.value} without an image; "image" takes a path')
 

@@ -2,10 +2,11 @@
 
 Errors: malformed rows; missing or unreadable images (damaged, with too many pixels, too thin); prompts over the budget;
 boxes that leave their frame or vanish when the image is resized; frames of another shape than the image; gold answers
-that their own reward cannot parse; repeated ids; repeated questions about the same images; images, and questions
-without images, that occur in both training and testing. Images are compared by their decoded pixels: a resized or
-recompressed copy is not found. Notes: frames of another size than the image, questions of training and testing with
-the same wording, unknown keys, unbalanced answers.
+that their own reward cannot parse; repeated ids; keys that stand twice in an object; answers without a text in a
+conversation; repeated questions about the same images; images, and questions without images, that occur in both
+training and testing. Images are compared by their decoded pixels: a resized or recompressed copy is not found. Notes:
+frames of another size than the image, questions of training and testing with the same wording, unknown keys, images of
+one colour, unbalanced answers.
 
 The program exits with 1 if there are errors.
 """
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.balance import answer_balances
 from currreft_jax.data.budget import PromptBudget
-from currreft_jax.data.fields import LineError
+from currreft_jax.data.fields import LineError, repeated_keys
 from currreft_jax.data.findings import FileStats, Finding, Problem, ValidationReport
 from currreft_jax.data.leaks import find_duplicates, find_leaks, has_two_splits
 from currreft_jax.data.processor import Processor
@@ -39,6 +40,7 @@ from currreft_jax.data.row_checks import (
     check_boxes,
     check_golds,
     check_prompt_length,
+    check_turns,
     inspect_image,
     measure_prompt,
 )
@@ -142,7 +144,7 @@ def _refuse_repeated_files(files: Sequence[InputFile]) -> None:
 
 
 def _read_rows(input_file: InputFile, report: ValidationReport, progress: Progress) -> Iterator[LocatedRow]:
-    """Reads the valid rows of a file; reports malformed rows, repeated ids and unknown keys."""
+    """Reads the valid rows of a file; reports malformed rows, repeated ids, and repeated and unknown keys."""
     path = input_file.path
     first_locations: dict[str, str] = {}
     unknown_keys: Counter[str] = Counter()
@@ -155,6 +157,9 @@ def _read_rows(input_file: InputFile, report: ValidationReport, progress: Progre
             except LineError as error:
                 report.findings.append(Finding(Problem.BAD_ROW, path, location, error.problem))
                 continue
+            for key in repeated_keys(file.text(index)):
+                message = f'"{key}" is written more than once, and only the last value is read; leave one of them'
+                report.findings.append(Finding(Problem.REPEATED_KEY, path, location, message))
             first = first_locations.setdefault(row.id, location)
             if first != location:
                 message = f"id {row.id!r} is that of {first}, and it seeds what is sampled; give each row its own"
@@ -190,7 +195,7 @@ def _check_prompts(
     template: Template,
     progress: Progress,
 ) -> tuple[list[LocatedRow], dict[str, list[tuple[int, int]]]]:
-    """Reports unusable images, boxes out of range and prompts over the budget.
+    """Reports images, empty answers, boxes out of range and prompts over the budget.
 
     Returns:
         The rows with the frames of their boxes; for each file (tokens, characters) of its prompts, without those with
@@ -201,6 +206,7 @@ def _check_prompts(
     for located in progress(rows, "prompts", len(rows)):
         located, frames = _add_frames(located, images, report)
         framed_rows.append(located)
+        report.findings += check_turns(located)
         if frames is None:
             continue
         report.findings += check_boxes(located, frames)

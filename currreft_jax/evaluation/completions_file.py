@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from currreft_jax.config import Kind, Rewards, Task
-from currreft_jax.data.fields import Fields
-from currreft_jax.data.rows import MAX_OPTIONS
+from currreft_jax.data.fields import BYTE_ORDER_MARK, Fields
+from currreft_jax.data.rows import MAX_OPTIONS, parse_solution
 from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row, Scores
 
@@ -50,12 +50,12 @@ def read_completions(file: str) -> list[CompletionLine]:
         OSError: the file cannot be read.
     """
     name = "standard input" if file == STDIN else file
-    with nullcontext(sys.stdin) if file == STDIN else open(file, encoding="utf-8") as stream:
+    with nullcontext(sys.stdin) if file == STDIN else open(file, encoding="utf-8-sig") as stream:
         try:
             lines = [
                 parse_completion_line(text, f"{name}:{line_number}", line_number)
                 for line_number, text in enumerate(stream, 1)
-                if text.strip()
+                if text.removeprefix(BYTE_ORDER_MARK).strip()
             ]
         except UnicodeDecodeError as error:
             raise ValueError(f"{name} is not UTF-8 ({error}); convert it") from error
@@ -79,7 +79,7 @@ def parse_completion_line(text: str, location: str, line_number: int) -> Complet
         task=fields.enum("task", Task),
         kind=fields.enum("kind", Kind),
         problem=fields.text("problem", ""),
-        solution=fields.text("solution", meaning="the gold answer"),
+        solution=parse_solution(fields),
         options=fields.texts("options", f"a list of at most {MAX_OPTIONS} strings", MAX_OPTIONS),
         multiple=fields.take("multiple", bool, "true or false", False),
         frame=fields.frame("frame"),

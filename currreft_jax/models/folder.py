@@ -16,7 +16,9 @@ from currreft_jax.models.config import ModelConfig, UnsupportedModel
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+WEIGHTS_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"  # peft's
 TOKENIZER = "tokenizer.json"
 
 # Files copied unchanged to an export, and downloaded from the hub along with the weights.
@@ -34,6 +36,7 @@ AUXILIARY_FILES = (
     "video_preprocessor_config.json",
     "vocab.json",
 )
+_MODEL_FILES = (CONFIG, "*.safetensors", INDEX, ADAPTER_CONFIG)
 
 
 def resolve(source: str | Path) -> Path:
@@ -48,7 +51,7 @@ def resolve(source: str | Path) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise FileNotFoundError(f"{source} is neither a folder nor the id of a model on the hub (such as owner/name)")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[CONFIG, "*.safetensors", INDEX, *AUXILIARY_FILES]))
+        return Path(snapshot_download(str(source), allow_patterns=[*_MODEL_FILES, *AUXILIARY_FILES]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{source} is not a folder and cannot be downloaded from the hub ({type(error).__name__}). On a machine"
@@ -83,8 +86,34 @@ def read_model_config(folder: Path) -> ModelConfig:
     """Reads a checkpoint's `config.json`."""
     path = folder / CONFIG
     if not path.exists():
-        raise UnsupportedModel(f"{path} is missing: {folder} is not a checkpoint folder")
+        reason = f"{path} is missing: {folder} is not a checkpoint folder"
+        raise UnsupportedModel(explain_missing_weights(folder) if _is_adapter(folder) else reason)
     return ModelConfig.from_hf(read_json(path), str(path))
+
+
+def explain_missing_weights(folder: Path) -> str:
+    """Returns what a folder without readable weights holds instead, and what to do."""
+    if _is_adapter(folder):
+        config = read_json(folder / ADAPTER_CONFIG) if (folder / ADAPTER_CONFIG).exists() else {}
+        base = config.get("base_model_name_or_path", "its base model")
+        return (
+            f"{folder} holds a LoRA adapter and no model: merge it into {base} (in peft: merge_and_unload, then"
+            " save_pretrained) and give the merged folder"
+        )
+    if pickles := sorted(path.name for path in folder.glob("pytorch_model*.bin")):
+        return (
+            f"{folder} holds its weights in {pickles[0]}, a pickle, which could run any program: save the model as"
+            " safetensors (in transformers: from_pretrained, then save_pretrained) and give that folder"
+        )
+    if parts := sorted(path.name for path in folder.glob("*.safetensors")):
+        return (
+            f"{folder} holds {parts[0]} but no {INDEX}, which lists the files and their weights: copy it there as well"
+        )
+    return f"{folder} holds no {WEIGHTS_FILE}: download it, or give a folder with weights"
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).exists() or any(folder.glob("adapter_model.*"))
 
 
 def tokenizer_size(folder: Path) -> int | None:

@@ -25,7 +25,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from currreft_jax.models.folder import CONFIG, INDEX, read_model_config, resolve, tokenizer_size, write_json
+from currreft_jax.models.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS_FILE,
+    explain_missing_weights,
+    read_model_config,
+    resolve,
+    tokenizer_size,
+    write_json,
+)
 from currreft_jax.models.lora import merge_adapters
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder, read_manifest, restore_params, save_params
@@ -175,6 +184,33 @@ def _layers(weight: WeightMapping, leaf: Any) -> Iterator[tuple[str, int | None,
 # ---------------------------------------------------------------------------------------------------- reading theirs
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the weight files of a Hugging Face folder; those of an index all exist.
+
+    Raises:
+        FileNotFoundError: the folder has an adapter, a pickle or parts without an index instead; the message says what
+            to do.
+        WeightError: the index is damaged, or a file that it names is missing.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        if not (folder / WEIGHTS_FILE).exists():
+            raise FileNotFoundError(explain_missing_weights(folder))
+        return [folder / WEIGHTS_FILE]
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightError(f"{index} is not an index of weights: {error!r}") from error
+    if not names:
+        raise WeightError(f"{index} names no file")
+    for name in names:
+        if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)):
+            raise WeightError(f"{index} names {name!r}, which is no safetensors file of its folder")
+        if not (folder / name).exists():
+            raise WeightError(f"{folder / name} is missing, though {INDEX} names it: download it again")
+    return [folder / name for name in sorted(names)]
+
+
 class _WeightFiles:
     """The open weight files of a folder, indexed by published name."""
 
@@ -185,7 +221,7 @@ class _WeightFiles:
 
     def __enter__(self) -> _WeightFiles:
         problems = []
-        for path in self._paths():
+        for path in weight_files(self.folder):
             try:
                 file = self.stack.enter_context(safe_open(path, framework="numpy"))
             except SafetensorError as error:
@@ -202,23 +238,6 @@ class _WeightFiles:
 
     def __exit__(self, *exception: object) -> None:
         self.stack.close()
-
-    def _paths(self) -> list[Path]:
-        index = self.folder / INDEX
-        if not index.exists():
-            return [self.folder / "model.safetensors"]
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise WeightError(f"{index} is not an index of weights: {error!r}") from error
-        if not names:
-            raise WeightError(f"{index} names no file")
-        for name in names:
-            if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)):
-                raise WeightError(f"{index} names {name!r}, which is no safetensors file of its folder")
-            if not (self.folder / name).exists():
-                raise WeightError(f"{self.folder / name} is missing, though {INDEX} names it: download it again")
-        return [self.folder / name for name in sorted(names)]
 
     def slice(self, name: str) -> Any:
         file, key = self.tensors[name]
@@ -338,7 +357,9 @@ def checkpoint_dtype(folder: Path) -> jnp.dtype:
         with _WeightFiles(folder) as files:
             dtypes = {jnp.dtype(files.dtype(name)) for name in files.tensors}
     if len(dtypes) > 1:
-        raise WeightError(f"{folder} mixes {', '.join(sorted(map(str, dtypes)))}: say which dtype to load")
+        raise WeightError(
+            f"{folder} mixes {', '.join(sorted(map(str, dtypes)))}: choose one with --dtype (dtype= in Python)"
+        )
     return dtypes.pop()
 
 
@@ -358,7 +379,7 @@ def load(
         param_dtype: dtype of the parameters; `dtype` by default. Training needs fp32.
 
     Raises:
-        FileNotFoundError: no such checkpoint.
+        FileNotFoundError: no such checkpoint, or one without weights that can be read; see `weight_files`.
         UnsupportedModel: another architecture.
         WeightError: weights are missing, unknown, duplicated or of a wrong shape; the message names each.
         DamagedCheckpoint: a native checkpoint differs from what was written.
@@ -403,7 +424,7 @@ def save(model: Model, parameters: Parameters, folder: Path) -> None:
     file_index = _file_indices(parameters)
     count = 1 + max(file_index.values())
     file_names = {
-        name: "model.safetensors" if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
+        name: WEIGHTS_FILE if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
         for name, index in file_index.items()
     }
     is_main = jax.process_index() == 0

@@ -126,7 +126,9 @@ def _forward(head: Head, hidden: jax.Array, table: jax.Array, tokens: jax.Array)
     max_logit, sumexp, weighted_sum, target_logit = jax.lax.fori_loop(0, num_blocks, body, start)
     logsumexp, mean_logit = max_logit + jnp.log(sumexp), weighted_sum / sumexp
     logprobs = jnp.where(head.vocab_mask.allowed(tokens), target_logit - logsumexp, -jnp.inf)
-    return (logprobs, logsumexp - mean_logit), (hidden, table, tokens, logsumexp, mean_logit)
+    # The entropy of a near-certain token is below the rounding of the two terms, whose difference may be negative.
+    entropy = jnp.maximum(logsumexp - mean_logit, 0.0)
+    return (logprobs, entropy), (hidden, table, tokens, logsumexp, mean_logit)
 
 
 def _backward(head: Head, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, None]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from currreft_jax.config.arguments import CommandParser
 from currreft_jax.report.page import render_page
 from currreft_jax.report.rollouts import find_groups
 from currreft_jax.report.runs import Run, read_run
@@ -70,7 +71,7 @@ def replay_command(run: Run, location: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m currreft_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

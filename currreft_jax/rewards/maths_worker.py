@@ -10,6 +10,7 @@ Writes lines to standard output: `ready` once; for each request `gold` when the 
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -17,10 +18,16 @@ from collections.abc import Callable
 
 from math_verify import parse, verify
 from math_verify.parser import LatexExtractionConfig
-from sympy import Basic, MatrixBase
+from sympy import Basic, Expr, Float, MatrixBase
 
 # LaTeX only: the plain-text extraction would take the 2 out of an invalid "2\\foo".
 _LATEX = [LatexExtractionConfig()]
+
+# A decimal stands for an irrational number up to this relative difference, as in `maths`.
+_TOLERANCE = 2e-6
+_DECIMAL = re.compile(r"[0-9]\.[0-9]|\.[0-9]")
+# Digits to which two exact numbers are evaluated, and of which this many must agree.
+_PRECISION, _AGREEING = 60, 50
 
 # One comparison of each sort runs before the first fork: children inherit loaded modules and filled caches.
 _WARM_UP = [
@@ -50,6 +57,24 @@ def equal(gold: list, answer: list) -> bool:
     return verify(gold, answer, timeout_seconds=None)
 
 
+def equal_numbers(gold_latex: str, gold: list, answer_latex: str, answer: list) -> bool | None:
+    """Compares two numbers by their relative difference; None if the two are not both one finite number.
+
+    math-verify would round them to six decimals, and call all tiny numbers equal.
+    """
+    if len(gold) != 1 or len(answer) != 1 or "%" in gold_latex + answer_latex:
+        return None
+    first, second = gold[0], answer[0]
+    if not all(isinstance(number, Expr) and number.is_number and number.is_finite for number in (first, second)):
+        return None
+    first, second = first.evalf(_PRECISION), second.evalf(_PRECISION)
+    if not (first.is_number and second.is_number):
+        return None
+    rounded = _DECIMAL.search(gold_latex) or _DECIMAL.search(answer_latex)
+    tolerance = _TOLERANCE if rounded else Float(10, _PRECISION) ** -_AGREEING
+    return bool(abs(first - second) <= tolerance * abs(first))
+
+
 def compare(gold_latex: str, answer_latex: str | None, gold_parsed: Callable[[], None]) -> str:
     """Compares a gold answer and an answer; `gold_parsed` is called between parsing the two."""
     gold = parse_latex(gold_latex)
@@ -62,7 +87,9 @@ def compare(gold_latex: str, answer_latex: str | None, gold_parsed: Callable[[],
     answer = parse_latex(answer_latex)
     if not answer:
         return "unparsable"
-    return "equal" if equal(gold, answer) else "not_equal"
+    same = equal(gold, answer)  # first: what it cannot evaluate within the limits gets no verdict
+    same_number = equal_numbers(gold_latex, gold, answer_latex, answer)
+    return "equal" if (same if same_number is None else same_number) else "not_equal"
 
 
 def main(cpu_seconds: float, memory_bytes: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from currreft_jax.config import Rewards, validate_rewards
 from currreft_jax.rewards.answer import RowError, extract_answer
 from currreft_jax.rewards.format import format_reward
-from currreft_jax.rewards.maths import Comparison, Expression, needs_math_verify
+from currreft_jax.rewards.maths import Comparison, Expression, gold_expression, needs_math_verify, unreadable_part
 from currreft_jax.rewards.maths_pool import MathsPool, Outcome
 from currreft_jax.rewards.registry import call_reward, find_reward
 from currreft_jax.rewards.rules import AnswerScorer, rule_of
@@ -107,7 +107,7 @@ def check_rows(
     if unverified:
         with nullcontext(pool) if pool else MathsPool(settings.maths) as workers:
             parsable = workers.can_parse([text for _, text in unverified])
-        errors += [_unparsable_gold(row) for (row, _), ok in zip(unverified, parsable, strict=True) if not ok]
+        errors += [_unparsable_gold(row, settings) for (row, _), ok in zip(unverified, parsable, strict=True) if not ok]
     return errors
 
 
@@ -150,11 +150,10 @@ def _decide(
         outcomes = dict(zip(comparisons, workers.compare(list(comparisons.values())), strict=True))
     for (p, _), outcome in outcomes.items():
         if outcome is Outcome.BAD_GOLD:
-            raise _unparsable_gold(rows[p])
+            raise _unparsable_gold(rows[p], settings)
     return {key: _VERDICTS[outcome] for key, outcome in outcomes.items()}
 
 
-def _unparsable_gold(row: Row) -> RowError:
-    return RowError(
-        row, f"solution {row.solution!r} is an expression that math-verify cannot read; rewrite it as LaTeX"
-    )
+def _unparsable_gold(row: Row, settings: Rewards) -> RowError:
+    part = unreadable_part(gold_expression(row, settings.maths))
+    return RowError(row, f"solution {row.solution!r}: math-verify cannot read {part!r}; rewrite it as LaTeX")

@@ -20,6 +20,8 @@ class LimitReached(Exception):
 def reached_limit(config: Config, lines: Sequence[dict[str, float]]) -> str:
     """Describes the first limit that the steps' mean metrics violate; returns an empty string if none is.
 
+    A limit of 0 is off.
+
     Args:
         config: all settings.
         lines: metrics of the steps.
@@ -34,8 +36,8 @@ def reached_limit(config: Config, lines: Sequence[dict[str, float]]) -> str:
     trained = [line for line in lines if line["num_loss_tokens"]]  # `mask_truncated` can leave a step without tokens
     if limits.max_kl and trained and (kl := mean("kl", trained)) > limits.max_kl:
         return f"KL {kl:.4g} is above grpo.max_kl = {limits.max_kl}"
-    if trained and (entropy := mean("entropy", trained)) < limits.min_entropy:
+    if limits.min_entropy and trained and (entropy := mean("entropy", trained)) < limits.min_entropy:
         return f"entropy {entropy:.4g} is below grpo.min_entropy = {limits.min_entropy}"
-    if (share := mean("completions/clipped_ratio", lines)) > limits.max_truncated:
+    if limits.max_truncated and (share := mean("completions/clipped_ratio", lines)) > limits.max_truncated:
         return f"{share:.1%} of the completions were cut off, more than grpo.max_truncated = {limits.max_truncated}"
     return ""

@@ -14,13 +14,16 @@ from currreft_jax.config import Config, Handover, Init, Method, Reference
 from currreft_jax.data import pipeline
 from currreft_jax.data.buckets import ShapeBuckets, shape_buckets
 from currreft_jax.data.examples import Example
+from currreft_jax.data.fields import LineError
 from currreft_jax.data.mixture import Mixture, load_mixture
 from currreft_jax.data.prompts import load_template
+from currreft_jax.models import hf
+from currreft_jax.models.folder import resolve
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.rewards import check_rows
-from currreft_jax.runtime.checkpoint import Checkpoints
+from currreft_jax.runtime.checkpoint import MANIFEST, Checkpoints
 from currreft_jax.runtime.multihost import same_on_all_hosts, shards_per_host
-from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT
+from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT, saved_steps
 from currreft_jax.session.session import Session
 from currreft_jax.session.sources import load_masters
 from currreft_jax.training.batches import prompts_per_shard
@@ -29,12 +32,24 @@ from currreft_jax.training.optimizer import StageOptimizer, restart_schedule
 from currreft_jax.training.update import TrainState, abstract_state, init_state
 
 
+def check_base_weights(config: Config, stage_dir: Path, previous_dir: Path | None) -> None:
+    """Checks that the weights which a run begins with can be read, before anything is compiled for them.
+
+    Raises:
+        FileNotFoundError: the model's folder has none; the message says what to do.
+    """
+    folder = resolve(config.model.path)
+    is_native = (folder / MANIFEST).exists()
+    if not (is_native or previous_dir or saved_steps(stage_dir) or config.model.init is Init.RANDOM):
+        hf.weight_files(folder)
+
+
 def read_rows(session: Session, stage_index: int) -> tuple[Mixture, ShapeBuckets]:
     """Reads the rows of a stage, and fixes the static shapes of its microbatches.
 
     Raises:
-        ValueError: the batch does not divide over the mesh, hosts have different rows, or no reward can score a row;
-            the message names files and lines.
+        ValueError: the batch does not divide over the mesh, hosts have different rows, or there are rows that cannot be
+            used and that the config does not skip; the message names files and lines.
     """
     config, processor = session.config, session.processor
     shards_per_host(session.model.mesh)
@@ -48,6 +63,8 @@ def read_rows(session: Session, stage_index: int) -> tuple[Mixture, ShapeBuckets
         buckets,
         with_answer=config.method is Method.SFT,
     )
+    if config.method is Method.GRPO:
+        rows = rows.without(_unscorable_rows(rows, session), "gold answer unreadable", config.data)
     if not same_on_all_hosts(bytes.fromhex(rows.fingerprint())):
         raise ValueError("the hosts have different rows: give all of them the same files, and see what each left out")
     say(f"stage {config.stages[stage_index].name}: {rows.num_rows} rows of {len(rows.sources)} files")
@@ -55,19 +72,19 @@ def read_rows(session: Session, stage_index: int) -> tuple[Mixture, ShapeBuckets
         say(f"  {count} rows left out: {reason}")
     for error in rows.errors:
         say(f"  {error}")
-    if config.method is Method.GRPO:
-        _refuse_unscorable(rows, session)
     return rows, buckets
 
 
-def _refuse_unscorable(rows: Mixture, session: Session) -> None:
-    """Raises ValueError for rows whose gold no reward can read, naming files and lines."""
-    located = [(part.file, int(index)) for part in rows.sources for index in part.indices]
-    all_rows = [file[index] for file, index in located]
-    locations = {id(row): file.location(index) for row, (file, index) in zip(all_rows, located, strict=True)}
-    if errors := check_rows(all_rows, session.config.rewards, pool=session.reward_pool):
-        shown = "\n  ".join(f"{locations[id(error.row)]}: {error}" for error in errors[:20])
-        raise ValueError(f"{len(errors)} rows cannot be scored:\n  {shown}")
+def _unscorable_rows(rows: Mixture, session: Session) -> dict[tuple[int, int], LineError]:
+    """Returns the errors of the rows that no reward can score, by the indices of source and row."""
+    refs = [(k, int(index)) for k, source in enumerate(rows.sources) for index in source.indices]
+    all_rows = [rows.sources[k].file[index] for k, index in refs]
+    ref_of = {id(row): ref for row, ref in zip(all_rows, refs, strict=True)}
+    errors = {}
+    for error in check_rows(all_rows, session.config.rewards, pool=session.reward_pool):
+        k, index = ref_of[id(error.row)]
+        errors[k, index] = LineError(rows.sources[k].file.location(index), error.problem)
+    return errors
 
 
 def example_batches(session: Session, rows: Mixture, buckets: ShapeBuckets, start: int) -> Iterator[list[Example]]:

@@ -44,7 +44,14 @@ from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.programs import largest_step_programs
 from currreft_jax.training.records import drop_records, write_records
 from currreft_jax.training.sft import sft_step
-from currreft_jax.training.start import checkpoint_items, example_batches, read_rows, reference_params, start_state
+from currreft_jax.training.start import (
+    check_base_weights,
+    checkpoint_items,
+    example_batches,
+    read_rows,
+    reference_params,
+    start_state,
+)
 from currreft_jax.training.update import TrainState, UpdatePrograms, gradient_function, update_programs
 
 
@@ -164,6 +171,7 @@ def open_stage(
     stage, is_main = config.stages[stage_index], distributed.is_main()
     with ExitStack() as stack:
         session = stack.enter_context(open_session(config))
+        check_base_weights(config, stage_dir, previous_dir)
         model = session.model
         optimizer = stage_optimizer(config, stage_index)
         programs = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from currreft_jax.config import Data, Kind, OnBadRow, Source, Stage, Task
-from currreft_jax.data.mixture import MixtureError, load_mixture, sample_indices
+from currreft_jax.data.fields import LineError
+from currreft_jax.data.mixture import MixtureError, load_mixture, read_pass_rates, sample_indices
 
 
 def write(path: Path, rows: list) -> str:
@@ -149,6 +150,34 @@ def test_malformed_rows_raise_or_are_skipped(tmp_path):
     assert [error.location.rpartition(":")[2] for error in mixture.errors] == ["2", "3"]
     with pytest.raises(MixtureError, match=r"more than data\.max_bad_rows"):
         load_mixture(stages, 0, Data(on_bad_row=OnBadRow.SKIP, max_bad_rows=1), 0)
+
+
+def test_rows_are_left_out_by_source_and_index(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", [row(n, id=f"{name}{n}") for n in range(3)]) for name in "ab"]
+    data = Data(on_bad_row=OnBadRow.SKIP, max_bad_rows=4)
+    mixture = load_mixture([Stage("one", [Source(file) for file in files])], 0, data, 0)
+    errors = {ref: LineError(f"f:{ref}", "odd") for ref in [(0, 1), (1, 0), (1, 1), (1, 2)]}
+    remaining = mixture.without(errors, "odd", data)
+    assert ids(remaining.sources) == [["a0", "a2"]] == [list(source.ids) for source in remaining.sources]
+    assert (remaining.excluded, len(remaining.errors)) == ({"odd": 4}, 4)
+    assert remaining.fingerprint() != mixture.fingerprint() == mixture.without({}, "odd", Data()).fingerprint()
+    for settings, message in (
+        (Data(), r"4 rows cannot be used \(mend them, or set data.on_bad_row to skip\):\n  f:\(0, 1\): odd"),
+        (replace(data, max_bad_rows=3), r"4 rows cannot be used \(more than data.max_bad_rows \(3\)\)"),
+    ):
+        with pytest.raises(MixtureError, match=message):
+            mixture.without(errors, "odd", settings)
+    with pytest.raises(MixtureError, match=r"no row is left: f:\(0, 0\): odd"):
+        mixture.without(
+            {(k, n): LineError(f"f:{k, n}", "odd") for k in (0, 1) for n in range(3)},
+            "odd",
+            Data(on_bad_row=OnBadRow.SKIP),
+        )
+
+
+def test_a_byte_order_mark_may_precede_pass_rates(tmp_path):
+    (tmp_path / "rates.jsonl").write_text('{"id": "a\u2028b", "pass_rate": 0.5}\n', "utf-8-sig")
+    assert read_pass_rates(tmp_path / "rates.jsonl") == {"a\u2028b": 0.5}
 
 
 def test_the_fingerprint_depends_on_ids_and_indices_not_content(tmp_path):

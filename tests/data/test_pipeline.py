@@ -125,7 +125,7 @@ def test_drop_bad_rows(tmp_path, processor):
     assert [error.location.rpartition(":")[2] for error in remaining.errors] == ["2", "3", "4"]
     assert remaining.excluded == {"unusable": 3}
     strict = Data(on_bad_row=OnBadRow.SKIP, max_bad_rows=2, prompt_lengths=(512,), completion_lengths=(64,))
-    with pytest.raises(MixtureError, match=r"3 bad rows, more than data\.max_bad_rows"):
+    with pytest.raises(MixtureError, match=r"3 rows cannot be used \(more than data\.max_bad_rows"):
         drop_bad_rows(mixture, processor, PAPER, strict, buckets, with_answer=True)
 
 

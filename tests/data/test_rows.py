@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.fields import Fields, LineError
+from currreft_jax.data.fields import Fields, LineError, repeated_keys
 from currreft_jax.data.row_files import RowFile, parse_rows, write_rows
 from currreft_jax.data.rows import KEYS, parse_row, row_to_json
 from currreft_jax.structs import Frame, Row, Turn
@@ -203,7 +203,7 @@ REFUSED = [
     ),
     (CHOICE | {"boxes": [[0, 0, 5, 5]]}, 'the texts name {box:1}, but "boxes" has 1'),
     (CHOICE | {"options": ["{box:0}", "{box:3}"]}, 'the texts name {box:3}, but "boxes" has 2'),
-    (CHOICE | {"options": ["{box:0}", "no"]}, '"boxes" has 2, but neither problem nor options name {box:1}'),
+    (CHOICE | {"options": ["{box:0}", "no"]}, '"boxes" has 2, but no text names {box:1}'),
     (CHAT | {"kind": "open"}, 'kind open has "messages"; only chat rows have them'),
     (DETECTION | {"kind": "chat"}, 'kind chat lacks "messages"'),
     (CHAT | {"messages": []}, '"messages" is []; it takes a list of {"role", "content"}, in which a user speaks first'),
@@ -271,6 +271,31 @@ def test_parse_rows_returns_rows_and_errors(tmp_path):
     path.write_text(json.dumps([DETECTION, DETECTION | {"task": "x"}, 5]))
     with RowFile(path) as file:
         assert [error.location for error in parse_rows(file).errors] == [f"{path}:1: item 2", f"{path}:1: item 3"]
+
+
+def test_a_byte_order_mark_may_precede_a_file_a_blank_line_and_any_line(tmp_path):
+    mark, path = "\ufeff", tmp_path / "rows.jsonl"
+    text = json.dumps(DETECTION)
+    path.write_text(f"{mark}\n{text}\n{mark}{text}\n{mark}", "utf-8")  # as of files put one after another
+    with RowFile(path) as file:
+        assert [file.location(index) for index in range(len(file))] == [f"{path}:2", f"{path}:3"]
+        assert [file[index].id for index in range(len(file))] == ["d1", "d1"]
+    path.write_text(f"{mark}\n[{text}]", "utf-8")
+    assert [row.id for row in rows_of(path)] == ["d1"]
+    assert Fields.from_json(mark + text, "f:1").keys == DETECTION
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ('{"a": 1, "b": {"a": 2}}', []),
+        ('{"a": 1, "b": 2, "a": 1}', ["a"]),
+        ('\ufeff{"m": [{"role": "x"}, {"role": "y", "role": "z"}], "m": []}', ["role", "m"]),
+        (b'\xef\xbb\xbf{"a": 1, "a": 2}', ["a"]),
+    ],
+)
+def test_repeated_keys_are_listed(text, keys):
+    assert repeated_keys(text) == keys
 
 
 def test_row_files_are_thread_safe(tmp_path):

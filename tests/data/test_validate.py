@@ -147,6 +147,19 @@ FAULTS = {
         4,
         "100 tokens, 100 of them images, where 90 are",
     ),
+    "key twice": (
+        swap(3, json.dumps({"id": "r3", "image": "3.png", **TRAIN[3]})[:-1] + ', "solution": "cat"}'),
+        Problem.REPEATED_KEY,
+        4,
+        '"solution" is written more than once, and only the last value is read; leave one of them',
+    ),
+    "empty answer": (
+        change(5, messages=[TRAIN[5]["messages"][0], {"role": "assistant", "content": " \n"}]),
+        Problem.EMPTY_TURN,
+        6,
+        "message 2, of the assistant, is empty; write it, or leave the row out",
+    ),
+    "one colour": (change(3, image="plain.png"), Problem.PLAIN_IMAGE, 4, "plain.png: every pixel is (255, 255, 255)"),
     "frame": (change(2, frame=[180, 160]), Problem.FRAME, 3, "boxes are moved by 0.500 along x and 0.500 along y"),
     "misspelt key": (change(2, otpions=[]), Problem.UNUSED_KEY, None, '"otpions" of 1 rows is none of boxes, conv'),
 }
@@ -161,6 +174,7 @@ def test_each_planted_fault_is_the_only_finding(folder, name):
         Image.new("1", (20_000, 5_001)).save(folder / "huge.png")
     Image.new("L", (2, 500)).save(folder / "thin.png")
     tiny.picture(280, 280).save(folder / "wide.png")
+    Image.new("RGBA", (60, 60), (200, 10, 30, 0)).save(folder / "plain.png")
     Image.open(folder / "3.png").save(folder / "copy.png", compress_level=0)
     report = validated(folder, mutate(numbered(TRAIN)), budget=PromptBudget(max_prompt_tokens=90))
     (finding,) = report.findings

@@ -95,6 +95,19 @@ def test_a_pipe_is_scored():
     assert done.stderr.startswith("kind    task ")
 
 
+def test_byte_order_marks_and_numbers_as_solutions_are_read(tmp_path, monkeypatch, capsys):
+    row = {"kind": "open", "task": "math", "solution": 4, "completion": well_formed("4")}
+    file, out = tmp_path / "rows.jsonl", tmp_path / "verdicts.jsonl"
+    file.write_text(f"\ufeff\n\ufeff{lines([row, row | {'solution': 2.5}])}", "utf-8")
+    for name, stdin in ((str(file), ""), ("-", file.read_text("utf-8"))):
+        monkeypatch.setattr(sys, "argv", ["score", name, "--out", str(out)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        score.main()
+        verdicts = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [(verdict["id"], verdict["accuracy"]) for verdict in verdicts] == [("2", 1.0), ("3", 0.0)]
+    assert capsys.readouterr().err == ""
+
+
 def test_settings_change_the_scores():
     rows = [
         {"kind": "choice", "task": "math", "multiple": True, "solution": "A, C", "completion": well_formed("A, B")},
@@ -131,7 +144,7 @@ def test_unused_keys_are_named():
         ({"kind": "opne"}, ':2: "kind" is "opne"; it takes judge, choice, open, chat'),
         ({"kind": "chat"}, ":2: no rule scores chat rows"),
         ({"task": ["math"]}, ':2: "task" is ["math"]; it takes detection, classify, math'),
-        ({"solution": 4}, ':2: "solution" is 4; it takes a string: the gold answer'),
+        ({"solution": True}, ':2: "solution" is true; it takes a string: the gold answer'),
         ({"completion": None}, ':2: "completion" is missing; it takes a string: what the model wrote'),
         ({"id": 1.5}, ':2: "id" is 1.5'),
         ({"options": "A"}, ':2: "options" is "A"; it takes a list of at most 26 strings'),
@@ -149,7 +162,7 @@ def test_unused_keys_are_named():
         ),
         (
             {"kind": "open", "task": "math", "solution": "\\foo{"},
-            ":2: solution '\\\\foo{' is an expression that",
+            ":2: solution '\\\\foo{': math-verify cannot read",
         ),
     ],
 )

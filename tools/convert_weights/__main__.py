@@ -11,6 +11,7 @@ from pathlib import Path
 # A conversion runs on the CPU only; it must not occupy an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from currreft_jax.config.arguments import CommandParser
 from currreft_jax.models import hf
 from currreft_jax.models.folder import copy_auxiliary_files, resolve
 from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder
@@ -27,7 +28,7 @@ Host memory: the model in its dtype (16.6 GB for the 7B in bf16), and 5 GB more 
 
 def parser() -> argparse.ArgumentParser:
     """Makes the argument parser."""
-    result = argparse.ArgumentParser(
+    result = CommandParser(
         prog="python -m tools.convert_weights",
         description="Converts a checkpoint to the native sharded format, or with --to-hf to Hugging Face's.",
         epilog=EPILOG,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from string import ascii_uppercase
 
 from currreft_jax.config import Kind, Task
@@ -19,29 +21,31 @@ from currreft_jax.data.builders.records import (
     whole_number,
 )
 from currreft_jax.data.fields import Fields
-from currreft_jax.data.rows import IMAGE, ROLES
+from currreft_jax.data.grounding import OBJECTS
+from currreft_jax.data.rows import UNREAD_MEDIA, parse_row
 from currreft_jax.rewards.choice import format_options
 from currreft_jax.structs import Row, Turn
 
 
 def convert_llava(source: DatasetSource) -> Iterator[ConvertedItem]:
-    """Converts LLaVA conversations unchanged: LLaVA-CoT-100k, LLaVA-OneVision-Data, Geo170K."""
+    """Converts conversations of LLaVA and ms-swift, with the names and boxes of their objects filled in."""
 
     def convert(record: Fields) -> Iterator[ConvertedItem]:
-        row_id = f"{source.name}-{record_name(record)}"
-        turns = [_parse_turn(turn) for turn in list_objects(record, "conversations", "a list of turns")]
-        if not turns or turns[-1].role != "assistant" or turns[0].role == "assistant":
-            record.refuse(
-                '"conversations" takes turns that begin with the system or the user and end with the assistant'
-            )
         cells = record.keys.get("image") or record.keys.get("images") or []
         if not isinstance(cells, list):
             cells = [cells]
         images = [load_image_cell(cell, source, record)[0] for cell in cells]
-        marked = sum(turn.text.count(IMAGE) for turn in turns)
-        if marked not in (0, len(images)):
-            record.refuse(f"the turns have {marked} {IMAGE}, but there are {len(images)} images; write one for each")
-        yield _chat_row(row_id, turns, images, source)
+        keys = {
+            key: record.keys[key] for key in ("messages", "conversations", OBJECTS, *UNREAD_MEDIA) if key in record.keys
+        }
+        row = parse_row(Fields({**keys, "images": images}, record.location), image_root=Path(), kind=Kind.CHAT)
+        yield replace(
+            row,
+            id=f"{source.name}-{record_name(record)}",
+            task=Task.OTHER,
+            source=source.name,
+            origin=source.origin,
+        )
 
     for path in find_files(source.folder):
         yield from convert_records(read_records(path), convert)
@@ -168,13 +172,6 @@ def convert_text(source: DatasetSource) -> Iterator[ConvertedItem]:
 
     for path in find_files(source.folder):
         yield from convert_records(read_records(path), convert)
-
-
-def _parse_turn(turn: Fields) -> Turn:
-    role = ROLES.get(str(turn.keys.get("from")))
-    if role is None:
-        turn.refuse_value("from", ", ".join(ROLES))
-    return Turn(role, turn.text("value"))
 
 
 def _format_question(question: str, options: Sequence[str], context: str = "") -> str:

@@ -31,6 +31,8 @@ from currreft_jax.world import base, tokenizer
 from currreft_jax.world.settings import WorldSizes
 from currreft_jax.world.write import write_world
 
+_FORMATS_WITH_SIZES = ("coco", "voc", "refcoco", "refgta", "refcoco-jxu124")  # of each image, in its annotations
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `dataset build`."""
@@ -89,7 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--box-scale", choices=list(BOX_SCALES), default=default.box_scale, help="table: unit of box coordinates"
     )
     parser.add_argument(
-        "--frame", metavar="WIDTHxHEIGHT", help="size that boxes are measured in, if images were resized since"
+        "--frame",
+        metavar="WIDTHxHEIGHT|annotated",
+        help="size that boxes are measured in, if images were resized since; annotated: the one that the annotations of"
+        " each image state (coco, voc, refcoco, refgta, refcoco-jxu124)",
     )
     parser.add_argument("--recipe", choices=["paper"], help="assembles the paper's sets from the folders of --root")
     parser.add_argument("--root", type=Path, metavar="FOLDER", help="recipe: holds a folder for each source")
@@ -153,6 +158,9 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
     """
     if not options.source.exists():
         raise BuildError(f"{options.source} does not exist; --source takes the folder of the published files")
+    annotated_frame = options.frame == "annotated"
+    if annotated_frame and options.format not in _FORMATS_WITH_SIZES:
+        raise BuildError(f"--frame=annotated: {options.format} states no sizes; give WIDTHxHEIGHT, as 1920x1080")
     folder = options.source if options.source.is_dir() else options.source.parent
     return DatasetSource(
         folder=options.source,
@@ -169,7 +177,8 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
         max_boxes=options.most_boxes,
         box_format=options.box_form,
         box_scale=options.box_scale,
-        frame=_parse_frame(options.frame),
+        frame=None if annotated_frame else _parse_frame(options.frame),
+        annotated_frame=annotated_frame,
         columns=dict(_parse_pair(text, "--column") for text in options.column),
     )
 
@@ -214,7 +223,8 @@ def _build_format(options: argparse.Namespace) -> str:
             for name, split in converted.items()
         }
     if not any(splits.values()):
-        raise BuildError(f"no rows\n{format_report({}, data.dropped, data.bad_records)}")
+        of_split = f" of --split={options.split}" if options.split else ""
+        raise BuildError(f"no rows{of_split}\n{format_report({}, data.dropped, data.bad_records)}")
     files: dict[str, int] = {}
     for name, split in splits.items():
         files |= write_row_files(options.out / name, split)
@@ -280,7 +290,7 @@ def _parse_frame(text: str | None) -> Frame | None:
         return None
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise BuildError(f"--frame {text}: it takes a size in pixels, as 1920x1080")
+        raise BuildError(f"--frame {text}: it takes a size in pixels, as 1920x1080, or annotated")
     return Frame(int(width), int(height))
 
 

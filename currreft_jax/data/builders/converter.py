@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders.box_formats import Box
 from currreft_jax.data.fields import Fields, LineError
+from currreft_jax.data.rows import parse_row, row_to_json
 from currreft_jax.structs import Frame, Row
 
 _MAX_ERRORS_SHOWN = 20
@@ -34,6 +35,7 @@ class DatasetSource:
         box_format: a key of `BOX_FORMATS`.
         box_scale: a key of `BOX_SCALES`.
         frame: size that boxes are measured in, if it is not that of the image file.
+        annotated_frame: boxes are measured in the size that their annotations state, whatever that of the image file.
         columns: row key -> column of the table.
     """
 
@@ -52,6 +54,7 @@ class DatasetSource:
     box_format: str = "xyxy"
     box_scale: str = "pixels"
     frame: Frame | None = None
+    annotated_frame: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -152,13 +155,17 @@ class BuildError(ValueError):
 def convert_records(
     records: Iterable[Fields | LineError], convert: Callable[[Fields], Iterable[ConvertedItem]]
 ) -> Iterator[ConvertedItem]:
-    """Yields the items of every record; of a record that breaks its schema, only the error."""
+    """Yields the items of every record; of a record that breaks its schema or the rows', only the error."""
     for record in records:
         if isinstance(record, LineError):
             yield record
             continue
         try:
-            yield from list(convert(record))
+            items = list(convert(record))
+            for row in (item for item in items if isinstance(item, Row)):
+                # Read as from a file, but with the location in the source.
+                parse_row(Fields(row_to_json(row), record.location), image_root=Path())
+            yield from items
         except LineError as error:
             yield error
 
@@ -175,15 +182,22 @@ def collect_items(items: Iterable[ConvertedItem], *, skip: bool = False, limit: 
         BuildError: there are bad records, or more than `limit`; the message lists the first ones.
     """
     data = ConvertedData()
-    allowed, ids = (limit if skip else 0), set[str]()
+    allowed, ids, questions = (limit if skip else 0), set[str](), set[Row]()
     for item in items:
         match item:
             case Row():
                 if item.id in ids:
                     data.bad_records.append(
-                        LineError(item.source, f"two rows have the id {item.id!r}; make ids unique")
+                        LineError(
+                            item.source,
+                            f"two rows have the id {item.id!r}; build one --split or one file at a time, each into its"
+                            " own --out, or make the ids of the records unique",
+                        )
                     )
+                elif (question := replace(item, id="")) in questions:
+                    data.dropped.setdefault("asks and answers the same as another row", []).append(item.id)
                 else:
+                    questions.add(question)
                     data.rows.append(item)
                 ids.add(item.id)
             case AnnotatedImage():

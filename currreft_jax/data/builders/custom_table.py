@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from currreft_jax.config import Kind, Task
@@ -12,14 +15,17 @@ from currreft_jax.data.builders.converter import (
     BuildError,
     ConvertedItem,
     DatasetSource,
+    DroppedRecord,
     convert_records,
 )
+from currreft_jax.data.builders.gold_filter import unreadable_gold
 from currreft_jax.data.builders.image_files import load_image_cell
 from currreft_jax.data.builders.object_questions import format_labels
 from currreft_jax.data.builders.records import find_files, parse_json_cell, read_records, record_name
 from currreft_jax.data.fields import Fields
-from currreft_jax.rewards import boxes
-from currreft_jax.structs import Reason, Row
+from currreft_jax.data.rows import IMAGE
+from currreft_jax.rewards.answer import RowError, gold_text, parse_json
+from currreft_jax.structs import Row
 
 KEYS = ("id", "problem", "solution", "image", "options", "split")
 
@@ -42,32 +48,35 @@ def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
         if not cells["problem"] or cells["solution"] in (None, ""):
             record.refuse("problem or solution is empty; --column problem=NAME names the column that holds it")
         image, frame = load_image_cell(cells["image"], source, record) if cells["image"] else (None, None)
-        frame = source.frame or frame
-        solution = str(cells["solution"])
-        if source.task is Task.DETECTION:
-            if image is None or frame is None:
-                record.refuse("a detection row without an image; --column image=NAME names the column that holds it")
-            converted = [
-                parse_box(box, source.box_format, frame, record, source.box_scale)
-                for box in _solution_boxes(solution, record)
-            ]
-            yield AnnotatedImage(image, frame, tuple(("", box) for box in converted))
-            solution = format_boxes(converted)
-        elif source.task is Task.CLASSIFY and isinstance(cells["solution"], list):
-            solution = format_labels(cells["solution"])
-        yield Row(
+        row = Row(
             id=f"{source.name}-{cells['id'] or record_name(record)}",
             task=source.task,
             kind=source.kind,
-            problem=str(cells["problem"]),
-            solution=solution,
+            problem=_parse_question(str(cells["problem"]), bool(image), record),
+            solution=_solution_text(cells["solution"], source.task),
             images=(image,) if image else (),
             options=_parse_options(cells["options"], record),
-            frame=frame if source.task is Task.DETECTION else None,
             source=source.name,
             split=split,
             origin=source.origin,
         )
+        try:
+            row = replace(row, solution=gold_text(row))
+        except RowError as error:
+            yield DroppedRecord(f"{record.location}: {error.problem}", unreadable_gold(row.task))
+            return
+        if (row.kind, row.task) != (Kind.OPEN, Task.DETECTION):
+            yield row
+            return
+        if image is None or frame is None:
+            record.refuse("a detection row without an image; --column image=NAME names the column that holds it")
+        frame = source.frame or frame
+        corners = [
+            parse_box(box, source.box_format, frame, record, source.box_scale)
+            for box in _solution_boxes(row.solution, record)
+        ]
+        yield AnnotatedImage(image, frame, tuple(("", box) for box in corners))
+        yield replace(row, solution=format_boxes(corners), frame=frame)
 
     if source.kind is Kind.CHAT:
         raise BuildError("--kind=chat: conversations are not tables; `build chat` reads them")
@@ -81,11 +90,38 @@ def _cell(record: Fields, column: str, required: bool) -> Any:
     return record.keys.get(column)
 
 
-def _solution_boxes(solution: str, record: Fields) -> list[list[float]]:
-    corners = boxes.parse_corners(solution.strip())
-    if isinstance(corners, Reason):
-        record.refuse(f"the solution {solution[:80]!r} is no box ({corners}); it takes [a, b, c, d] or a list of these")
-    return corners.tolist()
+def _parse_question(text: str, has_image: bool, record: Fields) -> str:
+    """Returns a question without `<image>`, as the images of a row stand before it."""
+    marks = text.count(IMAGE)
+    if marks > has_image:
+        record.refuse(
+            f"the question has {marks} {IMAGE}, but there are {int(has_image)} images; --column image=NAME names the"
+            " column that holds one"
+        )
+    return re.sub(rf"\s*{IMAGE}", "", text).strip() if marks else text
+
+
+def _solution_text(cell: Any, task: Task) -> str:
+    if isinstance(cell, list) and task is Task.CLASSIFY:
+        return format_labels(cell)
+    return json.dumps(cell, default=str) if isinstance(cell, list | dict) else str(cell)
+
+
+def _solution_boxes(solution: str, record: Fields) -> list[Any]:
+    """Returns the boxes of a solution, each in one of the forms that `parse_box` takes."""
+    try:
+        value = parse_json(solution)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        return [value]
+    if not isinstance(value, list):
+        record.refuse(
+            f'the solution {solution[:80]!r} is no box; it takes [a, b, c, d], {{"bbox_2d": [a, b, c, d]}} or a list of'
+            " these"
+        )
+    is_box = bool(value) and all(type(x) in (int, float) for x in value)
+    return [value] if is_box else value
 
 
 def _parse_options(cell: Any, record: Fields) -> tuple[str, ...]:

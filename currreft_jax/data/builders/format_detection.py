@@ -22,7 +22,7 @@ _KEYS: dict[str, frozenset[str]] = {
     "refcoco-lmms": frozenset({"question_id", "bbox", "answer"}),
     "vlm-r1": frozenset({"normalized_solution", "solution"}),
     "open-r1-8k": frozenset({"problem", "solution"}),
-    "clevr-70k": frozenset({"problem", "solution"}),
+    "clevr-70k": frozenset({"problem"}),  # with solution, or with answer as EasyR1 reads it
     "superclevr-r1v": frozenset({"image_path", "ground_truth"}),
     "mathv360k": frozenset({"conversations"}),
     "chat": frozenset({"conversations"}),

@@ -118,7 +118,8 @@ FORMATS: dict[str, DatasetFormat] = {
         convert=chat.convert_llava,
         output="conversations",
         required_files=(
-            "LLaVA conversations, *.json, *.jsonl or *.parquet: LLaVA-CoT-100k, LLaVA-OneVision-Data, Geo170K"
+            "conversations of LLaVA (LLaVA-CoT-100k, LLaVA-OneVision-Data, Geo170K) or ms-swift, *.json, *.jsonl or"
+            " *.parquet"
         ),
         homepage="huggingface.co/datasets/Xkev/LLaVA-CoT-100k, …/lmms-lab/LLaVA-OneVision-Data",
         licence="Apache-2.0; each source under its own licence",

@@ -39,11 +39,15 @@ def take_readable(rows: Sequence[Row], count: int | None, dropped: dict[str, lis
     return taken
 
 
+def unreadable_gold(task: Task) -> str:
+    """Returns the reason that rows of a task are dropped for if their gold answer cannot be read."""
+    return f"the gold answer of {task.value} cannot be read"
+
+
 def filter_readable(rows: Sequence[Row], dropped: dict[str, list[str]], pool: MathsPool) -> list[Row]:
     """Returns the rows whose gold answer can be read, and adds the others to `dropped`; conversations have none."""
     errors = check_rows([row for row in rows if row.kind is not Kind.CHAT], pool=pool)
     for error in errors:
-        reason = f"the gold answer of {error.row.task.value} cannot be read"
-        dropped.setdefault(reason, []).append(str(error))
+        dropped.setdefault(unreadable_gold(error.row.task), []).append(str(error))
     unreadable = {id(error.row) for error in errors}
     return [row for row in rows if id(row) not in unreadable]

@@ -87,17 +87,28 @@ def load_image_cell(cell: Any, source: DatasetSource, record: Fields) -> tuple[s
     return str(path), frame
 
 
-def check_image_size(annotated: Frame, actual: Frame, record: Fields) -> None:
-    """Refuses an image whose size differs from its annotations': their boxes would be misplaced.
+def annotation_frame(annotated: Frame, actual: Frame, source: DatasetSource, record: Fields) -> Frame:
+    """Returns the size that the boxes of an image are measured in.
+
+    Args:
+        annotated: the size that the annotations state; 0 x 0, which some tools write, states none.
+        actual: the size of the image.
+        source: tells whether the images were resized since.
+        record: names file and line in errors.
 
     Raises:
-        LineError: the sizes differ.
+        LineError: the annotations are for an image of another size: their boxes would be misplaced.
     """
-    if annotated != actual:
+    stated = annotated if annotated != Frame(0, 0) else actual
+    if source.annotated_frame:
+        return stated
+    if stated not in (actual, source.frame):
+        option = f", --frame says {source.frame.width} x {source.frame.height}" if source.frame else ""
         record.refuse(
-            f"the annotations are for {annotated.width} x {annotated.height} pixels, the image has"
-            f" {actual.width} x {actual.height}; fetch the original image, or give --frame"
+            f"the annotations are for {stated.width} x {stated.height} pixels, the image has {actual.width} x"
+            f" {actual.height}{option}; fetch the original image, or give --frame=annotated if it was resized since"
         )
+    return source.frame or actual
 
 
 @lru_cache(maxsize=8)

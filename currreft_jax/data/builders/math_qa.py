@@ -16,7 +16,13 @@ from currreft_jax.data.builders.converter import (
     convert_records,
 )
 from currreft_jax.data.builders.image_files import load_image_cell
-from currreft_jax.data.builders.records import find_files, list_objects, read_records, record_name
+from currreft_jax.data.builders.records import (
+    file_split,
+    find_files,
+    list_objects,
+    read_records,
+    record_name,
+)
 from currreft_jax.data.fields import Fields
 from currreft_jax.data.rows import IMAGE
 from currreft_jax.rewards import maths
@@ -63,7 +69,9 @@ def convert_conversations(source: DatasetSource) -> Iterator[ConvertedItem]:
 
 
 def convert_problems(source: DatasetSource) -> Iterator[ConvertedItem]:
-    """Converts records of problem, solution and image, taking the gold answer from the solution's answer tags.
+    """Converts records of problem, image and solution, taking the gold answer from the solution's answer tags.
+
+    EasyR1's form is read too: problem, images and `answer`, which needs no tags.
 
     Raises:
         BuildError: the source asks for conversations, which `build chat` converts.
@@ -72,7 +80,7 @@ def convert_problems(source: DatasetSource) -> Iterator[ConvertedItem]:
 
     def convert(record: Fields) -> Iterator[ConvertedItem]:
         row_id = f"{source.name}-{record_name(record)}"
-        answers = _TAGGED_ANSWER.findall(record.text("solution"))
+        answers = _stated_answers(record)
         if len(answers) != 1:
             yield DroppedRecord(row_id, "the solution has not one answer in its tags")
             return
@@ -110,9 +118,22 @@ def reason_against_open(gold: str) -> str:
     return "the answer is a sentence" if len(gold) > len(expression.text) + _MAX_EXTRA_CHARACTERS else ""
 
 
+def _stated_answers(record: Fields) -> list[str]:
+    """Returns the answers in the tags of the solution; the whole `answer` if the record has none, or it has no tags."""
+    if "solution" in record.keys or "answer" not in record.keys:
+        return _TAGGED_ANSWER.findall(record.text("solution"))
+    answer = record.keys["answer"]
+    if type(answer) not in (str, int, float):
+        record.refuse_value("answer", "a text or a number")
+    return _TAGGED_ANSWER.findall(str(answer)) or [str(answer)]
+
+
 def _open_row(
     row_id: str, text: str, answer: str, record: Fields, source: DatasetSource
 ) -> Iterator[Row | WrongAnswers | DroppedRecord]:
+    split = file_split(record)
+    if source.split and split != source.split:
+        return
     question, choices = split_choices(text)
     gold = _SENTENCE_END.split(answer.strip())[0].removesuffix(".").strip()
     letter = _LETTER.fullmatch(gold)
@@ -131,10 +152,20 @@ def _open_row(
     if reason:
         yield DroppedRecord(row_id, reason)
         return
-    images = ()
-    if record.keys.get("image"):
-        images = (load_image_cell(record.keys["image"], source, record)[0],)
-    yield Row(row_id, Task.MATH, Kind.OPEN, question, gold, images, source=source.name, origin=source.origin)
+    cell = record.keys.get("image") or record.keys.get("images")
+    if IMAGE in text and not cell:
+        record.refuse(f'the question has {IMAGE}, but the record has no "image"; add it, or remove {IMAGE}')
+    yield Row(
+        row_id,
+        Task.MATH,
+        Kind.OPEN,
+        question,
+        gold,
+        (load_image_cell(cell, source, record)[0],) if cell else (),
+        source=source.name,
+        split=split,
+        origin=source.origin,
+    )
     wrong = tuple(choice for choice in dict.fromkeys(choices.values()) if choice and choice != gold)
     if wrong:
         yield WrongAnswers(row_id, wrong)

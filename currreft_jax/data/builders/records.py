@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from currreft_jax.data.row_files import RowFile
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 _PARQUET_BATCH = 64
+_FILE_SPLIT = re.compile(r"(?:^|[_.-])(train|trainval|val|valid|validation|test[AB]?)(?=[_.-])")
 _MAX_CSV_CELL = 1 << 28  # characters: a cell may hold an image
 
 
@@ -63,6 +65,12 @@ def read_json_object(path: Path) -> Fields:
 def record_name(record: Fields) -> str:
     """Returns the file name and line of a record, for the ids of rows whose records have none."""
     return record.location.rpartition("/")[2]
+
+
+def file_split(record: Fields) -> str:
+    """Returns the published split that the name of a record's file states, such as `testA-00000-of-00001.parquet`."""
+    match = _FILE_SPLIT.search(record_name(record))
+    return match[1] if match else ""
 
 
 def list_entries(record: Fields, key: str, wanted: str) -> Iterator[Fields | LineError]:
@@ -137,11 +145,14 @@ def _read_json(path: Path) -> Iterator[Fields | LineError]:
 def _read_csv(path: Path, delimiter: str) -> Iterator[Fields | LineError]:
     csv.field_size_limit(_MAX_CSV_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: list[str] = []
         while True:
-            location = f"{path}:{reader.line_num + 1}"
+            location = f"{path}:{reader.line_num + 1}"  # a record may have several lines, if a cell has
             try:
                 cells = next(reader, None)
+            except UnicodeDecodeError as error:
+                raise BuildError(f"{path}: not UTF-8 ({error}); convert it") from error
             except csv.Error as error:
                 yield LineError(
                     location, f"not a row of the table ({error}); close its quotes, or fetch the file again"
@@ -149,14 +160,16 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Fields | LineError]:
                 return
             if cells is None:
                 return
-            if None in cells or None in cells.values():
+            if not header:
+                header = cells
+            elif cells and len(cells) != len(header):
                 yield LineError(
                     location,
-                    f"not as many cells as the header has ({len(reader.fieldnames or ())}); add missing ones, and"
-                    " quote cells that hold the delimiter",
+                    f"not as many cells as the header has ({len(header)}); add missing ones, and quote cells that hold"
+                    " the delimiter",
                 )
-            else:
-                yield Fields(cells, location)
+            elif cells:
+                yield Fields(dict(zip(header, cells, strict=True)), location)
 
 
 def _read_parquet(path: Path) -> Iterator[Fields]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from currreft_jax.data.builders.box_formats import parse_box
+from currreft_jax.config import Task
+from currreft_jax.data.builders.box_formats import Box, parse_box
 from currreft_jax.data.builders.converter import BuildError, ConvertedItem, DatasetSource, convert_records
-from currreft_jax.data.builders.image_files import check_image_size, find_image
-from currreft_jax.data.builders.object_questions import ImageRecord, ObjectAnnotation, object_rows
+from currreft_jax.data.builders.image_files import annotation_frame, find_image
+from currreft_jax.data.builders.object_questions import (
+    ImageRecord,
+    ObjectAnnotation,
+    object_annotation,
+    object_rows,
+)
 from currreft_jax.data.builders.records import find_files
 from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.structs import Frame
@@ -26,7 +32,24 @@ def convert_voc(source: DatasetSource) -> Iterator[ConvertedItem]:
     paths = find_files(source.folder, (".xml",))
     names = _read_split(source) if source.split else None
     records = (Fields({"path": path}, str(path)) for path in paths if names is None or path.stem in names)
-    yield from convert_records(records, lambda record: object_rows(_image_record(record, source), CATEGORIES, source))
+    categories = read_categories(paths) if source.list_categories and Task.CLASSIFY in source.tasks else ()
+    yield from convert_records(records, lambda record: object_rows(_image_record(record, source), categories, source))
+
+
+def read_categories(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Returns VOC's categories; those of the files, sorted, if one of them is not VOC's.
+
+    All files of the folder count, whatever the split: training and tests list the same categories.
+    """
+    names = set[str]()
+    for path in paths:
+        try:
+            root = parse_xml(path.read_bytes(), str(path))
+        except LineError:
+            continue  # reported where its image is converted
+        names.update(element.findtext("name", "").strip() for element in root.findall("object"))
+    names.discard("")
+    return CATEGORIES if names <= set(CATEGORIES) else tuple(sorted(names))
 
 
 def parse_xml(content: bytes, path: str) -> ElementTree.Element:
@@ -54,21 +77,26 @@ def parse_xml(content: bytes, path: str) -> ElementTree.Element:
 def _image_record(record: Fields, source: DatasetSource) -> ImageRecord:
     path: Path = record.keys["path"]
     root = parse_xml(path.read_bytes(), str(path))
-    image, frame = find_image(_text(root, "filename", record), source, record)
+    image, actual = find_image(_text(root, "filename", record), source, record)
     annotated = Frame(round(_number(root, "size/width", record)), round(_number(root, "size/height", record)))
-    check_image_size(annotated, frame, record)
+    frame = annotation_frame(annotated, actual, source, record)
     # Direct children only: below the object of a person stand its parts, with boxes of their own.
-    objects = tuple(_object_annotation(element, frame, record, source) for element in root.findall("object"))
+    objects = tuple(
+        _object_annotation(element, frame, Fields(record.keys, f"{record.location} object[{index}]"), source)
+        for index, element in enumerate(root.findall("object"))
+    )
     return ImageRecord(path.stem, image, frame, objects, source.split)
 
 
 def _object_annotation(
     element: ElementTree.Element, frame: Frame, record: Fields, source: DatasetSource
 ) -> ObjectAnnotation:
-    corners = [_number(element, f"bndbox/{side}", record) for side in ("xmin", "ymin", "xmax", "ymax")]
+    def parse() -> Box:
+        corners = [_number(element, f"bndbox/{side}", record) for side in ("xmin", "ymin", "xmax", "ymax")]
+        return parse_box(corners, "voc", frame, record)
+
     difficult = element.findtext("difficult", "0").strip() == "1"
-    box = parse_box(corners, "voc", frame, record)
-    return ObjectAnnotation(_text(element, "name", record), box, reliable=source.include_difficult or not difficult)
+    return object_annotation(_text(element, "name", record), parse, reliable=source.include_difficult or not difficult)
 
 
 def _text(element: ElementTree.Element, path: str, record: Fields) -> str:

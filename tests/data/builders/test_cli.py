@@ -17,7 +17,14 @@ from currreft_jax.data.row_files import RowFile
 from currreft_jax.data.show import find_row, show_row
 from currreft_jax.data.validate import InputFile, validate_files
 from currreft_jax.structs import Frame
-from tests.data.builders.dataset_files import read_rows, write_coco_set, write_image, write_json_lines
+from tests.data.builders.dataset_files import (
+    read_rows,
+    voc_object,
+    write_coco_set,
+    write_image,
+    write_json_lines,
+    write_voc_image,
+)
 
 
 def run_build(*arguments) -> None:
@@ -149,6 +156,7 @@ def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
         (["coco", "--source", ".", "--out", "o", "--fractions", "a=x"], "the fraction is a number"),
         (["coco", "--source", ".", "--out", "o", "--fractions", "../a=1"], "a split is the name of a folder"),
         (["coco", "--source", ".", "--out", "o", "--frame", "12"], "as 1920x1080"),
+        (["vlm-r1", "--source", ".", "--out", "o", "--frame", "annotated"], "vlm-r1 states no sizes"),
         (["table", "--source", ".", "--out", "o", "--column", "a"], "write KEY=VALUE"),
         (["coco", "--source", ".", "--out", "o", "--absent", "1"], "--absent 1: it takes a share from 0 to below 1"),
         (["stages", "--source", ".", "--out", "o", "--absent", "0.1"], "it goes with coco and voc"),
@@ -180,6 +188,23 @@ def test_boxes_keep_the_frame_option(tmp_path):
     run_build(*arguments, "--frame", "1000x500", "--generate", "choice")
     (row,) = read_rows(tmp_path / "out" / "choice-detection.jsonl")
     assert row.frame == Frame(1000, 500)
+
+
+@pytest.mark.parametrize("frame", ["200x160", "annotated"])
+def test_the_frame_option_takes_a_size_or_those_of_the_annotations(tmp_path, frame):
+    write_voc_image(tmp_path / "voc", "1", 200, 160, [voc_object("dog", (20, 30, 180, 140))])
+    write_image(tmp_path / "voc" / "JPEGImages" / "1.png", 100, 80)
+    run_build("voc", "--source", tmp_path / "voc", "--out", tmp_path / "out", "--frame", frame)
+    (row,) = read_rows(tmp_path / "out" / "open-detection.jsonl")
+    assert (row.solution, row.frame) == ("[20, 30, 180, 140]", Frame(200, 160))
+
+
+def test_no_rows_names_the_split(tmp_path):
+    write_json_lines(tmp_path / "t" / "train.jsonl", [{"problem": "q", "solution": "<answer>3</answer>"}])
+    arguments = ["open-r1-8k", "--source", tmp_path / "t", "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit, match="no rows of --split=test"):
+        run_build(*arguments, "--split", "test")
+    run_build(*arguments, "--split", "train")
 
 
 def test_docs_list_the_same_formats():

@@ -370,6 +370,23 @@ def test_chat_conversations_are_unchanged(tmp_path):
     assert [len(row.images) for row in (first, second)] == [1, 0]
 
 
+def test_chat_fills_in_the_objects_of_ms_swift(tmp_path):
+    write_image(tmp_path / "1.png", 40, 40)
+    turns = [("user", "<image>Find the <ref-object>."), ("assistant", "<bbox>")]
+    record = {
+        "messages": [{"role": role, "content": content} for role, content in turns],
+        "images": ["1.png"],
+        "objects": {"ref": ["cup"], "bbox": [[1, 2, 30, 35.5]]},
+    }
+    write_json_lines(tmp_path / "swift.jsonl", [record, record | {"objects": None}, record | {"videos": ["a.mp4"]}])
+    data = collect_items(convert("chat", tmp_path), skip=True)
+    (row,) = data.rows
+    assert row.messages == (Turn("user", "<image>Find the cup."), Turn("assistant", "{box:0}"))
+    assert (row.boxes, row.source) == (((1.0, 2.0, 30.0, 35.5),), "chat")
+    assert "swift.jsonl:2: the messages have <ref-object>, but there is no" in str(data.bad_records[0])
+    assert 'swift.jsonl:3: "videos" is not read' in str(data.bad_records[1])
+
+
 def test_chat_with_more_image_tokens_than_images_is_refused(tmp_path):
     write_image(tmp_path / "1.png", 40, 40)
     write_json(tmp_path / "c.json", [conversation("<image><image>?", "x", image="1.png")])

@@ -1,0 +1,152 @@
+"""The flag `--config` of the programs that take one, and the refusal of their flags in one line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import config_flags
+
+from currreft_jax.config.checks import describe
+from currreft_jax.config.data import Kind, Source, Stage, Task
+from currreft_jax.config.files import load_config
+from currreft_jax.config.names import nearest, nearest_settings, setting_type
+from currreft_jax.config.training import Config
+from currreft_jax.config.validation import validate
+
+flags.disclaim_key_flags()  # `--config` is listed by the `--help` of the program that defines it
+
+REFUSED = 2  # exit code of a program that refuses its command line, as argparse has it
+_NO_CONFIG = "--config is missing; configs/ has some, such as --config=configs/sft.py"
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+_WRONG_VALUE = re.compile(r"flag --(config\.([^=]+)=.*?): ", re.S)
+_command_line: list[str] = []  # ml_collections finds the overrides here
+
+
+def define_config() -> flags.FlagHolder[Config]:
+    """Defines `--config=FILE:VARIANT`, and with it a flag for every setting, `--config.NAME=VALUE`.
+
+    The parser of `flags_parser` refuses a command line without it.
+    """
+    description = "FILE or FILE:VARIANT; the file has get_config(variant)"
+    holder = config_flags.DEFINE_config_dataclass(
+        "config", Config(), description, sys_argv=_command_line, parse_fn=_load_config
+    )
+    flags.FLAGS["config"].default_as_str = ""
+    return holder
+
+
+def flags_parser(program: str) -> Callable[[Sequence[str]], list[str]]:
+    """Returns a flags parser for `app.run`, which also validates the config.
+
+    It ends the program with one line and code 2 for a flag or a setting that is misspelt or has an impossible value.
+
+    Args:
+        program: the program's name, which starts the line.
+    """
+
+    def parse(arguments: Sequence[str]) -> list[str]:
+        _command_line[:] = arguments
+        try:
+            positional = flags.FLAGS(arguments)
+            if len(positional) > 1:
+                raise ValueError(f"{positional[1]} is no flag; a setting is written --config.NAME=VALUE")
+            if not flags.FLAGS["config"].present:
+                raise ValueError(_NO_CONFIG)
+            validate(flags.FLAGS.config)
+        except (flags.Error, ValueError) as error:
+            refuse_command_line(program, _describe_error(error))
+        return positional
+
+    return parse
+
+
+def refuse_command_line(program: str, message: str) -> NoReturn:
+    """Ends a program with one line and code 2."""
+    print(f"{program}: {message}", file=sys.stderr)
+    sys.exit(REFUSED)
+
+
+def _load_config(text: str) -> Config:
+    """Loads a config, and refuses overrides of settings that it does not have.
+
+    Raises:
+        flags.Error: naming the flag; a ValueError would be reworded on its way.
+    """
+    try:
+        config = load_config(text)
+    except ValueError as error:
+        raise flags.Error(f"--config={text}: {error}") from error
+    for argument in flags.FLAGS.read_flags_from_files(_command_line, force_gnu=False):
+        if override := _OVERRIDE.match(argument):
+            try:
+                setting_type(config, override[1])
+            except ValueError as error:
+                raise flags.Error(f"{argument}: {error}") from error
+    return config
+
+
+def _describe_error(error: Exception) -> str:
+    """Describes a refused command line in one line."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        name = error.flagname
+        if name.startswith("config."):
+            return _NO_CONFIG
+        names = [*nearest(name, flags.FLAGS), *nearest_settings(name, Config(stages=[Stage()]))]
+        hint = f"nearest: {', '.join(f'--{near}' for near in names[:3])}" if names else "--help lists them"
+        return f"there is no flag --{name}; {hint}"
+    wrong_value = _WRONG_VALUE.match(str(error))
+    if isinstance(error, flags.IllegalFlagValueError) and wrong_value:
+        argument, path = wrong_value.groups()
+        return f"--{argument}: it takes {describe(setting_type(flags.FLAGS.config, path))}"
+    return " ".join(str(error).removeprefix("flag ").split())
+
+
+class _ItemsParser(flags.ArgumentParser):
+    """Parses values with commas between them, with or without brackets around them.
+
+    Args:
+        collect: makes the setting of the values' texts.
+    """
+
+    def __init__(self, collect: Callable[[list[str]], Any]) -> None:
+        self._collect = collect
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the setting; a default is one already."""
+        if not isinstance(argument, str):
+            return argument
+        text = argument.strip()
+        if text[:1] + text[-1:] in ("[]", "()"):
+            text = text[1:-1]
+        return self._collect([item.strip(" \"'") for item in text.split(",") if item.strip()])
+
+    def flag_type(self) -> str:
+        """Names the type in `--helpfull`."""
+        return "comma-separated values"
+
+
+def _pairs(items: list[str]) -> dict[str, str]:
+    """Splits NAME=VALUE. A name may hold an equals sign, a value may not."""
+    pairs = [item.rpartition("=") for item in items]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise ValueError("write NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def _no_flag(_: list[str]) -> NoReturn:
+    raise ValueError("only a config file can write it")
+
+
+for _type, _collect in (
+    (list[Stage], _no_flag),
+    (list[Source], lambda items: [Source(file) for file in items]),
+    (dict[str, float], lambda items: {name: float(value) for name, value in _pairs(items).items()}),
+    (dict[str, str], _pairs),
+    (tuple[Kind, ...], lambda items: tuple(Kind(name.lower()) for name in items)),
+    (tuple[Task, ...], lambda items: tuple(Task(name.lower()) for name in items)),
+):
+    config_flags.register_flag_parser_for_type(_type, _ItemsParser(_collect))
