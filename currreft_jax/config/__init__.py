@@ -3,6 +3,7 @@
 from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Source, Stage, Task
 from currreft_jax.config.model import Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rewards import (
+    BoxReading,
     DetectionScore,
     Length,
     Maths,
@@ -37,6 +38,7 @@ from currreft_jax.config.validation import validate
 __all__ = [
     "ELSEWHERE",
     "AdvantageScale",
+    "BoxReading",
     "CacheType",
     "Config",
     "Data",
