@@ -6,7 +6,7 @@
 
 Every setting of the config can be given on the command line; a misspelt one is refused. The workdir receives metrics,
 completions, checkpoints and the settings. The same command continues an interrupted run and skips finished stages.
-SIGTERM, SIGUSR1 and, on one machine, Ctrl-C save after the current step and end with exit code 75: start it again.
+SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end with exit code 75: start it again.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"train: {argv[1]} is no setting; write --config.NAME=VALUE")
     if _CONFIG.value is None:
         sys.exit("train: --config is missing; configs/ has some, such as --config=configs/sft.py")
-    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     config = _CONFIG.value
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save at length
     try:
+        distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         exported = run(config, _WORKDIR.value or f"runs/{config.name}")
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
