@@ -11,6 +11,7 @@ SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end with exit code 7
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
         sys.exit(f"train: {error}")
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # all is saved: a late one must not change the exit code
+        signal.signal(number, signal.SIG_IGN)
     if exported is None:
         sys.exit(distributed.REQUEUE)
     say(f"done: {exported}")

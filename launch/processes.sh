@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One run of N processes on this machine, on simulated CPU devices, as if on several machines:
 #   launch/processes.sh 2 --config=configs/sft.py:tiny --workdir=runs/two
-# DEVICES is the number of devices per process (4); PROGRAM and PYTHON as in run.sh. Needs bash 5.1.
+# DEVICES is the number of devices per process (4); PROGRAM and PYTHON as in run.sh. Needs bash 4.4.
 # SIGTERM, SIGUSR1 and a first Ctrl-C ask all processes to save; a second Ctrl-C kills them. If a process fails, the
 # script names it, kills the others and exits with its code. Exit code 75: interrupted and saved; run it again.
 set -euo pipefail
@@ -11,7 +11,6 @@ if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
 fi
 count=$1
 shift
-source "$(dirname "${BASH_SOURCE[0]}")/signals.sh"
 python="${PYTHON:-python}"
 export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}"
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${DEVICES:-4}" NUM_PROCESSES=$count PYTHONUNBUFFERED=1
@@ -22,17 +21,13 @@ export COORDINATOR_ADDRESS
 
 declare -A number # PROCESS_ID of each running process, by pid
 signal_all() { [ ${#number[@]} -eq 0 ] || kill -s "$1" "${!number[@]}" 2>/dev/null || true; }
-pass_on() {
-    signals=$((signals + 1))
-    signal_all "$1"
-}
 interrupt() { # the processes do not see Ctrl-C: bash starts them in the background, where it is ignored
     trap 'exit 130' INT
     echo "processes.sh: all processes save after this step; press Ctrl-C again to stop at once" >&2
-    pass_on TERM
+    signal_all TERM
 }
-trap 'pass_on TERM' TERM
-trap 'pass_on USR1' USR1
+trap 'signal_all TERM' TERM
+trap 'signal_all USR1' USR1
 trap interrupt INT
 # Waits until they are gone: a run that restarts at once finds the workdir free.
 trap 'trap "" TERM USR1 INT; signal_all KILL; wait' EXIT
@@ -43,11 +38,11 @@ for ((i = 0; i < count; i++)); do
 done
 code=0
 while [ ${#number[@]} -gt 0 ]; do
-    wait -n "${!number[@]}" || true # until a process ends or a signal arrives, which the loop finds out
+    sleep 0.2 || true # not `wait`: signals end it, and make it return wrong codes (bash 5.2)
     for pid in "${!number[@]}"; do
         if kill -0 "$pid" 2>/dev/null; then continue; fi
         ended_with=0
-        wait_through_signals "$pid" || ended_with=$?
+        wait "$pid" || ended_with=$?
         if [ "$ended_with" -ne 0 ] && [ "$ended_with" -ne 75 ]; then
             echo "processes.sh: process ${number[$pid]} (pid $pid) ended with $ended_with; the others are killed" >&2
             exit "$ended_with"

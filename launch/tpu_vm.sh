@@ -9,7 +9,6 @@
 # saved; run it again.
 set -euo pipefail
 : "${TPU:?set it to the name of the slice}" "${ZONE:?set it to the zone of the slice}"
-source "$(dirname "${BASH_SOURCE[0]}")/signals.sh"
 folder="${FOLDER:-currreft_jax}"
 on_all_workers() {
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"} --worker=all --command="$1"
@@ -34,13 +33,12 @@ for argument in "$@"; do
     command+=" $(printf %q "$argument")"
 done
 
-set -m # processes in the background have groups of their own, which the terminal's Ctrl-C does not reach
-on_all_workers "$command" </dev/null &
-run=$!
-pass_on() {
-    signals=$((signals + 1))
-    on_all_workers "kill -$1 \$(cat $pid_file)" </dev/null &
+start() { # in a process group of its own, which the terminal's Ctrl-C does not reach
+    set -m
+    on_all_workers "$1" </dev/null &
+    set +m
 }
+pass_on() { start "kill -$1 \$(cat $pid_file)"; }
 interrupt() {
     trap 'pass_on KILL; wait "$!" || true; exit 130' INT
     echo "tpu_vm.sh: all workers save after this step; press Ctrl-C again to stop at once" >&2
@@ -49,4 +47,8 @@ interrupt() {
 trap 'pass_on TERM' TERM
 trap 'pass_on USR1' USR1
 trap interrupt INT
-wait_through_signals "$run"
+
+start "$command"
+run=$!
+while kill -0 "$run" 2>/dev/null; do sleep 0.5 || true; done # `wait` would end at each signal
+wait "$run"

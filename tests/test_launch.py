@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -109,9 +110,11 @@ def children(pid: int) -> list[int]:
 
 
 def variable(pid: int, name: str) -> str | None:
-    """Reads a variable of another process's environment."""
-    pairs = (pair.partition("=") for pair in Path(f"/proc/{pid}/environ").read_text().split("\0"))
-    return next((value for key, _, value in pairs if key == name), None)
+    """Reads a variable of another process's environment; None where it has none, or has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        pairs = (pair.partition("=") for pair in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        return next((value for key, _, value in pairs if key == name), None)
+    return None
 
 
 def free_port() -> int:
@@ -214,6 +217,20 @@ def test_ctrl_c_stays_ignored_in_the_background_of_a_script():
         signal.raise_signal(signal.SIGINT)
         assert not interrupt.requested
     signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_after_the_save_does_not_change_the_exit_code(settings, environment, tmp_path):
+    code = """
+import atexit, os, signal
+from absl import app
+from currreft_jax import train
+train.run = lambda *_: None  # interrupted and saved
+atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGUSR1)])
+app.run(train.main)
+"""
+    command = [sys.executable, "-c", code, f"--config={settings}"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, **CAPTURED)
+    assert done.returncode == distributed.REQUEUE, done.stderr
 
 
 MEETING = """
@@ -337,7 +354,7 @@ def test_a_taken_port_is_named_and_not_shared(settings, environment, tmp_path):
         other_run.listen()
         port = other_run.getsockname()[1]
         variables = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}
-        done = subprocess.run(command, env=environment | variables, cwd=ROOT, **CAPTURED)
+        done = subprocess.run(command, env=environment | variables, cwd=ROOT, **CAPTURED | {"timeout": 60})
     message = rf"^train: the coordinator cannot listen on \[::\]:{port} \(Address already in use\): end the program"
     assert done.returncode == 1
     assert re.search(message, done.stderr, re.MULTILINE) and "Traceback" not in done.stderr

@@ -63,12 +63,12 @@ exit $code
 SCONTROL = """#!/usr/bin/env bash
 echo "$@" >> "$FOLDER_OF_TEST/scontrol.log"
 """
-GCLOUD = """#!/usr/bin/env bash
+GCLOUD = f"""#!{sys.executable}
 # Stands in for gcloud's ssh: the command runs out of reach of this machine's signals, which end gcloud itself.
-for argument in "$@"; do
-    case $argument in --command=*) command=${argument#--command=} ;; esac
-done
-setsid --wait bash -c "$command"
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, lambda *_: sys.exit("gcloud was interrupted"))
+(command,) = [argument.removeprefix("--command=") for argument in sys.argv if argument.startswith("--command=")]
+sys.exit(subprocess.run(["bash", "-c", command], start_new_session=True).returncode)
 """
 SCRIPTS = {
     "run.sh": ["launch/run.sh"],
@@ -154,9 +154,9 @@ def test_a_script_passes_signals_on_and_waits_for_the_save(stand_ins, tmp_path, 
 def test_signals_during_the_save_do_not_end_it(stand_ins, tmp_path, script):
     with started(SCRIPTS[script], stand_ins) as running:
         wait_until_ready(tmp_path, processes_of(script))
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1) * 6:
             running.send_signal(number)
-            time.sleep(0.05)
+            time.sleep(0.02)
         _, stderr = running.communicate(timeout=30)
     assert running.returncode == REQUEUE, stderr
     assert all((tmp_path / f"saved-{process}").exists() for process in range(processes_of(script)))
