@@ -5,13 +5,16 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import jax
 import pytest
 
 from currreft_jax.config import Config, Data, Maths, MeshShape, Rewards, Source, Stage
 from currreft_jax.runtime import agreement
+from currreft_jax.training import trainer
 from tests.test_launch import ROOT, environment, explicit_variables, settings
+from tests.test_train import config_of
 
 __all__ = ["environment", "settings"]
 
@@ -108,6 +111,16 @@ def test_a_single_host_reads_no_file(monkeypatch):
     monkeypatch.setattr(agreement, "_digest", lambda *_: pytest.fail("reads a file"))
     agreement.refuse_differing_settings(config_with())
     agreement.refuse_differing_files(config_with())
+
+
+def test_a_run_compares_files_before_it_reads_rows(monkeypatch, checkpoint, tmp_path):
+    def refuse(config: Config) -> None:
+        raise ValueError(f"compared {config.stages[0].sources[0].file}")
+
+    monkeypatch.setattr(trainer, "refuse_differing_files", refuse)
+    with pytest.raises(ValueError, match=r"compared nowhere\.jsonl"):
+        trainer.run(config_of(checkpoint, Path("nowhere.jsonl")), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_host_with_another_learning_rate_ends_the_run_before_its_first_step(settings, environment, tmp_path):
