@@ -305,7 +305,7 @@ def assert_close(found, wanted, rtol, rounding=None):
         np.testing.assert_allclose(own, leaf, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-# Every fifth combination: with the pairwise cases, nearly any three values of three settings are in one of them.
+# Any three values of any three settings stand together in one of them.
 EVERY_FIFTH = list(product((1, 2), (1, 2), (1, 2), (False, True), LossAverage, AdvantageScale))[::5]
 # Any two values of any two settings stand together in one of them.
 PAIRWISE = [
