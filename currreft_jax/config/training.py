@@ -106,7 +106,7 @@ class Optimizer:
         learning_rate: after the warm-up.
         schedule: after the warm-up.
         warmup: share of the updates.
-        weight_decay: decoupled, times the learning rate.
+        weight_decay: decoupled, times the learning rate; biases and norms do not decay.
         b1: decay of AdamW's first moment.
         b2: decay of AdamW's second moment.
         eps: added to the root of AdamW's second moment.
