@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -250,6 +250,11 @@ class Model:
     def adapters(self) -> Adapters | None:
         """Ranks and scale of the decoder's adapters."""
         return Adapters(self.lora_rank, self.lora_alpha / self.lora_rank) if self.lora_rank else None
+
+    @property
+    def merged(self) -> Model:
+        """The model whose adapters are merged into its kernels; itself without adapters."""
+        return replace(self, lora_rank=0)
 
     @property
     def vocab_mask(self) -> VocabMask:
