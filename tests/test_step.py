@@ -13,8 +13,9 @@ import pytest
 from currreft_jax.config import Config, Grpo, LossAverage, Method, Optimizer, Rule, Schedule, Stage
 from currreft_jax.data.processor import load as load_processor
 from currreft_jax.runtime.multihost import to_devices
-from currreft_jax.runtime.sharding import make_mesh, path_of
-from currreft_jax.structs import GroupBatch, GrpoTargets
+from currreft_jax.runtime.sharding import data_shards, make_mesh, path_of
+from currreft_jax.session.sources import to_policy
+from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt
 from currreft_jax.training.gradients import grpo_gradient, sft_gradient
 from currreft_jax.training.losses import loss_counts, loss_weights
 from currreft_jax.training.optimizer import (
