@@ -70,7 +70,7 @@ def test_minibatches_keep_rows_together_and_weight_every_token(monkeypatch, aver
     rollout.replace_sampling(monkeypatch)
     reference = lambda model, temperature: lambda _, __, tokens: -temperature * tokens  # noqa: E731
     monkeypatch.setattr(grpo, "reference_program", reference)
-    monkeypatch.setattr(grpo, "to_compute_dtype", lambda model: lambda params: params)
+    monkeypatch.setattr(grpo, "to_policy", lambda model: lambda params: params)
     updates = [[]]  # the microbatches of each update
     programs = UpdatePrograms(
         zero_gradient=lambda: {},

@@ -205,12 +205,13 @@ def plain_adamw(params, gradient, norm, moments, index, updates):
     def second(v, g):
         return settings.b2 * v + (1 - settings.b2) * (share * g) ** 2
 
-    def moved(w, m, v):
+    def moved(path, w, m, v):
+        decay = 0 if path[-1].key in ("bias", "scale") else settings.weight_decay  # scales are those of norms
         m, v = m / (1 - settings.b1 ** (index + 1)), v / (1 - settings.b2 ** (index + 1))
-        return w - rate * (m / (np.sqrt(v) + settings.eps) + settings.weight_decay * w)
+        return w - rate * (m / (np.sqrt(v) + settings.eps) + decay * w)
 
     moments = jax.tree.map(first, moments[0], gradient), jax.tree.map(second, moments[1], gradient)
-    return jax.tree.map(moved, params, *moments), moments
+    return jax.tree_util.tree_map_with_path(moved, params, *moments), moments
 
 
 def plain_step(params, reference, rollout, config):

@@ -110,6 +110,7 @@ const PANELS = [
     ["Learning rate", "", [["learning_rate", "rate"]]],
     ["Clip ratio", "fraction", [/^clip_ratio\/(.+)$/]],
     ["Sampler-trainer log-prob difference", "nats", [/^sampling\/sampling_logp_difference\/(.+)$/]],
+    ["Importance-sampling ratio", "", [/^sampling\/importance_sampling_ratio\/(.+)$/]],
   ]],
   ["Cost", [
     ["Padding", "fraction", [/^padding\/(.+)_waste$/]],

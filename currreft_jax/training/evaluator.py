@@ -13,7 +13,7 @@ from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 
 
 class Evaluator:
-    """Evaluates the policy of a stage on the held-out rows of all stages."""
+    """Evaluates the policy of a stage on the held-out rows of all stages; the context's model is the policy's."""
 
     def __init__(self, context: StageContext, sets: Sequence[HeldOut], matrix: ForgettingMatrix) -> None:
         self._context, self._sets, self._matrix = context, sets, matrix

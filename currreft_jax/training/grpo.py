@@ -19,7 +19,7 @@ from currreft_jax.models.qwen2_5_vl import Model, Parameters, token_logprobs
 from currreft_jax.runtime.multihost import allgather, allgather_on_hosts, to_devices
 from currreft_jax.runtime.sharding import BATCH
 from currreft_jax.sampling.sampler import sample
-from currreft_jax.session.sources import to_compute_dtype
+from currreft_jax.session.sources import to_policy
 from currreft_jax.structs import Array, GroupBatch, GrpoTargets, PromptBatch, Rollout
 from currreft_jax.training.batches import StageContext, StepPrompts, collate_prompts, microbatch_splitter
 from currreft_jax.training.losses import group_advantages, loss_weights
@@ -65,9 +65,9 @@ def grpo_step(
     """
     config, model, processor, stage = context.config, context.model, context.processor, context.stage_index
     prompts, batch = collate_prompts(context, examples)
-    policy = to_compute_dtype(model)(state.params)
+    policy = to_policy(model)(state.params)
 
-    rollout = sample(model, policy, processor, batch, config.sampling, seed=config.seed, stage=stage, step=step)
+    rollout = sample(model.merged, policy, processor, batch, config.sampling, seed=config.seed, stage=stage, step=step)
     rewards = reward_thread.submit(score_rollout, context, prompts.examples, rollout)
     advantages = reward_thread.submit(advantages_of, rewards, config.grpo)
     ref_logprobs = reference_logprobs(context, prompts.microbatches, rollout)

@@ -23,7 +23,7 @@ from currreft_jax.sampling.abstract import abstract_sampler_programs, reshard_pr
 from currreft_jax.sampling.sampler import next_power_of_two, smaller_sizes
 from currreft_jax.sampling.state import SamplerSpec, sampler_spec
 from currreft_jax.session.session import Session, make_model
-from currreft_jax.session.sources import to_compute_dtype
+from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch
 from currreft_jax.training.batches import num_microbatches, prompts_per_shard, step_buckets
 from currreft_jax.training.grpo import reference_program
@@ -79,6 +79,11 @@ class StagePrograms:
         return self.model.abstract(self.model.dtype)
 
     @property
+    def policy_params(self) -> Any:
+        """The policy that completions are sampled from, in that precision too."""
+        return self.model.merged.abstract(self.model.dtype)
+
+    @property
     def reference(self) -> dict[str, Any]:
         """The frozen reference, if there is one."""
         return {"reference": self.compute_params} if self.is_grpo and self.config.grpo.kl_coef else {}
@@ -91,7 +96,7 @@ class StagePrograms:
     @property
     def sampler(self) -> SamplerSpec:
         """The sampler of training."""
-        return sampler_spec(self.model, self.config.sampling, self.stop_token_ids)
+        return sampler_spec(self.model.merged, self.config.sampling, self.stop_token_ids)
 
     @property
     def cond_fraction(self) -> float:
@@ -137,6 +142,7 @@ class StagePrograms:
         """Returns the most programs that a run compiles: those of every bucket and every size of a shrinking batch."""
         config, shapes = self.config, self.buckets()
         total = len(shapes) + 4  # gradients; zeros, apply, combine and the cast
+        total += bool(self.reference and self.model.adapters)  # the reference's cast: it merges no adapters
         if self.is_grpo:
             segments = self.sampler.num_segments
             rows = prompts_per_shard(config, self.model.mesh) * num_microbatches(config)
@@ -147,12 +153,12 @@ class StagePrograms:
         return total
 
     def _copies(self) -> Iterator[StepProgram]:
-        masters, cast = self.state.params, to_compute_dtype(self.model)
+        masters = self.state.params
         moments = {"moments": self.state.optimizer, **self.reference}
         if self.reference:  # loaded as masters, and cast
             loaded = {"masters": masters, "moments": self.state.optimizer}
-            yield StepProgram("load reference", "", cast, (masters,), loaded, 0.0)
-        yield StepProgram("cast", "", cast, (masters,), moments)
+            yield StepProgram("load reference", "", to_compute_dtype(self.model), (masters,), loaded, 0.0)
+        yield StepProgram("cast", "", to_policy(self.model), (masters,), moments)
         yield reshard_program(self.sampler, self.resident)
 
     def _rollout(self, bucket: Bucket) -> Iterator[StepProgram]:
@@ -168,7 +174,7 @@ class StagePrograms:
 
     def _reference(self, bucket: Bucket) -> StepProgram:
         batch, microbatches = self._group_batch(bucket), num_microbatches(self.config)
-        resident = {"masters": self.state.params, "moments": self.state.optimizer, "compute copy": self.compute_params}
+        resident = {"masters": self.state.params, "moments": self.state.optimizer, "compute copy": self.policy_params}
         if microbatches > 1:
             others = [batch.prompts] * (microbatches - 1)
             resident |= {"prompts": self._whole_batch(bucket), "microbatches": others}
@@ -203,7 +209,7 @@ class StagePrograms:
         """Yields the evaluation's programs: one completion of as many prompts as a step samples completions."""
         config, vision = self.config, self.spec.config.vision
         settings = dataclasses.replace(config.sampling, group_size=1)
-        spec = sampler_spec(self.model, settings, self.stop_token_ids)
+        spec = sampler_spec(self.model.merged, settings, self.stop_token_ids)
         multiple = int(np.lcm(data_shards(self.model.mesh), spec.num_shards))
         count = -(-config.data.batch_size * config.sampling.group_size // multiple) * multiple
         largest = max_slots_per_image(self.spec.max_pixels, vision)

@@ -16,7 +16,6 @@ from currreft_jax.data import world_rows
 from currreft_jax.data.examples import Example
 from currreft_jax.evaluation.held_out import held_out_rows
 from currreft_jax.models import hf
-from currreft_jax.models.lora import merge_adapters
 from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.agreement import refuse_differing_files, refuse_differing_settings
@@ -32,7 +31,7 @@ from currreft_jax.runtime.workdir import (
     write_config,
 )
 from currreft_jax.session.session import open_session
-from currreft_jax.session.sources import to_compute_dtype
+from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.training.batches import StageContext
 from currreft_jax.training.console import say
 from currreft_jax.training.curriculum import ForgettingMatrix
@@ -125,9 +124,8 @@ def train_stage(
         state = train_steps(stage, interrupt)
         if state is None:
             return False
-    model = replace(stage.context.model, lora_rank=0)
-    params = to_compute_dtype(model)(merge_adapters(stage.context.model, state.params))
-    hf.export(model, params, stage.context.processor, stage_dir / EXPORT)
+    model = stage.context.model
+    hf.export(model.merged, to_policy(model)(state.params), stage.context.processor, stage_dir / EXPORT)
     return True
 
 
@@ -186,7 +184,6 @@ def open_stage(
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
         checkpoints = stack.enter_context(Checkpoints(stage_dir / CHECKPOINTS, config.logging.keep_last))
         state, step, ended = start_state(session, stage_index, optimizer, previous_dir, checkpoints, data_state)
-        cast = to_compute_dtype(model)
         context = StageContext(
             config=config,
             processor=session.processor,
@@ -194,15 +191,15 @@ def open_stage(
             reward_pool=session.reward_pool,
             stage_index=stage_index,
             buckets=buckets,
-            ref_params=cast(reference_params(config, stage_index, model, previous_dir))
+            ref_params=to_compute_dtype(model)(reference_params(config, stage_index, model, previous_dir))
             if config.method is Method.GRPO and config.grpo.kl_coef
             else None,
         )
         if is_main:
             write_config(config, stage_dir)
             drop_records(stage_dir / ROLLOUTS, after=step)
-        evaluator = Evaluator(context, held_out, matrix)
-        evaluator.begin(cast(state.params), step)
+        evaluator = Evaluator(replace(context, model=model.merged), held_out, matrix)
+        evaluator.begin(to_policy(model)(state.params), step)
         metrics = stack.enter_context(
             Metrics(stage_dir, config.logging, name=config.name, step=step, steps=stage.steps, writes=is_main)
         )
@@ -249,7 +246,7 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         lines, error = buffer.flush()
         ended = False
         if evaluates and not error:
-            held_out_metrics, ended = stage.evaluator.evaluate(to_compute_dtype(context.model)(state.params), step)
+            held_out_metrics, ended = stage.evaluator.evaluate(to_policy(context.model)(state.params), step)
             lines[-1].update(held_out_metrics)
         write_metrics(stage, lines)
         if error:
