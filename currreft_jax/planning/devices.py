@@ -145,6 +145,16 @@ DEVICES: dict[str, DeviceSpec] = {
 }
 
 
+# JAX's `device_kind` of TPUs, where it is not the table's name.
+_TPU_KINDS = {"TPU v5 lite": "TPU v5e", "TPU v5": "TPU v5p", "TPU v6 lite": "TPU v6e"}
+
+
+def device_spec(device: Any) -> DeviceSpec | None:
+    """Returns the figures of an attached device; None if the table lacks it."""
+    name = _TPU_KINDS.get(device.device_kind, device.device_kind)
+    return next((spec for spec in DEVICES.values() if spec.name == name), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
     """Devices to plan for.
