@@ -27,6 +27,7 @@ from currreft_jax.config import (
     Stage,
 )
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.timing import StepTimer
 from currreft_jax.training.grpo import grpo_step
 from currreft_jax.training.optimizer import stage_optimizer
 from currreft_jax.training.update import gradient_function, init_state, update_programs
@@ -345,9 +346,11 @@ def test_a_step_is_that_of_plain_code(
 
     before = jax.tree.map(np.asarray, params)
     state = init_state(model, optimizer, jax.tree.map(jnp.copy, params))
+    timer = StepTimer()
     with ThreadPoolExecutor(1) as host:
-        probed = programs._replace(add_gradient=add_gradient)
-        result = grpo_step(context_of(config, model, reference), probed, host, state, rollout.examples(), step=1)
+        probed, context = programs._replace(add_gradient=add_gradient), context_of(config, model, reference)
+        result = grpo_step(context, probed, host, state, rollout.examples(), step=1, timer=timer)
+    timer.close()
     metrics = result.metrics
 
     total = programs.zero_gradient()

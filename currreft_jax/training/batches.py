@@ -17,12 +17,12 @@ from currreft_jax.config import Config, Method, Stage
 from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, batch_dims, shape_buckets
 from currreft_jax.data.examples import Example
 from currreft_jax.data.microbatches import make_microbatches
-from currreft_jax.data.packing import collate, padding_waste
+from currreft_jax.data.packing import BatchShape, collate, padding_waste
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.multihost import max_over_hosts, shards_per_host, to_devices
 from currreft_jax.runtime.sharding import BATCH, data_shards
 from currreft_jax.session.session import Session
-from currreft_jax.structs import Array, PromptBatch
+from currreft_jax.structs import Array, GroupBatch, PromptBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,24 @@ class StageContext(Session):
     def stage(self) -> Stage:
         """Settings of the stage."""
         return self.config.stages[self.stage_index]
+
+
+class Bucket(NamedTuple):
+    """A static shape of a microbatch: of its prompts, and the length T of its completions."""
+
+    shape: BatchShape
+    completion: int
+
+    def __str__(self) -> str:
+        images = f", {self.shape.slots} slots, {self.shape.max_slots_per_image} per image" if self.shape.slots else ""
+        return f"{self.shape.length} + {self.completion} tokens{images}"
+
+
+def bucket_of(batch: GroupBatch) -> Bucket:
+    """Returns the static shape of a microbatch."""
+    images = batch.prompts.images
+    slots = (images.patches.shape[1], images.max_slots_per_image) if images is not None else (0, 0)
+    return Bucket(BatchShape(batch.prompts.tokens.shape[1], *slots), batch.tokens.shape[2])
 
 
 class StepPrompts(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from currreft_jax.evaluation.held_out import HeldOut, measure
@@ -34,8 +35,9 @@ class Evaluator:
             return {}, False
         stage = self._context.stage
         greedy = step == stage.steps or stage.promote_above < 1
+        begun = time.perf_counter()
         measurements = measure(self._context, policy, self._sets, stage.name, step, greedy=greedy)
-        metrics: dict[str, float] = {}
+        metrics = {"time/evaluate": time.perf_counter() - begun}
         promoted = False
         for held_out, now in zip(self._sets, measurements, strict=True):
             metrics[f"held_out/{held_out.stage}/reward"] = now.reward

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from currreft_jax.sampling.state import SamplerSpec, sampler_spec
 from currreft_jax.session.session import Session, make_model
 from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch
-from currreft_jax.training.batches import num_microbatches, prompts_per_shard, step_buckets
+from currreft_jax.training.batches import Bucket, num_microbatches, prompts_per_shard, step_buckets
 from currreft_jax.training.grpo import reference_program
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.update import (
@@ -35,17 +35,6 @@ from currreft_jax.training.update import (
     gradient_function,
     update_programs,
 )
-
-
-class Bucket(NamedTuple):
-    """A static shape of a microbatch: of its prompts, and the length T of its completions."""
-
-    shape: BatchShape
-    completion: int
-
-    def __str__(self) -> str:
-        images = f", {self.shape.slots} slots, {self.shape.max_slots_per_image} per image" if self.shape.slots else ""
-        return f"{self.shape.length} + {self.completion} tokens{images}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +246,8 @@ def stage_programs(config: Config, stage_index: int, spec: ModelSpec, devices: S
     return StagePrograms(config, spec, spec.stop_token_ids, model, state, update)
 
 
-def largest_step_programs(
-    session: Session, optimizer: StageOptimizer, programs: UpdatePrograms
-) -> Iterator[StepProgram]:
-    """Yields the programs of a step for the largest batch; the step calls the same jitted functions."""
+def session_programs(session: Session, optimizer: StageOptimizer, programs: UpdatePrograms) -> StagePrograms:
+    """Makes the programs of a stage from the jitted functions that its steps call."""
     state = abstract_state(session.model, optimizer.transform)
     processor = session.processor
-    stage = StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs)
-    return stage.step(stage.buckets()[-1])
+    return StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs)
