@@ -26,6 +26,7 @@ from currreft_jax.planning.fit import fits
 from currreft_jax.planning.search import Search
 from currreft_jax.planning.spec import ModelSpec, model_spec
 from currreft_jax.planning.tables import format_summary, format_tables
+from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime.programs import StepProgram
 from currreft_jax.training.programs import stage_programs
 
@@ -104,6 +105,10 @@ def define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     args = flags.FLAGS
+    try:
+        validate_reward_names(args.config.rewards)
+    except ValueError as error:
+        refuse_command_line("plan", str(error))
     if args.topology is None:
         refuse_command_line("plan", "--topology is missing, such as --topology=a800:1x8")
     if not 0 <= args.stage < len(args.config.stages):

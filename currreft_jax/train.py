@@ -22,9 +22,10 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from currreft_jax.config.flags import define_config, flags_parser
+from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.rewards import RewardError
 from currreft_jax.rewards.maths_pool import MathsPoolError
+from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.profiler import ProfileSteps, parse_profile_steps
 from currreft_jax.training.console import say
@@ -58,6 +59,10 @@ _REFUSALS = (
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     config = _CONFIG.value
+    try:
+        validate_reward_names(config.rewards)
+    except ValueError as error:
+        refuse_command_line("train", str(error))
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save at length
     try:

@@ -6,6 +6,7 @@ list.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -50,12 +51,27 @@ def fill_tags(fields: Fields, turns_key: str, text_key: str) -> Fields:
     return Fields({**keys, turns_key: filled, "boxes": corners, **frame}, fields.location)
 
 
+def refuse_objects(fields: Fields, keys: Sequence[str]) -> None:
+    """Refuses `objects` and their tags in a row that is no conversation.
+
+    Raises:
+        LineError: naming the key or the tag.
+    """
+    if OBJECTS in fields.keys:
+        fields.refuse(
+            f'"{OBJECTS}" is read in conversations alone; write the boxes in "boxes" and {{box:0}} in the texts'
+        )
+    _refuse_tags(fields, [json.dumps(fields.keys.get(key), ensure_ascii=False, default=str) for key in keys])
+
+
 def _read_objects(fields: Fields) -> tuple[list[str], list[Any], bool]:
     """Returns the names, the boxes, and whether these are fractions of the image."""
     objects = fields.take(OBJECTS, dict, _EXPECTED)
     names, corners = (objects.get(key) or [] for key in _LISTS.values())
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         fields.refuse_value(OBJECTS, _EXPECTED)
+    if any(_TAG.search(name) or "{box:" in name for name in names):
+        fields.refuse(f'"{OBJECTS}" has a name with a tag or a box field, which would be filled in once more')
     if not isinstance(corners, list) or not all(isinstance(box, list) and len(box) == 4 for box in corners):
         fields.refuse_value(OBJECTS, f"{_EXPECTED}; points are not read")
     box_type = objects.get("bbox_type") or _PIXELS
@@ -84,4 +100,4 @@ def _refuse_tags(fields: Fields, texts: Sequence[str]) -> None:
     """Refuses tags that nothing replaces. One that is closed, as in `<bbox>[1, 2, 3, 4]</bbox>`, is text."""
     for tag, key in _LISTS.items():
         if any(text.count(tag) > text.count(tag.replace("<", "</")) for text in texts):
-            fields.refuse(f'the messages have {tag}, but there is no "{OBJECTS}" whose "{key}" replaces it')
+            fields.refuse(f'the texts have {tag}, but there is no "{OBJECTS}" whose "{key}" replaces it')

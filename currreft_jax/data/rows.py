@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.fields import MAX_SIDE, Fields
-from currreft_jax.data.grounding import OBJECTS, fill_tags
+from currreft_jax.data.grounding import OBJECTS, fill_tags, refuse_objects
 from currreft_jax.structs import Frame, Row, Turn
 
 KEYS = frozenset(
@@ -75,6 +76,8 @@ def parse_row(fields: Fields, *, image_root: Path, kind: Kind | None = None, tas
     content_id = _content_id(fields)
     if is_chat:
         fields = fill_tags(fields, *_turn_keys(fields)[:2])
+    else:
+        refuse_objects(fields, ("problem", "solution", "options"))
     images = _parse_images(fields)
     row = Row(
         id=fields.row_id(content_id),
@@ -155,6 +158,8 @@ def parse_solution(fields: Fields) -> str:
     """Returns the gold answer, a string or a number, as a string."""
     value = fields.keys.get("solution")
     if type(value) in (int, float):  # as in the authors' counting test
+        if isinstance(value, float) and not math.isfinite(value):
+            fields.refuse(f'"solution" is {value}; it takes a finite number')
         return str(value)
     return fields.text("solution", meaning="the gold answer")
 

@@ -16,11 +16,14 @@ _LARGEST_COORDINATE = 1e6
 
 # Possessive quantifiers keep the time linear in the length of any text.
 _NUMBER = r"(?<![\w.+\-])[-+]?(?:[0-9]{1,16}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?(?![\w.])"
-_CUT_NUMBER = re.compile(r"[\]］{}][-+.]?[0-9]|[0-9]\.?[\[［{]")
+_CUT_NUMBER = re.compile(r"[\]］}][-+.]?[0-9]|(?<![\w.])[0-9]++[\[［{]")
 _GAP = r"""[\s,，、;；"'`]"""
 _GAPS = re.compile(rf"{_GAP}+")
 _BRACKETED_NUMBERS = re.compile(rf"([\[［]{_GAP}*+)?({_NUMBER}(?:{_GAP}++{_NUMBER})*+)({_GAP}*+[\]］])?")
-_NO_BOXES = re.compile(rf"{_GAP}*+\[\s*+\](?:{_GAP}|\])*+")
+_INNER_BRACKET = re.compile(r"[\[［【][^\[\]［］【】{}]*+[\]］】]")
+_BRACKET_PAIR = re.compile(r"[\[［]\s*+[\[［][^\[\]［］]*+[\]］][\s,，]*+[\[［][^\[\]［］]*+[\]］]\s*+[\]］]")
+_DIGITS = re.compile(r"(?<!\w)\d+(?:\.\d+)?")
+_NO_BOXES = re.compile(rf"(?:```\w*+)?{_GAP}*+\[\s*+\](?:{_GAP}|[\]}}.]|\([^()\[\]0-9]*+\))*+")
 
 
 def parse_corners(answer: str) -> np.ndarray | Reason:
@@ -50,8 +53,8 @@ def read_corners(answer: str) -> np.ndarray | DamagedAnswer[np.ndarray] | Reason
     There, every bracket of four numbers is a box, wherever it is; quotes between the numbers, missing commas and one
     missing bracket do not matter. Numbers without a bracket are no box. A bracket that may have been a box makes the
     answer unreadable, so that damage hides no wrong box: one of three or five numbers, one of too large numbers,
-    several numbers with a bracket on one side only, unless they are four, and a bracket or brace that cuts a number in
-    two.
+    several numbers with a bracket on one side only, unless they are four, one of numbers written in another way, and a
+    bracket or brace that cuts a number in two.
 
     Returns:
         The distinct boxes, float64 `[n, 4]`, or the reason why they cannot be read.
@@ -68,9 +71,19 @@ def read_corners(answer: str) -> np.ndarray | DamagedAnswer[np.ndarray] | Reason
                 return Reason.BAD_JSON
         elif len(numbers) in (3, 5) or (len(numbers) > 1 and not (opening and closing)):
             return Reason.BAD_JSON
+    if any(2 < len(_DIGITS.findall(bracket)) < 6 for bracket in _unread_brackets(answer)):
+        return Reason.BAD_JSON
     if boxes or _NO_BOXES.fullmatch(strip_fence(answer)):
         return DamagedAnswer(_distinct(boxes), Reason.BAD_JSON)
     return Reason.BAD_JSON
+
+
+def _unread_brackets(answer: str) -> list[str]:
+    """Returns the innermost brackets, and pairs of brackets in one, of which no numbers were read."""
+    unread = _BRACKETED_NUMBERS.sub(
+        lambda run: "" if (run[1] or run[3]) and len(_GAPS.split(run[2])) > 2 else run[0], answer
+    )
+    return [*_INNER_BRACKET.findall(unread), *_BRACKET_PAIR.findall(unread)]
 
 
 def named_corners(answer: str) -> np.ndarray | Reason:

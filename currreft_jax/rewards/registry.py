@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from currreft_jax.config import Rewards
+from currreft_jax.config.names import nearest
 from currreft_jax.rewards.penalties import length_penalty, overlong_penalty, repetition_penalty
 from currreft_jax.structs import Completion, Frame, Reason, Row, Verdict
+
+RULE_REWARDS = ("accuracy", "format")  # computed by the rule of a row's kind and task
 
 RewardFunction = Callable[[Row, Completion, str | None, Frame | None], Verdict]
 
@@ -68,8 +71,11 @@ def find_reward(name: str, settings: Rewards) -> BoundedReward:
         return _REGISTERED[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        known = ", ".join(sorted({*settings.weights, *Rewards().weights, *_REGISTERED} - {name}))
-        raise ValueError(f"rewards.weights names {name!r}; write package.module:function, or one of {known}")
+        known = sorted({*settings.weights, *Rewards().weights, *_REGISTERED} - {name})
+        near = f"; nearest: {', '.join(names)}" if (names := nearest(name, known)) else ""
+        raise ValueError(
+            f"rewards.weights names {name!r}; write package.module:function, or one of {', '.join(known)}{near}"
+        )
     try:
         functions = vars(import_module(module))
     except ImportError as error:
@@ -79,6 +85,17 @@ def find_reward(name: str, settings: Rewards) -> BoundedReward:
     function = functions[attribute]
     registered = (reward for reward in _REGISTERED.values() if reward.function is function)
     return next(registered, BoundedReward(function, 0.0, 1.0))
+
+
+def validate_reward_names(settings: Rewards) -> None:
+    """Refuses names in `Rewards.weights` that stand for no reward.
+
+    Raises:
+        ValueError: naming it and the nearest.
+    """
+    for name, weight in settings.weights.items():
+        if weight and name not in RULE_REWARDS:
+            find_reward(name, settings)
 
 
 def call_reward(

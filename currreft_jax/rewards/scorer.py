@@ -10,11 +10,9 @@ from currreft_jax.rewards.answer import RowError, extract_answer
 from currreft_jax.rewards.format import format_reward
 from currreft_jax.rewards.maths import Comparison, Expression, gold_expression, needs_math_verify, unreadable_part
 from currreft_jax.rewards.maths_pool import MathsPool, Outcome
-from currreft_jax.rewards.registry import call_reward, find_reward
+from currreft_jax.rewards.registry import RULE_REWARDS, call_reward, find_reward, validate_reward_names
 from currreft_jax.rewards.rules import AnswerScorer, rule_of
 from currreft_jax.structs import Completion, Frame, Reason, Row, Scores, Verdict
-
-_RULE_REWARDS = ("accuracy", "format")
 
 _VERDICTS = {
     Outcome.EQUAL: Verdict(1.0),
@@ -50,7 +48,7 @@ def score_completions(
     validate_rewards(settings)
     shape = _group_shape(rows, completions, frames)
     weights = _active_weights(settings)
-    functions = {name: find_reward(name, settings) for name in weights if name not in _RULE_REWARDS}
+    functions = {name: find_reward(name, settings) for name in weights if name not in RULE_REWARDS}
     values = {name: np.zeros(shape) for name in weights}
     reasons = {name: np.full(shape, None, object) for name in weights}
     comparisons: dict[tuple[int, int], Comparison] = {}
@@ -88,11 +86,9 @@ def check_rows(
     """
     settings = settings or Rewards()
     validate_rewards(settings)
+    validate_reward_names(settings)
     weights = _active_weights(settings)
-    for name in weights:
-        if name not in _RULE_REWARDS:
-            find_reward(name, settings)
-    if not any(name in weights for name in _RULE_REWARDS):
+    if not any(name in weights for name in RULE_REWARDS):
         return []
     errors: list[RowError] = []
     unverified: list[tuple[Row, str]] = []
@@ -135,7 +131,7 @@ def _rule_verdicts(
 ) -> dict[str, Verdict | Comparison]:
     """Returns accuracy and format of one completion; a malformed answer earns no format."""
     if isinstance(answer, Reason):
-        return dict.fromkeys(_RULE_REWARDS, Verdict(0.0, answer))
+        return dict.fromkeys(RULE_REWARDS, Verdict(0.0, answer))
     accuracy, flaw = score_answer(answer)
     return {"accuracy": accuracy, "format": Verdict(0.0, flaw) if flaw else format_reward(completion.text)}
 

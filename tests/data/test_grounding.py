@@ -72,6 +72,20 @@ def test_closed_tags_are_text_where_nothing_replaces_them():
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"problem": "Where is <ref-object>?"}, 'have <ref-object>, but there is no "objects"'),
+        ({"options": ["<bbox>", "b"], "kind": "choice", "solution": "A"}, 'have <bbox>, but there is no "objects"'),
+        ({"objects": {"ref": ["dog"], "bbox": []}}, '"objects" is read in conversations alone'),
+    ],
+)
+def test_tags_of_other_rows_are_refused(keys, message):
+    with pytest.raises(LineError) as refused:
+        parse({"task": "detection", "kind": "open", "problem": "?", "solution": "[0, 0, 9, 9]"} | keys)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         (with_texts("<image>Find <ref-object>.", "there"), 'have <ref-object>, but there is no "objects" whose "ref"'),

@@ -116,7 +116,13 @@ DAMAGED = [
     ("nested twice", "[[[12, 21, 99, 198]]]", [A]),
     ("a point beside the box", '{"bbox_2d": [12, 21, 99, 198], "point_2d": [55, 110]', [A]),
     ("a polygon beside the box", '{"bbox_2d": [12, 21, 99, 198], "mask": [1, 2, 3, 4, 5, 6],}', [A]),
+    ("an enumeration without a space", "1.[12, 21, 99, 198]", [A]),
+    ("a name with a digit", "cat1[12, 21, 99, 198]", [A]),
+    ("numbers as keys", "{1: [12, 21, 99, 198]}", [A]),
     ("an empty list and a comma", "[],", []),
+    ("an empty list as a link", "[](https://example.org)", []),
+    ("an empty list and a brace", "[]}", []),
+    ("an empty list in half a fence", "```json\n[]", []),
     ("a quoted empty list", '"[]"', []),
     ("an empty list in a damaged fence", "```json\n[]]\n```", []),
 ]
@@ -149,6 +155,19 @@ UNREADABLE = [
     ("a large number", "[12, 21, 99, 1e7],"),
     ("nothing, in words", "there is no cat, so []"),
     ("a lone bracket", "["),
+    *(
+        (f"a box and another {case}", f'[{{"bbox_2d": [12, 21, 99, 198]}}, {{"bbox_2d": {other}}}]')
+        for case, other in [
+            ("with units", "[300px, 21px, 399px, 198px]"),
+            ("between colons", "[300: 21: 399: 198]"),
+            ("between slashes", "[300/21/399/198]"),
+            ("with escaped quotes", r"[\"300\", \"21\", \"399\", \"198\"]"),
+            ("as two corners", "[[300, 21], [399, 198]]"),
+            ("in words", "[300 and 21 and 399 and 198]"),
+            ("in other brackets", "【300, 21, 399, 198】"),
+            ("in other digits", "[٣٠٠, ٢١, ٣٩٩, ١٩٨]"),
+        ]
+    ),
 ]
 
 # (case, solution, answer, F1, soft IoU)

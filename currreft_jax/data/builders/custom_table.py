@@ -53,7 +53,7 @@ def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
             task=source.task,
             kind=source.kind,
             problem=_parse_question(str(cells["problem"]), bool(image), record),
-            solution=_solution_text(cells["solution"], source.task),
+            solution=_solution_text(cells["solution"], source.task, record),
             images=(image,) if image else (),
             options=_parse_options(cells["options"], record),
             source=source.name,
@@ -98,10 +98,13 @@ def _parse_question(text: str, has_image: bool, record: Fields) -> str:
             f"the question has {marks} {IMAGE}, but there are {int(has_image)} images; --column image=NAME names the"
             " column that holds one"
         )
-    return re.sub(rf"\s*{IMAGE}", "", text).strip() if marks else text
+    text = re.sub(rf"[^\S\n]*{IMAGE}[^\S\n]*(?=[,.;:?!\n]|$)", "", text)
+    return re.sub(rf"[^\S\n]*{IMAGE}[^\S\n]*", " ", text).strip() if marks else text
 
 
-def _solution_text(cell: Any, task: Task) -> str:
+def _solution_text(cell: Any, task: Task, record: Fields) -> str:
+    if isinstance(cell, bool):
+        record.refuse(f"the solution is {json.dumps(cell)}; write the word that is meant, such as yes")
     if isinstance(cell, list) and task is Task.CLASSIFY:
         return format_labels(cell)
     return json.dumps(cell, default=str) if isinstance(cell, list | dict) else str(cell)

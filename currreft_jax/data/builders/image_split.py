@@ -67,7 +67,7 @@ def split_by_image(
     Raises:
         ValueError: the fractions do not sum to 1.
     """
-    if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+    if not fractions or min(fractions.values()) < 0 or not abs(sum(fractions.values()) - 1) <= 1e-6:
         raise ValueError(f"fractions {dict(fractions)}: they take fractions of at least 0 that sum to 1")
     splits: dict[str, list[Row]] = {name: [] for name in fractions}
     for group in connected_groups(rows, keys_of):

@@ -383,7 +383,7 @@ def test_chat_fills_in_the_objects_of_ms_swift(tmp_path):
     (row,) = data.rows
     assert row.messages == (Turn("user", "<image>Find the cup."), Turn("assistant", "{box:0}"))
     assert (row.boxes, row.source) == (((1.0, 2.0, 30.0, 35.5),), "chat")
-    assert "swift.jsonl:2: the messages have <ref-object>, but there is no" in str(data.bad_records[0])
+    assert "swift.jsonl:2: the texts have <ref-object>, but there is no" in str(data.bad_records[0])
     assert 'swift.jsonl:3: "videos" is not read' in str(data.bad_records[1])
 
 
