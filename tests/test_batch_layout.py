@@ -193,11 +193,11 @@ def test_the_papers_7b_has_programs_for_its_two_hosts(monkeypatch):
     monkeypatch.setenv(ELSEWHERE, "1")
     config = load_config(str(ROOT / "configs/curriculum.py:7b"))
     stage = stage_programs(config, 0, model_spec(config), devices(16))
-    bucket = stage.buckets()[-1]
-    assert stage.layout.num_rows == 16 and stage.layout.completions_per_row == 2
-    update = next(iter(stage._update(bucket)))
-    batch = update.arguments[2]
+    programs = {program.name: program for program in stage.step(stage.buckets()[-1])}
+    batch = programs["gradient"].arguments[2]
     assert batch.tokens.shape == (16, 2, 512) and batch.prompts.tokens.shape == (16, 2048)
+    assert programs["decode"].shape == "16 x 2 x 512 tokens after 2048"
+    assert programs["held-out decode"].shape == "32 x 1 x 512 tokens after 2048"
 
 
 # Parses each command line of a JSON list in a process of its own, and writes the configs.
