@@ -31,22 +31,23 @@ import jax.numpy as jnp
 import numpy as np
 
 import currreft_jax as cr
-from benchmarks.rollout import (
+from benchmarks.workload import (
     SIZES,
     PeerProcess,
     add_shape_arguments,
     image_prompt,
+    log_compilations,
+    prompt_batch,
     write_checkpoint,
     write_image,
     write_job,
 )
 from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Remat, Sampling, Task
-from currreft_jax.data.packing import BatchShape, collate, image_slots, slots_per_shard
 from currreft_jax.models.qwen2_5_vl import token_logprobs
 from currreft_jax.rewards import score_completions
 from currreft_jax.sampling.completions import decode_completions
 from currreft_jax.sampling.sampler import decode_params, sample, warm_up
-from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch, Row
+from currreft_jax.structs import GroupBatch, GrpoTargets, Row
 from currreft_jax.training.gradients import grpo_gradient
 from currreft_jax.training.losses import group_advantages, loss_counts, loss_weights
 from currreft_jax.training.optimizer import make_optimizer
@@ -70,10 +71,7 @@ def measure(size: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     write_checkpoint(folder / "model", SIZES[size])
     ours = OurStep(folder, options)
     ours.step(0)
-    compilations: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
-    )
+    compilations = log_compilations()
     trl = PeerProcess("trl", options.trl_python, folder) if options.trl_python else None
     trl_seconds: list[float] = []
     ours.seconds.clear()
@@ -126,9 +124,9 @@ class OurStep:
         self.programs = update_programs(self.model, optimizer, settings, gradient)
         self.state = init_state(self.model, optimizer, params)
         warm_up(self.model, self.policy, self.processor, self.prompts, self.settings)
-        self.batch = cr.to_devices(_batch(self.prompts, self.model), self.model.mesh)
+        self.batch = cr.to_devices(prompt_batch(self.prompts, self.model.config), self.model.mesh)
         repeated = [prompt for prompt in self.prompts for _ in range(options.group)]
-        self.repeated_batch = cr.to_devices(_batch(repeated, self.model), self.model.mesh)
+        self.repeated_batch = cr.to_devices(prompt_batch(repeated, self.model.config), self.model.mesh)
         self.seconds: dict[str, list[float]] = {}
         self.unshared: dict[str, list[float]] = {}
 
@@ -174,13 +172,6 @@ def _peak_bytes(pid: int) -> int:
     """Returns the peak resident memory of a process (Linux)."""
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
-
-
-def _batch(prompts: list[Prompt], model: Any) -> PromptBatch:
-    vision = model.config.vision
-    max_slots_per_image = max(image_slots(image, vision) for prompt in prompts for image in prompt.images)
-    shape = BatchShape(len(prompts[0].tokens), slots_per_shard(prompts, vision), max_slots_per_image)
-    return collate(prompts, model.config, shape)
 
 
 def _format(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Runs another engine in its own environment, for `benchmarks/rollout.py` and `benchmarks/grpo_step.py`.
+"""Runs another engine in its own environment, for `rollout.py`, `grpo_step.py` and `gpu.py`.
 
   python benchmarks/peers.py hf|vllm|trl FOLDER JOB
 
@@ -25,10 +25,16 @@ def hf(folder: Path, job: Job) -> Callable[[], int]:
     """Runs Hugging Face's `generate`, which repeats prompts and images G times."""
     import numpy as np
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    if any(folder.glob("*.safetensors")):
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    else:  # a folder without weights: random ones, made on the device
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device(device):
+            model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(folder)).eval()
+        torch.set_default_dtype(torch.float32)
     arrays = np.load(job["arrays"])
     ids = torch.tensor(arrays["tokens"].astype(np.int64), device=device)
     arguments = {

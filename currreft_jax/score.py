@@ -27,7 +27,7 @@ import json
 import sys
 from contextlib import nullcontext
 
-from currreft_jax.config import DetectionScore, PartialCredit, Rewards
+from currreft_jax.config import BoxReading, DetectionScore, PartialCredit, Rewards
 from currreft_jax.config.arguments import CommandParser
 from currreft_jax.evaluation.completions_file import read_completions, score_lines, score_table, verdict_records
 from currreft_jax.rewards import MathsPool, MathsPoolError, RewardError
@@ -58,6 +58,7 @@ def _settings(options: argparse.Namespace) -> Rewards:
     settings = Rewards(
         partial_credit=PartialCredit(options.partial_credit),
         detection=DetectionScore(options.detection),
+        box_reading=BoxReading(options.box_reading),
         tau=options.tau,
     )
     for setting in options.weight:
@@ -89,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=[score.value for score in DetectionScore],
         default=default.detection.value,
         help="how boxes are scored (default %(default)s)",
+    )
+    parser.add_argument(
+        "--box-reading",
+        choices=[reading.value for reading in BoxReading],
+        default=default.box_reading.value,
+        help="whether boxes in damaged JSON have an accuracy (default %(default)s)",
     )
     parser.add_argument(
         "--tau", type=float, default=default.tau, help="least IoU of matched boxes (default %(default)s)"

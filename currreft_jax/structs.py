@@ -236,7 +236,7 @@ class Row:
         kind: format of the answer.
         problem: the question, without the prompt's instructions. `{box:0}`, in it, an option or a message, is replaced
             by the first of `boxes`, in the frame that the model sees.
-        solution: the gold answer, bare or inside `<answer>` tags; boxes in pixels of `frame`.
+        solution: the gold answer, bare or inside `<answer>` tags; boxes in pixels of `frame`, `[]` for nothing to find.
         images: paths.
         options: texts of a choice row's options, lettered A, B, C and so on; empty if only the problem lists them.
         multiple: whether a choice row may have several right options.
@@ -293,10 +293,11 @@ class Reason(StrEnum):
     | not_letters | something other than option letters |
     | several_options | several letters where one was asked for |
     | unknown_option | a letter that the row does not offer |
-    | bad_json | neither a box nor a list of boxes or labels |
+    | bad_json | not JSON, or neither a box nor a list of boxes or labels |
     | degenerate_box | no box has an area |
     | iou_below | the boxes overlap too little |
-    | extra_boxes | right boxes among too many others |
+    | extra_boxes | right boxes among too many others, or any box where there is nothing to find |
+    | no_boxes | the empty list, where there is something to find |
     | labels_differ | the sets of labels are not equal |
     | not_equal | another answer than the gold one |
     | unparsable | math-verify cannot read it |
@@ -318,6 +319,7 @@ class Reason(StrEnum):
     DEGENERATE_BOX = "degenerate_box"
     IOU_BELOW = "iou_below"
     EXTRA_BOXES = "extra_boxes"
+    NO_BOXES = "no_boxes"
     LABELS_DIFFER = "labels_differ"
     NOT_EQUAL = "not_equal"
     UNPARSABLE = "unparsable"

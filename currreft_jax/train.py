@@ -7,12 +7,13 @@
 Every setting of the config can be given on the command line; a misspelt one is refused, with the nearest right name.
 `python -m pydoc currreft_jax.config.Config` describes the settings, and currreft_jax.config.Optimizer those of
 `optimizer`. The workdir receives metrics, completions, checkpoints and the settings. The same command continues an
-interrupted run and skips finished stages. SIGTERM, SIGUSR1 and, on one machine, Ctrl-C save after the current step and
-end with exit code 75: start it again.
+interrupted run and skips finished stages. SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end with exit
+code 75: start it again.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -50,6 +51,8 @@ def main(_: Sequence[str]) -> None:
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
         sys.exit(f"train: {error}")
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # all is saved: a late one must not change the exit code
+        signal.signal(number, signal.SIG_IGN)
     if exported is None:
         sys.exit(distributed.REQUEUE)
     say(f"done: {exported}")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # One run of N processes on this machine, on simulated CPU devices, as if on several machines:
 #   launch/processes.sh 2 --config=configs/sft.py:tiny --workdir=runs/two
-# DEVICES is the number of devices per process (4); PROGRAM and PYTHON as in run.sh. Needs bash 5.1.
-# SIGTERM, SIGINT and SIGUSR1 ask all processes to save. If a process fails, the script names it, kills the others and
-# exits with its code. Exit code 75: interrupted and saved.
+# DEVICES is the number of devices per process (4); PROGRAM and PYTHON as in run.sh. Needs bash 4.4.
+# SIGTERM, SIGUSR1 and a first Ctrl-C ask all processes to save; a second Ctrl-C kills them. If a process fails, the
+# script names it, kills the others and exits with its code. Exit code 75: interrupted and saved; run it again.
 set -euo pipefail
 if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: launch/processes.sh N [ARGUMENTS OF THE PROGRAM]" >&2
@@ -21,9 +21,16 @@ export COORDINATOR_ADDRESS
 
 declare -A number # PROCESS_ID of each running process, by pid
 signal_all() { [ ${#number[@]} -eq 0 ] || kill -s "$1" "${!number[@]}" 2>/dev/null || true; }
-trap 'signal_all TERM' TERM INT
+interrupt() { # the processes do not see Ctrl-C: bash starts them in the background, where it is ignored
+    trap 'exit 130' INT
+    echo "processes.sh: all processes save after this step; press Ctrl-C again to stop at once" >&2
+    signal_all TERM
+}
+trap 'signal_all TERM' TERM
 trap 'signal_all USR1' USR1
-trap 'signal_all KILL; wait' EXIT # waits until they are gone: a run that restarts at once finds the workdir free
+trap interrupt INT
+# Waits until they are gone: a run that restarts at once finds the workdir free.
+trap 'trap "" TERM USR1 INT; signal_all KILL; wait' EXIT
 
 for ((i = 0; i < count; i++)); do
     PROCESS_ID=$i "$python" -m "${PROGRAM:-currreft_jax.train}" "$@" &
@@ -31,14 +38,17 @@ for ((i = 0; i < count; i++)); do
 done
 code=0
 while [ ${#number[@]} -gt 0 ]; do
-    ended='' ended_with=0
-    wait -n -p ended "${!number[@]}" || ended_with=$?
-    [ -n "$ended" ] || continue # interrupted by a signal
-    if [ "$ended_with" -ne 0 ] && [ "$ended_with" -ne 75 ]; then
-        echo "processes.sh: process ${number[$ended]} (pid $ended) ended with $ended_with; the others are killed" >&2
-        exit "$ended_with"
-    fi
-    code=$((ended_with > code ? ended_with : code))
-    unset "number[$ended]"
+    sleep 0.2 || true # not `wait`: signals end it, and make it return wrong codes (bash 5.2)
+    for pid in "${!number[@]}"; do
+        if kill -0 "$pid" 2>/dev/null; then continue; fi
+        ended_with=0
+        wait "$pid" || ended_with=$?
+        if [ "$ended_with" -ne 0 ] && [ "$ended_with" -ne 75 ]; then
+            echo "processes.sh: process ${number[$pid]} (pid $pid) ended with $ended_with; the others are killed" >&2
+            exit "$ended_with"
+        fi
+        code=$((ended_with > code ? ended_with : code))
+        unset "number[$pid]"
+    done
 done
 exit "$code"

@@ -55,6 +55,8 @@ def test_several_answers_wait_for_each_other_and_cut_ones_are_marked(capsys):
     [
         ("<think>x</think><answer>[10, 20, 30, 40]</answer>", [[20, 10, 60, 20]]),
         ('[{"bbox_2d": [0, 0, 1, 2]}, [4, 4, 4, 9]]', [[0, 0, 2, 1]]),
+        ("It is at [10, 20, 30, 40].", [[20, 10, 60, 20]]),
+        ("[]", np.empty((0, 4))),
     ],
 )
 def test_boxes_are_moved_to_the_images_own_frame(text, boxes):

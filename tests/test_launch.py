@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -108,9 +110,11 @@ def children(pid: int) -> list[int]:
 
 
 def variable(pid: int, name: str) -> str | None:
-    """Reads a variable of another process's environment."""
-    pairs = (pair.partition("=") for pair in Path(f"/proc/{pid}/environ").read_text().split("\0"))
-    return next((value for key, _, value in pairs if key == name), None)
+    """Reads a variable of another process's environment; None where it has none, or has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        pairs = (pair.partition("=") for pair in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        return next((value for key, _, value in pairs if key == name), None)
+    return None
 
 
 def free_port() -> int:
@@ -171,12 +175,12 @@ def test_a_killed_process_is_named_and_ends_the_others(settings, environment, tm
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_request_a_save(number):
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
     with Interrupt() as interrupt:
         assert not interrupt.requested
         os.kill(os.getpid(), number)
         assert interrupt.requested
-    assert signal.getsignal(number) == before
+    assert signal.signal(number, before) == signal.default_int_handler
 
 
 def test_a_second_ctrl_c_ends_at_once(capfd):
@@ -186,6 +190,47 @@ def test_a_second_ctrl_c_ends_at_once(capfd):
         assert "press Ctrl-C again to stop at once" in capfd.readouterr().err
         signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)
+
+
+def test_several_hosts_learn_of_ctrl_c_by_sigterm(monkeypatch, capfd):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    received = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: received.append("SIGTERM"))  # stands in for JAX's
+    try:
+        with Interrupt():
+            signal.raise_signal(signal.SIGINT)
+            assert received == ["SIGTERM"] and "press Ctrl-C again to stop at once" in capfd.readouterr().err
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+            signal.raise_signal(signal.SIGUSR1)
+            assert received == ["SIGTERM", "SIGTERM"]
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def test_ctrl_c_stays_ignored_in_the_background_of_a_script():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert not interrupt.requested
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_after_the_save_does_not_change_the_exit_code(settings, environment, tmp_path):
+    code = """
+import atexit, os, signal
+from absl import app
+from currreft_jax import train
+train.run = lambda *_: None  # interrupted and saved
+atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGUSR1)])
+app.run(train.main)
+"""
+    command = [sys.executable, "-c", code, f"--config={settings}"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, **CAPTURED)
+    assert done.returncode == distributed.REQUEUE, done.stderr
 
 
 MEETING = """
@@ -285,6 +330,10 @@ def test_a_killed_process_ends_the_other(environment, victim):
     ("variables", "message"),
     [
         ({"PROCESS_ID": "0"}, "PROCESS_ID without COORDINATOR_ADDRESS, NUM_PROCESSES: give all three, or none"),
+        (
+            {"COORDINATOR_ADDRESS": "a", "NUM_PROCESSES": "2", "PROCESS_ID": "0"},
+            "COORDINATOR_ADDRESS is 'a'; it takes ho",
+        ),
         ({"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "two", "PROCESS_ID": "0"}, "NUM_PROCESSES is 'two'"),
         ({"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "PROCESS_ID is 2 of NUM_PROCESSES 2"),
         ({"KUBERNETES_SERVICE_HOST": "a", "JOB_COMPLETION_INDEX": "1"}, "or NUM_PROCESSES=1 for a pod of its own"),
@@ -295,6 +344,61 @@ def test_incomplete_process_variables_are_refused(monkeypatch, variables, messag
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         distributed.initialize()
+
+
+def test_a_taken_port_is_named_and_not_shared(settings, environment, tmp_path):
+    command = [sys.executable, "-m", "currreft_jax.train", f"--config={settings}", f"--workdir={tmp_path / 'run'}"]
+    with socket.socket() as other_run:
+        other_run.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as JAX does: a second run could listen too
+        other_run.bind(("", 0))
+        other_run.listen()
+        port = other_run.getsockname()[1]
+        variables = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}
+        done = subprocess.run(command, env=environment | variables, cwd=ROOT, **CAPTURED | {"timeout": 60})
+    message = rf"^train: the coordinator cannot listen on \[::\]:{port} \(Address already in use\): end the program"
+    assert done.returncode == 1
+    assert re.search(message, done.stderr, re.MULTILINE) and "Traceback" not in done.stderr
+
+
+def test_a_coordinator_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "_INIT_TIMEOUT", 1)
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(
+        ConnectionError, match=rf"no coordinator answers at {address} within 1 s \(Connection refused\)"
+    ):
+        distributed.await_coordinator(address, is_coordinator=False)
+
+
+def test_a_coordinator_at_the_address_of_another_machine_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "_SELF_TIMEOUT", 1)
+    address = f"nowhere.invalid:{free_port()}"
+    with pytest.raises(
+        ConnectionError, match=f"process 0 cannot be the coordinator at {address}.* does not reach itself"
+    ):
+        distributed.await_coordinator(address, is_coordinator=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_process_waits_for_its_coordinator(monkeypatch, host):
+    port = free_port()
+    monkeypatch.setattr(distributed, "_INIT_TIMEOUT", 30)
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(distributed.await_coordinator, f"{host}:{port}", is_coordinator=False)
+        time.sleep(0.7)
+        assert not waiting.done()
+        with distributed._listening(f"[::]:{port}"):
+            waiting.result(10)
+    distributed.await_coordinator(f"{host}:{port}", is_coordinator=True)  # and the port is free again
+
+
+def test_different_numbers_of_processes_are_refused(environment):
+    first, second = explicit_variables()
+    processes = start_two(environment, [first, second | {"NUM_PROCESSES": "3"}], "meet")
+    for process in processes:
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "ValueError: NUM_PROCESSES is 2 at process 0, 3 at process 1: give all processes the same" in stderr
+        assert "did not find the others" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -336,6 +440,7 @@ def test_processes_on_one_machine_share_its_devices(monkeypatch, variables, devi
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     calls = []
+    monkeypatch.setattr(distributed, "await_coordinator", lambda *_, **__: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *address, **options: calls.append((address, options)))
     distributed.initialize("a:1", 2, 1)
     ((address, options),) = calls

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,23 @@ def test_every_device_has_plausible_figures_with_sources(name):
     if spec.platform is Platform.CUDA:
         text = devices.target_config(spec)
         assert f"device_memory_size: {spec.memory}" in text and text.count("{") == text.count("}")
+
+
+@pytest.mark.parametrize(("name", "gigabytes", "terabytes_per_second"), [("h100", 80, 3.35), ("h200", 141, 4.8)])
+def test_hoppers_have_the_figures_of_their_data_sheets(name, gigabytes, terabytes_per_second):
+    spec = DEVICES[name]
+    assert spec.peak_flops == 989e12 and spec.bandwidth == terabytes_per_second * 1e12
+    assert spec.memory == pytest.approx(gigabytes * 1e9, rel=0.07)  # the driver counts HBM in GiB, less its own
+
+
+def test_an_attached_device_is_known_by_its_kind():
+    (device, *_) = jax.devices()
+    kinds = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200", "a100": "NVIDIA A100-SXM4-80GB"}
+    for name, kind in kinds.items():
+        attached = SimpleNamespace(device_kind=kind, process_index=0, memory_stats=lambda: {"bytes_limit": GIB})
+        topology = devices.attached_topology([attached])
+        assert topology.spec is DEVICES[name] and topology.usable_bytes == GIB
+    assert devices.attached_topology([device]).spec is None
 
 
 @pytest.mark.parametrize("name", ["a900:1x8", "a800", "a800:8", "a800:0x8", "v5e:2x", ""])

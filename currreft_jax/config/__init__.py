@@ -4,6 +4,7 @@ from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_pa
 from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Source, Stage, Task
 from currreft_jax.config.model import Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rewards import (
+    BoxReading,
     DetectionScore,
     Length,
     Maths,
@@ -39,6 +40,7 @@ __all__ = [
     "ELSEWHERE",
     "AdvantageScale",
     "BatchLayout",
+    "BoxReading",
     "CacheType",
     "Config",
     "Data",

@@ -29,6 +29,16 @@ class DetectionScore(Enum):
     SOFT_IOU = "soft_iou"
 
 
+class BoxReading(Enum):
+    """Answers whose boxes have an accuracy; the format reward is for sound JSON in either case.
+
+    `READABLE`: also damaged JSON and other layouts, if every box can be told. `JSON`: sound JSON alone.
+    """
+
+    READABLE = "readable"
+    JSON = "json"
+
+
 @dataclass(slots=True)
 class Maths:
     """Limits of one comparison by math-verify. An answer beyond a limit scores 0 with reason `timeout`.
@@ -87,6 +97,7 @@ class Rewards:
         partial_credit: which incomplete sets of options earn `partial_value`.
         partial_value: reward of an incomplete set (equation 4).
         detection: score of predicted boxes.
+        box_reading: answers whose boxes have an accuracy.
         tau: least IoU of a valid match (equation 6).
         accept_iou: mean IoU above which equation 7 pays.
         aliases: label -> the label it stands for, both in lower case with single spaces.
@@ -100,6 +111,7 @@ class Rewards:
     partial_credit: PartialCredit = PartialCredit.SUBSET
     partial_value: float = 0.2
     detection: DetectionScore = DetectionScore.PAPER
+    box_reading: BoxReading = BoxReading.READABLE
     tau: float = 0.5
     accept_iou: float = 0.5
     aliases: dict[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from PIL import Image
 from currreft_jax.data.images import open_image
 from currreft_jax.data.visualize import draw_boxes
 from currreft_jax.rewards.answer import extract_answer
-from currreft_jax.rewards.boxes import degenerate, parse_corners, rescale
+from currreft_jax.rewards.boxes import degenerate, named_corners, rescale
 from currreft_jax.structs import Boxes, Completion, Frame, Reason
 
 
@@ -28,7 +28,7 @@ def answer_boxes(text: str, resized: Frame, original: Frame) -> np.ndarray | Rea
     answer = extract_answer(Completion(text))
     if answer is Reason.NO_ANSWER_TAG:
         answer = text.strip()
-    corners = answer if isinstance(answer, Reason) else parse_corners(answer)
+    corners = answer if isinstance(answer, Reason) else named_corners(answer)
     if isinstance(corners, Reason):
         return corners
     return rescale(Boxes(corners[~degenerate(corners)], resized), original).corners

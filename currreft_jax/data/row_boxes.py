@@ -17,7 +17,7 @@ FramePairs = Sequence[tuple[Frame, Frame]]  # the original and the resized frame
 
 
 def gold_corners(row: Row) -> np.ndarray:
-    """Parses the boxes in the solution of an open detection row; other rows have none.
+    """Parses the boxes in the solution of an open detection row: none for `[]`, and none for other rows.
 
     Returns:
         float64 `[n, 4]`, (x1, y1, x2, y2) in pixels of the row's frame.

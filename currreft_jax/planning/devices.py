@@ -63,7 +63,7 @@ class DeviceSpec:
     """One accelerator, by its vendor's figures.
 
     Attributes:
-        name: device description that XLA gets.
+        name: device description that XLA gets; on a GPU JAX's `device_kind`.
         platform: compiler platform.
         memory: bytes that a program sees.
         usable_fraction: fraction of `memory` available to arrays; the runtime keeps the rest.
@@ -151,7 +151,7 @@ class Topology:
 
     Attributes:
         name: such as `a800:2x8`.
-        spec: figures of each device; None for attached devices, whose figures are not looked up.
+        spec: figures of each device; None for attached devices that are not in `DEVICES`.
         devices: JAX devices, real or abstract.
         devices_per_host: consecutive devices that share the links of a host, or of a TPU slice.
         usable_bytes: bytes per device available to arrays; None if unknown.
@@ -197,7 +197,9 @@ def attached_topology(devices: Sequence[Any] | None = None) -> Topology:
     memory_stats = [device.memory_stats() or {} for device in devices if device.process_index == jax.process_index()]
     usable_bytes = min((stats["bytes_limit"] for stats in memory_stats if "bytes_limit" in stats), default=None)
     devices_per_host = sum(device.process_index == devices[0].process_index for device in devices)
-    return Topology(devices[0].device_kind, None, devices, devices_per_host, usable_bytes)
+    kind = devices[0].device_kind
+    spec = next((spec for spec in DEVICES.values() if spec.name == kind), None)
+    return Topology(kind, spec, devices, devices_per_host, usable_bytes)
 
 
 def _cuda_devices(spec: DeviceSpec, name: str, shape: str) -> Sequence[Any]:

@@ -249,7 +249,7 @@ def _predicted_boxes(completion: Completion, row: Row, frame: Frame | None) -> l
     if (row.kind, row.task) != (Kind.OPEN, Task.DETECTION):
         return []
     answer = extract_answer(completion)
-    corners = answer if isinstance(answer, Reason) else boxes.parse_corners(answer)
+    corners = answer if isinstance(answer, Reason) else boxes.named_corners(answer)
     return [] if isinstance(corners, Reason) else _relative_boxes(corners[~boxes.degenerate(corners)], frame)
 
 

@@ -1,9 +1,15 @@
 """The answer of a completion and the gold answer of a row, as text."""
 
 import json
-from typing import NoReturn
+import re
+from dataclasses import dataclass
+from typing import Generic, NoReturn, TypeVar
 
 from currreft_jax.structs import Completion, Reason, Row
+
+T = TypeVar("T")
+
+_FENCE = re.compile(r"```(?:json)?(.*)```", re.IGNORECASE | re.DOTALL)
 
 
 class RowError(ValueError):
@@ -18,6 +24,19 @@ class RowError(ValueError):
         super().__init__(f"row {row.id}: {problem}")
         self.row = row
         self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedAnswer(Generic[T]):
+    """An answer that can be read although it is malformed: it has an accuracy, but no format reward.
+
+    Attributes:
+        value: what it says.
+        reason: why it is malformed.
+    """
+
+    value: T
+    reason: Reason
 
 
 def extract_answer(completion: Completion) -> str | Reason:
@@ -58,12 +77,16 @@ def parse_json(text: str) -> object:
     Raises:
         ValueError: anything else, or nested too deeply.
     """
-    if len(text) >= 6 and text.startswith("```") and text.endswith("```"):
-        text = text[3:-3].removeprefix("json")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(strip_fence(text), parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def strip_fence(text: str) -> str:
+    """Returns the content of a Markdown fence, or the text itself if it is none."""
+    fence = _FENCE.fullmatch(text)
+    return fence[1] if fence else text
 
 
 def _refuse_constant(name: str) -> NoReturn:

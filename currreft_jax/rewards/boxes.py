@@ -3,23 +3,34 @@
 `corners` are float64 `[n, 4]`: (x1, y1, x2, y2) in pixels, 0-based and half-open.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
-from currreft_jax.rewards.answer import parse_json
+from currreft_jax.rewards.answer import DamagedAnswer, parse_json, strip_fence
 from currreft_jax.structs import Boxes, Frame, Reason
 
 _LARGEST_COORDINATE = 1e6
 
+# Possessive quantifiers keep the time linear in the length of any text.
+_NUMBER = r"(?<![\w.+\-])[-+]?(?:[0-9]{1,16}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?(?![\w.])"
+_CUT_NUMBER = re.compile(r"[\]］{}][-+.]?[0-9]|[0-9]\.?[\[［{]")
+_GAP = r"""[\s,，、;；"'`]"""
+_GAPS = re.compile(rf"{_GAP}+")
+_BRACKETED_NUMBERS = re.compile(rf"([\[［]{_GAP}*+)?({_NUMBER}(?:{_GAP}++{_NUMBER})*+)({_GAP}*+[\]］])?")
+_NO_BOXES = re.compile(rf"{_GAP}*+\[\s*+\](?:{_GAP}|\])*+")
+
 
 def parse_corners(answer: str) -> np.ndarray | Reason:
-    """Parses the boxes of an answer.
+    """Parses the boxes of an answer in JSON.
 
-    A box is `[x1, y1, x2, y2]` or `{"bbox_2d": [x1, y1, x2, y2], …}`; an answer is one box or a list of them, in JSON.
+    A box is `[x1, y1, x2, y2]` or `{"bbox_2d": [x1, y1, x2, y2], …}`; an answer is one box or a list of them. The empty
+    list says that there is nothing to find.
 
     Returns:
-        float64 `[n, 4]` with n of at least 1, or the reason why there are none.
+        The distinct boxes, float64 `[n, 4]`, or the reason why they cannot be read.
     """
     if not answer:
         return Reason.EMPTY_ANSWER
@@ -29,9 +40,43 @@ def parse_corners(answer: str) -> np.ndarray | Reason:
         return Reason.BAD_JSON
     items = value if isinstance(value, list) and not _is_box(value) else [value]
     corners = [item.get("bbox_2d") if isinstance(item, dict) else item for item in items]
-    if not all(map(_is_box, corners)):
-        return Reason.BAD_JSON
-    return np.array(corners, np.float64) if corners else Reason.EMPTY_ANSWER
+    boxes = [box for box in corners if _is_box(box)]
+    return _distinct(boxes) if len(boxes) == len(corners) else Reason.BAD_JSON
+
+
+def read_corners(answer: str) -> np.ndarray | DamagedAnswer[np.ndarray] | Reason:
+    """Parses the boxes of an answer, also from damaged JSON or another layout if they are unambiguous.
+
+    There, every bracket of four numbers is a box, wherever it is; quotes between the numbers, missing commas and one
+    missing bracket do not matter. Numbers without a bracket are no box. A bracket that may have been a box makes the
+    answer unreadable, so that damage hides no wrong box: one of three or five numbers, one of too large numbers,
+    several numbers with a bracket on one side only, unless they are four, and a bracket or brace that cuts a number in
+    two.
+
+    Returns:
+        The distinct boxes, float64 `[n, 4]`, or the reason why they cannot be read.
+    """
+    corners = parse_corners(answer)
+    if corners is not Reason.BAD_JSON or _CUT_NUMBER.search(answer):
+        return corners
+    boxes = []
+    for opening, run, closing in _BRACKETED_NUMBERS.findall(answer):
+        numbers = _GAPS.split(run) if opening or closing else []
+        if len(numbers) == 4:
+            boxes.append([float(number) for number in numbers])
+            if not _is_box(boxes[-1]):
+                return Reason.BAD_JSON
+        elif len(numbers) in (3, 5) or (len(numbers) > 1 and not (opening and closing)):
+            return Reason.BAD_JSON
+    if boxes or _NO_BOXES.fullmatch(strip_fence(answer)):
+        return DamagedAnswer(_distinct(boxes), Reason.BAD_JSON)
+    return Reason.BAD_JSON
+
+
+def named_corners(answer: str) -> np.ndarray | Reason:
+    """Returns the boxes of `read_corners`, whether or not the answer is damaged."""
+    corners = read_corners(answer)
+    return corners.value if isinstance(corners, DamagedAnswer) else corners
 
 
 def format_box(box: Sequence[float] | np.ndarray) -> str:
@@ -89,7 +134,11 @@ def _areas(corners: np.ndarray) -> np.ndarray:
     return np.prod(np.maximum(corners[:, 2:] - corners[:, :2], 0.0), axis=1)
 
 
-def _is_box(value: object) -> bool:
+def _distinct(boxes: Iterable[Sequence[float]]) -> np.ndarray:
+    return np.array(list(dict.fromkeys(map(tuple, boxes))), np.float64).reshape(-1, 4)
+
+
+def _is_box(value: object) -> TypeGuard[list[float]]:
     return (
         isinstance(value, list)
         and len(value) == 4

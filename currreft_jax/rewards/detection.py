@@ -5,20 +5,26 @@ from math import fsum
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from currreft_jax.config import DetectionScore, Rewards
-from currreft_jax.rewards.answer import RowError, gold_text, refuse_gold
-from currreft_jax.rewards.boxes import degenerate, inside, iou, parse_corners, rescale
+from currreft_jax.config import BoxReading, DetectionScore, Rewards
+from currreft_jax.rewards.answer import DamagedAnswer, RowError, gold_text, refuse_gold
+from currreft_jax.rewards.boxes import degenerate, inside, iou, parse_corners, read_corners, rescale
 from currreft_jax.structs import Boxes, Frame, Reason, Row, Verdict
 
 
-def parse_boxes(answer: str, row: Row, frame: Frame | None) -> Boxes | Reason:
+def parse_boxes(answer: str, row: Row, frame: Frame | None, settings: Rewards) -> Boxes | DamagedAnswer[Boxes] | Reason:
     """Parses boxes in the frame that the model saw; `frame` is None for the row's own."""
-    corners = parse_corners(answer)
-    return corners if isinstance(corners, Reason) else Boxes(corners, frame or row.frame)
+    corners = read_corners(answer) if settings.box_reading is BoxReading.READABLE else parse_corners(answer)
+    match corners:
+        case Reason():
+            return corners
+        case DamagedAnswer(value, reason):
+            return DamagedAnswer(Boxes(value, frame or row.frame), reason)
+        case _:
+            return Boxes(corners, frame or row.frame)
 
 
 def gold_boxes(row: Row, frame: Frame | None) -> Boxes:
-    """Returns the gold boxes, rescaled from the row's frame to the one that the model saw.
+    """Returns the gold boxes, rescaled from the row's frame to the one that the model saw; none for the solution `[]`.
 
     Args:
         row: a detection row.
@@ -29,7 +35,9 @@ def gold_boxes(row: Row, frame: Frame | None) -> Boxes:
     """
     corners = parse_corners(gold_text(row))
     if isinstance(corners, Reason):
-        refuse_gold(row, corners, '[x1, y1, x2, y2], {"bbox_2d": […]} or a list of these')
+        refuse_gold(row, corners, '[x1, y1, x2, y2], {"bbox_2d": […]}, a list of these, or [] for nothing to find')
+    if not len(corners):
+        return Boxes(corners, frame or row.frame)
     if degenerate(corners).any():
         refuse_gold(row, Reason.DEGENERATE_BOX, "boxes with x1 < x2 and y1 < y2 (is it x, y, width, height?)")
     if row.frame and not inside(corners, row.frame).all():
@@ -47,9 +55,14 @@ def detection_accuracy(gold: Boxes, answer: Boxes, settings: Rewards) -> Verdict
     over the matches V of IoU ≥ tau. For P ≤ M this is equation 6, which counts neither missed nor wrong boxes. Each
     prediction beyond M counts as a match of IoU 0, so that adding boxes cannot pay.
     `F1`: 2|V| / (P + M) for the matches V of IoU ≥ tau. `SOFT_IOU`: Σ IoU / max(P, M).
+    If there is nothing to find, M = 0, all three are 1 for no box and 0 for any.
     """
+    num_predicted, num_gold = len(answer.corners), len(gold.corners)
+    if not num_gold:
+        return Verdict(0.0, Reason.EXTRA_BOXES) if num_predicted else Verdict(1.0)
+    if not num_predicted:
+        return Verdict(0.0, Reason.NO_BOXES)
     overlap = iou(answer, gold)
-    num_predicted, num_gold = overlap.shape
     valid = overlap >= settings.tau
     passes_without_extras = False
     if settings.detection is DetectionScore.PAPER:

@@ -24,6 +24,10 @@ _NUMBER = re.compile(rf"([+-]?) ?({_DIGITS})(?: ?\\(?:cdot|times) ?10 ?\^ ?(?:\{
 _FRACTION = re.compile(
     r"([+-]?) ?(?:(?:([0-9]+) )?([0-9]+) ?/ ?([0-9]+)|([0-9]+)? ?\\[dt]?frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\})"
 )
+_FINAL_STOP = re.compile(r"(?<!\.)[ ,;.]+$")
+_QUOTES = re.compile(r"""^(["'])([^"']*)\1$""")
+_THREE_LETTERS = re.compile(r"[^\W\d_]{3}")
+_MARKED_DIGIT = re.compile(r"[0-9] ?['_]")  # 5' and 5_2 are not 5
 _LETTER = re.compile(r"\(?([A-Za-z])\)?")
 _ONLY_WORDS = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
 _BRACKET_OR_EQUALS = re.compile(r"[(){}\[\]]|(?<![<>!:=])=(?![=<>])|\\approx(?![a-z])")
@@ -31,9 +35,9 @@ _LEADING_EQUALS = re.compile(r"^(?:=|\\approx) ?")
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|varphi|omega|Delta|Theta|Omega"
 _NAME = re.compile(
     r"\( ?[a-z](?: ?, ?[a-z])+ ?\)"  # the coordinates of a point
-    r"|(?:m ?)?(?:\\(?:angle|triangle|overline|vec|odot) ?)*"
+    r"|(?:[mS] ?)?(?:\\(?:angle|triangle|overline|vec|odot) ?)*"
     rf"\{{? ?(?:[A-Z]{{1,4}}|[a-z]|\\(?:{_GREEK}))'* ?\}}?"
-    r"(?: ?_ ?(?:\{[^{}=]*\}|\w))?'*(?: ?\( ?[A-Za-z] ?\))?"
+    r"(?: ?_ ?(?:\{[^{}=]*\}|\w))?'*(?: ?\( ?(?:[A-Za-z]|-?[0-9]+) ?\))?"
 )
 _READABLE_COMMAND = re.compile(
     r"\\(?:[,;:! {}()\[\]%$|]|[cdt]?frac|sqrt|pi|cdot|times|div|pm|mp|infty|circ|degree|left|right|big|Big|leq?|geq?|"
@@ -114,11 +118,11 @@ def parse_expression(answer: str, limits: Maths) -> Expression | Reason:
         return text
     if isinstance(text, Sentence):
         return Expression(text.text, words=text.text.removesuffix(".").casefold(), unread=text.unread)
-    text = text.strip().removesuffix(".").rstrip()
+    text = _FINAL_STOP.sub("", _QUOTES.sub(r"\2", text.strip()))
     text = _LEADING_EQUALS.sub("", text)
     if not text:
         return Reason.EMPTY_ANSWER
-    if _ONLY_WORDS.fullmatch(text) and len(text) > 2:
+    if _ONLY_WORDS.fullmatch(text) and _THREE_LETTERS.search(text):
         return Expression(text, words=text.casefold())
     name, text, is_equation = _split_assignment(text)
     text, unit = _split_units(text)
@@ -194,6 +198,8 @@ def _equal(gold: Expression, answer: Expression) -> bool | None:
         return True
     if gold.number and answer.number:
         return _equal_numbers(gold, answer)
+    if _MARKED_DIGIT.search(gold.text) or _MARKED_DIGIT.search(answer.text):
+        return False
     if gold.letter and answer.letter:
         return gold.letter == answer.letter
     if (

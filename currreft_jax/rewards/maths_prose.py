@@ -7,10 +7,10 @@ the text is no expression. All texts are LaTeX as `maths_notation.to_latex` writ
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
-from currreft_jax.rewards.maths_units import unit_at
+from currreft_jax.rewards.maths_units import split_unit, unit_at
 from currreft_jax.structs import Reason
 
 
@@ -40,27 +40,36 @@ _TOKEN = re.compile(
 _DELIMITER = re.compile(r"(?<!\\)(?:\\[()\[\]]|\$\$?)")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _SEGMENT = re.compile(r"(?<!\\)\$((?:[^$]|(?<=\\)\$)+)(?<!\\)\$")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textnormal|textrm|mathrm|mathbf|mbox|rm) ?\{ ?([^{}\\]*) ?\}")
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|boldsymbol|bm|underline|textnormal|textrm|mathrm|mathbf|mbox|rm) ?\{ ?([^{}\\]*) ?\}"
+)
 _FUNCTIONS = re.compile(
     r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg|exp|min|max|mod|"
     r"gcd|lcm"
 )
-_SHORT_WORDS = re.compile(r"is|of|in|to|at|it|an|on|we|be|so|by|or|if|as|am|no|us|my|he|up|do")
+_SHORT_WORDS = re.compile(r"is|of|in|to|at|it|an|on|we|be|so|by|or|if|as|am|no|us|my|he|up|do|th|st|nd|rd")
 _CONNECTORS = re.compile("and|or|[和或与及]")
 _LEADING_EQUALS = re.compile(r"^(?:=|\\approx) ?")
-_BRACKET_OR_SEPARATOR = re.compile(r"[(){}\[\]]|[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[和或与及]")
+_BRACKET_OR_SEPARATOR = re.compile(
+    r"[(){}\[\]]|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[和或与及]"
+)
 _JOINS_BEFORE = re.compile(
     r"(?:[-+/^_\d{]|\\(?:pm|mp|cdot|times|div|sqrt|sin|cos|tan|log|ln)|(?<![A-Za-z])[A-Za-z]) *$"
 )
 _JOINS_AFTER = re.compile(r" *(?:[-+/^_\d]|\\(?:pm|mp|cdot|times|div)(?![a-z])|\\?%.*\d|[A-Za-z](?![A-Za-z]))")
-_NEGATIONS = re.compile(r"not|no|never|neither|nor|cannot|without|except|unless|false|wrong|incorrect|.*n't")
+_FIGURE = re.compile(r"[A-Z]{1,4}|\\(?:angle|triangle|odot)")
+_NEGATIONS = re.compile(r"not|no|never|neither|nor|cannot|without|except|unless|impossible|false|wrong|incorrect|.*n't")
 _CHINESE_NEGATION = re.compile("不是|不为|不等|不能|并非|没有|无法")
 _INTRODUCTIONS = re.compile(
     r"is|are|was|be|equals|equal|becomes|gives|give|get|gets|have|has|had|obtain|obtains|"
-    r"yields|measures|costs|takes|contains|shows|totals|makes|needs|weighs|remains|answer|answers"
+    r"yields|measures|costs|takes|contains|shows|totals|makes|needs|weighs|remains|answer|answers|option"
 )
+_ELLIPSIS = re.compile(r"[0-9] ?\.\.")
+_ADDS = re.compile(r"adds?|sums?|comes|amounts|equals?|simplifies|evaluates|reduces")
+_SIGN_WORDS = re.compile("minus|plus|negative|half|double|twice|triple|not")
+_COMPARES = re.compile(r"more|less|fewer|greater|larger|smaller|higher|lower|rather|other")
 _ANSWER_IS = re.compile(r"(?:[ ,]|the |my |so |final |correct )*answer(?: is)?[ :]+|答案[是为:]+", re.IGNORECASE)
-_CHINESE_INTRODUCTION = re.compile("[是为得有共于选即约]")
+_CHINESE_INTRODUCTION = re.compile("[是为得有共于选择即约]")
 # Words that change the value of the number that they touch.
 _BEFORE = re.compile(
     r"minus|plus|times|over|under|per|half|third|quarter|double|twice|triple|thrice|square|"
@@ -70,19 +79,26 @@ _BEFORE = re.compile(
     r"greater|larger|smaller|above|below|beyond|almost|nearly|until|from|negative|successor|"
     r"predecessor|complement|supplement|zero|one|two|three|four|five|six|seven|eight|nine|ten|"
     r"eleven|twelve|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|dozen|dozens|hundred|"
-    r"thousand|million|billion|trillion|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|"
+    r"thousand|million|billion|trillion|add|adding|subtract|subtracting|besides|but|impossible|"
+    r"modulo|mod|base|raised|choose|arcsine|up|(?:eleven|twelf|(?:thir|four|fif|six|seven|eigh|nine)teen)ths?|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|"
     r"hundredth|thousandth|millionth)s?"
 )
 _AFTER = re.compile(
     r"minus|plus|over|divided|multiplied|squared|cubed|factorial|or|half|halves|quarter|quarters|"
-    r"power|root|than|least|most|versus|dozen|dozens|hundred|hundreds|thousand|thousands|million|"
+    r"power|root|least|most|versus|th|st|nd|rd|ish|quadrillion|lakh|crore|gross|dozen|dozens|hundred|hundreds|thousand|thousands|million|"
     r"millions|billion|billions|trillion|trillions|zero|one|two|three|four|five|six|seven|eight|"
     r"nine|ten|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|"
     r"millionth)s?"
 )
 _CHINESE_OPERATION = re.compile(
-    "[负减加乘除半百千万亿不非或]|倍(?=.)|根号|平方|立方|次方|分之|和|与|至少|至多|超过|大于|小于|多于|少于|以上|以下|以内"
+    "[负减加乘除半百千万亿不非或]|倍(?=.)|根号|平方(?!单位)|立方(?!单位)|次方|次幂|分之|倒数|相反数|绝对值|一半|和|与|至少|至多|超过|大于|小于|多于|少于|以上|以下|以内"
 )
+_CHINESE_BEFORE = re.compile(
+    "[大小多少高低早晚]于|[至最][多少]|超|不足|接近|将近|近$|几乎|零下|第$|双$|[一二两三四五六七八九]个?$"
+)
+_CHINESE_AFTER = re.compile("[十兆几余多来折]|成(?!员)|个[半多]|的[两二三]倍")
+# Words or a unit in brackets at the end: `5 (approximately)`, `60 (cm)`.
+_REMARK = re.compile(r"^(.*[0-9}A-Za-z%]) ?[(\[]([^()\[\]{}0-9]+)[)\]]\.?$")
 
 
 def one_expression(text: str) -> str | Sentence | Reason:
@@ -94,6 +110,8 @@ def one_expression(text: str) -> str | Sentence | Reason:
     """
     if text.count("\\boxed") > 1:
         return Reason.SEVERAL_ANSWERS
+    if _ELLIPSIS.search(text):
+        return Sentence(text, "...")
     text = _DELIMITER.sub("$", text)
     if "\\boxed" in text:
         before, content, after = (_DOLLAR.sub("", part) for part in _split_box(text))
@@ -108,6 +126,8 @@ def one_expression(text: str) -> str | Sentence | Reason:
     if not segments:
         return _in_sentence(text)
     before, content, *after = _SEGMENT.split(text)
+    if re.search("[0-9]", "".join(after)):  # `the value of $x$ is 5`
+        return _in_sentence(plain)
     return _marked(before, content, "".join(after), _words(before))
 
 
@@ -132,17 +152,21 @@ def _marked(before: str, content: str, after: str, words: Sequence[str]) -> str 
 
 def _in_sentence(text: str) -> str | Sentence | Reason:
     """Returns the only expression of a text without marks: words around it are dropped, a unit is kept."""
-    text = " ".join(_TEXT.sub(r" \1 ", text).split()).replace(" ^", "^")
+    text = _without_remark(" ".join(_TEXT.sub(r" \1 ", text).split()).replace(" ^", "^"))
     tokens = _tokens(text)
     if not any(map(_is_prose, tokens)):
         return text
     start = _index(tokens, 0, lambda token: not _is_introducing(token))
     if start == len(tokens):
         return _letter_or_words(text, tokens)
+    past_names = _index(tokens, start, lambda token: not (_is_introducing(token) or _is_name(token)))
+    start = past_names if past_names < len(tokens) else start
     negation = _negation([token.text for token in tokens[:start]])
-    while start and _is_letter(tokens[start - 1]):  # `the value is x-5`: the name belongs to the expression
+    while start and (
+        _is_letter(tokens[start - 1]) or _is_name(tokens[start - 1])
+    ):  # `the value is x-5`: the name belongs to the expression
         start -= 1
-    end = _index(tokens, start, lambda token: _is_prose(token) or _is_connector(token))
+    end = _index(tokens, start, lambda token: _is_prose(token) or _is_connector(token) or _ends_sentence(token, text))
     last = tokens[end].start if end < len(tokens) else len(text)
     expression = _LEADING_EQUALS.sub("", text[tokens[start].start : last]).rstrip(" ,;:.")
     rest, unit = _after_unit(text[last:])
@@ -155,11 +179,24 @@ def _in_sentence(text: str) -> str | Sentence | Reason:
         glued
         or negation
         or _changing_word(_after_introduction(tokens[:start]), _BEFORE)
+        or _operation_on_name(tokens[:start])
         or next((token.text for token in after if not _is_introducing(token) and token.text not in "()!"), "")
         or _change_after(words)
         or _negation(words)
     )
     return Sentence(text, unread) if unread else f"{expression} {unit}".rstrip()
+
+
+def _without_remark(text: str) -> str:
+    """Drops words in brackets at the end of a text, and the brackets around a unit."""
+    remark = _REMARK.match(text)
+    if not remark:
+        return text
+    words = _tokens(remark[2])
+    unit = unit_at(remark[2], 0)
+    if unit and unit[1] == len(remark[2]) and (len(remark[2]) > 1 or not remark[2].isascii()):
+        return remark[1] if split_unit(remark[1])[1] else f"{remark[1]} {remark[2]}"
+    return remark[1] if all(map(_is_prose, words)) and not _change_after([word.text for word in words]) else text
 
 
 def _index(tokens: Sequence[_Token], start: int, condition: Callable[[_Token], bool]) -> int:
@@ -189,27 +226,52 @@ def _after_introduction(tokens: Sequence[_Token]) -> list[str]:
     """Returns the words between the last one that introduces an answer and the end."""
     words: list[str] = []
     for token in tokens:
-        if _INTRODUCTIONS.fullmatch(token.text.casefold()) or token.text == ":" or (token.text == "to" and not words):
+        if _introduces_after(token, words):
             words = []
         elif token.is_word and not token.text.isascii():
             tail = _CHINESE_INTRODUCTION.split(token.text)
-            words = [*words, token.text] if len(tail) == 1 else [tail[-1]] if tail[-1] else []
+            introduced = len(tail) > 1 and not _CHINESE_BEFORE.search(token.text)
+            words = ([tail[-1]] if tail[-1] else []) if introduced else [*words, token.text]
         elif token.is_word:
             words = [*words, token.text]
     return words
 
 
+def _introduces_after(token: _Token, words: Sequence[str]) -> bool:
+    """Returns whether a token that follows words introduces an answer: `is`, `add up to`, a colon."""
+    if token.text == ":":
+        return not words or not _SIGN_WORDS.fullmatch(words[-1].casefold())
+    if token.text == "to":
+        return any(map(_ADDS.fullmatch, words[-2:]))
+    return bool(_INTRODUCTIONS.fullmatch(token.text.casefold()))
+
+
 def _changing_word(words: Sequence[str], changing: re.Pattern[str]) -> str:
     """Returns a word that changes the value of the number that it touches; empty if there is none."""
     for word in words:
-        if changing.fullmatch(word.casefold()) or _CHINESE_OPERATION.search(word):
+        chinese = _CHINESE_BEFORE.search(word) if changing is _BEFORE else _CHINESE_AFTER.match(word)
+        if changing.fullmatch(word.casefold()) or _CHINESE_OPERATION.search(word) or chinese:
             return word
+    return ""
+
+
+def _operation_on_name(tokens: Sequence[_Token]) -> str:
+    """Returns a word that makes another value of a name before an answer: `x squared is 60` does not answer 60."""
+    for index, token in enumerate(tokens):
+        if _is_letter(token) and token.text.islower() and token.text != "a":
+            near = [other.text for other in tokens[max(index - 2, 0) : index + 3] if not _is_connector(other)]
+            changing = _changing_word(near, _BEFORE) or _changing_word(near, _AFTER)
+            if changing:
+                return changing
     return ""
 
 
 def _change_after(words: Sequence[str]) -> str:
     """Returns a word after a number that changes its value; in `5 times` at the end, turns are counted."""
-    return _changing_word(words, _AFTER) or ("times" if "times" in words[:-1] else "")
+    compared = next(
+        (second for first, second in pairwise(words) if second == "than" and _COMPARES.fullmatch(first)), ""
+    )
+    return _changing_word(words, _AFTER) or compared or ("times" if "times" in words[:-1] else "")
 
 
 def _negation(words: Sequence[str]) -> str:
@@ -265,7 +327,16 @@ def _is_word(text: str) -> bool:
 def _is_glued(token: _Token, text: str) -> bool:
     """Returns whether a word runs into an expression: `ext{13}`."""
     end = token.start + len(token.text)
-    return token.is_word and token.text.isascii() and text[end : end + 1] in set("0123456789{^_")
+    return (
+        token.is_word
+        and token.text.isascii()
+        and token.text not in ("in", "units")
+        and text[end : end + 1] in set("0123456789{^_")
+    )
+
+
+def _ends_sentence(token: _Token, text: str) -> bool:
+    return token.text == "." and text[token.start + 1 : token.start + 2] == " "
 
 
 def _is_connector(token: _Token) -> bool:
@@ -280,6 +351,11 @@ def _is_letter(token: _Token) -> bool:
     return len(token.text) == 1 and token.text.isascii() and token.text.isalpha()
 
 
+def _is_name(token: _Token) -> bool:
+    """Returns whether a token names a figure: `AB`, or the sign of an angle before its name."""
+    return bool(_FIGURE.fullmatch(token.text)) and not token.is_word
+
+
 def _introduces(token: _Token) -> bool:
     """Returns whether an answer follows directly."""
     chinese = token.is_word and not token.text.isascii() and _CHINESE_INTRODUCTION.fullmatch(token.text[-1])
@@ -287,7 +363,7 @@ def _introduces(token: _Token) -> bool:
 
 
 def _is_introducing(token: _Token) -> bool:
-    return token.is_word or _is_letter(token) or token.text in (",", ":", ";", ".", '"', "'", "?")
+    return token.is_word or _is_letter(token) or token.text in (",", ":", ";", ".", '"', "'", "?", "!")
 
 
 def _split_box(text: str) -> tuple[str, str, str]:

@@ -51,16 +51,16 @@ _TABLE = [
     ("time", 1, "1/1000", "ms|millisecond|毫秒"),
     ("time", 1, "1", "s|sec|second|秒|秒钟"),
     ("time", 1, "60", "min|minute|分钟"),
-    ("time", 1, "3600", "h|hr|hour|小时|个小时"),
+    ("time", 1, "3600", "h|hr|hour|小时|个小时|时"),
     ("time", 1, "86400", "day|天"),
     ("time", 1, "604800", "week|周|星期|个星期"),
     ("month", 1, "1", "month|个月"),
     ("month", 1, "12", "year|年"),
-    ("angle", 1, "1", r"^\circ|^{\circ}|\degree|degree|deg|度"),
-    ("Celsius", 1, "1", r"^\circ C|^{\circ} C|degree Celsius|degrees Celsius|摄氏度"),
-    ("Fahrenheit", 1, "1", r"^\circ F|^{\circ} F|degree Fahrenheit|degrees Fahrenheit|华氏度"),
+    ("angle", 1, "1", r"^\circ|\degree|degree|deg|度"),
+    ("Celsius", 1, "1", r"^\circ C|degree Celsius|degrees Celsius|摄氏度"),
+    ("Fahrenheit", 1, "1", r"^\circ F|degree Fahrenheit|degrees Fahrenheit|华氏度"),
     ("dollar", 1, "1", r"\$|USD|dollar|美元"),
-    ("dollar", 1, "1/100", "cent"),
+    ("dollar", 1, "1/100", "cent|美分"),
     ("yuan", 1, "1", r"\yen|RMB|CNY|yuan|元|块|块钱|人民币"),
     ("yuan", 1, "1/10", "角"),
     ("euro", 1, "1", "€|EUR|euro|欧元"),
@@ -79,6 +79,9 @@ _NAMES = {
 }
 # Without a space these are variables: `4s` may be four sides.
 _APART = {"s", "g", "h", "L"}
+_COMPACT_NAMES = {
+    name.replace(" ", ""): unit for name, unit in _NAMES.items()
+}  # `_NAME` takes them without spaces, too
 PERCENT = _NAMES["%"]
 
 _NAME = "|".join(
@@ -133,7 +136,7 @@ def _factor_at(text: str, start: int) -> tuple[Unit, int] | None:
     match = _FACTOR.match(text, start)
     if not match:
         return None
-    unit = _NAMES.get(match["name"]) or _NAMES[re.sub(r"(?<=[}c]) ?(?=[CF]$)|(?<=per) ?", " ", match["name"])]
+    unit = _COMPACT_NAMES[match["name"].replace(" ", "")]
     power = int(match["power"] or match["digit"] or (2 if match["square"] else 3 if match["cubic"] else 1))
     dimension = tuple((quantity, exponent * power) for quantity, exponent in unit.dimension)
     return Unit(dimension, unit.size**power, unit.irrational), match.end()

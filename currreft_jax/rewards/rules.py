@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from currreft_jax.config import Kind, Rewards, Task
-from currreft_jax.rewards.answer import RowError
+from currreft_jax.rewards.answer import DamagedAnswer, RowError
 from currreft_jax.rewards.binary import binary_accuracy, gold_yes_no, parse_yes_no
 from currreft_jax.rewards.choice import choice_accuracy, gold_letters, parse_letters
 from currreft_jax.rewards.classify import classify_accuracy, gold_labels, parse_labels
@@ -14,7 +14,7 @@ from currreft_jax.rewards.maths import Comparison, Expression, gold_expression, 
 from currreft_jax.structs import Boxes, Frame, Reason, Row, Verdict
 
 Parsed = TypeVar("Parsed")
-AnswerScorer = Callable[[str], Verdict | Comparison | Reason]
+AnswerScorer = Callable[[str], tuple[Verdict | Comparison, Reason | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +24,31 @@ class ScoringRule(Generic[Parsed]):
     Attributes:
         gold: (row, frame, settings) -> the parsed gold answer; raises `RowError`.
         parse: (answer, row, frame, settings) -> the parsed answer, or the reason why it cannot be parsed.
+            `DamagedAnswer` if it can be read although it is malformed.
         accuracy: (gold, parsed answer, settings) -> the verdict, or the comparison that math-verify must decide.
     """
 
     gold: Callable[[Row, Frame | None, Rewards], Parsed]
-    parse: Callable[[str, Row, Frame | None, Rewards], Parsed | Reason]
+    parse: Callable[[str, Row, Frame | None, Rewards], Parsed | DamagedAnswer[Parsed] | Reason]
     accuracy: Callable[[Parsed, Parsed, Rewards], Verdict | Comparison]
 
     def answer_scorer(self, row: Row, frame: Frame | None, settings: Rewards) -> AnswerScorer:
-        """Parses the row's gold answer and return the function that scores an answer against it.
+        """Parses the row's gold answer and returns the function that scores an answer against it.
 
-        The function returns a `Reason` for an answer that cannot be parsed.
+        The function returns the accuracy, and the reason why the answer is malformed or None.
 
         Raises:
             RowError: the gold answer cannot be parsed.
         """
         gold = self.gold(row, frame, settings)
 
-        def score(answer: str) -> Verdict | Comparison | Reason:
+        def score(answer: str) -> tuple[Verdict | Comparison, Reason | None]:
             parsed = self.parse(answer, row, frame, settings)
-            return parsed if isinstance(parsed, Reason) else self.accuracy(gold, parsed, settings)
+            if isinstance(parsed, Reason):
+                return Verdict(0.0, parsed), parsed
+            if isinstance(parsed, DamagedAnswer):
+                return self.accuracy(gold, parsed.value, settings), parsed.reason
+            return self.accuracy(gold, parsed, settings), None
 
         return score
 
@@ -60,7 +65,7 @@ _LETTERS: ScoringRule[frozenset[str]] = ScoringRule(
 )
 _BOXES: ScoringRule[Boxes] = ScoringRule(
     gold=lambda row, frame, settings: gold_boxes(row, frame),
-    parse=lambda answer, row, frame, settings: parse_boxes(answer, row, frame),
+    parse=parse_boxes,
     accuracy=detection_accuracy,
 )
 _LABELS: ScoringRule[frozenset[str]] = ScoringRule(

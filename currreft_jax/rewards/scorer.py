@@ -133,11 +133,11 @@ def _group_shape(
 def _rule_verdicts(
     score_answer: AnswerScorer, answer: str | Reason, completion: Completion
 ) -> dict[str, Verdict | Comparison]:
-    """Returns accuracy and format of one completion; an answer that cannot be parsed earns neither."""
-    accuracy = answer if isinstance(answer, Reason) else score_answer(answer)
-    if isinstance(accuracy, Reason):
-        return dict.fromkeys(_RULE_REWARDS, Verdict(0.0, accuracy))
-    return {"accuracy": accuracy, "format": format_reward(completion.text)}
+    """Returns accuracy and format of one completion; a malformed answer earns no format."""
+    if isinstance(answer, Reason):
+        return dict.fromkeys(_RULE_REWARDS, Verdict(0.0, answer))
+    accuracy, flaw = score_answer(answer)
+    return {"accuracy": accuracy, "format": Verdict(0.0, flaw) if flaw else format_reward(completion.text)}
 
 
 def _decide(

@@ -7,6 +7,9 @@ which override detection:
   NUM_PROCESSES        number of processes; 1 runs the program alone under any launcher
   PROCESS_ID           0 ... NUM_PROCESSES - 1
 
+Process 0 listens at the address, and the others wait for it; an error names a port that is taken, or an address that
+leads nowhere.
+
 A process uses all devices that it sees. If Slurm or Open MPI start several processes on a machine, each uses the device
 of its local rank, unless JAX_LOCAL_DEVICE_IDS=0,1,... is set.
 
@@ -23,19 +26,24 @@ import re
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from glob import glob
 from importlib.util import find_spec
 from typing import Any
 
 import jax
+from jax._src import clusters  # what JAX detects about its launcher; it has no public name
 from jax._src import distributed as runtime  # its client keeps barriers and keys; it has no public name
 
 REQUEUE = 75  # EX_TEMPFAIL: the run was interrupted and saved; the same command continues it
 HEARTBEAT_TIMEOUT = 25  # seconds without a heartbeat
 SHUTDOWN_TIMEOUT = 20  # seconds to wait for the other processes at the end
 _INIT_TIMEOUT = 600  # seconds to wait for the other processes at the start: machines fetch images at different speeds
+_SELF_TIMEOUT = 60  # seconds until process 0 must reach itself: the names of new machines spread slowly
 _HOSTS = "currreft_jax/hosts"
+_COUNTS = "currreft_jax/counts"
 # Prints the last line of its input, unless that is empty, when the process that writes it is gone.
 _PRINT_LAST_LINE = (
     'trap "" HUP INT TERM USR1; while read -r line; do last=$line; done; [ -z "$last" ] || echo "$last" >&2'
@@ -105,12 +113,19 @@ def initialize(
         process_id: index of this process.
 
     Raises:
-        ValueError: some of the three are missing or wrong.
+        ValueError: some of the three are missing or wrong, or processes have different numbers of processes.
+        ConnectionError: process 0 cannot listen, or does not answer.
     """
     global _progress
     address, count, number = _resolve(coordinator_address, num_processes, process_id)
     if count == 1 or (address is None and not _launched_by_known_launcher()):
         return
+    if address is None:
+        given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+        address, count, number, _ = detect(given, None, None, [], None, _INIT_TIMEOUT)
+    if address and count != 1:
+        await_coordinator(address, is_coordinator=number == 0)
     host, pid = socket.gethostname(), os.getpid()
     death_report = _DeathReport()
     death_report.set(
@@ -131,13 +146,82 @@ def initialize(
         state = runtime.global_state
         if state.num_processes == 1 or state.client is None:
             return
+        name = f"process {state.process_id} (host {host}, pid {pid})"
+        state.client.key_value_set(f"{_HOSTS}/{state.process_id}", name)
+        state.client.key_value_set(f"{_COUNTS}/{state.process_id}", str(state.num_processes))
+        barrier("the start of the program", 0, _INIT_TIMEOUT)
+        counts = _by_process(state.client, _COUNTS)
+        if len(set(counts.values())) > 1:
+            each = ", ".join(f"{own} at process {number}" for number, own in sorted(counts.items()))
+            raise ValueError(f"NUM_PROCESSES is {each}: give all processes the same number")
         on_return.pop_all()
-    name = f"process {state.process_id} (host {host}, pid {pid})"
-    state.client.key_value_set(f"{_HOSTS}/{state.process_id}", name)
-    barrier("the start of the program", 0, _INIT_TIMEOUT)
     all_names = ", ".join(name for _, name in sorted(_by_process(state.client, _HOSTS).items()))
     _progress = _ProcessProgress(death_report, name, all_names)
     atexit.register(_progress.part)
+
+
+def await_coordinator(address: str, *, is_coordinator: bool) -> None:
+    """Waits until process 0 answers. JAX alone would wait ten minutes, and abort without naming the address.
+
+    Args:
+        address: host:port of process 0.
+        is_coordinator: whether this is process 0; it opens the port for this test, and closes it for JAX.
+
+    Raises:
+        ConnectionError: the port cannot be opened, or nothing answers at the address.
+    """
+    if not is_coordinator:
+        if problem := _unreachable(address, _INIT_TIMEOUT):
+            raise ConnectionError(
+                f"no coordinator answers at {address} within {_INIT_TIMEOUT} s ({problem}): check that process 0 runs"
+                " there, and that no firewall blocks the port"
+            )
+        return
+    bind_address = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or f"[::]:{address.rpartition(':')[2]}"
+    with _listening(bind_address):
+        if problem := _unreachable(address, _SELF_TIMEOUT):
+            raise ConnectionError(
+                f"process 0 cannot be the coordinator at {address}: it listens on {bind_address}, and does not reach"
+                f" itself there ({problem}); give all processes an address of machine {socket.gethostname()}"
+            )
+
+
+@contextmanager
+def _listening(bind_address: str) -> Iterator[None]:
+    """Listens on host:port as JAX will. JAX itself would share the port of another run, and mix their processes."""
+    host, port = _split(bind_address)
+    wildcard = host in ("", "::")
+    both = wildcard and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or (":" in host and not wildcard) else socket.AF_INET
+    try:
+        server = socket.create_server(("" if wildcard else host, port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]  # without the call that Python adds
+        raise ConnectionError(
+            f"the coordinator cannot listen on {bind_address} ({reason}): end the program that uses"
+            " the port, or give all processes another in COORDINATOR_ADDRESS (JAX_COORDINATOR_PORT where the launcher"
+            " names the host)"
+        ) from error
+    with server:
+        yield
+
+
+def _unreachable(address: str, seconds: float) -> str:
+    """Tries to connect for so many seconds; returns the reason of failure, the empty string where it succeeds."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(_split(address), timeout=5).close()
+            return ""
+        except OSError as error:
+            if time.monotonic() > end:
+                return error.strerror or str(error)
+        time.sleep(0.5)
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def is_main() -> bool:
@@ -212,6 +296,9 @@ def _resolve(address: str | None, count: int | None, index: int | None) -> tuple
         return None, 1, 0
     if missing := sorted(settings.keys() - given.keys()):
         raise ValueError(f"{', '.join(sorted(given))} without {', '.join(missing)}: give all three, or none")
+    host, _, port = given["COORDINATOR_ADDRESS"].rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise ValueError(f"COORDINATOR_ADDRESS is {given['COORDINATOR_ADDRESS']!r}; it takes host:port")
     if not int(given["PROCESS_ID"]) < int(given["NUM_PROCESSES"]):
         raise ValueError(f"PROCESS_ID is {given['PROCESS_ID']} of NUM_PROCESSES {given['NUM_PROCESSES']}: count from 0")
     return given["COORDINATOR_ADDRESS"], int(given["NUM_PROCESSES"]), int(given["PROCESS_ID"])

@@ -76,20 +76,26 @@ def allgather(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def allgather_on_hosts(x: np.ndarray) -> np.ndarray:
-    """Gathers one array through the coordinator: needs no device, and may run in any one thread."""
+def gather_bytes(content: bytes) -> list[bytes]:
+    """Gathers each host's bytes through the coordinator: needs no device, and may run in any one thread."""
     state = runtime.global_state
     if state.client is None:
-        return x
+        return [content]
     exchange = next(_exchanges)
-    state.client.key_value_set_bytes(f"{_EXCHANGES}/{exchange}/{state.process_id}", x.tobytes())
+    state.client.key_value_set_bytes(f"{_EXCHANGES}/{exchange}/{state.process_id}", content)
     received = [
         state.client.blocking_key_value_get_bytes(f"{_EXCHANGES}/{exchange}/{host}", _PATIENCE)
         for host in range(state.num_processes)
     ]
     if exchange:  # every host has read the exchange before this one
         state.client.key_value_delete(f"{_EXCHANGES}/{exchange - 1}/{state.process_id}")
-    return np.concatenate([np.frombuffer(part, x.dtype) for part in received]).reshape(-1, *x.shape[1:])
+    return received
+
+
+def allgather_on_hosts(x: np.ndarray) -> np.ndarray:
+    """Gathers one array as `gather_bytes` does."""
+    parts = gather_bytes(x.tobytes())
+    return np.concatenate([np.frombuffer(part, x.dtype) for part in parts]).reshape(-1, *x.shape[1:])
 
 
 def max_over_hosts(values: np.ndarray) -> np.ndarray:

@@ -80,6 +80,11 @@ def refuse_changed_settings(config: Config, stage_index: int, stage_dir: Path) -
         raise ValueError(f"{path}: {'; '.join(changed)}: put it back as it was, or take another workdir")
 
 
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Returns all settings as JSON values by their names, such as `stages[0].steps`."""
+    return _flatten(_to_json(config))
+
+
 @contextmanager
 def only_run(workdir: Path) -> Iterator[None]:
     """Locks the workdir against a second run; entered by one host.

@@ -14,9 +14,10 @@ from currreft_jax.runtime.checkpoint import Checkpoints
 
 
 class Interrupt:
-    """Listens for SIGTERM, SIGUSR1 and, on one host, a first Ctrl-C.
+    """Listens for SIGTERM, SIGUSR1 and a first Ctrl-C.
 
-    With several hosts JAX's runtime watches for SIGTERM and tells all of them; SIGUSR1 is passed on as SIGTERM.
+    With several hosts JAX's runtime watches for SIGTERM and tells all of them; the other signals are passed on as
+    SIGTERM. Where SIGINT is ignored, as in a background process of a script, it stays so: the script passes Ctrl-C on.
 
     Attributes:
         requested: whether a signal has come.
@@ -25,9 +26,11 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested = False
         self._steps = 0
-        handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._several = jax.process_count() > 1
+        handled = [signal.SIGUSR1] if self._several else [signal.SIGUSR1, signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            handled.append(signal.SIGINT)
         self._previous: dict[int, Any] = {number: signal.signal(number, self._request) for number in handled}
-        self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def __enter__(self) -> Interrupt:
         return self
@@ -43,10 +46,14 @@ class Interrupt:
         return self.requested
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
         if number == signal.SIGINT:
-            signal.signal(number, self._previous[number])
+            # With several hosts an exception would first wait for the others.
+            signal.signal(number, signal.SIG_DFL if self._several else self._previous[number])
             os.write(
                 sys.stderr.fileno(),
                 b"\ntrain: saving after this step, then stopping; press Ctrl-C again to stop at once\n",
             )
+        if self._several:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self.requested = True

@@ -19,6 +19,7 @@ from currreft_jax.models import hf
 from currreft_jax.models.lora import merge_adapters
 from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.runtime import distributed
+from currreft_jax.runtime.agreement import refuse_differing_files, refuse_differing_settings
 from currreft_jax.runtime.checkpoint import Checkpoints
 from currreft_jax.runtime.metrics import Metrics
 from currreft_jax.runtime.workdir import (
@@ -66,10 +67,11 @@ def run(config: Config, workdir: str | Path) -> Path | None:
         The last stage's model, a Hugging Face folder; None if a signal stopped the run, which was saved.
 
     Raises:
-        ValueError: a setting, a row or a file is wrong; the message names it.
+        ValueError: a setting, a row or a file is wrong, or differs between hosts; the message names it.
         NonFiniteError: the loss or the gradient is not finite.
         LimitReached: a limit of `config.grpo` was reached.
     """
+    refuse_differing_settings(config)
     validate(config)
     workdir = Path(workdir)
     previous_dir = None
@@ -79,6 +81,7 @@ def run(config: Config, workdir: str | Path) -> Path | None:
             if is_main:
                 world_rows.ensure_world(Path(config.data.world), say)
             distributed.barrier("the world is drawn", 0, 1800)
+        refuse_differing_files(config)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):
             stage_dir = workdir / stage.name if len(config.stages) > 1 else workdir

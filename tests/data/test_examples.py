@@ -72,6 +72,15 @@ def test_boxes_in_the_prompt_match_the_resized_pixels(processor, tmp_path_factor
     np.testing.assert_allclose([int(x) for x in written.split(", ")], measured, atol=1)
 
 
+def test_the_gold_completion_of_a_row_with_nothing_to_find_earns_the_full_accuracy(processor, dog):
+    row = Row("r", Task.DETECTION, Kind.OPEN, "Where is the cat?", "[]", (dog,), frame=Frame(100, 80))
+    example = make_example(row, processor, PAPER, location="f:1", with_answer=True)
+    text = processor.decode(example.completion_tokens)
+    assert text == "<answer>[]</answer>"
+    scores = score_completions([row], [[Completion(text)]], frames=[example.prompt.images[0].resized])
+    assert scores.parts["accuracy"][0, 0] == 1
+
+
 @pytest.mark.parametrize("frame", [None, Frame(200, 160)])
 def test_gold_completions_of_detection_rows_earn_the_full_reward(processor, dog, frame):
     row = Row("r", Task.DETECTION, Kind.OPEN, "Where?", "[10, 20, 51, 60]", (dog,), frame=frame)

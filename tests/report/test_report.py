@@ -142,6 +142,17 @@ def test_boxes_are_shares_of_the_width_and_of_the_height(tmp_path):
     assert group["gold_boxes"] == group["completions"][0]["boxes"] == [[0.5, 0.25, 1.0, 0.5]]
 
 
+def test_damaged_answers_show_their_boxes_and_rows_with_nothing_to_find_none(tmp_path):
+    write_run(tmp_path)
+    image = write_image(tmp_path / "a.png")
+    answer = completion_record('<think> a </think> <answer> ["{"bbox_2d": [21, 42, 63, 84]}] </answer>')
+    question = {"task": "detection", "kind": "open", "solution": "[]", "frame": [84, 84], "completions": [answer]}
+    write_lines(tmp_path / "rollouts" / "1.jsonl", [rollout_row(1, image, **question)])
+    (group,) = rollouts_of(tmp_path)[0]["groups"]
+    assert group["gold_boxes"] == []
+    assert group["completions"][0]["boxes"] == [[0.25, 0.5, 0.75, 1]]
+
+
 def test_an_image_is_embedded_once_and_an_unreadable_one_is_counted(tmp_path):
     write_run(tmp_path)
     first, copy = write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png")

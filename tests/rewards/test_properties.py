@@ -24,6 +24,7 @@ ROWS = [
     make_row("open", "classify", "dog, dining table"),
     make_row("open", "detection", "[1, 2, 30, 40]", frame=FRAME),
     make_row("open", "detection", "[[1, 2, 30, 40], [50, 50, 60, 70]]", frame=FRAME),
+    make_row("open", "detection", "[]", frame=FRAME),
 ]
 MATH_ROW = make_row("open", "math", r"2\sqrt{3}")
 
@@ -187,6 +188,52 @@ def corner_arrays(draw):
         x, y = draw(st.integers(0, 90)), draw(st.integers(0, 70))
         corners.append([x, y, x + draw(st.integers(1, 10)), y + draw(st.integers(1, 10))])
     return np.array(corners, np.float64)
+
+
+STRUCTURE = '",]}`[{'
+
+
+@st.composite
+def damaged_answers(draw):
+    """Draws boxes, an answer that names them in sound JSON, and that answer with one character deleted or added."""
+    corners = draw(corner_arrays())
+    label = draw(st.sampled_from([None, "dog", "dog 2", "2 dogs, one cat", "7", "[1]"]))
+    items = [box if label is None else {"bbox_2d": box, "label": label} for box in corners.astype(int).tolist()]
+    sound = json.dumps(items, separators=draw(st.sampled_from([(",", ":"), (", ", ": ")])))
+    sound = draw(st.sampled_from(["{}", "```json\n{}\n```"])).format(sound)
+    if draw(st.booleans()):
+        index = draw(st.integers(0, len(sound)))
+        return corners, sound, sound[:index] + draw(st.sampled_from(STRUCTURE)) + sound[index:]
+    index = draw(st.sampled_from([index for index, character in enumerate(sound) if character in STRUCTURE]))
+    return corners, sound, sound[:index] + sound[index + 1 :]
+
+
+@settings(max_examples=500, deadline=None)
+@given(damaged_answers(), st.integers(0, 4), st.integers(1, 5), st.sampled_from(DetectionScore))
+def test_damage_never_raises_the_accuracy(answers, first, num_gold, variant):
+    """Holds for damage of one character, and for labels that hold no bracket of several numbers."""
+    corners, sound, damaged = answers
+    gold = corners[first % len(corners) :][:num_gold].tolist()
+    row = make_row("open", "detection", json.dumps(gold), frame=FRAME)
+    rewards = Rewards(detection=variant)
+    assert accuracy(row, damaged, rewards)[0] <= accuracy(row, sound, rewards)[0]
+
+
+ANSWERS = st.one_of(
+    st.text('[],1 2.-"`{}', max_size=30),
+    st.lists(FRAGMENTS.filter(lambda text: "answer" not in text), max_size=12).map("".join),
+    damaged_answers().map(lambda answers: answers[2]),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(corner_arrays(), ANSWERS)
+def test_no_answer_pays_more_than_its_boxes_in_sound_json(gold, answer):
+    named = boxes.named_corners(answer.strip())
+    for solution in ("[]", "[1, 2, 30, 40]", json.dumps(gold.tolist())):
+        row = make_row("open", "detection", solution, frame=FRAME)
+        expected = 0 if isinstance(named, Reason) else accuracy(row, json.dumps(named.tolist()))[0]
+        assert accuracy(row, answer)[0] == expected
 
 
 @given(corner_arrays(), corner_arrays(), st.sampled_from(DetectionScore), st.integers(1, 9), st.integers(1, 9))

@@ -112,12 +112,19 @@ def test_settings_change_the_scores():
     rows = [
         {"kind": "choice", "task": "math", "multiple": True, "solution": "A, C", "completion": well_formed("A, B")},
         {"kind": "open", "task": "detection", "solution": "[0, 0, 10, 10]", "completion": well_formed("[0, 0, 10, 4]")},
+        {
+            "kind": "open",
+            "task": "detection",
+            "solution": "[0, 0, 10, 10]",
+            "completion": well_formed("[0, 0, 10, 10],"),
+        },
     ]
     settings = ["--partial-credit", "overlap", "--detection", "soft_iou", "--weight", "format=0.5"]
+    settings += ["--box-reading", "json"]
     done = run("-", "--out", "-", *settings, text=lines(rows))
-    assert [json.loads(line)["total"] for line in done.stdout.splitlines()] == pytest.approx([0.7, 0.9])
+    assert [json.loads(line)["total"] for line in done.stdout.splitlines()] == pytest.approx([0.7, 0.9, 0])
     done = run("-", "--detection", "f1", "--tau", "0.3", "--weight", "format=0", text=lines(rows[1:]))
-    assert "open    detection        1       1.000       1.000\n" in done.stdout
+    assert "open    detection        2       1.000       1.000\n" in done.stdout
 
 
 def test_unused_keys_are_named():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from currreft_jax.config import (
+    BoxReading,
     Kind,
     Length,
     Maths,
@@ -283,6 +284,7 @@ def test_the_defaults_are_the_papers():
     validate_rewards(defaults)
     assert {name: weight for name, weight in defaults.weights.items() if weight} == {"accuracy": 1, "format": 1}
     assert (defaults.partial_credit, defaults.partial_value) == (PartialCredit.SUBSET, 0.2)
+    assert defaults.box_reading is BoxReading.READABLE
 
 
 def test_settings_can_be_overridden_by_flags():

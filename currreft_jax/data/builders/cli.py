@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from currreft_jax.config import Kind, Maths, Task
+from currreft_jax.data.builders.absent_rows import with_absent_rows
 from currreft_jax.data.builders.box_formats import BOX_FORMATS, BOX_SCALES
 from currreft_jax.data.builders.converter import BuildError, ConvertedData, DatasetSource, collect_items
 from currreft_jax.data.builders.formats import FORMATS, find_format
@@ -56,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--generate", default="", metavar="judge,choice", help="generates rows of the earlier stages from open rows"
+    )
+    parser.add_argument(
+        "--absent",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="coco, voc: share of the questions for boxes that ask for a category which the image does not show",
     )
     parser.add_argument(
         "--on-bad-row", choices=["error", "skip"], default="error", help="on a broken record (default %(default)s)"
@@ -118,6 +126,10 @@ def build(options: argparse.Namespace) -> str:
         return list_formats()
     if options.out is None:
         raise BuildError("--out takes the folder that the rows are written to")
+    if not 0 <= options.absent < 1:
+        raise BuildError(f"--absent {options.absent:g}: it takes a share from 0 to below 1")
+    if options.absent and (options.recipe or options.format in ("world", "stages")):
+        raise BuildError("--absent changes open rows as they are converted: it goes with coco and voc")
     if options.format == "world":
         return _build_world(options)
     if options.recipe:
@@ -203,6 +215,8 @@ def _build_format(options: argparse.Namespace) -> str:
     with MathsPool(Maths()) as pool:
         data = annotate_from_golds(drop_unreadable_golds(data, pool))
         rows = _sample_rows(data, options.rows, options.seed, pool)
+        if options.absent:
+            rows = with_absent_rows(rows, data.images, options.absent, options.seed)
         converted = split_by_image(rows, fractions, options.seed) if fractions else {"": rows}
         splits = {
             name: [*(split if keep_converted else []), *_generate_kinds(split, kinds, data, options.seed, pool)]

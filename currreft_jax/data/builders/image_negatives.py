@@ -44,25 +44,26 @@ def wrong_boxes(golds: Sequence[Box], image: AnnotatedImage, wanted: int, *names
 
     Other objects of the same category come first, then objects of other categories, then copies of the first right
     box, moved and stretched. The IoU of each is below `MAX_WRONG_IOU` with every right box, and below `MAX_OPTION_IOU`
-    with the other wrong ones.
+    with the other wrong ones. Without a right box, an object of the image, or else a box in its middle, is copied.
 
     Args:
-        golds: the right boxes.
+        golds: the right boxes; may be none.
         image: annotations of the image.
         wanted: maximum number of boxes.
         names: seed and row id, for the draws.
     """
     selected: list[Box] = []
-    gold_label = _label_of_box(golds[0], image)
+    gold_label = _label_of_box(golds[0], image) if golds else ""
     same_label = {box for label, box in image.objects if gold_label and label == gold_label}
     other_labels = {box for _, box in image.objects} - same_label
     for box in (*hash_shuffle(same_label, *names), *hash_shuffle(other_labels, *names)):
         if len(selected) < wanted and _is_valid_negative(box, golds, selected, image.frame):
             selected.append(box)
+    copied = golds[0] if golds else choose_box([*other_labels] or [_middle(image.frame)], *names, "copied")
     for index in range(_MAX_MOVES):
         if len(selected) == wanted:
             break
-        box = _move_box(golds[0], image.frame, index, *names)
+        box = _move_box(copied, image.frame, index, *names)
         if _is_valid_negative(box, golds, selected, image.frame):
             selected.append(box)
     return selected
@@ -106,9 +107,14 @@ def _label_of_box(gold: Box, image: AnnotatedImage) -> str:
 def _is_valid_negative(box: Box, golds: Sequence[Box], selected: Sequence[Box], frame: Frame) -> bool:
     return (
         is_large_enough(box, frame)
-        and bool((pairwise_iou([box], golds) < MAX_WRONG_IOU).all())
+        and (not golds or bool((pairwise_iou([box], golds) < MAX_WRONG_IOU).all()))
         and (not selected or bool((pairwise_iou([box], selected) < MAX_OPTION_IOU).all()))
     )
+
+
+def _middle(frame: Frame) -> Box:
+    """Returns the box in the middle, with sides of a third of the frame's."""
+    return (frame.width / 3, frame.height / 3, frame.width * 2 / 3, frame.height * 2 / 3)
 
 
 def _move_box(box: Box, frame: Frame, index: int, *names: object) -> Box:

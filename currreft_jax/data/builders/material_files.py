@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from currreft_jax.config import Kind
@@ -47,7 +48,11 @@ def convert_built_rows(source: DatasetSource) -> Iterator[ConvertedItem]:
         with RowFile(path) as file:
             checked = parse_rows(file)
         yield from checked.errors
-        yield from (row if row.kind is Kind.OPEN else DroppedRecord(row.id, "not an open row") for row in checked.rows)
+        for row in checked.rows:
+            if row.kind is Kind.OPEN:
+                yield replace(row, images=tuple(map(os.path.abspath, row.images)))  # as the annotations name them
+            else:
+                yield DroppedRecord(row.id, "not an open row")
     scenes, wrong_answers = source.folder / SCENES, source.folder / WRONG_ANSWERS
     if scenes.exists():
         yield from convert_records(read_records(scenes), lambda record: [_parse_annotations(record, scenes.parent)])
@@ -89,5 +94,5 @@ def _parse_annotations(record: Fields, root: Path) -> AnnotatedImage:
     for entry in list_objects(record, "objects", "a list of objects"):
         box = entry.take("box", list, "four numbers")
         objects.append((entry.text("label"), (float(box[0]), float(box[1]), float(box[2]), float(box[3]))))
-    image = str(root.absolute() / record.text("image"))
+    image = os.path.abspath(root / record.text("image"))
     return AnnotatedImage(image, frame, tuple(objects), frozenset(record.texts("labels", "strings")))

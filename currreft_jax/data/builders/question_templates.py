@@ -32,18 +32,25 @@ CATEGORY = BoxTemplates(
     "Is {box:0} the bounding box of an object of this category? Category: ",
     "Which is the bounding box of an object of this category? Category: ",
 )
+CATEGORY_OR_NONE = BoxTemplates(
+    "Please provide the bounding box coordinates of all objects of this category, or [] if there are none: ",
+    CATEGORY.judge,
+    CATEGORY.choice,
+)
 _OTHER = BoxTemplates(
     "",
     "Is {box:0} a right answer to the following request? Request: ",
     "Which is a right answer to the following request? Request: ",
 )
 JUDGE_CATEGORY = "Is an object of this category in the image? Category: "
+NO_OBJECT = "There is no such object in the image"  # an option
 CHOOSE_CATEGORIES = "Objects of which of these categories are in the image?"
 
 
 def match_box_templates(problem: str) -> tuple[BoxTemplates, str]:
     """Returns the templates that an open question was made with, and the phrase that it asks about."""
-    templates = next((known for known in (REGION, CATEGORY) if problem.startswith(known.open)), _OTHER)
+    known_templates = (REGION, CATEGORY, CATEGORY_OR_NONE)
+    templates = next((known for known in known_templates if problem.startswith(known.open)), _OTHER)
     return templates, problem.removeprefix(templates.open)
 
 

@@ -8,8 +8,8 @@ order of the input.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from string import ascii_uppercase
@@ -35,7 +35,7 @@ class AnswerCandidates:
 
     Attributes:
         row: the open row.
-        right: right answers: one box, labels, or one expression.
+        right: right answers: one box, labels, one expression, or `NO_OBJECT`.
         wrong: wrong answers, the best first.
     """
 
@@ -87,13 +87,13 @@ def generate_rows(
             )
     generated = GeneratedRows()
     data = replace(data, rows=[*data.rows, *rows])
-    num_wrong = 1 if kind is Kind.JUDGE else _NUM_OPTIONS - 1
+    present = _present_categories(rows, data, seed)
     for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH):
         remaining = hash_shuffle_rows((row for row in rows if row.task is task), seed, kind.value)
         candidates: list[AnswerCandidates] = []
         while remaining and (count is None or len(candidates) < count):  # compares no more answers than needed
             size = len(remaining) if count is None else count - len(candidates)
-            candidates += _find_candidates(task, remaining[:size], num_wrong, data, seed, pool, generated.dropped)
+            candidates += _find_candidates(task, remaining[:size], kind, present, data, seed, pool, generated.dropped)
             remaining = remaining[size:]
         if kind is Kind.JUDGE:
             generated.rows.extend(_judge_rows(candidates))
@@ -139,15 +139,17 @@ def list_gold_boxes(row: Row) -> list[Box]:
 def _find_candidates(
     task: Task,
     rows: Sequence[Row],
-    num_wrong: int,
+    kind: Kind,
+    present: Mapping[str, str],
     data: ConvertedData,
     seed: int,
     pool: MathsPool,
     dropped: dict[str, list[str]],
 ) -> list[AnswerCandidates]:
     """Returns the candidates of every row that has enough wrong answers, and adds the other rows to `dropped`."""
+    num_wrong = 1 if kind is Kind.JUDGE else _NUM_OPTIONS - 1
     if task is Task.DETECTION:
-        results = [_box_candidates(row, num_wrong, data, seed) for row in rows]
+        results = [_box_candidates(row, kind, num_wrong, present, data, seed) for row in rows]
     elif task is Task.CLASSIFY:
         results = _label_candidates(rows, num_wrong, data, seed)
     else:
@@ -161,18 +163,60 @@ def _find_candidates(
     return candidates
 
 
-def _box_candidates(row: Row, num_wrong: int, data: ConvertedData, seed: int) -> AnswerCandidates | str:
-    """Returns a right box and wrong ones, or why there are none."""
+def _present_categories(rows: Sequence[Row], data: ConvertedData, seed: int) -> dict[str, str]:
+    """Draws a category in the image for each detection row with nothing to find, another for each row of an image.
+
+    It is empty if no category, or no further one, is known to be there.
+    """
+    present: dict[str, str] = {}
+    drawn = defaultdict[str, set[str]](set)
+    for row in hash_shuffle_rows((row for row in rows if row.task is Task.DETECTION), seed, "present"):
+        if not list_gold_boxes(row):
+            path = row.images[0]
+            labels = data.images[path].labels - drawn[path] if path in data.images else ()
+            present[row.id] = next(iter(hash_shuffle(labels, seed, row.id, "present")), "")
+            drawn[path].add(present[row.id])
+    return present
+
+
+def _box_candidates(
+    row: Row, kind: Kind, num_wrong: int, present: Mapping[str, str], data: ConvertedData, seed: int
+) -> AnswerCandidates | str:
+    """Returns a right box and wrong ones, or why there are none.
+
+    Where some rows have nothing to find, every question with options offers that answer: it must not give itself away.
+    """
     image = data.images.get(row.images[0])
     if image is None or row.frame is None:
         return "the size of the image is unknown"
+    if row.id in present:
+        return _absent_candidates(row, kind, num_wrong, present[row.id], image, seed)
     golds = list_gold_boxes(row)
     gold = image_negatives.choose_box(golds, seed, row.id, "gold")
     if not image_negatives.is_large_enough(gold, row.frame):
         return "the box is too small to be told from others"
     ordered = [gold, *(box for box in golds if box != gold)]
-    wrong = image_negatives.wrong_boxes(ordered, image, num_wrong, seed, row.id)
-    return AnswerCandidates(row, (gold,), tuple(wrong)) if len(wrong) == num_wrong else "no room for wrong boxes"
+    others = (question_templates.NO_OBJECT,) if present and kind is Kind.CHOICE else ()
+    wrong = (*image_negatives.wrong_boxes(ordered, image, num_wrong - len(others), seed, row.id), *others)
+    return AnswerCandidates(row, (gold,), wrong) if len(wrong) == num_wrong else "no room for wrong boxes"
+
+
+def _absent_candidates(
+    row: Row, kind: Kind, num_wrong: int, present: str, image: AnnotatedImage, seed: int
+) -> AnswerCandidates | str:
+    """Returns the candidates of a row with nothing to find, or why there are none.
+
+    A judge row asks whether the category, or a present one, is in the image.
+    """
+    if kind is Kind.JUDGE:
+        templates, category = question_templates.match_box_templates(row.problem)
+        if not present or templates.judge != question_templates.CATEGORY.judge:
+            return "nothing to find, and no other category is known to be in the image"
+        return AnswerCandidates(row, (present,), (category,))
+    wrong = image_negatives.wrong_boxes([], image, num_wrong, seed, row.id)
+    if len(wrong) < num_wrong:
+        return "no room for wrong boxes"
+    return AnswerCandidates(row, (question_templates.NO_OBJECT,), tuple(wrong))
 
 
 def _label_candidates(
@@ -227,13 +271,13 @@ def _judge_rows(candidates: Sequence[AnswerCandidates]) -> list[Row]:
 
 def _judge_row(candidates: AnswerCandidates, *, yes: bool) -> Row:
     row, shown = candidates.row, candidates.right[0] if yes else candidates.wrong[0]
-    if row.task is Task.DETECTION:
+    if not isinstance(shown, str):
         templates, phrase = question_templates.match_box_templates(row.problem)
         problem = templates.judge + phrase
-    elif row.task is Task.CLASSIFY:
-        problem = f"{question_templates.JUDGE_CATEGORY}{shown}"
+    elif row.task is Task.MATH:
+        problem = question_templates.judge_answer_question(row.problem, shown)
     else:
-        problem = question_templates.judge_answer_question(row.problem, str(shown))
+        problem = f"{question_templates.JUDGE_CATEGORY}{shown}"
     boxes = () if isinstance(shown, str) else (shown,)
     return replace(
         row,
@@ -279,8 +323,8 @@ def _choice_row(candidates: AnswerCandidates, right_indices: set[int], size: int
     problem, options, boxes = row.problem, tuple(map(str, answers)), ()
     if row.task is Task.DETECTION:
         templates, phrase = question_templates.match_box_templates(row.problem)
-        problem, options = templates.choice + phrase, tuple(f"{{box:{index}}}" for index in range(size))
-        boxes = tuple(box for box in answers if not isinstance(box, str))
+        problem, boxes = templates.choice + phrase, tuple(box for box in answers if not isinstance(box, str))
+        options = tuple(answer if isinstance(answer, str) else f"{{box:{boxes.index(answer)}}}" for answer in answers)
     elif row.task is Task.CLASSIFY:
         problem = question_templates.CHOOSE_CATEGORIES
     return replace(

@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from currreft_jax.data import builders
+from currreft_jax.data.budget import PromptBudget
 from currreft_jax.data.builders.image_split import shared_keys
+from currreft_jax.data.prompts import PAPER
+from currreft_jax.data.row_files import RowFile
+from currreft_jax.data.show import find_row, show_row
+from currreft_jax.data.validate import InputFile, validate_files
 from currreft_jax.structs import Frame
 from tests.data.builders.dataset_files import (
     read_rows,
@@ -59,6 +65,27 @@ def test_generating_from_built_rows_gives_the_same_rows(source, tmp_path):
     assert names == {f"{kind}-{task}.jsonl" for kind in ("judge", "choice") for task in ("detection", "classify")}
     for name in names:
         assert (one / name).read_bytes() == (three / name).read_bytes()
+
+
+def test_rows_with_nothing_to_find_are_built_checked_and_shown(source, tmp_path):
+    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
+    absent = ["--tasks", "detection", "--absent", 0.25]
+    run_build("coco", "--source", source, "--out", one, *absent, "--generate", "judge,choice")
+    rows = read_rows(one / "open-detection.jsonl")
+    nothing = [row for row in rows if row.solution == "[]"]
+    assert len(nothing) == round(0.25 * len(rows))
+    files = [InputFile(str(one / f"{kind}-detection.jsonl"), "train") for kind in ("open", "judge", "choice")]
+    assert validate_files(files, PromptBudget()).errors == []
+    run_build("coco", "--source", source, "--out", two, *absent)
+    run_build("stages", "--source", two, "--out", again, "--generate", "judge,choice")
+    for name in ("judge-detection.jsonl", "choice-detection.jsonl"):
+        assert (one / name).read_bytes() == (again / name).read_bytes()
+    with RowFile(one / "open-detection.jsonl") as file:
+        index = find_row(file, nothing[0].id)
+        text = "\n".join(show_row(file, index, tmp_path / "row.png", PromptBudget(), PAPER, None))
+    assert "gold       []" in text and "learnt     <answer>[]</answer>" in text
+    with Image.open(tmp_path / "row.png") as drawn:
+        assert len(drawn.getcolors()) < 30  # no box is drawn on the plain image
 
 
 def test_rows_are_split_before_generation(source, tmp_path):
@@ -131,6 +158,9 @@ def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
         (["coco", "--source", ".", "--out", "o", "--frame", "12"], "as 1920x1080"),
         (["vlm-r1", "--source", ".", "--out", "o", "--frame", "annotated"], "vlm-r1 states no sizes"),
         (["table", "--source", ".", "--out", "o", "--column", "a"], "write KEY=VALUE"),
+        (["coco", "--source", ".", "--out", "o", "--absent", "1"], "--absent 1: it takes a share from 0 to below 1"),
+        (["stages", "--source", ".", "--out", "o", "--absent", "0.1"], "it goes with coco and voc"),
+        (["--recipe", "paper", "--out", "o", "--root", ".", "--absent", "0.1"], "it goes with coco and voc"),
         (["--recipe", "paper", "--out", "o"], "--root takes"),
         (["--recipe", "paper", "--out", "o", "--root", "gone"], "lacks sources of the recipe"),
         (["--recipe", "paper", "--out", "o", "--root", ".", "--shrink", "0"], "--shrink 0"),
