@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -27,12 +28,10 @@ from tests.test_grpo import config_of, rows
 
 __all__ = ["rows"]
 
-PROMPTS = 4  # of four completions each
 
-
-def config_with(checkpoint, rows, **changes) -> Config:
+def config_with(checkpoint, rows, prompts: int, **changes) -> Config:
     config = config_of(checkpoint, rows, steps=1, **changes)
-    config.data.batch_size, config.data.slots = PROMPTS, ()
+    config.data.batch_size, config.data.slots = prompts, ()
     config.sampling.segment = config.sampling.max_new_tokens
     return config
 
@@ -80,31 +79,38 @@ def step_on(config: Config, devices: int, monkeypatch):
     return {record["id"]: record for record in result.records()}, jax.tree.map(float, result.metrics), gradients
 
 
-@pytest.fixture(scope="module", params=quick([1, 2]))
-def one_device(checkpoint, rows, request):
-    """The config of a step of one or two minibatches, and the step on one device."""
-    config = config_with(checkpoint, rows, mesh=MeshShape(1, 1, 1), grpo=Grpo(minibatches=request.param))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return config, step_on(config, 1, monkeypatch)
+@pytest.fixture(scope="module")
+def on_one_device(checkpoint, rows):
+    """The step of so many prompts and minibatches on one device, and its config."""
+
+    @cache
+    def step(prompts: int, minibatches: int):
+        config = config_with(checkpoint, rows, prompts, mesh=MeshShape(1, 1, 1), grpo=Grpo(minibatches=minibatches))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            return config, step_on(config, 1, monkeypatch)
+
+    return step
 
 
 @pytest.mark.parametrize(
-    ("mesh", "sampling_mesh", "microbatches", "completions"),
+    ("prompts", "minibatches", "mesh", "sampling_mesh", "microbatches", "completions"),
     quick(
         [
-            (MeshShape(4, 2, 1), (-1, 1), 1, {1: 2, 2: 1}),
-            (MeshShape(1, 2, 4), (2, 4), 2, {1: 4, 2: 2}),
-            (MeshShape(2, 2, 2), (-1, 1), 1, {1: 4, 2: 2}),  # the sampler splits what the gradient does not
+            (2, 1, MeshShape(2, 2, 2), (-1, 1), 1, 2),  # the sampler splits the parts again
+            (4, 1, MeshShape(4, 2, 1), (-1, 1), 1, 2),
+            (4, 2, MeshShape(1, 8, 1), (4, 2), 1, 1),
+            (4, 1, MeshShape(2, 4, 1), (2, 4), 2, 1),
+            (4, 2, MeshShape(1, 2, 4), (-1, 1), 2, 2),
         ]
     ),
 )
 def test_a_step_with_split_groups_is_that_of_one_device(
-    one_device, monkeypatch, mesh, sampling_mesh, microbatches, completions
+    on_one_device, monkeypatch, prompts, minibatches, mesh, sampling_mesh, microbatches, completions
 ):
-    alone, (records, metrics, gradients) = one_device
+    alone, (records, metrics, gradients) = on_one_device(prompts, minibatches)
     config = replace(alone, mesh=mesh, microbatches=microbatches, sampling=replace(alone.sampling, mesh=sampling_mesh))
     layout = batch_layout(config, 8 // mesh.tensor)
-    assert layout.completions_per_row == completions[layout.minibatches] and layout.microbatches == microbatches
+    assert (layout.completions_per_row, layout.microbatches) == (completions, microbatches)
     split_records, split_metrics, split_gradients = step_on(config, 8, monkeypatch)
     assert split_records.keys() == records.keys()
     for row_id, record in records.items():
