@@ -74,12 +74,13 @@ def batch_layout(config: Config, num_shards: int, num_hosts: int = 1) -> BatchLa
         return layout
     remedies = _list_remedies(config, num_shards, num_hosts)
     rows, minibatches = config.data.batch_size, _minibatches(config)
-    what = f"{rows} rows (data.batch_size)"
+    what, whole = f"{rows} rows (data.batch_size)", ""
     if config.method is Method.GRPO:
         size = config.sampling.group_size
         what = f"{rows * size} completions (data.batch_size {rows} x sampling.group_size {size})"
+        whole = ", which hold whole groups each"
     cut = f" in {minibatches} minibatches" if minibatches > 1 else ""
-    hosts = f" of {num_hosts} hosts, which hold whole groups each" if num_hosts > 1 else ""
+    hosts = f" of {num_hosts} hosts{whole}" if num_hosts > 1 else ""
     raise ValueError(
         f"{what} of a step{cut} do not spread evenly over {num_shards} data shards (mesh.data x mesh.fsdp){hosts};"
         f" {_joined(remedies)} would"
