@@ -9,6 +9,9 @@ Every setting of the config can be given on the command line; a misspelt one is 
 `optimizer`. The workdir receives metrics, completions, checkpoints and the settings. The same command continues an
 interrupted run and skips finished stages. SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end with exit
 code 75: start it again.
+
+`--profile=11:12` traces steps 11 and 12 of each stage, for xprof and Perfetto, to `profile` in the stage's folder.
+docs/metrics.md describes the metrics.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from currreft_jax.config.flags import define_config, flags_parser
 from currreft_jax.rewards import RewardError
 from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.runtime import distributed
+from currreft_jax.runtime.profiler import ProfileSteps, parse_profile_steps
 from currreft_jax.training.console import say
 from currreft_jax.training.limits import LimitReached, NonFiniteError
 from currreft_jax.training.trainer import run
@@ -32,6 +36,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder for all output; runs/NAM
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, without a known launcher")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, without a known launcher")
 _PROCESS = flags.DEFINE_integer("process_id", None, "index of this process, from 0, without a known launcher")
+
+
+class _ProfileParser(flags.ArgumentParser):
+    """Parses `--profile`."""
+
+    def parse(self, argument: str) -> ProfileSteps:
+        """Returns the steps to trace."""
+        return parse_profile_steps(argument)
+
+
+_PROFILE = flags.DEFINE(_ProfileParser(), "profile", None, "FROM:TO, steps of a stage to trace for xprof and Perfetto")
 
 # Errors whose messages stand alone; --verbosity=1 adds the traceback.
 _REFUSALS = (
@@ -47,7 +62,7 @@ def main(_: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save at length
     try:
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        exported = run(config, _WORKDIR.value or f"runs/{config.name}")
+        exported = run(config, _WORKDIR.value or f"runs/{config.name}", profile=_PROFILE.value)
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
         sys.exit(f"train: {error}")

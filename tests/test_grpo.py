@@ -55,9 +55,7 @@ from currreft_jax.training.replay import replay_completion
 from currreft_jax.training.update import abstract_state
 from currreft_jax.world.settings import WorldSizes
 from tests import tiny
-from tests.test_train import assert_same_weights, interrupt
-
-TIMES = ("step_time", "tokens_per_second")
+from tests.test_train import assert_same_weights, interrupt, logged_metrics
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +94,6 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 4, reward: str = "text_
         logging=Logging(log_every=2, save_every=2, rollouts_every=2, tensorboard=False),
     )
     return replace(config, **changes)
-
-
-def logged_metrics(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(workdir / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -298,10 +292,10 @@ def test_several_updates_and_minibatches_per_rollout(checkpoint, rows, tmp_path)
 
 
 def test_token_sums_become_means_over_all_passes(tmp_path):
-    buffer = MetricsBuffer(tmp_path)
     values = {"loss": 0, "grad_norm": 1, "entropy": 12, "num_loss_tokens": 3, "passes": 2, "num_step_tokens": 9}
-    buffer.add(1, values, list)
-    (line,), error = buffer.flush()
+    with MetricsBuffer(tmp_path) as buffer:
+        buffer.add(1, values, list)
+        (line,), error = buffer.flush()
     assert error is None and line["entropy"] == 2.0 and "passes" not in line
 
 
@@ -336,6 +330,8 @@ def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, c
     assert all(entry.accuracy is entry.format is entry.passed is None for entry in matrix.history)
     assert "held_out/one/pass" not in logged_metrics(tmp_path / "one")[-1]
     assert [entry.greedy is None for entry in matrix.history[::2]] == [False, True, False, False]
+    evaluated = [line["time/evaluate"] for line in read_metrics(tmp_path / "one" / "metrics.jsonl")]
+    assert len(evaluated) == 2 and min(evaluated) > 0
     last = logged_metrics(tmp_path / "one")[-1]
     assert last["held_out/one/reward"] == matrix.history[4].reward
     assert logged_metrics(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start

@@ -28,6 +28,7 @@ from currreft_jax.models.lora import add_adapters, merge_adapters
 from currreft_jax.models.qwen2_5_vl import token_logprobs
 from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.sharding import make_mesh, path_of
+from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.structs import GroupBatch
 from currreft_jax.training import start, trainer
 from currreft_jax.training.gradients import sft_gradient
@@ -236,6 +237,24 @@ def test_frozen_parameters_cost_no_gradient_matmuls(checkpoint, plain, frozen):
     every = jax.tree.map(jnp.zeros_like, parameters)
     part = trainable_params(Optimizer(freeze_vision=True), every)
     assert cost(part) < 0.75 * cost(every)
+
+
+def test_the_policy_that_is_sampled_from_is_merged_in_fp32(plain):
+    """An adapter below half a unit of a bf16 kernel's last place, on a kernel that lies just below the middle."""
+    model = lora_of(dtype=jnp.dtype("bfloat16"))
+    kernel = jnp.full_like(plain["layers"]["mlp"]["up_proj"]["kernel"], 1 + 2**-8 - 2**-12)
+    parameters = add_adapters(model, plain, 0)
+    mlp = parameters["layers"]["mlp"]
+    one = {"kernel": kernel, "lora_a": jnp.ones((3, 96, RANK)), "lora_b": jnp.full((3, RANK, 112), 2**-10 / ALPHA)}
+    parameters = {**parameters, "layers": {**parameters["layers"], "mlp": {**mlp, "up_proj": one}}}
+    policy = to_policy(model)(parameters)
+    assert {name: (x.shape, x.dtype) for name, x in named(policy).items()} == {
+        name: (x.shape, x.dtype) for name, x in named(model.merged.abstract(jnp.dtype("bfloat16"))).items()
+    }
+    # 1 + 2^-8 - 2^-12 + 2^-10 rounds up to 1 + 2^-7; the kernel alone rounds down to 1, and 2^-10 more is still 1.
+    np.testing.assert_array_equal(policy["layers"]["mlp"]["up_proj"]["kernel"].astype(jnp.float32), 1 + 2**-7)
+    without = plain_of(dtype=jnp.dtype("bfloat16"))
+    assert to_policy(without) is to_compute_dtype(without)
 
 
 def test_an_export_has_no_adapters_and_the_same_logprobs(checkpoint, adapters, tmp_path):

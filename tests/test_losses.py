@@ -1,8 +1,10 @@
 """Advantages, token weights and losses, against values by hand and plain formulas."""
 
+from functools import partial
 from math import exp
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from currreft_jax.config import AdvantageScale, Grpo, LossAverage
 from currreft_jax.training.losses import group_advantages, grpo_loss, loss_counts, loss_weights, sft_loss
+from currreft_jax.training.update import combine_metrics
 
 MASK = np.array([[[1, 1, 1, 0]], [[0, 1, 0, 0]], [[0, 0, 0, 0]]], bool)
 LOGPROBS = -np.array([[[1.0, 2, 3, 9]], [[9, 8, 9, 9]], [[9, 9, 9, 9]]], np.float32)
@@ -141,6 +144,45 @@ def test_masked_tokens_have_no_effect_even_with_infinite_log_probs():
     )(logprobs)
     assert float(loss) == -1.0
     np.testing.assert_array_equal(gradient, [[[-1.0, 0.0]]])
+
+
+@pytest.mark.parametrize("reference", [None, np.log([[[0.5, 0.2, 0.1, 0.3]]])])
+def test_truncated_importance_sampling_weights_the_objective_of_each_token(reference):
+    """Factors of 1/2, 1, 3 and 9, of which the last is cut to the cap of 4; the KL penalty is not weighted."""
+    factors = np.array([[[0.5, 1.0, 3.0, 9.0]]])
+    logprobs = np.log([[[0.3, 0.2, 0.3, 0.09]]])
+    weights, advantages = np.full(factors.shape, 1 / 4), np.array([[-2.0]])
+
+    def loss_of(cap):
+        settings = Grpo(kl_coef=0.3, importance_cap=cap)
+        loss = partial(grpo_loss, settings=settings, weights=weights, advantages=advantages, ref_logprobs=reference)
+        (_, metrics), gradient = jax.value_and_grad(
+            lambda x: loss(x, old_logprobs=logprobs - np.log(factors)), has_aux=True
+        )(logprobs)
+        return np.asarray(gradient), metrics
+
+    with jax.enable_x64(True):
+        plain, metrics = loss_of(0.0)
+        corrected, corrected_metrics = loss_of(4.0)
+    # d/dlogp of -w (f A p/stop(p) - beta KL) is -w f A, and w beta (1 - p_ref/p) as without a cap.
+    np.testing.assert_allclose(corrected - plain, -weights * -2.0 * ([0.5, 1.0, 3.0, 4.0] - np.ones(4)), atol=1e-12)
+    name = "sampling/importance_sampling_ratio"
+    assert not any(key.startswith(name) for key in metrics)
+    found = {key.removeprefix(name): float(x) for key, x in corrected_metrics.items() if key.startswith(name)}
+    assert found == pytest.approx({"/mean": 8.5, "/min": 0.5, "/max": 4.0}, rel=1e-6)
+
+
+def test_tokens_out_of_the_loss_are_out_of_the_importance_ratios():
+    logprobs, old = np.log([[[0.5, 0.5, 0.5]]]), np.log([[[0.25, 0.001, 0.9]]])
+    metrics = grpo_loss(logprobs, old, None, np.ones((1, 1)), np.array([[[1.0, 0, 0]]]), Grpo(importance_cap=3.0))[1]
+    ratios = [float(metrics[f"sampling/importance_sampling_ratio/{kind}"]) for kind in ("mean", "min", "max")]
+    assert ratios == pytest.approx([2.0] * 3)
+
+
+def test_minima_and_maxima_of_microbatches_are_joined_as_such():
+    microbatches = [{"loss": jnp.float32(1), "a/min": jnp.float32(x), "a/max": jnp.float32(x)} for x in (2, 1, 3)]
+    joined = combine_metrics(microbatches, [jnp.float32(1)])
+    assert (joined["a/min"], joined["a/max"], joined["loss"]) == (1, 3, 3)
 
 
 def test_clip_ratios_count_the_tokens_without_gradient():

@@ -371,6 +371,8 @@ def test_einsum_accumulates_in_fp32_and_gives_fp32_gradients_to_fp32_parameters(
     g = jnp.asarray(rng.standard_normal((64, 32)), jnp.bfloat16).astype(jnp.float32)
     dx, dy = pullback(g)
     assert (dx.dtype, dy.dtype) == (jnp.bfloat16, jnp.float32)
+    kept = {a.dtype.name for a in jax.tree.leaves(pullback) if a.size}
+    assert kept == {"bfloat16"}  # no fp32 kernel waits for it
     np.testing.assert_allclose(dy, np.asarray(x, np.float64).T @ np.asarray(g, np.float64), atol=2e-4)
     np.testing.assert_allclose(np.asarray(dx, np.float64), np.asarray(g, np.float64) @ rounded.T, rtol=1e-2, atol=0.1)
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from configs import common, stage3
-from currreft_jax.planning.compiled import CUBLAS_ONLY, compile_programs
+from currreft_jax.planning.compiled import CUBLAS_ONLY, Efficiency, compile_programs
 from currreft_jax.planning.devices import GIB, topology_by_name
 from currreft_jax.planning.fit import fits
 from currreft_jax.planning.spec import model_spec
@@ -25,14 +25,16 @@ LACKING = {
 }
 
 
-def thin(name: str):
-    """The programs of a two-layer model with the 3B's widths, and the topology they are for."""
+def stage_of(name: str, size: str, depth: int = 0, data: int = 1):
+    """The programs of a model, cut to `depth` layers and vision blocks unless 0, and the topology they are for."""
     jax.config.update("jax_default_matmul_precision", None)  # the suite raises it
-    config = stage3.get_config("3b")
+    config = stage3.get_config(size)
     config.stages[0].held_out = []
+    config.mesh.data = data
     spec = model_spec(config)
-    vision = replace(spec.config.vision, depth=2, fullatt_block_indexes=(1,))
-    spec = spec._replace(config=replace(spec.config, num_hidden_layers=2, vision=vision))
+    if depth:
+        vision = replace(spec.config.vision, depth=depth, fullatt_block_indexes=(depth - 1,))
+        spec = spec._replace(config=replace(spec.config, num_hidden_layers=depth, vision=vision))
     topology = topology_by_name(name)
     config.data.batch_size = len(topology.devices)
     return stage_programs(config, 0, spec, topology.devices), topology
@@ -49,7 +51,7 @@ def thin(name: str):
 )
 def test_the_published_widths_compile(monkeypatch, name):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
-    stage, topology = thin(name)
+    stage, topology = stage_of(name, "3b", depth=2)
     programs = stage.step(stage.buckets()[-1])
     compiled = {result.program.name: result for result in compile_programs(programs, topology)}
     gradient, decode = compiled["gradient"], compiled["decode"]
@@ -70,7 +72,7 @@ def test_the_published_widths_compile(monkeypatch, name):
 def test_decoding_copies_no_weights(monkeypatch, options):
     """The decoding loop makes no array as large as the query kernel: it neither joins, copies nor casts weights."""
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
-    stage, _ = thin("a800:1x8")
+    stage, _ = stage_of("a800:1x8", "3b", depth=2)
     programs = stage.step(stage.buckets()[-1])
     (decode,) = [program for program in programs if program.name == "decode"]
     text = decode.function.trace(*decode.arguments).lower().compile(options).as_text()
@@ -86,6 +88,28 @@ def test_decoding_copies_no_weights(monkeypatch, options):
     sizes = [prod(map(int, shape.split(","))) for shape in shapes]
     assert len(sizes) > 20 and " call(" not in body
     assert max(sizes) < 2048 * 2048
+
+
+@pytest.mark.parametrize(
+    ("topology", "size", "depth", "data", "most_sent", "most_network"),
+    [
+        ("a800:1x8", "3b", 4, 1, 5.5e9, 0),
+        ("a800:1x8", "3b", 0, 1, 27e9, 0),
+        ("a800:2x8", "7b", 0, 2, 85e9, 0.3),
+    ],
+)
+@pytest.mark.skipif(LACKING["a800"][0], reason=LACKING["a800"][1])
+def test_gradients_are_scattered_once_within_a_host(monkeypatch, topology, size, depth, data, most_sent, most_network):
+    """A gradient is not added up on every device to be sliced there; a copy a host sends its shards alone to others."""
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    stage, topology = stage_of(topology, size, depth, data)
+    programs = [program for program in stage.step(stage.buckets()[-1]) if program.name == "gradient"]
+    (gradient,) = compile_programs(programs, topology)
+    traffic = gradient.traffic
+    assert sum(traffic.sent.values()) < most_sent
+    assert sum(traffic.network.values()) <= most_network * Efficiency().network
+    # Norms and biases alone; a layer's smallest kernel would take 3.7 MB.
+    assert traffic.links.get("all-reduce", 0) < 1e6 * stage.model.config.num_hidden_layers
 
 
 @pytest.mark.skipif(*LACKING["v5e"][:1], reason=LACKING["v5e"][1])

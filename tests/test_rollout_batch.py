@@ -9,6 +9,7 @@ import pytest
 
 from currreft_jax.config import AdvantageScale, Config, Data, Grpo, LossAverage, Method, Sampling, Stage
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.timing import StepTimer
 from currreft_jax.structs import GrpoTargets
 from currreft_jax.training import grpo
 from currreft_jax.training.losses import group_advantages
@@ -70,7 +71,7 @@ def test_minibatches_keep_rows_together_and_weight_every_token(monkeypatch, aver
     rollout.replace_sampling(monkeypatch)
     reference = lambda model, temperature: lambda _, __, tokens: -temperature * tokens  # noqa: E731
     monkeypatch.setattr(grpo, "reference_program", reference)
-    monkeypatch.setattr(grpo, "to_compute_dtype", lambda model: lambda params: params)
+    monkeypatch.setattr(grpo, "to_policy", lambda model: lambda params: params)
     updates = [[]]  # the microbatches of each update
     programs = UpdatePrograms(
         zero_gradient=lambda: {},
@@ -79,9 +80,11 @@ def test_minibatches_keep_rows_together_and_weight_every_token(monkeypatch, aver
         combine_metrics=lambda metrics, norms: {},
     )
     model = tiny.model_of(mesh=make_mesh(data=2, devices=jax.devices()[:2]))
+    timer = StepTimer()
     with ThreadPoolExecutor(1) as host:
         context = context_of(config, model, reference={})
-        result = grpo.grpo_step(context, programs, host, TrainState({}, {}), rollout.examples(), step=1)
+        result = grpo.grpo_step(context, programs, host, TrainState({}, {}), rollout.examples(), step=1, timer=timer)
+    timer.close()
     assert updates.pop() == []
 
     loss_lengths = np.where(rollout.finished, rollout.lengths, 0) if mask_truncated else rollout.lengths

@@ -16,7 +16,7 @@ import pytest
 
 from configs import stage1
 from currreft_jax import dataset, generate, score
-from currreft_jax.config import Config, Method, Sampling, Source, Stage, validate, validate_sampling
+from currreft_jax.config import CacheType, Config, Method, Sampling, Source, Stage, validate, validate_sampling
 from currreft_jax.config.checks import field_types
 from currreft_jax.config.files import load_config
 from currreft_jax.config.names import setting_type
@@ -124,6 +124,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "grpo.clip_epsilon_high": [0.0, -0.1],
     "grpo.num_updates": [0],
     "grpo.minibatches": [0, 3],
+    "grpo.importance_cap": [-0.1],
     "grpo.max_kl": [-0.1],
     "grpo.min_entropy": [-0.1],
     "grpo.max_truncated": [-0.1, 1.1],
@@ -181,6 +182,22 @@ def test_settings_of_grpo_are_refused_under_either_method(method):
     config.method, config.grpo.kl_coef = method, -1.0
     with pytest.raises(ValueError, match=r"grpo\.kl_coef is -1\.0; it takes 0 or more"):
         validate(config)
+
+
+def test_an_int8_cache_is_refused_in_training_unless_it_is_corrected():
+    config = config_of()
+    config.sampling.cache = CacheType.INT8
+    with pytest.raises(ValueError, match=r"sampling\.cache is int8; it takes .*importance_cap above 0"):
+        validate(config)
+    config.grpo.importance_cap = 2.0
+    validate(config)
+    config.grpo.importance_cap, config.grpo.num_updates = 0.0, 2  # ratios to the sampler's probabilities correct it
+    validate(config)
+    config.grpo.importance_cap = 2.0
+    with pytest.raises(ValueError, match=r"grpo\.importance_cap is 2\.0; it takes 0 with several updates"):
+        validate(config)
+    config.method = Method.SFT  # samples held-out rows alone
+    validate(config)
 
 
 def test_the_sampler_refuses_numbers_that_are_not_finite():

@@ -17,6 +17,7 @@ from currreft_jax.data.microbatches import join_parts, split_groups
 from currreft_jax.data.mixture import load_mixture
 from currreft_jax.data.prompts import load_template
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.timing import StepTimer
 from currreft_jax.session.session import load_config_processor, make_model
 from currreft_jax.session.sources import load_masters, to_compute_dtype
 from currreft_jax.training import grpo
@@ -73,9 +74,11 @@ def step_on(config: Config, devices: int, monkeypatch):
     optimizer = stage_optimizer(config, 0)
     programs = update_programs(context.model, optimizer.transform, optimizer.settings, gradient_function(config))
     state = init_state(context.model, optimizer.transform, params)
+    timer = StepTimer()
     with ThreadPoolExecutor(1) as thread, monkeypatch.context() as patched:
         patched.setattr(grpo, "loss_and_gradient", loss_and_gradient)
-        result = grpo.grpo_step(context, programs, thread, state, examples, 1)
+        result = grpo.grpo_step(context, programs, thread, state, examples, 1, timer)
+    timer.close()
     return {record["id"]: record for record in result.records()}, jax.tree.map(float, result.metrics), gradients
 
 

@@ -13,8 +13,9 @@ import pytest
 from currreft_jax.config import Config, Grpo, LossAverage, Method, Optimizer, Rule, Schedule, Stage
 from currreft_jax.data.processor import load as load_processor
 from currreft_jax.runtime.multihost import to_devices
-from currreft_jax.runtime.sharding import make_mesh, path_of
-from currreft_jax.structs import GroupBatch, GrpoTargets
+from currreft_jax.runtime.sharding import data_shards, make_mesh, path_of
+from currreft_jax.session.sources import to_policy
+from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt
 from currreft_jax.training.gradients import grpo_gradient, sft_gradient
 from currreft_jax.training.losses import loss_counts, loss_weights
 from currreft_jax.training.optimizer import (
@@ -88,10 +89,10 @@ def test_the_merger_is_frozen_alone_or_with_its_tower(vision, merger):
 
 
 def first_update(settings: Optimizer, weight: float, slope: float, size: int = 3) -> np.ndarray:
-    params, gradient = ({"norm": {"scale": jnp.full(size, value)}} for value in (weight, slope))
+    params, gradient = ({"down_proj": {"kernel": jnp.full(size, value)}} for value in (weight, slope))
     optimizer = make_optimizer(replace(settings, schedule=Schedule.CONSTANT), 10)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    return np.asarray(updates["norm"]["scale"])
+    return np.asarray(updates["down_proj"]["kernel"])
 
 
 @pytest.mark.parametrize("rule", Rule)
@@ -102,15 +103,40 @@ def test_weights_decay_by_the_learning_rate(rule, rate, decay):
     np.testing.assert_allclose(first_update(settings, weight=2.0, slope=1.0), -rate * (1 + decay * 2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("rule", Rule)
+def test_biases_and_norms_do_not_decay(rule):
+    settings = Optimizer(rule=rule, learning_rate=0.1, weight_decay=0.5, schedule=Schedule.CONSTANT)
+    params = tiny.parameters_of(tiny.model_of(tiny.UNTIED))
+    optimizer = make_optimizer(settings, 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    kinds = set()
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        weight = params
+        for key in path:
+            weight = weight[key.key]
+        kinds.add(path[-1].key)
+        decay = 0.0 if path[-1].key in ("bias", "scale") else 0.5
+        np.testing.assert_allclose(update, -0.1 * decay * weight, rtol=1e-5, err_msg=path_of(path))
+    assert kinds == {"kernel", "embedding", "bias", "scale"}
+
+
+def test_the_state_of_adamw_is_that_of_optax():
+    """Checkpoints hold it: its structure must not follow from how the decay is masked."""
+    params = {"mlp": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate_schedule(Optimizer(), 4)))
+    found = make_optimizer(Optimizer(weight_decay=0.1), 4).init(params)
+    assert jax.tree.structure(found) == jax.tree.structure(plain.init(params))
+
+
 def test_adafactor_decays_by_the_scheduled_rate():
-    params = {"norm": {"scale": jnp.full(3, 2.0)}}
+    params = {"down_proj": {"kernel": jnp.full(3, 2.0)}}
     optimizer = make_optimizer(
         Optimizer(rule=Rule.ADAFACTOR, learning_rate=0.1, weight_decay=0.01, schedule=Schedule.LINEAR), 4
     )
     moments = optimizer.init(params)
     for rate in (0.1, 0.075, 0.05, 0.025):
         updates, moments = optimizer.update(jax.tree.map(jnp.zeros_like, params), moments, params)
-        np.testing.assert_allclose(updates["norm"]["scale"], -rate * 0.01 * 2, rtol=1e-5)
+        np.testing.assert_allclose(updates["down_proj"]["kernel"], -rate * 0.01 * 2, rtol=1e-5)
 
 
 def test_gradients_are_clipped_to_the_maximum_norm():
@@ -248,24 +274,75 @@ def test_a_state_is_one_pytree():
     assert len(jax.tree.leaves(state)) == 2
 
 
-def test_a_batch_on_a_mesh_has_the_gradient_of_one_device(checkpoint):
+@pytest.mark.parametrize("sizes", quick([((2, 2, 2),), ((8, 1, 1),), ((1, 8, 1),), ((1, 2, 4),)]), ids=str)
+def test_a_batch_on_a_mesh_has_the_gradient_of_one_device(checkpoint, sizes):
     processor = load_processor(checkpoint)
     prompts = [processor.prompt(tiny.user(f"what is {n}?", 1), [tiny.picture(60, 60, n)]) for n in range(8)]
     tokens = np.random.default_rng(0).integers(0, 256, (8, 1, 5)).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
     weights = loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
     found = []
-    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(fsdp=4, data=2)):
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(*sizes)):
         model = tiny.model_of(mesh=mesh)
-        shards = mesh.size
-        batch = GroupBatch(batch_of(prompts, processor.config, shards=shards), tokens)
+        batch = GroupBatch(batch_of(prompts, processor.config, shards=data_shards(mesh)), tokens)
         params = model.init(0)
         zeros = jax.tree.map(jnp.zeros_like, params)
         total, metrics = jax.jit(partial(sft_gradient, model))(params, zeros, *to_devices((batch, weights), mesh))
         found.append((float(metrics["loss"]), jax.tree.map(np.asarray, total)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
-    scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(found[0][1]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found[0][1], found[1][1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max()), found[0][1], found[1][1]
+    )
+
+
+SHALLOW = replace(
+    tiny.CONFIG,
+    num_hidden_layers=1,
+    max_window_layers=1,
+    vision=replace(tiny.CONFIG.vision, depth=2, fullatt_block_indexes=(1,)),
+)
+
+
+def test_bf16_training_rounds_parameters_as_the_sampler_does_and_no_gradient(checkpoint):
+    """Masters give the gradient of the bf16 copy that completions are sampled from, in fp32."""
+    model = tiny.model_of(replace(SHALLOW, tie_word_embeddings=False), dtype=jnp.dtype("bfloat16"))
+    params = tiny.parameters_of(model)
+    policy = jax.tree.map(lambda x: x.astype(jnp.float32), to_policy(model)(params))
+    batch, mask = groups(checkpoint, count=2)
+    gradient = jax.jit(partial(sft_gradient, model))
+    zeros, weights = jax.tree.map(jnp.zeros_like, params), loss_weights(mask, LossAverage.TOKEN, loss_counts([mask]))
+    found, _ = gradient(params, zeros, batch, weights)
+    for (path, leaf), of_policy in zip(
+        jax.tree_util.tree_leaves_with_path(found),
+        jax.tree.leaves(gradient(policy, zeros, batch, weights)[0]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(leaf, of_policy, err_msg=path_of(path))
+        has_more_bits = leaf != leaf.astype(jnp.bfloat16).astype(jnp.float32)
+        assert float(jnp.mean(has_more_bits, where=leaf != 0)) > 0.25, path_of(path)
+
+
+def test_the_bf16_gradient_of_the_embedding_is_exact_however_many_rows_add_up():
+    count, length, completion = 1024, 12, 4
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 256, (count, length)).astype(np.int32)
+    tokens[:, ::2] = 7  # as tokens of a template, in every row
+    positions = np.tile(np.arange(length, dtype=np.int32), (3, 1))
+    prompts = [Prompt(row, positions, length, (), "") for row in tokens]
+    completions = rng.integers(0, 256, (count, 1, completion)).astype(np.int32)
+    batch = GroupBatch(batch_of(prompts, SHALLOW), completions)
+    weights = np.full(completions.shape, 1 / completions.size, np.float32)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        model = tiny.model_of(SHALLOW, dtype=jnp.dtype(dtype))
+        params = tiny.parameters_of(model)
+        embedding = {"embed_tokens": {"embedding": jnp.zeros_like(params["embed_tokens"]["embedding"])}}
+        total = jax.tree.map(lambda _: None, params) | embedding  # all else is frozen
+        gradient, _ = jax.jit(partial(sft_gradient, model))(params, total, batch, weights)
+        found.append(np.asarray(gradient["embed_tokens"]["embedding"]))
+    exact, half = found
+    assert np.linalg.norm(half - exact) < 0.01 * np.linalg.norm(exact)
+    assert np.linalg.norm(half[7] - exact[7]) < 0.01 * np.linalg.norm(exact[7])
 
 
 def test_a_new_stage_keeps_moments_and_restarts_the_schedule():

@@ -27,6 +27,7 @@ from currreft_jax.config import (
     Stage,
 )
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.timing import StepTimer
 from currreft_jax.training.grpo import grpo_step
 from currreft_jax.training.optimizer import stage_optimizer
 from currreft_jax.training.update import gradient_function, init_state, update_programs
@@ -205,12 +206,13 @@ def plain_adamw(params, gradient, norm, moments, index, updates):
     def second(v, g):
         return settings.b2 * v + (1 - settings.b2) * (share * g) ** 2
 
-    def moved(w, m, v):
+    def moved(path, w, m, v):
+        decay = 0 if path[-1].key in ("bias", "scale") else settings.weight_decay  # scales are those of norms
         m, v = m / (1 - settings.b1 ** (index + 1)), v / (1 - settings.b2 ** (index + 1))
-        return w - rate * (m / (np.sqrt(v) + settings.eps) + settings.weight_decay * w)
+        return w - rate * (m / (np.sqrt(v) + settings.eps) + decay * w)
 
     moments = jax.tree.map(first, moments[0], gradient), jax.tree.map(second, moments[1], gradient)
-    return jax.tree.map(moved, params, *moments), moments
+    return jax.tree_util.tree_map_with_path(moved, params, *moments), moments
 
 
 def plain_step(params, reference, rollout, config):
@@ -344,9 +346,11 @@ def test_a_step_is_that_of_plain_code(
 
     before = jax.tree.map(np.asarray, params)
     state = init_state(model, optimizer, jax.tree.map(jnp.copy, params))
+    timer = StepTimer()
     with ThreadPoolExecutor(1) as host:
-        probed = programs._replace(add_gradient=add_gradient)
-        result = grpo_step(context_of(config, model, reference), probed, host, state, rollout.examples(), step=1)
+        probed, context = programs._replace(add_gradient=add_gradient), context_of(config, model, reference)
+        result = grpo_step(context, probed, host, state, rollout.examples(), step=1, timer=timer)
+    timer.close()
     metrics = result.metrics
 
     total = programs.zero_gradient()

@@ -76,9 +76,12 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 6, **changes) -> Config
     return replace(config, **changes)
 
 
+COSTS = ("step_time", "time/", "tokens_per_second", "compiles", "memory/", "mfu")  # differ from run to run
+
+
 def logged_metrics(workdir: Path) -> list[dict]:
-    times = ("step_time", "tokens_per_second")
-    return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(workdir / "metrics.jsonl")]
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if not name.startswith(COSTS)} for line in lines]
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

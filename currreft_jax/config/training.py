@@ -69,6 +69,9 @@ class Grpo:
         clip_epsilon_high: ratios are clipped above 1 + ε_high.
         num_updates: passes over the completions of a step.
         minibatches: optimizer updates per pass.
+        importance_cap: weights each token's objective by its probability in the trainer over that in the sampler, at
+            most this (truncated importance sampling); TRL's value is 2, 0 turns it off. For one update per rollout:
+            with several, ratios are to the sampler's probabilities already.
         mask_truncated: leave completions that hit the token limit out of the loss.
         max_kl: a higher mean KL pauses the run; 0 for no limit.
         min_entropy: a lower mean entropy, in nats, pauses the run; 0 for no limit.
@@ -83,6 +86,7 @@ class Grpo:
     clip_epsilon_high: float = 0.2
     num_updates: int = 1
     minibatches: int = 1
+    importance_cap: float = 0.0
     mask_truncated: bool = False
     max_kl: float = 0.0
     min_entropy: float = 0.0
@@ -106,7 +110,7 @@ class Optimizer:
         learning_rate: after the warm-up.
         schedule: after the warm-up.
         warmup: share of the updates.
-        weight_decay: decoupled, times the learning rate.
+        weight_decay: decoupled, times the learning rate; biases and norms do not decay.
         b1: decay of AdamW's first moment.
         b2: decay of AdamW's second moment.
         eps: added to the root of AdamW's second moment.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from currreft_jax.config.checks import Demand, is_mesh, is_range, is_rising, refuse, refuse_wrong_types
 from currreft_jax.config.rewards import validate_rewards
-from currreft_jax.config.sampling import validate_sampling, validate_training_sampling
+from currreft_jax.config.sampling import CacheType, validate_sampling, validate_training_sampling
 from currreft_jax.config.training import Config, LossAverage, Method
 
 _PRECISIONS = ("bfloat16", "float32")
@@ -123,6 +123,7 @@ def _grpo(config: Config) -> list[Demand]:
         (grpo.clip_epsilon_high > 0, "grpo.clip_epsilon_high", grpo.clip_epsilon_high, "a positive number"),
         (grpo.num_updates >= 1, "grpo.num_updates", grpo.num_updates, "1 or more"),
         (grpo.minibatches >= 1, "grpo.minibatches", grpo.minibatches, "1 or more"),
+        (grpo.importance_cap >= 0, "grpo.importance_cap", grpo.importance_cap, "0, for no correction, or more"),
         (grpo.max_kl >= 0, "grpo.max_kl", grpo.max_kl, "0, for no limit, or more"),
         (grpo.min_entropy >= 0, "grpo.min_entropy", grpo.min_entropy, "0, for no limit, or more"),
         (0 <= grpo.max_truncated <= 1, "grpo.max_truncated", grpo.max_truncated, "0, for no limit, or a share up to 1"),
@@ -131,7 +132,22 @@ def _grpo(config: Config) -> list[Demand]:
 
 def _grpo_batch(config: Config) -> list[Demand]:
     group_size, batch_size, minibatches = config.sampling.group_size, config.data.batch_size, config.grpo.minibatches
+    several_updates = config.grpo.num_updates * minibatches > 1
+    cap, cache = config.grpo.importance_cap, config.sampling.cache
     return [
+        (
+            not (cap and several_updates),
+            "grpo.importance_cap",
+            cap,
+            "0 with several updates per rollout: their ratios are to the sampler's probabilities already",
+        ),
+        (
+            cache is not CacheType.INT8 or bool(cap) or several_updates,
+            "sampling.cache",
+            cache.value,
+            "bfloat16 or float32 in training, or int8 with grpo.importance_cap above 0: int8 changes the distribution"
+            " that is sampled from",
+        ),
         (group_size >= 2, "sampling.group_size", group_size, "2 or more: a completion is compared with its group"),
         (
             batch_size % (minibatches * config.microbatches) == 0,

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from currreft_jax.config import Remat
+from currreft_jax.runtime.sharding import rounded
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -42,17 +43,17 @@ def einsum_no_vjp(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(equation, x, y.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
 
 
-def _forward(equation: str, x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return einsum_no_vjp(equation, x, y), (x, y)
+def _forward(equation: str, x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return einsum_no_vjp(equation, x, y), (x, y.astype(x.dtype), jnp.empty(0, y.dtype))
 
 
-def _backward(equation: str, inputs: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, y = inputs
+def _backward(equation: str, residuals: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, y, like_y = residuals  # y is kept in x's dtype, half of an fp32 parameter; the empty array knows its own
     operands, out = equation.split("->")
     x_axes, y_axes = operands.split(",")
     g = g.astype(x.dtype)
     dx, dy = einsum_no_vjp(f"{out},{y_axes}->{x_axes}", g, y), einsum_no_vjp(f"{x_axes},{out}->{y_axes}", x, g)
-    return dx.astype(x.dtype), dy.astype(y.dtype)
+    return dx.astype(x.dtype), dy.astype(like_y.dtype)
 
 
 _einsum: Any = jax.custom_vjp(einsum_no_vjp, nondiff_argnums=(0,))
@@ -118,7 +119,10 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm; rounds to x's dtype before the scale, as the published models do."""
+    """Root-mean-square norm; rounds to x's dtype before the scale, as the published models do.
+
+    The product of both is computed in fp32 and rounded, so that the gradient of the scale adds up in fp32.
+    """
 
     def __init__(self, size: int, eps: float, *, rngs: nnx.Rngs):
         self.eps = eps
@@ -128,7 +132,8 @@ class RMSNorm(nnx.Module):
         """`[..., size] -> [..., size]`."""
         y = x.astype(jnp.float32)
         y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        scale = rounded(self.scale[...], x.dtype).astype(jnp.float32)
+        return (y.astype(x.dtype).astype(jnp.float32) * scale).astype(x.dtype)
 
 
 class GatedMLP(nnx.Module):

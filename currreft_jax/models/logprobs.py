@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from currreft_jax.models.layers import MASK_VALUE, einsum_no_vjp
-from currreft_jax.runtime.sharding import BATCH, constrain, data_shards
+from currreft_jax.runtime.sharding import BATCH, constrain, data_shards, rounded
 from currreft_jax.structs import Array
 
 BLOCK_LOGITS = 2**26  # logits of a data shard held at a time: 256 MB in fp32
@@ -177,7 +177,9 @@ def _block(
     columns = head.vocab_size // head.num_shards
     start = jnp.minimum(index * size, columns - size)
     block = jax.lax.dynamic_slice_in_dim(table_shards, start, size, head.axes.index("v"))
-    weights = head.constrain(block.astype(hidden.dtype), gathered=True)
+    # Constrained as stored first: the slice, and not the whole table, is gathered.
+    block = head.constrain(rounded(block, hidden.dtype), gathered=False)
+    weights = head.constrain(block, gathered=True)
     logits = einsum_no_vjp(f"abcd,{head.axes}->abctv", hidden, weights) / head.temperature
     logits = constrain(logits, head.mesh, BATCH, None, None, "tensor" if head.num_shards > 1 else None)
     column = start + jnp.arange(size)

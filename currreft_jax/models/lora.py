@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +44,7 @@ def merge_adapters(model: Model, parameters: Parameters) -> Parameters:
     """
     if not _adapter_leaves(parameters):
         return parameters
-    shardings = jax.tree.map(lambda x: x.sharding, replace(model, lora_rank=0).abstract(jnp.float32)["layers"])
+    shardings = jax.tree.map(lambda x: x.sharding, model.merged.abstract(jnp.float32)["layers"])
     merge = jax.jit(jax.vmap(partial(merge_layer_adapters, model)), out_shardings=shardings)
     return {**parameters, "layers": merge(parameters["layers"])}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from currreft_jax.models.logprobs import Head, VocabMask, blockwise_logprobs
 from currreft_jax.models.rope import text_angles
 from currreft_jax.models.text import DecoderLayer, KVPair
 from currreft_jax.models.vision import VisionTower
-from currreft_jax.runtime.sharding import BATCH, constrain, gathered, parameter_shardings
+from currreft_jax.runtime.sharding import BATCH, constrain, gathered, parameter_shardings, rounded
 from currreft_jax.structs import Array, Prefix, PromptBatch
 
 if TYPE_CHECKING:
@@ -50,10 +50,9 @@ class LanguageModel(nnx.Module):
         self.lm_head = None if tied else Linear((config.hidden_size,), (config.vocab_size,), bias=False, rngs=rngs)
 
     def embed(self, tokens: Array) -> jax.Array:
-        """Embeds tokens, int `[P, ...]`, as `[P, ..., D]`."""
-        return constrain(
-            jnp.take(self.embed_tokens.embedding[...], tokens, axis=0).astype(self.dtype), self.mesh, BATCH
-        )
+        """Embeds tokens, int `[P, ...]`, as `[P, ..., D]`; an fp32 table sums its gradient in fp32."""
+        embedded = jnp.take(self.embed_tokens.embedding[...], tokens, axis=0)
+        return constrain(rounded(embedded, self.dtype), self.mesh, BATCH)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes fp32 logits `[..., V]` of `[..., D]`. For few tokens; for many use `logprobs`."""
@@ -138,7 +137,7 @@ class Qwen2_5_VL(LanguageModel):
             carry: tuple[jax.Array, jax.Array], parameters: nnx.State
         ) -> tuple[tuple[jax.Array, jax.Array], None]:
             prompts, completions = carry
-            block = make_layer(gathered(parameters, self.mesh, "layers"))
+            block = make_layer(gathered(parameters, self.mesh, "layers", self.dtype))
             prompts, prompt = block.prefill(prompts, angles)
             return (prompts, block.forward_suffix(completions, completion_angles, prompt, mask)), None
 
@@ -250,6 +249,11 @@ class Model:
     def adapters(self) -> Adapters | None:
         """Ranks and scale of the decoder's adapters."""
         return Adapters(self.lora_rank, self.lora_alpha / self.lora_rank) if self.lora_rank else None
+
+    @property
+    def merged(self) -> Model:
+        """The model whose adapters are merged into its kernels; itself without adapters."""
+        return replace(self, lora_rank=0)
 
     @property
     def vocab_mask(self) -> VocabMask:

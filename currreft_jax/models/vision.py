@@ -21,6 +21,7 @@ from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from currreft_jax.models.layers import (
     RESIDUAL_INIT_SCALE,
     GatedMLP,
+    Layer,
     Linear,
     RMSNorm,
     apply_remat,
@@ -29,7 +30,7 @@ from currreft_jax.models.layers import (
     stack_layers,
 )
 from currreft_jax.models.rope import apply_rope, vision_angles
-from currreft_jax.runtime.sharding import BATCH, constrain
+from currreft_jax.runtime.sharding import BATCH, constrain, gathered
 from currreft_jax.structs import PADDING, PackedImages
 
 NORM_EPS = 1e-6  # hard-coded in the published model
@@ -234,6 +235,10 @@ class VisionTower(nnx.Module):
         def shard_slots(x: jax.Array) -> jax.Array:
             return constrain(x, self.mesh, BATCH, "tensor")
 
+        def gathered_module(module: Layer, name: str) -> Layer:
+            make_module, parameters = split_stack(module)
+            return make_module(gathered(parameters, self.mesh, f"visual/{name}", dtype))
+
         images = jax.tree.map(shard_slots, images)
         angles = vision_angles(images.coordinates, self.config.head_dim)
         make_block, stack = split_stack(self.blocks)
@@ -242,9 +247,10 @@ class VisionTower(nnx.Module):
 
         def block(x: jax.Array, inputs: tuple[nnx.State, jax.Array]) -> tuple[jax.Array, None]:
             parameters, is_full = inputs
-            return shard_slots(make_block(parameters)(x, angles, is_full, images, shared_rows)), None
+            vision_block = make_block(gathered(parameters, self.mesh, "visual/blocks", dtype))
+            return shard_slots(vision_block(x, angles, is_full, images, shared_rows)), None
 
-        x = shard_slots(self.patch_embed(images.patches, dtype))
+        x = shard_slots(gathered_module(self.patch_embed, "patch_embed")(images.patches, dtype))
         x, _ = jax.lax.scan(apply_remat(block, self.remat), x, (stack, is_full))
-        features = shard_slots(self.merger(x))
+        features = shard_slots(gathered_module(self.merger, "merger")(x))
         return constrain(features.reshape(features.shape[0], -1, features.shape[-1]), self.mesh, BATCH)

@@ -145,6 +145,16 @@ DEVICES: dict[str, DeviceSpec] = {
 }
 
 
+# JAX's `device_kind` of TPUs, where it is not the table's name.
+_TPU_KINDS = {"TPU v5 lite": "TPU v5e", "TPU v5": "TPU v5p", "TPU v6 lite": "TPU v6e"}
+
+
+def device_spec(device: Any) -> DeviceSpec | None:
+    """Returns the figures of an attached device; None if the table lacks it."""
+    name = _TPU_KINDS.get(device.device_kind, device.device_kind)
+    return next((spec for spec in DEVICES.values() if spec.name == name), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
     """Devices to plan for.
@@ -197,9 +207,7 @@ def attached_topology(devices: Sequence[Any] | None = None) -> Topology:
     memory_stats = [device.memory_stats() or {} for device in devices if device.process_index == jax.process_index()]
     usable_bytes = min((stats["bytes_limit"] for stats in memory_stats if "bytes_limit" in stats), default=None)
     devices_per_host = sum(device.process_index == devices[0].process_index for device in devices)
-    kind = devices[0].device_kind
-    spec = next((spec for spec in DEVICES.values() if spec.name == kind), None)
-    return Topology(kind, spec, devices, devices_per_host, usable_bytes)
+    return Topology(devices[0].device_kind, device_spec(devices[0]), devices, devices_per_host, usable_bytes)
 
 
 def _cuda_devices(spec: DeviceSpec, name: str, shape: str) -> Sequence[Any]:

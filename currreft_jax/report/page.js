@@ -110,12 +110,17 @@ const PANELS = [
     ["Learning rate", "", [["learning_rate", "rate"]]],
     ["Clip ratio", "fraction", [/^clip_ratio\/(.+)$/]],
     ["Sampler-trainer log-prob difference", "nats", [/^sampling\/sampling_logp_difference\/(.+)$/]],
+    ["Importance-sampling ratio", "", [/^sampling\/importance_sampling_ratio\/(.+)$/]],
   ]],
   ["Cost", [
     ["Padding", "fraction", [/^padding\/(.+)_waste$/]],
-    ["Time", "seconds", [/^time\/(.+)$/]],
+    ["Time", "seconds", [["step_time", "step"], /^time\/(prefix|decode|score|reference|update)$/]],
+    ["Time between steps", "seconds", [/^time\/(.+)$/]],
     ["Throughput", "tokens/s", [["tokens_per_second", "all"], /^tokens_per_second\/(.+)$/]],
-    ["Tokens per step", "", [["num_step_tokens", "all"], ["num_loss_tokens", "in the loss"]]],
+    ["Tokens per step", "", [["num_step_tokens", "all"], ["num_completion_tokens", "sampled"], ["num_loss_tokens", "in the loss"]]],
+    ["Model FLOPs utilization", "fraction", [["mfu", "MFU"]]],
+    ["Peak memory", "GB", [["memory/peak_gb", "fullest device"]]],
+    ["Compilations", "programs", [["compiles", "programs"]]],
   ]],
 ];
 const MAX_CURVES = 6; // per panel
@@ -151,7 +156,7 @@ function panels() {
   const used = new Set();
   const found = PANELS.map(([heading, list]) => [heading, list.flatMap(([title, unit, wanted]) => {
     const lines = wanted.flatMap((entry) =>
-      entry instanceof RegExp ? names.filter((name) => entry.test(name)).map((name) => [name, name.match(entry)[1].replaceAll("_", " ")])
+      entry instanceof RegExp ? names.filter((name) => entry.test(name) && !used.has(name)).map((name) => [name, name.match(entry)[1].replaceAll("_", " ")])
         : names.includes(entry[0]) ? [entry] : []);
     lines.forEach(([name]) => used.add(name));
     if (runs.length === 1) return lines.length ? [{ title, unit, lines: lines.map(([name, label]) => curve(name, label, 0)) }] : [];

@@ -8,6 +8,7 @@ compared.
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from currreft_jax.config import Maths
 from currreft_jax.rewards.answer import gold_text, refuse_gold
@@ -107,11 +108,16 @@ def parse_expression(answer: str, limits: Maths) -> Expression | Reason:
         return Reason.EMPTY_ANSWER
     if len(answer) > limits.max_characters or _nesting(answer) > limits.max_nesting:
         return Reason.TIMEOUT
+    return _parse_cached(answer, limits.max_nesting)
+
+
+@lru_cache(maxsize=4096)  # completions of a group repeat answers, and epochs their golds
+def _parse_cached(answer: str, max_nesting: int) -> Expression | Reason:
     number = exact_number(answer)
     if number:  # the same as below, sooner
         return Expression(answer, number=number)
     latex = to_latex(answer)
-    if _nesting(latex) > limits.max_nesting:
+    if _nesting(latex) > max_nesting:
         return Reason.TIMEOUT
     text = one_expression(latex)
     if isinstance(text, Reason):

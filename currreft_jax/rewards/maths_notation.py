@@ -49,6 +49,7 @@ _COMMANDS = _GREEK | {
 }
 _TRANSLATED = str.maketrans(_COMMANDS)
 
+_PLAIN = re.compile(r"[A-Za-z0-9(][A-Za-z0-9 .,:;!?$%/+=()-]*")  # without marks of Markdown or LaTeX
 _MARKUP = re.compile(r"</?(?:b|i|u|em|strong)>|^\s*(?:#+|-)\s+(?=[A-Za-z*])")
 _EMPHASIS = re.compile(r"(?<![0-9A-Za-z)}\]*_])(\*\*|\*|__|_) ?([^*_]+?) ?\1(?![0-9A-Za-z({\[\\*_])")
 _ESCAPED_TWICE = re.compile(
@@ -101,14 +102,21 @@ def to_latex(text: str) -> str:
 
     Digits that spaces or braces group (`10{,}080`) become one number.
     """
+    if not _PLAIN.fullmatch(text):
+        text = _marks(text)
+    text = _FUNCTION.sub(r"\\\1 ", _PI.sub(r"\\pi ", text))
+    return _quantities(" ".join(_roots(text).split()))
+
+
+def _marks(text: str) -> str:
+    """Rewrites Markdown, spacing commands and superscripts."""
     text = _EMPHASIS.sub(r"\2", _MARKUP.sub("", text))
     if not text.isascii():
         text = _symbols(text)
     text = _EMPHASIS.sub(r"\2", _GROUP_SPACE.sub("", _ESCAPED_TWICE.sub("", text))).replace("`", "")
     text = text.replace("**", "^").replace("*", r" \cdot ")
-    text = _PI.sub(r"\\pi ", _SPACE.sub(" ", _PANDOC_SUPERSCRIPT.sub(r"^{\1}", text)))
-    text = _CIRCLE.sub(r"^\\circ ", _NEGATIVE_POWER.sub(r"^{\1}", text))
-    return _quantities(" ".join(_roots(_FUNCTION.sub(r"\\\1 ", text)).split()))
+    text = _SPACE.sub(" ", _PANDOC_SUPERSCRIPT.sub(r"^{\1}", text))
+    return _CIRCLE.sub(r"^\\circ ", _NEGATIVE_POWER.sub(r"^{\1}", text))
 
 
 def _repeating_decimal(match: re.Match[str]) -> str:

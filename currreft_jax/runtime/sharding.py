@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
+STACKS = ("layers", "visual/blocks")  # paths of stacked layers
 
 for _struct, _static in (
     (structs.PackedImages, ["max_slots_per_image"]),
@@ -120,17 +122,37 @@ def parameter_shardings(parameters: Any, mesh: Mesh) -> Any:
     )
 
 
-def gathered(layer: Any, mesh: Mesh, path: str) -> Any:
-    """Gathers one layer's parameters over fsdp, for a body that reads them more than once.
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """Casts to `dtype` by a rounding that XLA keeps: it may skip a cast whose result it converts back."""
+    bits = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, bits.nexp, bits.nmant).astype(dtype)
+
+
+def gathered(parameters: Any, mesh: Mesh, path: str, dtype: Any) -> Any:
+    """Rounds parameters to `dtype` and gathers them over fsdp; their gradients stay exact, and are scattered.
+
+    Devices exchange `dtype`, but the result has the type of the parameters. So the gradients of all uses add up in
+    fp32 on each device, and are reduced and scattered over fsdp once. A sharding constraint alone would do the
+    opposite: its transpose pins the gradient whole, so that every device receives all of it.
 
     Args:
-        layer: a slice of the stack at `path`.
+        parameters: those at `path`, or one layer of a stack.
         mesh: mesh of the computation.
-        path: the stack's, as `PARAMETER_RULES` know it.
+        path: prefix of their paths in `PARAMETER_RULES`.
+        dtype: dtype of the matmuls.
     """
+    stack_axis = (1,) if path in STACKS else ()
 
-    def whole(key_path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        spec = parameter_sharding(f"{path}/{path_of(key_path)}", (1, *x.shape), mesh).spec[1:]
-        return constrain(x, mesh, *(None if axis == "fsdp" else axis for axis in spec))
+    def gather_leaf(key_path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        sharding = parameter_sharding(f"{path}/{path_of(key_path)}", (*stack_axis, *x.shape), mesh)
+        spec = sharding.spec[len(stack_axis) :]
+        whole = tuple(None if axis == "fsdp" else axis for axis in spec)
 
-    return jax.tree_util.tree_map_with_path(whole, layer)
+        @jax.custom_vjp
+        def gather(x: jax.Array) -> jax.Array:
+            return constrain(constrain(rounded(x, dtype), mesh, *spec), mesh, *whole).astype(x.dtype)
+
+        gather.defvjp(lambda x: (gather(x), None), lambda _, gradient: (constrain(gradient, mesh, *spec),))
+        return gather(x)
+
+    return jax.tree_util.tree_map_with_path(gather_leaf, parameters)

@@ -10,7 +10,7 @@ two segments the caches grow, and prompts whose completions have all ended leave
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil, lcm
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from currreft_jax.runtime.multihost import max_over_hosts, shards_per_host, to_d
 from currreft_jax.runtime.sharding import data_shards
 from currreft_jax.sampling.programs import SamplerPrograms, sampler_programs
 from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec, Segment, sampler_spec
-from currreft_jax.structs import Prompt, PromptBatch, Rollout
+from currreft_jax.structs import Array, Prompt, PromptBatch, Rollout
 
 
 def sample(
@@ -41,6 +41,7 @@ def sample(
     seed: int = 0,
     stage: int = 0,
     step: int = 0,
+    on_prefill: Callable[[Array], None] | None = None,
     **changes: Any,
 ) -> Rollout:
     """Samples G completions of every prompt.
@@ -55,6 +56,7 @@ def sample(
         seed: seed of the run; with `stage`, `step`, each prompt's key and g it fixes every token.
         stage: index of the stage in the curriculum.
         step: step number within the stage.
+        on_prefill: called when the prefill is dispatched, with an array that is ready when the prefill has run.
         changes: settings by name, such as `group_size=4`.
 
     Returns:
@@ -68,6 +70,8 @@ def sample(
     """
     settings = _with_changes(settings, changes)
     run = start(model, parameters, processor, prompts, settings, weights, (seed, stage, step))
+    if on_prefill:
+        on_prefill(run.prompts.keys)
     *_, last = _decode(run, run.spec.segment)
     return _join(run, last)
 

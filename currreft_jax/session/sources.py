@@ -15,7 +15,7 @@ from currreft_jax.config import Pretrained
 from currreft_jax.data import processor as processors
 from currreft_jax.data.processor import Processor
 from currreft_jax.models import hf
-from currreft_jax.models.lora import add_adapters
+from currreft_jax.models.lora import add_adapters, merge_adapters
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.checkpoint import restore_item
 from currreft_jax.runtime.sharding import make_mesh
@@ -84,7 +84,7 @@ def load_source(
 def load_checkpoint(
     settings: Pretrained, step_dir: Path, processor: Processor, mesh: Mesh | None = None
 ) -> tuple[Model, Parameters]:
-    """Loads the policy that a run saved after a step, in the model's precision, with its adapters.
+    """Loads the policy that a run saved after a step, as the run sampled from it: see `to_policy`.
 
     Args:
         settings: settings of the run's model.
@@ -98,7 +98,7 @@ def load_checkpoint(
     """
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
     model = make_model(settings, processor.config, mesh, processor.tokenizer_size)
-    return model, to_compute_dtype(model)(restore_item(step_dir, "params", model.abstract(jnp.float32)))
+    return model.merged, to_policy(model)(restore_item(step_dir, "params", model.abstract(jnp.float32)))
 
 
 def load_masters(source: str, model: Model, seed: int) -> Parameters:
@@ -127,3 +127,13 @@ def to_compute_dtype(model: Model) -> Any:
     """Makes the jitted cast of fp32 masters to the model's compute dtype."""
     shardings = jax.tree.map(lambda x: x.sharding, model.abstract(model.dtype))
     return jax.jit(lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params), out_shardings=shardings)
+
+
+@lru_cache
+def to_policy(model: Model) -> Any:
+    """Makes the jitted function from fp32 masters to the policy that is sampled from, parameters of `model.merged`.
+
+    Adapters are merged in fp32 before the cast: merged into rounded kernels, small ones would vanish in the rounding.
+    """
+    cast = to_compute_dtype(model.merged)
+    return jax.jit(lambda params: cast(merge_adapters(model, params))) if model.adapters else cast

@@ -17,14 +17,14 @@ from currreft_jax.config import BatchLayout, Config, Sampling, Stage, batch_layo
 from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, batch_dims, shape_buckets
 from currreft_jax.data.examples import Example
 from currreft_jax.data.microbatches import join_parts, make_microbatches, split_examples
-from currreft_jax.data.packing import collate, padding_waste
+from currreft_jax.data.packing import BatchShape, collate, padding_waste
 from currreft_jax.models.decoder import decoding_model
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.multihost import local_rows, max_over_hosts, shards_per_host, to_devices
 from currreft_jax.runtime.sharding import BATCH, data_shards, num_hosts
 from currreft_jax.sampling.sampler import decoding_parts
 from currreft_jax.session.session import Session
-from currreft_jax.structs import Array, PromptBatch, Rollout
+from currreft_jax.structs import Array, GroupBatch, PromptBatch, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,24 @@ class StageContext(Session):
     def layout(self) -> BatchLayout:
         """Layout of a step's batch on the mesh."""
         return layout_on(self.config, self.model.mesh)
+
+
+class Bucket(NamedTuple):
+    """A static shape of a microbatch: of its prompts, and the length T of its completions."""
+
+    shape: BatchShape
+    completion: int
+
+    def __str__(self) -> str:
+        images = f", {self.shape.slots} slots, {self.shape.max_slots_per_image} per image" if self.shape.slots else ""
+        return f"{self.shape.length} + {self.completion} tokens{images}"
+
+
+def bucket_of(batch: GroupBatch) -> Bucket:
+    """Returns the static shape of a microbatch."""
+    images = batch.prompts.images
+    slots = (images.patches.shape[1], images.max_slots_per_image) if images is not None else (0, 0)
+    return Bucket(BatchShape(batch.prompts.tokens.shape[1], *slots), batch.tokens.shape[2])
 
 
 class StepPrompts(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from currreft_jax.evaluation.held_out import HeldOut, measure
@@ -13,7 +14,7 @@ from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 
 
 class Evaluator:
-    """Evaluates the policy of a stage on the held-out rows of all stages."""
+    """Evaluates the policy of a stage on the held-out rows of all stages; the context's model is the policy's."""
 
     def __init__(self, context: StageContext, sets: Sequence[HeldOut], matrix: ForgettingMatrix) -> None:
         self._context, self._sets, self._matrix = context, sets, matrix
@@ -34,8 +35,9 @@ class Evaluator:
             return {}, False
         stage = self._context.stage
         greedy = step == stage.steps or stage.promote_above < 1
+        begun = time.perf_counter()
         measurements = measure(self._context, policy, self._sets, stage.name, step, greedy=greedy)
-        metrics: dict[str, float] = {}
+        metrics = {"time/evaluate": time.perf_counter() - begun}
         promoted = False
         for held_out, now in zip(self._sets, measurements, strict=True):
             metrics[f"held_out/{held_out.stage}/reward"] = now.reward

@@ -48,7 +48,7 @@ def grpo_gradient(
     """
 
     def loss(params: Parameters) -> tuple[jax.Array, Metrics]:
-        module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
+        module = model.bind(params)
         hidden = module.forward(batch.prompts, batch.tokens)
         logprobs, entropy = module.logprobs(hidden, batch.tokens, temperature)
         value, metrics = grpo_loss(
@@ -80,7 +80,7 @@ def sft_gradient(
     whole_vocabulary = VocabMask(model.config.vocab_size, ())  # tokens that are never sampled must become unlikely, too
 
     def loss(params: Parameters) -> jax.Array:
-        module = model.bind(jax.tree.map(lambda x: x.astype(model.dtype), params))
+        module = model.bind(params)
         hidden = module.forward(batch.prompts, batch.tokens)
         return sft_loss(module.logprobs(hidden, batch.tokens, vocab_mask=whole_vocabulary)[0], weights)
 

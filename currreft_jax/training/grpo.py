@@ -19,12 +19,15 @@ from currreft_jax.evaluation.scoring import ScoredRollout, score_rollout
 from currreft_jax.models.qwen2_5_vl import Model, Parameters, token_logprobs
 from currreft_jax.runtime.multihost import allgather, allgather_on_hosts, to_devices
 from currreft_jax.runtime.sharding import BATCH
+from currreft_jax.runtime.timing import StepTimer
 from currreft_jax.sampling.sampler import sample
-from currreft_jax.session.sources import to_compute_dtype
+from currreft_jax.session.sources import to_policy
 from currreft_jax.structs import Array, GroupBatch, GrpoTargets, PromptBatch, Rollout
 from currreft_jax.training.batches import (
+    Bucket,
     StageContext,
     StepPrompts,
+    bucket_of,
     collate_prompts,
     host_groups,
     microbatch_splitter,
@@ -42,11 +45,13 @@ class StepResult(NamedTuple):
         state: after it.
         metrics: numbers; those of the update are still on the device.
         records: makes one JSON object for each of this host's rows.
+        buckets: static shapes of its microbatches.
     """
 
     state: TrainState
     metrics: dict[str, Any]
     records: Callable[[], list[dict[str, Any]]]
+    buckets: list[Bucket]
 
 
 def grpo_step(
@@ -56,6 +61,7 @@ def grpo_step(
     state: TrainState,
     examples: Sequence[Example],
     step: int,
+    timer: StepTimer,
 ) -> StepResult:
     """Takes a step of GRPO (Algorithm 1 of arXiv 2402.03300, with the advantages of arXiv 2503.07065, equation 1).
 
@@ -70,27 +76,31 @@ def grpo_step(
         examples: this host's.
         step: step number within the stage, from 1; with the run's seed, the stage and each row's key it seeds the
             completions.
+        timer: times the phases.
     """
-    config, model, processor, stage = context.config, context.model, context.processor, context.stage_index
+    config = context.config
     prompts, batch = collate_prompts(context, examples)
-    policy = to_compute_dtype(model)(state.params)
+    timer.start()
+    policy = to_policy(context.model)(state.params)
 
-    settings = row_sampling(config, context.layout)
-    rollout = sample(model, policy, processor, batch, settings, seed=config.seed, stage=stage, step=step)
-    rewards = reward_thread.submit(score_groups, context, prompts, rollout)
+    rollout = sample_completions(context, policy, batch, step, timer)
+    rewards = reward_thread.submit(timer.call, "score", score_groups, context, prompts, rollout)
     advantages = reward_thread.submit(advantages_of, rewards, config.grpo)
     ref_logprobs = reference_logprobs(context, prompts.microbatches, rollout)
+    timer.record("reference", ref_logprobs)
 
     del policy, batch  # frees device memory for the update
     minibatches, metrics = grpo_minibatches(
         context, prompts, rollout, rewards.result(), advantages.result(), ref_logprobs
     )
     loss_metrics, grad_norms = [], []
+    timer.start()
     for minibatch in minibatches * config.grpo.num_updates:
         gradient, of_minibatch = loss_and_gradient(programs, state.params, minibatch)
         state, grad_norm = programs.apply_gradients(state, gradient)
         loss_metrics += of_minibatch
         grad_norms.append(grad_norm)
+    timer.record("update", grad_norms)
 
     rows = [row_record(config, example) for example in prompts.examples]  # text only, so that the images can be freed
     references = list(zip(prompts.rows, ref_logprobs, strict=True)) if context.ref_params is not None else []
@@ -99,12 +109,32 @@ def grpo_step(
         state,
         {**programs.combine_metrics(loss_metrics, grad_norms), **metrics},
         partial(records, advantages.result(), references),
+        [bucket_of(group) for minibatch in minibatches for group, *_ in minibatch],
     )
 
 
 def score_groups(context: StageContext, prompts: StepPrompts, rollout: Rollout) -> ScoredRollout:
     """Scores this host's completions in whole groups."""
     return score_rollout(context, prompts.examples, host_groups(rollout, prompts.parts))
+
+
+def sample_completions(
+    context: StageContext, policy: Parameters, batch: PromptBatch, step: int, timer: StepTimer
+) -> Rollout:
+    """Samples completions, a group or its part for every row; times the prefill and the decoding."""
+    rollout = sample(
+        context.model.merged,
+        policy,
+        context.processor,
+        batch,
+        row_sampling(context.config, context.layout),
+        seed=context.config.seed,
+        stage=context.stage_index,
+        step=step,
+        on_prefill=partial(timer.record, "prefix"),
+    )
+    timer.record("decode", rollout.lengths)
+    return rollout
 
 
 def advantages_of(rewards: Future[ScoredRollout], settings: Grpo) -> np.ndarray:
@@ -175,6 +205,7 @@ def grpo_minibatches(
     return minibatches, {
         **rollout_metrics(gathered),
         "num_step_tokens": float(gathered["prompt_length"].sum()) + num_tokens,
+        "num_completion_tokens": num_tokens,
         "num_loss_tokens": float(gathered["loss_length"].sum()),
         "passes": float(config.grpo.num_updates),
         "padding/completion_waste": 1 - num_tokens / rollout.tokens.size,

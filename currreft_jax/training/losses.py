@@ -13,7 +13,14 @@ from currreft_jax.structs import Array
 
 STD_EPSILON = 1e-4  # added to a standard deviation, as TRL does
 # Metrics of `grpo_loss` and of a step that are sums over the tokens of the loss.
-PER_TOKEN = ("kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "sampling/sampling_logp_difference/mean")
+PER_TOKEN = (
+    "kl",
+    "entropy",
+    "clip_ratio/low_mean",
+    "clip_ratio/high_mean",
+    "sampling/sampling_logp_difference/mean",
+    "sampling/importance_sampling_ratio/mean",
+)
 
 
 def group_advantages(
@@ -115,6 +122,9 @@ def grpo_loss(
 
     With one update per rollout, π_old is π under stop_gradient; with several, it is the sampler's distribution.
 
+    A positive `importance_cap` C corrects the one update for a sampler that differs from the trainer, by truncated
+    importance sampling as in TRL: the minimum above is multiplied by min(π / π_sampler, C) under stop_gradient.
+
     >>> loss, metrics = grpo_loss(
     ...     logprobs=jnp.zeros((1, 2, 1)), old_logprobs=jnp.zeros((1, 2, 1)), ref_logprobs=None,
     ...     advantages=jnp.array([[1.0, -1.0]]), weights=jnp.array([[[0.75], [0.25]]]), settings=Grpo(kl_coef=0.0))
@@ -133,6 +143,8 @@ def grpo_loss(
         The loss, and its metrics by TRL's names: sums over tokens of `kl`, of `clip_ratio/low_mean` and
         `clip_ratio/high_mean` (tokens whose gradient is clipped), and of `sampling/sampling_logp_difference/mean`
         (absolute, sampler against trainer); and the largest such difference, `sampling/sampling_logp_difference/max`.
+        With an `importance_cap`, also the sum, the smallest and the largest of the factors, `/mean`, `/min` and `/max`
+        of `sampling/importance_sampling_ratio`.
     """
     loss_mask = jnp.asarray(weights) > 0
     logprobs, old_logprobs = jnp.where(loss_mask, logprobs, 0.0), jnp.where(loss_mask, old_logprobs, 0.0)
@@ -148,9 +160,17 @@ def grpo_loss(
         "clip_ratio/high_mean": jnp.sum(loss_mask & (ratio > 1 + settings.clip_epsilon_high) & (advantage > 0)),
         "sampling/sampling_logp_difference/mean": jnp.sum(difference),
     }
+    extremes = {"sampling/sampling_logp_difference/max": jnp.max(difference)}
+    if cap := settings.importance_cap:
+        importance = jnp.minimum(jnp.exp(current - old_logprobs), cap)
+        objective *= importance
+        name = "sampling/importance_sampling_ratio"
+        metrics[f"{name}/mean"] = jnp.sum(importance, where=loss_mask)
+        extremes[f"{name}/min"] = jnp.min(importance, where=loss_mask, initial=cap)
+        extremes[f"{name}/max"] = jnp.max(importance, where=loss_mask, initial=0.0)
     if ref_logprobs is not None:
         kl = kl_estimate(logprobs, jnp.where(loss_mask, ref_logprobs, 0.0))
         objective -= settings.kl_coef * kl
         metrics["kl"] = jnp.sum(kl)
     metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
-    return -jnp.sum(weights * objective), {**metrics, "sampling/sampling_logp_difference/max": jnp.max(difference)}
+    return -jnp.sum(weights * objective), {**metrics, **extremes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from currreft_jax.runtime.sharding import path_of
 _ADAPTER = re.compile("/lora_[ab]$")
 _MERGER = re.compile("visual/merger/")
 _TOWER = re.compile("visual/(?!merger/)")
+_NO_DECAY = re.compile("/(bias|scale)$")  # biases, and the scales of norms
 
 
 class StageOptimizer(NamedTuple):
@@ -63,29 +65,35 @@ def learning_rate_schedule(settings: Optimizer, num_updates: int) -> optax.Sched
 
 
 def make_optimizer(settings: Optimizer, num_updates: int) -> optax.GradientTransformation:
-    """Clips by the global norm, then applies AdamW or Adafactor.
+    """Clips by the global norm, then applies AdamW or Adafactor, each with decoupled weight decay.
+
+    The decay is multiplied by the learning rate, in Adafactor too, unlike in `optax.adafactor`.
 
     `init` takes all parameters, `update` the trainable ones: frozen parameters have no gradient and no optimizer state,
     and do not count in the norm.
     """
-    schedule, decay = learning_rate_schedule(settings, num_updates), settings.weight_decay
-    rule = (
-        optax.adamw(schedule, settings.b1, settings.b2, settings.eps, mu_dtype=settings.moments, weight_decay=decay)
+    scaling = (
+        (optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=settings.moments),)
         if settings.rule is Rule.ADAMW
-        else _adafactor(schedule, decay)
+        else (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
     )
+    rate = optax.scale_by_learning_rate(learning_rate_schedule(settings, num_updates))
+    rule = optax.chain(*scaling, _weight_decay(settings.weight_decay), rate)
     chain = optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), rule)
     return optax.GradientTransformation(lambda params: chain.init(trainable_params(settings, params)), chain.update)
 
 
-def _adafactor(schedule: optax.Schedule, decay: float) -> optax.GradientTransformation:
-    """Makes Adafactor with absolute rates, its decay multiplied by the rate as in AdamW, unlike `optax.adafactor`."""
-    return optax.chain(
-        optax.scale_by_factored_rms(),
-        optax.clip_by_block_rms(1.0),
-        optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(schedule),
-    )
+def _weight_decay(decay: float) -> optax.GradientTransformation:
+    """Makes weight decay that leaves biases and norms out, as Hugging Face's trainer does.
+
+    Unlike `optax.add_decayed_weights` with a mask it has the state of the unmasked decay, which is empty: checkpoints
+    of either kind can be read.
+    """
+
+    def add_decay(path: tuple[Any, ...], update: jax.Array, weight: jax.Array) -> jax.Array:
+        return update if _NO_DECAY.search(path_of(path)) else update + decay * weight
+
+    return optax.stateless(partial(jax.tree_util.tree_map_with_path, add_decay))
 
 
 def restart_schedule(optimizer_state: Any) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ from currreft_jax.sampling.abstract import abstract_sampler_programs, reshard_pr
 from currreft_jax.sampling.sampler import decoding_parts, next_power_of_two, smaller_sizes
 from currreft_jax.sampling.state import SamplerSpec, sampler_spec
 from currreft_jax.session.session import Session, make_model
-from currreft_jax.session.sources import to_compute_dtype
+from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch
-from currreft_jax.training.batches import layout_on, row_sampling, step_buckets
+from currreft_jax.training.batches import Bucket, layout_on, row_sampling, step_buckets
 from currreft_jax.training.grpo import reference_program
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.update import (
@@ -35,17 +35,6 @@ from currreft_jax.training.update import (
     gradient_function,
     update_programs,
 )
-
-
-class Bucket(NamedTuple):
-    """A static shape of a microbatch: of its prompts, and the length T of its completions."""
-
-    shape: BatchShape
-    completion: int
-
-    def __str__(self) -> str:
-        images = f", {self.shape.slots} slots, {self.shape.max_slots_per_image} per image" if self.shape.slots else ""
-        return f"{self.shape.length} + {self.completion} tokens{images}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +73,11 @@ class StagePrograms:
         return self.model.abstract(self.model.dtype)
 
     @property
+    def policy_params(self) -> Any:
+        """The policy that completions are sampled from, in that precision too."""
+        return self.model.merged.abstract(self.model.dtype)
+
+    @property
     def reference(self) -> dict[str, Any]:
         """The frozen reference, if there is one."""
         return {"reference": self.compute_params} if self.is_grpo and self.config.grpo.kl_coef else {}
@@ -96,7 +90,7 @@ class StagePrograms:
     @property
     def sampler(self) -> SamplerSpec:
         """The sampler of training."""
-        return sampler_spec(self.model, self.config.sampling, self.stop_token_ids)
+        return sampler_spec(self.model.merged, self.config.sampling, self.stop_token_ids)
 
     @property
     def cond_fraction(self) -> float:
@@ -142,6 +136,7 @@ class StagePrograms:
         """Returns the most programs that a run compiles: those of every bucket and every size of a shrinking batch."""
         config, shapes = self.config, self.buckets()
         total = len(shapes) + 4  # gradients; zeros, apply, combine and the cast
+        total += bool(self.reference and self.model.adapters)  # the reference's cast: it merges no adapters
         if self.is_grpo:
             segments = self.sampler.num_segments
             rows = self.layout.num_rows
@@ -153,12 +148,12 @@ class StagePrograms:
         return total
 
     def _copies(self) -> Iterator[StepProgram]:
-        masters, cast = self.state.params, to_compute_dtype(self.model)
+        masters = self.state.params
         moments = {"moments": self.state.optimizer, **self.reference}
         if self.reference:  # loaded as masters, and cast
             loaded = {"masters": masters, "moments": self.state.optimizer}
-            yield StepProgram("load reference", "", cast, (masters,), loaded, 0.0)
-        yield StepProgram("cast", "", cast, (masters,), moments)
+            yield StepProgram("load reference", "", to_compute_dtype(self.model), (masters,), loaded, 0.0)
+        yield StepProgram("cast", "", to_policy(self.model), (masters,), moments)
         yield reshard_program(self.sampler, self.resident)
 
     def _rollout(self, bucket: Bucket) -> Iterator[StepProgram]:
@@ -174,7 +169,7 @@ class StagePrograms:
 
     def _reference(self, bucket: Bucket) -> StepProgram:
         batch, microbatches = self._group_batch(bucket), self.layout.num_microbatches
-        resident = {"masters": self.state.params, "moments": self.state.optimizer, "compute copy": self.compute_params}
+        resident = {"masters": self.state.params, "moments": self.state.optimizer, "compute copy": self.policy_params}
         if microbatches > 1:
             others = [batch.prompts] * (microbatches - 1)
             resident |= {"prompts": self._whole_batch(bucket), "microbatches": others}
@@ -209,7 +204,7 @@ class StagePrograms:
         """Yields the evaluation's programs: one completion of as many prompts as a step samples completions."""
         config, vision = self.config, self.spec.config.vision
         settings = dataclasses.replace(config.sampling, group_size=1)
-        spec = sampler_spec(self.model, settings, self.stop_token_ids)
+        spec = sampler_spec(self.model.merged, settings, self.stop_token_ids)
         multiple = int(np.lcm(data_shards(self.model.mesh), spec.num_shards))
         count = -(-config.data.batch_size * config.sampling.group_size // multiple) * multiple
         largest = max_slots_per_image(self.spec.max_pixels, vision)
@@ -255,11 +250,8 @@ def stage_programs(config: Config, stage_index: int, spec: ModelSpec, devices: S
     return StagePrograms(config, spec, spec.stop_token_ids, model, state, update)
 
 
-def largest_step_programs(
-    session: Session, optimizer: StageOptimizer, programs: UpdatePrograms
-) -> Iterator[StepProgram]:
-    """Yields the programs of a step for the largest batch; the step calls the same jitted functions."""
+def session_programs(session: Session, optimizer: StageOptimizer, programs: UpdatePrograms) -> StagePrograms:
+    """Makes the programs of a stage from the jitted functions that its steps call."""
     state = abstract_state(session.model, optimizer.transform)
     processor = session.processor
-    stage = StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs)
-    return stage.step(stage.buckets()[-1])
+    return StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs)

@@ -10,7 +10,8 @@ from currreft_jax.data.buckets import batch_dims
 from currreft_jax.data.examples import Example
 from currreft_jax.data.microbatches import collate_gold, make_microbatches
 from currreft_jax.runtime.multihost import shards_per_host, sum_over_hosts, to_devices
-from currreft_jax.training.batches import StageContext, agree_on_dims, prompt_padding
+from currreft_jax.runtime.timing import StepTimer
+from currreft_jax.training.batches import StageContext, agree_on_dims, bucket_of, prompt_padding
 from currreft_jax.training.grpo import StepResult
 from currreft_jax.training.losses import loss_counts, loss_weights
 from currreft_jax.training.records import row_record
@@ -18,7 +19,11 @@ from currreft_jax.training.update import Minibatch, TrainState, UpdatePrograms, 
 
 
 def sft_step(
-    context: StageContext, programs: UpdatePrograms, state: TrainState, examples: Sequence[Example]
+    context: StageContext,
+    programs: UpdatePrograms,
+    state: TrainState,
+    examples: Sequence[Example],
+    timer: StepTimer,
 ) -> StepResult:
     """Takes a step of supervised fine-tuning.
 
@@ -27,12 +32,20 @@ def sft_step(
         programs: update programs.
         state: donated.
         examples: this host's, with gold completions.
+        timer: times the update.
     """
     minibatch, metrics = sft_batch(context, examples)
+    timer.start()
     gradient, loss_metrics = loss_and_gradient(programs, state.params, minibatch)
     state, grad_norm = programs.apply_gradients(state, gradient)
+    timer.record("update", grad_norm)
     rows = [row_record(context.config, example) for example in examples]
-    return StepResult(state, {**programs.combine_metrics(loss_metrics, [grad_norm]), **metrics}, lambda: rows)
+    return StepResult(
+        state,
+        {**programs.combine_metrics(loss_metrics, [grad_norm]), **metrics},
+        lambda: rows,
+        [bucket_of(group) for group, _ in minibatch],
+    )
 
 
 def sft_batch(context: StageContext, examples: Sequence[Example]) -> tuple[Minibatch, dict[str, float]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import numpy as np
 
 from currreft_jax.config import Config, Method, validate
 from currreft_jax.data import world_rows
+from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
 from currreft_jax.evaluation.held_out import held_out_rows
 from currreft_jax.models import hf
-from currreft_jax.models.lora import merge_adapters
 from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.agreement import refuse_differing_files, refuse_differing_settings
 from currreft_jax.runtime.checkpoint import Checkpoints
 from currreft_jax.runtime.metrics import Metrics
+from currreft_jax.runtime.profiler import ProfileSteps, StepProfiler
 from currreft_jax.runtime.workdir import (
     CHECKPOINTS,
     EXPORT,
@@ -31,8 +33,8 @@ from currreft_jax.runtime.workdir import (
     refuse_changed_settings,
     write_config,
 )
-from currreft_jax.session.session import open_session
-from currreft_jax.session.sources import to_compute_dtype
+from currreft_jax.session.session import Session, open_session
+from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.training.batches import StageContext
 from currreft_jax.training.console import say
 from currreft_jax.training.curriculum import ForgettingMatrix
@@ -41,8 +43,9 @@ from currreft_jax.training.grpo import grpo_step
 from currreft_jax.training.interrupt import Interrupt
 from currreft_jax.training.limits import LimitReached, reached_limit
 from currreft_jax.training.metrics_buffer import MetricsBuffer
+from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
-from currreft_jax.training.programs import largest_step_programs
+from currreft_jax.training.programs import session_programs
 from currreft_jax.training.records import drop_records, write_records
 from currreft_jax.training.sft import sft_step
 from currreft_jax.training.start import (
@@ -56,12 +59,13 @@ from currreft_jax.training.start import (
 from currreft_jax.training.update import TrainState, UpdatePrograms, gradient_function, update_programs
 
 
-def run(config: Config, workdir: str | Path) -> Path | None:
+def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = None) -> Path | None:
     """Trains every unfinished stage, each from the end of the one before it.
 
     Args:
         config: all settings.
         workdir: where everything is written; with several stages, each has a folder of its own in it.
+        profile: steps of every stage to trace.
 
     Returns:
         The last stage's model, a Hugging Face folder; None if a signal stopped the run, which was saved.
@@ -73,6 +77,8 @@ def run(config: Config, workdir: str | Path) -> Path | None:
     """
     refuse_differing_settings(config)
     validate(config)
+    if profile and profile.first > (longest := max(stage.steps for stage in config.stages)):
+        raise ValueError(f"profile begins at step {profile.first}, and no stage has more than {longest}")
     workdir = Path(workdir)
     previous_dir = None
     is_main = distributed.is_main()
@@ -89,7 +95,7 @@ def run(config: Config, workdir: str | Path) -> Path | None:
             if (stage_dir / EXPORT).exists():
                 say(f"stage {stage.name} is finished: {stage_dir / EXPORT}")
             else:
-                finished = train_stage(config, stage_index, previous_dir, stage_dir, interrupt, matrix)
+                finished = train_stage(config, stage_index, previous_dir, stage_dir, interrupt, matrix, profile=profile)
                 if not finished or (interrupt.requested and stage is not config.stages[-1]):
                     say(f"stopped and saved in {stage_dir}; run the same command to resume")
                     return None
@@ -107,6 +113,8 @@ def train_stage(
     stage_dir: Path,
     interrupt: Interrupt,
     matrix: ForgettingMatrix,
+    *,
+    profile: ProfileSteps | None = None,
 ) -> bool:
     """Trains a stage from its latest checkpoint or its start, and exports its model.
 
@@ -117,17 +125,17 @@ def train_stage(
         stage_dir: folder of the stage.
         interrupt: asked after every step.
         matrix: receives the measurements of held-out rows.
+        profile: steps to trace.
 
     Returns:
         False if the run was asked to stop before the last step.
     """
-    with open_stage(config, stage_index, previous_dir, stage_dir, matrix) as stage:
+    with open_stage(config, stage_index, previous_dir, stage_dir, matrix, profile) as stage:
         state = train_steps(stage, interrupt)
         if state is None:
             return False
-    model = replace(stage.context.model, lora_rank=0)
-    params = to_compute_dtype(model)(merge_adapters(stage.context.model, state.params))
-    hf.export(model, params, stage.context.processor, stage_dir / EXPORT)
+    model = stage.context.model
+    hf.export(model.merged, to_policy(model)(state.params), stage.context.processor, stage_dir / EXPORT)
     return True
 
 
@@ -148,6 +156,8 @@ class OpenStage:
         checkpoints: checkpoints of the stage.
         evaluator: evaluator of held-out rows.
         metrics: where metrics go.
+        buffer: metrics of steps that are not yet written.
+        profiler: traces the wanted steps.
         reward_thread: an executor with one worker; scores completions.
     """
 
@@ -163,12 +173,19 @@ class OpenStage:
     checkpoints: Checkpoints
     evaluator: Evaluator
     metrics: Metrics
+    buffer: MetricsBuffer
+    profiler: StepProfiler
     reward_thread: ThreadPoolExecutor
 
 
 @contextmanager
 def open_stage(
-    config: Config, stage_index: int, previous_dir: Path | None, stage_dir: Path, matrix: ForgettingMatrix
+    config: Config,
+    stage_index: int,
+    previous_dir: Path | None,
+    stage_dir: Path,
+    matrix: ForgettingMatrix,
+    profile: ProfileSteps | None,
 ) -> Iterator[OpenStage]:
     """Opens everything that a stage's steps need, in the order in which mistakes are cheapest to find."""
     stage, is_main = config.stages[stage_index], distributed.is_main()
@@ -178,34 +195,27 @@ def open_stage(
         model = session.model
         optimizer = stage_optimizer(config, stage_index)
         programs = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
+        devices = list(model.mesh.devices.flat)
+        stage_programs = session_programs(session, optimizer, programs)
         if config.plan_first:
-            refuse_too_large(largest_step_programs(session, optimizer, programs), list(model.mesh.devices.flat))
+            refuse_too_large(stage_programs.step(stage_programs.buckets()[-1]), devices)
         rows, buckets = read_rows(session, stage_index)
         stack.enter_context(closing(rows))
         held_out = held_out_rows(session)
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
         checkpoints = stack.enter_context(Checkpoints(stage_dir / CHECKPOINTS, config.logging.keep_last))
         state, step, ended = start_state(session, stage_index, optimizer, previous_dir, checkpoints, data_state)
-        cast = to_compute_dtype(model)
-        context = StageContext(
-            config=config,
-            processor=session.processor,
-            model=model,
-            reward_pool=session.reward_pool,
-            stage_index=stage_index,
-            buckets=buckets,
-            ref_params=cast(reference_params(config, stage_index, model, previous_dir))
-            if config.method is Method.GRPO and config.grpo.kl_coef
-            else None,
-        )
+        context = stage_context(session, stage_index, buckets, previous_dir)
         if is_main:
             write_config(config, stage_dir)
             drop_records(stage_dir / ROLLOUTS, after=step)
-        evaluator = Evaluator(context, held_out, matrix)
-        evaluator.begin(cast(state.params), step)
+        evaluator = Evaluator(replace(context, model=model.merged), held_out, matrix)
+        evaluator.begin(to_policy(model)(state.params), step)
         metrics = stack.enter_context(
             Metrics(stage_dir, config.logging, name=config.name, step=step, steps=stage.steps, writes=is_main)
         )
+        buffer = stack.enter_context(MetricsBuffer(stage_dir, devices, make_mfu(stage_programs)))
+        profiler = stack.enter_context(StepProfiler(stage_dir, profile, say))
         batches = example_batches(session, rows, buckets, step)
         reward_thread = stack.enter_context(ThreadPoolExecutor(1, "rewards"))
         yield OpenStage(
@@ -221,8 +231,26 @@ def open_stage(
             checkpoints,
             evaluator,
             metrics,
+            buffer,
+            profiler,
             reward_thread,
         )
+
+
+def stage_context(session: Session, stage_index: int, buckets: ShapeBuckets, previous_dir: Path | None) -> StageContext:
+    """Makes the context of a stage; loads the reference where there is a KL penalty."""
+    config, model, ref_params = session.config, session.model, None
+    if config.method is Method.GRPO and config.grpo.kl_coef:
+        ref_params = to_compute_dtype(model)(reference_params(config, stage_index, model, previous_dir))
+    return StageContext(
+        config=config,
+        processor=session.processor,
+        model=model,
+        reward_pool=session.reward_pool,
+        stage_index=stage_index,
+        buckets=buckets,
+        ref_params=ref_params,
+    )
 
 
 def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
@@ -235,9 +263,11 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
     stage_name, last_step = context.stage.name, context.stage.steps
     state, stage.state = stage.state, None  # the first step donates its arrays
     assert state is not None
-    buffer = MetricsBuffer(stage.folder)
+    stage.buffer.restart_clock()
     for step in range(stage.step + 1, 1 if stage.ended else last_step + 1):
-        state = take_step(stage, state, next(stage.batches), step, buffer)
+        stage.profiler.before_step(step, state)
+        state = take_step(stage, state, next(stage.batches), step)
+        stage.profiler.after_step(step, state)
         stage.metrics.advance()
         distributed.reached(step)
 
@@ -246,10 +276,10 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         saves = stop or evaluates or _is_due(logging.save_every, step)
         if not saves and not _is_due(logging.log_every, step):
             continue
-        lines, error = buffer.flush()
+        lines, error = stage.buffer.flush()
         ended = False
         if evaluates and not error:
-            held_out_metrics, ended = stage.evaluator.evaluate(to_compute_dtype(context.model)(state.params), step)
+            held_out_metrics, ended = stage.evaluator.evaluate(to_policy(context.model)(state.params), step)
             lines[-1].update(held_out_metrics)
         write_metrics(stage, lines)
         if error:
@@ -258,28 +288,27 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         if saves or limit:
             metadata = {**stage.data_state, "ended": ended}
             score = lines[-1].get(f"held_out/{stage_name}/reward")
-            stage.checkpoints.save(step, checkpoint_items(state), metadata, score=score)
+            save = partial(stage.checkpoints.save, step, checkpoint_items(state), metadata, score=score)
+            stage.buffer.timer.call("save", save)
         if limit:
             raise LimitReached(f"stage {stage_name}, step {step}: {limit}; it is saved in {stage.folder}")
         if stop and step < last_step:
             return None
         if ended:
             break
-        buffer.restart_clock()
+        stage.buffer.restart_clock()
     return state
 
 
-def take_step(
-    stage: OpenStage, state: TrainState, examples: Sequence[Example], step: int, buffer: MetricsBuffer
-) -> TrainState:
+def take_step(stage: OpenStage, state: TrainState, examples: Sequence[Example], step: int) -> TrainState:
     """Takes one step of the config's method; `state` is donated."""
-    context, logging = stage.context, stage.context.config.logging
+    context, logging, timer = stage.context, stage.context.config.logging, stage.buffer.timer
     if context.config.method is Method.SFT:
-        result = sft_step(context, stage.programs, state, examples)
-        buffer.add(step, result.metrics, result.records)
+        result = sft_step(context, stage.programs, state, examples, timer)
+        stage.buffer.add(step, result.metrics, result.records, result.buckets)
         return result.state
-    result = grpo_step(context, stage.programs, stage.reward_thread, state, examples, step)
-    buffer.add(step, result.metrics, result.records)
+    result = grpo_step(context, stage.programs, stage.reward_thread, state, examples, step, timer)
+    stage.buffer.add(step, result.metrics, result.records, result.buckets)
     if _writes_rollouts(step, context.stage.steps, logging.rollouts_every):
         write_records(stage.folder / ROLLOUTS / f"{step}.jsonl", result.records())
     return result.state

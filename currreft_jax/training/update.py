@@ -140,10 +140,12 @@ def combine_metrics(microbatches: Sequence[Metrics], grad_norms: Sequence[jax.Ar
     """Joins the metrics of a step's microbatches and the norms of its updates.
 
     Returns:
-        `loss` and `grad_norm` as means over updates, names that end in `/max` as maxima, all others as sums.
+        `loss` and `grad_norm` as means over updates, names that end in `/min` and `/max` as minima and maxima, all
+        others as sums.
     """
+    joiners = {"min": jnp.min, "max": jnp.max}
     joined = {
-        name: (jnp.max if name.endswith("/max") else jnp.sum)(jnp.stack([metrics[name] for metrics in microbatches]))
+        name: joiners.get(name.split("/")[-1], jnp.sum)(jnp.stack([metrics[name] for metrics in microbatches]))
         for name in microbatches[0]
     }
     return {**joined, "loss": joined["loss"] / len(grad_norms), "grad_norm": jnp.mean(jnp.stack(grad_norms))}

@@ -1,0 +1,122 @@
+"""Costs of a step, measured without making the device or the training loop wait: seconds, compilations, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+
+_GB = 10**9
+_BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+
+
+class StepTimer:
+    """Times the phases of a step on the devices.
+
+    A dispatched program returns before it has run. A thread waits for the results of each phase and notes when they are
+    ready, as a CUDA event would; the loop goes on dispatching. A phase begins when the phase before it is ready, or at
+    the latest `start`, whichever is later. The phases of a step are thus disjoint, and within its `step_time`.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "timer")
+        self._phases: dict[str, Future[float]] = {}
+        self._host_seconds: dict[str, float] = {}
+        self._ready = self._step_ready = 0.0  # belong to the thread
+        self.restart()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown()
+
+    def restart(self) -> None:
+        """Leaves the time since the last step out of the next step's `step_time`."""
+        self._restarted = time.perf_counter()
+        self.start()
+
+    def start(self) -> None:
+        """Marks that the next phase is about to be dispatched: the devices may have been idle until now."""
+        self._started = time.perf_counter()
+
+    def record(self, phase: str, results: Any) -> None:
+        """Notes, in the thread, when the results of a phase's last programs are ready; without arrays does nothing.
+
+        Args:
+            phase: name of the metric below `time/`.
+            results: a tree of arrays, which must not be donated later.
+        """
+        if jax.tree.leaves(results):
+            self._phases[f"time/{phase}"] = self._thread.submit(self._phase_seconds, self._started, results)
+
+    def call(
+        self, phase: str, function: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs
+    ) -> _Result:
+        """Calls a function of the host, and adds its seconds to the step in progress, or else to the next one."""
+        begun = time.perf_counter()
+        result = function(*args, **kwargs)
+        self._host_seconds[f"time/{phase}"] = time.perf_counter() - begun
+        return result
+
+    def finish(self, results: Any) -> Future[dict[str, float]]:
+        """Ends a step, which lasts until `results` are ready; returns its `step_time` and `time/PHASE` in seconds."""
+        phases, self._phases = self._phases, {}
+        seconds, self._host_seconds = self._host_seconds, {}
+        return self._thread.submit(self._step_seconds, self._restarted, results, phases, seconds)
+
+    def _phase_seconds(self, started: float, results: Any) -> float:
+        begun = max(started, self._ready)
+        jax.block_until_ready(results)
+        self._ready = time.perf_counter()
+        return self._ready - begun
+
+    def _step_seconds(
+        self, restarted: float, results: Any, phases: dict[str, Future[float]], seconds: dict[str, float]
+    ) -> dict[str, float]:
+        begun = max(restarted, self._step_ready)
+        jax.block_until_ready(results)
+        self._ready = self._step_ready = time.perf_counter()
+        return {
+            "step_time": self._step_ready - begun,
+            **{name: phase.result() for name, phase in phases.items()},
+            **seconds,
+        }
+
+
+class CompilationCounter:
+    """Counts the programs that this process compiles, or loads from JAX's compilation cache."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def close(self) -> None:
+        """Ends the counting."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def take(self) -> int:
+        """Returns the number of programs since the last call."""
+        count, self._count = self._count, 0
+        return count
+
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
+        self._count += event == _BACKEND_COMPILE
+
+
+def peak_memory_gb(devices: Sequence[Any]) -> float | None:
+    """Returns the highest peak of memory in use since the process began, in GB of 10^9 bytes.
+
+    Args:
+        devices: of these, this host's are asked.
+
+    Returns:
+        None on devices that do not report it, such as CPUs.
+    """
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in own]
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) / _GB if known else None
