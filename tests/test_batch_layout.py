@@ -204,10 +204,9 @@ def test_the_papers_7b_has_programs_for_its_two_hosts(monkeypatch):
 PARSE = """
 import json, os, pickle, sys
 from absl import flags
-from currreft_jax.config.flags import define_config, flags_parser
-define_config()
-for name in ("topology", "workdir"):
-    flags.DEFINE_string(name, None, "")
+from currreft_jax import train  # defines its flags
+from currreft_jax.config.flags import flags_parser
+flags.DEFINE_string("topology", None, "of a plan")
 flags.DEFINE_bool("search", False, "")
 flags.DEFINE_integer("stage", 0, "")
 for index, arguments in enumerate(json.load(sys.stdin)):
