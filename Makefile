@@ -83,14 +83,14 @@ base: install  ## Trains the small model from scratch; another world and model: 
 	.venv-plan/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAIN) -e '.[test,cuda12,tpu]'
 	touch $@
 
-# Compiles with the XLA flags of the launch files. The 7B has 16 data shards, so its batch is 16: one prompt each.
+# Compiles with the XLA flags of the launch files.
 plan: .venv-plan/.installed  ## Plans the paper's settings on GPUs and TPUs, without them (an hour or two, 8 GB of disk).
 	mkdir -p runs/plan
 	. launch/env_gpu.sh; unset JAX_COMPILATION_CACHE_DIR; \
 	for setting in 3b:a800:1x8 7b:a800:2x8 3b:v5e:2x4 3b:v5p:2x2x2 3b:v6e:2x4; do \
-		model=$${setting%%:*}; topology=$${setting#*:}; batch=$$(test $$model = 7b && echo 16 || echo 8); \
+		model=$${setting%%:*}; topology=$${setting#*:}; \
 		.venv-plan/bin/python -m currreft_jax.plan --config=configs/stage3.py:$$model --topology=$$topology \
-			--config.data.batch_size=$$batch | tee runs/plan/$$model-$$(echo $$topology | tr : -).txt; \
+			| tee runs/plan/$$model-$$(echo $$topology | tr : -).txt; \
 	done
 	.venv-plan/bin/python -m pytest -m plan tests/test_plan_compilers.py
 

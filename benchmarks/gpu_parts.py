@@ -60,7 +60,6 @@ from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
 from currreft_jax.data.packing import BatchShape
 from currreft_jax.data.processor import Processor
-from currreft_jax.evaluation.scoring import score_rollout
 from currreft_jax.models.qwen2_5_vl import Parameters, token_logprobs
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_programs, step_seconds
 from currreft_jax.planning.devices import GIB, DeviceSpec, Topology, attached_topology
@@ -72,8 +71,8 @@ from currreft_jax.sampling.sampler import decode_params, sample, start
 from currreft_jax.session.session import load_config_processor
 from currreft_jax.session.sources import to_compute_dtype
 from currreft_jax.structs import GroupBatch, Prompt, PromptBatch, Rollout, Row
-from currreft_jax.training.batches import StageContext, collate_prompts
-from currreft_jax.training.grpo import advantages_of, grpo_minibatches, grpo_step, reference_logprobs
+from currreft_jax.training.batches import StageContext, collate_prompts, row_sampling
+from currreft_jax.training.grpo import advantages_of, grpo_minibatches, grpo_step, reference_logprobs, score_groups
 from currreft_jax.training.optimizer import stage_optimizer
 from currreft_jax.training.programs import Bucket, StagePrograms, stage_programs
 from currreft_jax.training.sft import sft_batch, sft_step
@@ -496,7 +495,7 @@ def _grpo_phases(
     policy = watch.time("cast", to_compute_dtype(model), state.params)
     rollout = _sampling_phases(context, policy, batch, step, watch)
     references = watch.time("reference", reference_logprobs, context, prompts.microbatches, rollout)
-    rewards = reward_thread.submit(score_rollout, context, prompts.examples, rollout)
+    rewards = reward_thread.submit(score_groups, context, prompts, rollout)
     watch.time("score", lambda: rewards.result().scores.total)
     advantages = advantages_of(rewards, config.grpo)
     del policy, batch  # frees device memory for the update, as in `grpo_step`
@@ -508,11 +507,10 @@ def _grpo_phases(
 def _sampling_phases(
     context: StageContext, policy: Parameters, batch: PromptBatch, step: int, watch: Stopwatch
 ) -> Rollout:
-    settings, seed = context.config.sampling, context.config.seed
+    settings, seed = row_sampling(context.config, context.layout), context.config.seed
     sampler = (context.model, policy, context.processor, batch, settings)
     weights = watch.time("decoding copy", decode_params, context.model, policy, settings)
-    sample_ids = np.arange(settings.group_size, dtype=np.int32)
-    watch.time("prefix", lambda: start(*sampler, weights, (seed, 0, step), sample_ids).state)
+    watch.time("prefix", lambda: start(*sampler, weights, (seed, 0, step)).state)
     return watch.time("sample", lambda: sample(*sampler, weights=weights, seed=seed, step=step))
 
 

@@ -46,12 +46,14 @@ def compile_stage(
         all_shapes: compile every shape, not the largest alone.
 
     Raises:
-        ValueError: impossible settings, or a batch that does not divide over the devices.
+        ValueError: impossible settings, or a batch that does not spread over the devices.
         FileNotFoundError: the shape of the model is unknown.
     """
     validate(config)
     stage = stage_programs(config, stage_index, model_spec(config), topology.devices)
-    print(format_summary(config, stage_index, stage.model, stage.resident, topology, efficiency), flush=True)
+    print(
+        format_summary(config, stage_index, stage.model, stage.layout, stage.resident, topology, efficiency), flush=True
+    )
     buckets = stage.buckets() if all_shapes else stage.buckets()[-1:]
     programs = (program for bucket in buckets for program in stage.step(bucket))
     compiled = []

@@ -2,9 +2,9 @@
 
 | axis | meaning |
 |---|---|
-| P | prompts of a batch (over all hosts) |
+| P | prompts of a batch (over all hosts); one whose group is split over data shards counts once for each part |
 | L | length of the prompts, padded on the right |
-| G | completions of a prompt: its group |
+| G | completions of a prompt: its group, or its part of one |
 | T | length of the completions, padded on the right |
 | D | hidden size of the decoder |
 | H, K | query heads, key/value heads |
@@ -76,6 +76,7 @@ class Prompt:
         images: images in the order of their placeholders.
         name: name of the prompt in error messages.
         key: 64 bits that seed the prompt's completions; see `data.packing.row_key`.
+        first_sample: number of its first completion within the group; not 0 where it stands for a part of the group.
     """
 
     tokens: Int32[np.ndarray, " L"]
@@ -84,6 +85,7 @@ class Prompt:
     images: tuple[ImagePatches, ...]
     name: str
     key: int = 0
+    first_sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class PromptBatch:
         positions: (time, y, x) position of each token.
         next_position: position of the first completion token.
         key: high and low half of each prompt's key.
+        first_sample: number of a prompt's first completion within its group.
         embed_index: index of a placeholder's feature among the merged units of its shard; -1 for text.
         images: None for a batch without images.
     """
@@ -124,6 +127,7 @@ class PromptBatch:
     positions: Int32[Array, "P 3 L"]
     next_position: Int32[Array, " P"]
     key: UInt32[Array, "P 2"]
+    first_sample: Int32[Array, " P"]
     embed_index: Int32[Array, "P L"]
     images: PackedImages | None
 

@@ -17,7 +17,7 @@ from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.sampling.completions import Completions
 from currreft_jax.structs import Prompt, Rollout, Row, Scores
 from currreft_jax.training import grpo
-from currreft_jax.training.batches import StageContext, prompts_per_shard
+from currreft_jax.training.batches import StageContext, layout_on
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def numbers_of(prompts) -> np.ndarray:
 def context_of(config: Config, model: Model, reference: Parameters | None) -> StageContext:
     """The context of a stage whose rows are text alone, without a tokenizer."""
     processor = SimpleNamespace(config=model.config, max_pixels=28 * 28, decode=str)
-    buckets = shape_buckets(config.data, processor, prompts_per_shard(config, model.mesh))
+    buckets = shape_buckets(config.data, processor, layout_on(config, model.mesh).rows_per_shard)
     return StageContext(
         config=config, processor=processor, model=model, stage_index=0, buckets=buckets, ref_params=reference
     )

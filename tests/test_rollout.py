@@ -363,7 +363,7 @@ def test_nothing_is_compiled_after_the_warm_up(world):
 def decode_program(world, **changes):
     model, parameters, processor, prompts = world
     sampling = replace(EXACT, **changes)
-    run = module.start(model, parameters, processor, prompts, sampling, None, (0, 0, 0), np.arange(G))
+    run = module.start(model, parameters, processor, prompts, sampling, None, (0, 0, 0))
     return run, run.programs.decode.lower(run.decoding_params, run.prompts, run.state, np.int32(8))
 
 

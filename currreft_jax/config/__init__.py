@@ -1,5 +1,6 @@
 """Settings and their defaults, each in one place."""
 
+from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_parts
 from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Source, Stage, Task
 from currreft_jax.config.model import Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rewards import (
@@ -38,6 +39,7 @@ from currreft_jax.config.validation import validate
 __all__ = [
     "ELSEWHERE",
     "AdvantageScale",
+    "BatchLayout",
     "BoxReading",
     "CacheType",
     "Config",
@@ -70,6 +72,8 @@ __all__ = [
     "Source",
     "Stage",
     "Task",
+    "batch_layout",
+    "split_parts",
     "validate",
     "validate_rewards",
     "validate_sampling",

@@ -167,7 +167,7 @@ class Config:
         seed: seed of all randomness.
         method: SFT or GRPO.
         loss_average: average of the loss over a batch.
-        microbatches: parts of a minibatch, computed one after the other.
+        microbatches: parts of a minibatch, one after the other; fewer where one would leave a data shard empty.
         model: the model to start from.
         mesh: axes of the device mesh.
         stages: stages of the curriculum.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,36 @@ from currreft_jax.data.examples import Example
 from currreft_jax.data.packing import BatchShape, balance_shards, collate
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.structs import GroupBatch
+
+
+def split_examples(examples: Sequence[Example], group_parts: int, completions_per_row: int) -> list[Example]:
+    """Splits the group of each example into parts: examples of the same prompt that stand one after the other."""
+    return [
+        dataclasses.replace(
+            example, prompt=dataclasses.replace(example.prompt, first_sample=part * completions_per_row)
+        )
+        for example in examples
+        for part in range(group_parts)
+    ]
+
+
+def join_parts(rows: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Joins the parts of each group.
+
+    Args:
+        rows: `[R, g, ...]`, values of the completions of each part.
+        parts: int `[P, k]`, the rows that hold the parts of each group, in order.
+
+    Returns:
+        `[P, k g, ...]`.
+    """
+    return rows[parts].reshape(len(parts), -1, *rows.shape[2:])
+
+
+def split_groups(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Splits groups into their parts, the inverse of `join_parts`: `[P, G, ...] -> [R, g, ...]`."""
+    rows = groups.reshape(parts.size, -1, *groups.shape[2:])
+    return rows[np.argsort(parts, axis=None)]
 
 
 def make_microbatches(

@@ -178,6 +178,7 @@ def collate(prompts: Sequence[Prompt], config: ModelConfig, shape: BatchShape, s
         positions=positions,
         next_position=np.array([prompt.next_position for prompt in prompts], np.int32),
         key=np.array([(prompt.key >> 32, prompt.key & 0xFFFFFFFF) for prompt in prompts], np.uint32),
+        first_sample=np.array([prompt.first_sample for prompt in prompts], np.int32),
         embed_index=embed_index,
         images=packed if shape.slots else None,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import gcd
 
-from currreft_jax.config import Config, MeshShape, Method, Pretrained, Remat
+from currreft_jax.config import BatchLayout, Config, MeshShape, Pretrained, Remat, batch_layout
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_program, step_seconds
 from currreft_jax.planning.devices import GIB, Topology
 from currreft_jax.runtime.programs import StepProgram
@@ -78,23 +79,29 @@ class Search:
 
     def _fastest_training(self, tensor: int, shards: int) -> tuple[float, Config] | None:
         """Seconds and settings of the fastest training programs with a tensor axis of this size; None if none fit."""
-        batch_size = self.config.data.batch_size
-        if batch_size % (self._minibatches * shards):
-            self.log(f"  tensor {tensor}: data.batch_size {batch_size} does not divide into {shards} data shards")
+        try:
+            layout = batch_layout(replace(self.config, microbatches=1), shards, self._num_hosts)
+        except ValueError as error:
+            self.log(f"  tensor {tensor}: {error}")
             return None
         found: list[tuple[float, Config]] = []
         for copies in sorted({1, len(self.topology.devices) // self.topology.devices_per_host}):
             for remat in (Remat.NONE, Remat.DOTS, Remat.BLOCK):
                 model = replace(self.config.model, remat=remat)
-                if training := self._fewest_microbatches(model, MeshShape(copies, -1, tensor), shards):
+                if training := self._fewest_microbatches(model, MeshShape(copies, -1, tensor), layout):
                     found.append(training)
                     if training[1].microbatches == 1:
                         break  # later policies recompute more and cannot save microbatches
         return min(found, key=lambda candidate: candidate[0], default=None)
 
-    def _fewest_microbatches(self, model: Pretrained, mesh: MeshShape, shards: int) -> tuple[float, Config] | None:
-        """Seconds and settings of the training programs with the fewest microbatches that fit; None if none do."""
-        for microbatches in _divisors(self.config.data.batch_size // (self._minibatches * shards)):
+    def _fewest_microbatches(
+        self, model: Pretrained, mesh: MeshShape, layout: BatchLayout
+    ) -> tuple[float, Config] | None:
+        """Seconds and settings of the training programs with the fewest microbatches that fit; None if none do.
+
+        Groups are split as in `layout`, which has one microbatch: more parts would read each prompt more often.
+        """
+        for microbatches in _divisors(gcd(layout.rows_per_shard, self.config.data.batch_size // layout.minibatches)):
             candidate = replace(self.config, mesh=mesh, microbatches=microbatches, model=model)
             if programs := self._compile(candidate, training=True):
                 return self._seconds(programs), candidate
@@ -134,8 +141,8 @@ class Search:
         return step_seconds(programs, self.topology, self.efficiency)
 
     @property
-    def _minibatches(self) -> int:
-        return self.config.grpo.minibatches if self.config.method is Method.GRPO else 1
+    def _num_hosts(self) -> int:
+        return len({device.process_index for device in self.topology.devices})
 
 
 def _divisors(number: int) -> list[int]:

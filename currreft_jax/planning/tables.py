@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from currreft_jax.config import Config
+from currreft_jax.config import BatchLayout, Config
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, step_seconds
 from currreft_jax.planning.devices import GB, GIB, Topology
@@ -17,6 +17,7 @@ def format_summary(
     config: Config,
     stage_index: int,
     model: Model,
+    layout: BatchLayout,
     resident: Mapping[str, Any],
     topology: Topology,
     efficiency: Efficiency,
@@ -30,9 +31,10 @@ def format_summary(
     memory = "unknown memory" if usable_bytes is None else f"{usable_bytes / GIB:.2f} GiB for arrays"
     lines = [
         f"{config.name}, stage {config.stages[stage_index].name}: {model.num_parameters / 1e9:.2f} B parameters,"
-        f" batch {config.data.batch_size} in {config.microbatches} microbatches, remat {config.model.remat.value}",
+        f" batch {config.data.batch_size} in {layout.microbatches} microbatches, remat {config.model.remat.value}",
         f"{topology.name}: {len(topology.devices)} devices, {memory} each; mesh data {mesh['data']}, fsdp"
         f" {mesh['fsdp']}, tensor {mesh['tensor']}; sampling.mesh {config.sampling.mesh}; {versions}",
+        *layout.remarks(config),
         "resident: " + ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in sizes.items()),
     ]
     if spec:

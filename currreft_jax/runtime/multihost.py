@@ -58,8 +58,8 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
 
 
 def local_rows(x: Array) -> np.ndarray:
-    """Fetches this host's rows of an array that is split over data x fsdp."""
-    if jax.process_count() == 1:
+    """Fetches this host's rows of an array that is split over data x fsdp; NumPy arrays are these rows already."""
+    if jax.process_count() == 1 or isinstance(x, np.ndarray):
         return np.asarray(x)
     return np.asarray(multihost_utils.global_array_to_host_local_array(x, x.sharding.mesh, P(BATCH)))
 

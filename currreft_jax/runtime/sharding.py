@@ -89,6 +89,11 @@ def data_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def num_hosts(mesh: Mesh) -> int:
+    """Returns the number of processes that hold the mesh's devices."""
+    return len({device.process_index for device in mesh.devices.flat})
+
+
 def constrain(x: jax.Array, mesh: Mesh, *spec: Any) -> jax.Array:
     """Pins the layout of an intermediate array."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))

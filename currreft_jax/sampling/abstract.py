@@ -12,7 +12,7 @@ from currreft_jax.config import Sampling
 from currreft_jax.models.decoder import decoding_weights_fn
 from currreft_jax.runtime.programs import StepProgram, abstract_rows
 from currreft_jax.sampling.programs import sampler_programs
-from currreft_jax.sampling.sampler import refuse_uneven
+from currreft_jax.sampling.sampler import decoding_parts
 from currreft_jax.sampling.state import SamplerSpec
 from currreft_jax.structs import PromptBatch
 
@@ -45,13 +45,12 @@ def abstract_sampler_programs(
         times: rollouts in a step.
 
     Raises:
-        ValueError: the prompts do not divide over the decoding mesh.
+        ValueError: the completions do not spread evenly over the decoding mesh.
     """
-    programs, group_size = sampler_programs(spec), settings.group_size
+    programs = sampler_programs(spec)
     count, length = batch.tokens.shape
-    refuse_uneven(count, spec.decoding, settings)
-    prefill = _prefill_arguments(spec, batch, group_size)
-    params, decoding_params, *_ = prefill
+    prefill = _prefill_arguments(spec, batch, settings)
+    params, decoding_params, _, done, _ = prefill
     slots = f", {batch.images.patches.shape[1]} slots" if batch.images is not None else ""
     shape = f"{count} x {length} tokens{slots}"
     yield StepProgram(f"{prefix}prefix", shape, programs.prefill, prefill, resident, times, 1, cond_fraction)
@@ -61,7 +60,7 @@ def abstract_sampler_programs(
     before = state
     for _ in range(spec.num_segments - 1):
         before, state = state, jax.eval_shape(programs.grow, state)
-    shape = f"{count} x {group_size} x {spec.num_segments * spec.segment} tokens after {length}"
+    shape = f"{done.shape[0]} x {done.shape[1]} x {spec.num_segments * spec.segment} tokens after {length}"
     if spec.num_segments > 1:
         unread = {**resident, "decoding copy": decoding_params, "prompt caches": prompts}
         calls = times * (spec.num_segments - 1)
@@ -79,10 +78,11 @@ def abstract_sampler_programs(
     )
 
 
-def _prefill_arguments(spec: SamplerSpec, batch: PromptBatch, group_size: int) -> tuple[Any, ...]:
+def _prefill_arguments(spec: SamplerSpec, batch: PromptBatch, settings: Sampling) -> tuple[Any, ...]:
     """Returns abstract arguments of `programs.prefill` after the specification."""
     params = spec.model.abstract(spec.model.dtype)
     decoding_params = jax.eval_shape(decoding_weights_fn(spec.model, spec.decoding), params)
-    done = abstract_rows((batch.tokens.shape[0],), jnp.bool_, spec.model.mesh)
-    seeds, sample_ids = jax.ShapeDtypeStruct((3,), jnp.uint32), jax.ShapeDtypeStruct((group_size,), jnp.int32)
-    return params, decoding_params, batch, done, seeds, sample_ids
+    count = batch.tokens.shape[0]
+    parts = decoding_parts(count, spec.decoding, settings)
+    done = abstract_rows((count * parts, settings.group_size // parts), jnp.bool_, spec.model.mesh)
+    return params, decoding_params, batch, done, jax.ShapeDtypeStruct((3,), jnp.uint32)

@@ -22,7 +22,7 @@ from currreft_jax.models.sampling import sample_token
 from currreft_jax.models.text import splits_heads
 from currreft_jax.runtime.sharding import BATCH, constrain
 from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec, Segment
-from currreft_jax.structs import Array, PromptBatch, Rollout
+from currreft_jax.structs import Array, Prefix, PromptBatch, Rollout
 
 
 class SamplerPrograms(NamedTuple):
@@ -54,7 +54,9 @@ def sampler_programs(spec: SamplerSpec) -> SamplerPrograms:
         compact=jax.jit(partial(compact, spec), out_shardings=(prompts, state), static_argnames="rows"),
         grow=jax.jit(partial(grow, spec), out_shardings=state),
         scatter=jax.jit(partial(scatter, spec), out_shardings=rows, static_argnames="rows_per_shard"),
-        join=jax.jit(partial(join, spec), out_shardings=NamedSharding(spec.model.mesh, P(BATCH))),
+        join=jax.jit(
+            partial(join, spec), out_shardings=NamedSharding(spec.model.mesh, P(BATCH)), static_argnames="num_prompts"
+        ),
     )
 
 
@@ -70,7 +72,6 @@ def prefill(
     batch: PromptBatch,
     done: Array,
     seeds: Array,
-    sample_ids: Array,
 ) -> tuple[PromptState, DecodeState]:
     """Reads each prompt once, and samples the first token of its G completions.
 
@@ -79,26 +80,28 @@ def prefill(
         params: model parameters.
         decoding_params: the copy that decoding reads.
         batch: P prompts.
-        done: bool `[P]`, prompts that only fill the batch.
+        done: bool `[R, G]`, completions that only fill the batch. R is P, or a multiple of P where each prompt's
+            completions are split over that many rows of the decoding mesh.
         seeds: uint32 `[3]`: seed, stage, step.
-        sample_ids: int32 `[G]`, numbers of the completions within their group.
     """
-    prefix = spec.model.bind(params).prefix(batch)
+    num_rows, group_size = done.shape
+    parts = num_rows // batch.tokens.shape[0]
+    prefix = _repeat_rows(spec.model.bind(params).prefix(batch), parts)
     decoder = bind_decoder(spec.decoding, decoding_params)
-    num_prompts, group_size = done.shape[0], sample_ids.shape[0]
+    sample_ids = jnp.asarray(batch.first_sample)[:, None] + jnp.arange(parts * group_size, dtype=jnp.int32)
     prompts = PromptState(
         caches=prompt_caches(spec.model, prefix, spec.decoding, jnp.dtype(spec.cache_dtype)),
-        lengths=jnp.asarray(batch.lengths),
-        next_position=jnp.asarray(batch.next_position),
-        keys=completion_keys(seeds, jnp.asarray(batch.key), sample_ids),
-        rows=jnp.tile(jnp.arange(num_prompts // spec.num_shards, dtype=jnp.int32), spec.num_shards),
+        lengths=prefix.lengths,
+        next_position=prefix.next_position,
+        keys=completion_keys(seeds, jnp.asarray(batch.key), sample_ids).reshape(num_rows, group_size, 2),
+        rows=jnp.tile(jnp.arange(num_rows // spec.num_shards, dtype=jnp.int32), spec.num_shards),
     )
     state = DecodeState(
         slot=jnp.int32(0),
-        token=jnp.zeros((num_prompts, group_size), jnp.int32),
-        done=jnp.broadcast_to(done[:, None], (num_prompts, group_size)),
-        caches=decoder.init_caches(num_prompts, group_size, spec.segment, jnp.dtype(spec.cache_dtype)),
-        **_empty_segment(spec, num_prompts, group_size)._asdict(),
+        token=jnp.zeros((num_rows, group_size), jnp.int32),
+        done=jnp.asarray(done),
+        caches=decoder.init_caches(num_rows, group_size, spec.segment, jnp.dtype(spec.cache_dtype)),
+        **_empty_segment(spec, num_rows, group_size)._asdict(),
     )
     hidden = constrain(prefix.last_hidden.astype(spec.decoding.dtype), spec.decoding.mesh, BATCH)
     logits = jnp.repeat(decoder.masked_logits(hidden[:, None], spec.temperature or 1.0), group_size, axis=1)
@@ -158,16 +161,20 @@ def scatter(spec: SamplerSpec, rows: Array, segment: Segment, rows_per_shard: in
     return jax.tree.map(put, full, segment)
 
 
-def join(spec: SamplerSpec, segments: tuple[Segment, ...], num_sampled: Array) -> Rollout:
-    """Joins segments `[P, G, S]` into a rollout, and masks what follows the end of each completion.
+def join(spec: SamplerSpec, segments: tuple[Segment, ...], num_sampled: Array, num_prompts: int) -> Rollout:
+    """Joins segments into a rollout of P prompts, and masks what follows the end of each completion.
 
     Args:
         spec: sampler specification.
-        segments: in order; the last one may be partly filled.
+        segments: in order, `[R, g, S]` with R g = P G; the last one may be partly filled.
         num_sampled: int32, slots that were sampled.
+        num_prompts: P.
     """
     tokens, logprobs, entropies = (
-        jnp.concatenate(parts, axis=2)[:, :, : spec.max_new_tokens] for parts in zip(*segments, strict=True)
+        jnp.concatenate(values, axis=2)[:, :, : spec.max_new_tokens].reshape(
+            num_prompts, -1, min(len(values) * spec.segment, spec.max_new_tokens)
+        )
+        for values in zip(*segments, strict=True)
     )
     is_stop = _is_stop(tokens, spec.stop_token_ids)
     stops_before = jnp.cumsum(is_stop, axis=2) - is_stop
@@ -188,7 +195,7 @@ def completion_keys(seeds: Array, prompt_keys: jax.Array, sample_ids: Array) -> 
     Args:
         seeds: uint32 `[3]`.
         prompt_keys: uint32 `[P, 2]`.
-        sample_ids: int32 `[G]`.
+        sample_ids: int32 `[P, G]`, numbers of the completions within their groups.
 
     Returns:
         Key data, uint32 `[P, G, 2]`.
@@ -201,9 +208,7 @@ def completion_keys(seeds: Array, prompt_keys: jax.Array, sample_ids: Array) -> 
         key = jax.random.fold_in(jax.random.fold_in(root, prompt_key[0]), prompt_key[1])
         return jax.random.key_data(jax.random.fold_in(key, sample_id))
 
-    return jax.vmap(lambda prompt_key: jax.vmap(lambda sample_id: key_of(prompt_key, sample_id))(sample_ids))(
-        prompt_keys
-    )
+    return jax.vmap(jax.vmap(key_of, in_axes=(None, 0)))(prompt_keys, sample_ids)
 
 
 def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Array, first_slot: int) -> DecodeState:
@@ -220,6 +225,17 @@ def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Arra
         tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, index, 2),
         logprobs=jax.lax.dynamic_update_index_in_dim(state.logprobs, logprob, index, 2),
         entropies=jax.lax.dynamic_update_index_in_dim(state.entropies, entropy, index, 2),
+    )
+
+
+def _repeat_rows(prefix: Prefix, parts: int) -> Prefix:
+    """Repeats each prefilled prompt for the parts of its group."""
+    return Prefix(
+        keys=jnp.repeat(prefix.keys, parts, axis=1),
+        values=jnp.repeat(prefix.values, parts, axis=1),
+        lengths=jnp.repeat(prefix.lengths, parts),
+        next_position=jnp.repeat(prefix.next_position, parts),
+        last_hidden=jnp.repeat(prefix.last_hidden, parts, axis=0),
     )
 
 

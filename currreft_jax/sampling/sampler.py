@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.config import Sampling, validate_sampling
+from currreft_jax.config import Sampling, split_parts, validate_sampling
 from currreft_jax.data.packing import BatchShape, collate, image_slots, slots_per_shard, smallest_bucket
 from currreft_jax.data.processor import Processor
 from currreft_jax.models.decoder import decoding_model, decoding_weights
@@ -69,8 +69,7 @@ def sample(
         BudgetError: a prompt longer than the largest bucket.
     """
     settings = _with_changes(settings, changes)
-    sample_ids = np.arange(settings.group_size, dtype=np.int32)
-    run = start(model, parameters, processor, prompts, settings, weights, (seed, stage, step), sample_ids)
+    run = start(model, parameters, processor, prompts, settings, weights, (seed, stage, step))
     if on_prefill:
         on_prefill(run.prompts.keys)
     *_, last = _decode(run, run.spec.segment)
@@ -93,8 +92,7 @@ def stream(
 ) -> Iterator[Rollout]:
     """Yields the rollout of `sample`, with the same arguments, as it grows: after every `every` tokens, last whole."""
     settings = _with_changes(settings, changes)
-    sample_ids = np.arange(settings.group_size, dtype=np.int32)
-    run = start(model, parameters, processor, prompts, settings, weights, (seed, stage, step), sample_ids)
+    run = start(model, parameters, processor, prompts, settings, weights, (seed, stage, step))
     for progress in _decode(run, every):
         yield _join(run, progress)
 
@@ -118,8 +116,8 @@ def replay(
     The prompt must have its key; the other arguments are those of the `sample` that made it.
     """
     settings = _with_changes(settings, {**changes, "group_size": 1})
-    sample_ids = np.array([g], np.int32)
-    run = start(model, parameters, processor, [prompt], settings, weights, (seed, stage, step), sample_ids)
+    prompt = dataclasses.replace(prompt, first_sample=g)
+    run = start(model, parameters, processor, [prompt], settings, weights, (seed, stage, step))
     *_, last = _decode(run, run.spec.segment)
     return _join(run, last)
 
@@ -141,8 +139,7 @@ def warm_up(
 ) -> None:
     """Compiles every program that sampling for prompts of this batch's shape can need; samples almost nothing."""
     settings = _with_changes(settings, changes)
-    sample_ids = np.arange(settings.group_size, dtype=np.int32)
-    run = start(model, parameters, processor, prompts, settings, None, (0, 0, 0), sample_ids, finished=True)
+    run = start(model, parameters, processor, prompts, settings, None, (0, 0, 0), finished=True)
     programs, segments = run.programs, []
     states = {run.rows_per_shard: (run.prompts, run.state)}
     while True:
@@ -154,7 +151,7 @@ def warm_up(
             segment = programs.scatter(prompt_state.rows, state.sampled, rows_per_shard=run.rows_per_shard)
             if size == run.rows_per_shard:
                 segments.append(segment)
-        programs.join(tuple(segments), np.int32(1))
+        programs.join(tuple(segments), np.int32(1), num_prompts=run.batch_size)
         if len(segments) == run.spec.num_segments:
             return
         for size in sorted(decoded, reverse=True):
@@ -173,8 +170,9 @@ class SamplerRun(NamedTuple):
         decoding_params: the copy for decoding.
         prompts: all of them.
         state: decoding state of their completions.
-        rows_per_shard: prompts of a data shard.
+        rows_per_shard: rows of a data shard of the decoding mesh: prompts, or parts of their groups.
         smaller_sizes: sizes to which a shard may shrink, falling.
+        batch_size: prompts that fill the mesh.
         num_prompts: prompts asked for, of those that fill the mesh; None for a batch, which is kept whole.
     """
 
@@ -185,6 +183,7 @@ class SamplerRun(NamedTuple):
     state: DecodeState
     rows_per_shard: int
     smaller_sizes: tuple[int, ...]
+    batch_size: int
     num_prompts: int | None
 
 
@@ -203,7 +202,6 @@ def start(
     settings: Sampling,
     weights: Parameters | None,
     seeds: tuple[int, int, int],
-    sample_ids: np.ndarray,
     *,
     finished: bool = False,
 ) -> SamplerRun:
@@ -217,7 +215,6 @@ def start(
         settings: sampling settings.
         weights: the copy for decoding, or None.
         seeds: seed, stage, step.
-        sample_ids: int32 `[G]`.
         finished: whether all completions count as ended, to compile the programs alone.
     """
     if model.vocab_mask.tokenizer_size > processor.tokenizer_size:
@@ -231,29 +228,36 @@ def start(
     num_prompts = None if isinstance(prompts, PromptBatch) else len(prompts)
     batch = prompts if isinstance(prompts, PromptBatch) else _collate(model, spec.decoding, prompts, settings)
     count = batch.tokens.shape[0]
-    refuse_uneven(count, spec.decoding, settings)
-    done = np.full(count // jax.process_count(), finished)
+    parts = decoding_parts(count, spec.decoding, settings)
+    done = np.full((count // jax.process_count(), settings.group_size), finished)
     if num_prompts is not None:
         done[num_prompts:] = True
-    prompt_state, state = programs.prefill(
-        parameters, decoding_params, batch, to_devices(done, model.mesh), np.array(seeds, np.uint32), sample_ids
-    )
-    rows = count // spec.num_shards
+    done = to_devices(done.reshape(-1, settings.group_size // parts), model.mesh)
+    prompt_state, state = programs.prefill(parameters, decoding_params, batch, done, np.array(seeds, np.uint32))
+    rows = count * parts // spec.num_shards
     sizes = smaller_sizes(rows, settings)
-    return SamplerRun(spec, programs, decoding_params, prompt_state, state, rows, sizes, num_prompts)
+    return SamplerRun(spec, programs, decoding_params, prompt_state, state, rows, sizes, count, num_prompts)
 
 
-def refuse_uneven(count: int, decoding: Model, settings: Sampling) -> None:
-    """Refuses prompts that do not divide over the decoding mesh.
+def decoding_parts(count: int, decoding: Model, settings: Sampling) -> int:
+    """Returns the parts into which the completions of each of `count` prompts are split over the decoding mesh.
 
     Raises:
-        ValueError: naming both.
+        ValueError: no number of parts spreads them evenly; the message names a mesh that does.
     """
-    if count % (shards := data_shards(decoding.mesh)):
-        raise ValueError(
-            f"{count} prompts do not divide into the {shards} data parts of sampling.mesh = {settings.mesh}: change the"
-            " batch or give more parts to tensor"
+    group_size, num_devices = settings.group_size, decoding.mesh.size
+    parts = split_parts(count, group_size, data_shards(decoding.mesh))
+    if parts is None:
+        tensor = next(
+            tensor
+            for tensor in range(2, num_devices + 1)
+            if num_devices % tensor == 0 and split_parts(count, group_size, num_devices // tensor)
         )
+        raise ValueError(
+            f"{count} x {group_size} completions do not spread evenly over the {data_shards(decoding.mesh)} data shards"
+            f" of sampling.mesh = {settings.mesh}; sampling.mesh=(-1, {tensor}) would"
+        )
+    return parts
 
 
 def smaller_sizes(rows_per_shard: int, settings: Sampling) -> tuple[int, ...]:
@@ -291,7 +295,7 @@ def _decode(run: SamplerRun, every: int) -> Iterator[_Progress]:
 
 
 def _join(run: SamplerRun, progress: _Progress) -> Rollout:
-    rollout = run.programs.join(progress.segments, np.int32(progress.num_sampled))
+    rollout = run.programs.join(progress.segments, np.int32(progress.num_sampled), num_prompts=run.batch_size)
     if run.num_prompts is None or run.num_prompts == rollout.tokens.shape[0] // jax.process_count():
         return rollout
     return jax.tree.map(lambda x: x[: run.num_prompts], rollout)

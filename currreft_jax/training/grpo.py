@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import AdvantageScale, Grpo
 from currreft_jax.data.examples import Example
+from currreft_jax.data.microbatches import split_groups
 from currreft_jax.evaluation.scoring import ScoredRollout, score_rollout
 from currreft_jax.models.qwen2_5_vl import Model, Parameters, token_logprobs
 from currreft_jax.runtime.multihost import allgather, allgather_on_hosts, to_devices
@@ -28,7 +29,9 @@ from currreft_jax.training.batches import (
     StepPrompts,
     bucket_of,
     collate_prompts,
+    host_groups,
     microbatch_splitter,
+    row_sampling,
 )
 from currreft_jax.training.losses import group_advantages, loss_weights
 from currreft_jax.training.records import rollout_metrics, rollout_records, rollout_values, row_record
@@ -81,7 +84,7 @@ def grpo_step(
     policy = to_policy(context.model)(state.params)
 
     rollout = sample_completions(context, policy, batch, step, timer)
-    rewards = reward_thread.submit(timer.call, "score", score_rollout, context, prompts.examples, rollout)
+    rewards = reward_thread.submit(timer.call, "score", score_groups, context, prompts, rollout)
     advantages = reward_thread.submit(advantages_of, rewards, config.grpo)
     ref_logprobs = reference_logprobs(context, prompts.microbatches, rollout)
     timer.record("reference", ref_logprobs)
@@ -101,24 +104,30 @@ def grpo_step(
 
     rows = [row_record(config, example) for example in prompts.examples]  # text only, so that the images can be freed
     references = list(zip(prompts.rows, ref_logprobs, strict=True)) if context.ref_params is not None else []
+    records = partial(rollout_records, context.processor, rows, rollout, prompts.parts, rewards.result())
     return StepResult(
         state,
         {**programs.combine_metrics(loss_metrics, grad_norms), **metrics},
-        partial(rollout_records, context.processor, rows, rollout, rewards.result(), advantages.result(), references),
+        partial(records, advantages.result(), references),
         [bucket_of(group) for minibatch in minibatches for group, *_ in minibatch],
     )
+
+
+def score_groups(context: StageContext, prompts: StepPrompts, rollout: Rollout) -> ScoredRollout:
+    """Scores this host's completions in whole groups."""
+    return score_rollout(context, prompts.examples, host_groups(rollout, prompts.parts))
 
 
 def sample_completions(
     context: StageContext, policy: Parameters, batch: PromptBatch, step: int, timer: StepTimer
 ) -> Rollout:
-    """Samples a group of completions for every prompt; times the prefill and the decoding."""
+    """Samples completions, a group or its part for every row; times the prefill and the decoding."""
     rollout = sample(
         context.model.merged,
         policy,
         context.processor,
         batch,
-        context.config.sampling,
+        row_sampling(context.config, context.layout),
         seed=context.config.seed,
         stage=context.stage_index,
         step=step,
@@ -165,30 +174,31 @@ def grpo_minibatches(
     ref_logprobs: Sequence[Array | None],
 ) -> tuple[list[list[Microbatch]], dict[str, float]]:
     """Splits a scored rollout into minibatches of microbatches, arguments of `grpo_gradient`; computes its metrics."""
-    config, mesh = context.config, context.model.mesh
+    config, mesh, layout = context.config, context.model.mesh, context.layout
     lengths, finished = rewards.completions.lengths, rewards.completions.finished
     loss_lengths = np.where(finished | (not config.grpo.mask_truncated), lengths, 0)
-    minibatch_of_row = np.empty(len(prompts.examples), np.int64)
+    minibatch_of_row = np.empty(prompts.parts.size, np.int64)
     for k, rows in enumerate(prompts.rows):
-        minibatch_of_row[rows] = k // config.microbatches
+        minibatch_of_row[rows] = k // layout.microbatches
     gathered = allgather(
         {
             **rollout_values(prompts.examples, rewards),
             "loss_length": loss_lengths,
-            "minibatch": minibatch_of_row,
+            "minibatch": minibatch_of_row[prompts.parts[:, 0]],
             "prompt_length": np.array([len(example.prompt.tokens) for example in prompts.examples]),
         }
     )
     split = microbatch_splitter(mesh, len(prompts.microbatches))
     tokens, old_logprobs = split(rollout.tokens), split(rollout.logprobs)
-    minibatches: list[list[Microbatch]] = [[] for _ in range(config.grpo.minibatches)]
+    row_lengths, row_advantages = (split_groups(x, prompts.parts) for x in (loss_lengths, advantages))
+    minibatches: list[list[Microbatch]] = [[] for _ in range(layout.minibatches)]
     for k, rows in enumerate(prompts.rows):
-        index = k // config.microbatches
+        index = k // layout.microbatches
         of_minibatch = gathered["loss_length"][gathered["minibatch"] == index]
         counts = np.array([of_minibatch.sum(), np.count_nonzero(of_minibatch)])
-        loss_mask = np.arange(rollout.tokens.shape[2]) < loss_lengths[rows][..., None]
+        loss_mask = np.arange(rollout.tokens.shape[2]) < row_lengths[rows][..., None]
         weights = loss_weights(loss_mask, config.loss_average, counts, config.sampling.max_new_tokens)
-        weights, own_advantages = to_devices((weights, advantages[rows].astype(np.float32)), mesh)
+        weights, own_advantages = to_devices((weights, row_advantages[rows].astype(np.float32)), mesh)
         targets = GrpoTargets(own_advantages, old_logprobs[k], ref_logprobs[k])
         minibatches[index].append((GroupBatch(prompts.microbatches[k], tokens[k]), weights, targets))
     num_tokens = float(gathered["length"].sum())

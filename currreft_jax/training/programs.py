@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.config import Config, Method
+from currreft_jax.config import BatchLayout, Config, Method
 from currreft_jax.data.buckets import ProcessorLike, shape_buckets
 from currreft_jax.data.packing import BatchShape, collate, max_slots_per_image, smallest_bucket
 from currreft_jax.models.qwen2_5_vl import Model
@@ -20,12 +20,12 @@ from currreft_jax.planning.spec import ModelSpec
 from currreft_jax.runtime.programs import StepProgram, abstract_rows
 from currreft_jax.runtime.sharding import data_shards, make_mesh
 from currreft_jax.sampling.abstract import abstract_sampler_programs, reshard_program
-from currreft_jax.sampling.sampler import next_power_of_two, smaller_sizes
+from currreft_jax.sampling.sampler import decoding_parts, next_power_of_two, smaller_sizes
 from currreft_jax.sampling.state import SamplerSpec, sampler_spec
 from currreft_jax.session.session import Session, make_model
 from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch
-from currreft_jax.training.batches import Bucket, num_microbatches, prompts_per_shard, step_buckets
+from currreft_jax.training.batches import Bucket, layout_on, row_sampling, step_buckets
 from currreft_jax.training.grpo import reference_program
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.update import (
@@ -61,6 +61,11 @@ class StagePrograms:
     def is_grpo(self) -> bool:
         """True if training samples completions."""
         return self.config.method is Method.GRPO
+
+    @property
+    def layout(self) -> BatchLayout:
+        """Layout of a step's batch on the mesh."""
+        return layout_on(self.config, self.model.mesh)
 
     @property
     def compute_params(self) -> Any:
@@ -99,7 +104,7 @@ class StagePrograms:
     def buckets(self) -> list[Bucket]:
         """Lists the static shapes that microbatches may take, the largest last, those without images first."""
         sampling = self.config.sampling
-        buckets = shape_buckets(self.config.data, self.spec, prompts_per_shard(self.config, self.model.mesh))
+        buckets = shape_buckets(self.config.data, self.spec, self.layout.rows_per_shard)
         segment = min(sampling.segment, sampling.max_new_tokens)
         sampled = range(segment, sampling.max_new_tokens + segment, segment)
         completions = (
@@ -134,8 +139,9 @@ class StagePrograms:
         total += bool(self.reference and self.model.adapters)  # the reference's cast: it merges no adapters
         if self.is_grpo:
             segments = self.sampler.num_segments
-            rows = prompts_per_shard(config, self.model.mesh) * num_microbatches(config)
-            sizes = 1 + len(smaller_sizes(rows, config.sampling))
+            rows = self.layout.num_rows
+            rows *= decoding_parts(rows, self.sampler.decoding, row_sampling(self.config, self.layout))
+            sizes = 1 + len(smaller_sizes(rows // self.sampler.num_shards, config.sampling))
             prompts, lengths = len({bucket.shape for bucket in shapes}), len(config.data.prompt_lengths)
             total += prompts + (len(shapes) if self.reference else 0) + 1
             total += lengths * segments * sizes * 2 + segments * (sizes + 2)
@@ -151,18 +157,18 @@ class StagePrograms:
         yield reshard_program(self.sampler, self.resident)
 
     def _rollout(self, bucket: Bucket) -> Iterator[StepProgram]:
-        microbatches = num_microbatches(self.config)
+        microbatches = self.layout.num_microbatches
         cut = {"microbatches": [self._group_batch(bucket).prompts] * microbatches} if microbatches > 1 else {}
         return abstract_sampler_programs(
             self.sampler,
-            self.config.sampling,
+            row_sampling(self.config, self.layout),
             self._whole_batch(bucket),
             {**self.resident, **cut},
             cond_fraction=self.cond_fraction,
         )
 
     def _reference(self, bucket: Bucket) -> StepProgram:
-        batch, microbatches = self._group_batch(bucket), num_microbatches(self.config)
+        batch, microbatches = self._group_batch(bucket), self.layout.num_microbatches
         resident = {"masters": self.state.params, "moments": self.state.optimizer, "compute copy": self.policy_params}
         if microbatches > 1:
             others = [batch.prompts] * (microbatches - 1)
@@ -175,8 +181,8 @@ class StagePrograms:
 
     def _update(self, bucket: Bucket) -> Iterator[StepProgram]:
         config, state, mesh = self.config, self.state, self.model.mesh
-        batch, microbatches = self._group_batch(bucket), num_microbatches(config)
-        updates = (config.grpo.num_updates if self.is_grpo else 1) * microbatches // config.microbatches
+        batch, layout, microbatches = self._group_batch(bucket), self.layout, self.layout.num_microbatches
+        updates = (config.grpo.num_updates if self.is_grpo else 1) * layout.minibatches
         weights = abstract_rows(batch.tokens.shape, jnp.float32, mesh)
         advantages = abstract_rows(batch.tokens.shape[:2], jnp.float32, mesh)
         targets = GrpoTargets(advantages, weights, weights if self.reference else None)
@@ -188,7 +194,7 @@ class StagePrograms:
             self.update.add_gradient,
             (state.params, total, *arguments),
             {"moments": state.optimizer, **self.reference, "microbatches": [batch.prompts] * (microbatches - 1)},
-            updates * config.microbatches,
+            updates * layout.microbatches,
             cond_fraction=self.cond_fraction,
         )
         resident = {**self.reference, "microbatches": [batch] * microbatches}
@@ -210,20 +216,18 @@ class StagePrograms:
         )
 
     def _whole_batch(self, bucket: Bucket) -> PromptBatch:
-        """Returns all prompts of a step whose microbatches take a bucket."""
-        prompts, microbatches = prompts_per_shard(self.config, self.model.mesh), num_microbatches(self.config)
-        shape = bucket.shape
-        if microbatches > 1 and shape.slots:
-            sizes = step_buckets(self.config, self.spec, prompts * microbatches).image_slots
-            slots = smallest_bucket(min(shape.slots * microbatches, sizes[-1]), sizes, "data.slots")
+        """Returns all rows of a step whose microbatches take a bucket."""
+        layout, shape = self.layout, bucket.shape
+        if layout.num_microbatches > 1 and shape.slots:
+            sizes = step_buckets(self.config, self.spec, layout.rows_per_shard * layout.num_microbatches).image_slots
+            slots = smallest_bucket(min(shape.slots * layout.num_microbatches, sizes[-1]), sizes, "data.slots")
             shape = dataclasses.replace(shape, slots=slots)
-        return self._prompt_batch(shape, prompts * microbatches * data_shards(self.model.mesh))
+        return self._prompt_batch(shape, layout.num_rows)
 
     def _group_batch(self, bucket: Bucket) -> GroupBatch:
         """Returns a microbatch."""
-        count = prompts_per_shard(self.config, self.model.mesh) * data_shards(self.model.mesh)
-        group_size = self.config.sampling.group_size if self.is_grpo else 1
-        tokens = abstract_rows((count, group_size, bucket.completion), jnp.int32, self.model.mesh)
+        count = self.layout.rows_per_shard * data_shards(self.model.mesh)
+        tokens = abstract_rows((count, self.layout.completions_per_row, bucket.completion), jnp.int32, self.model.mesh)
         return GroupBatch(self._prompt_batch(bucket.shape, count), tokens)
 
     def _prompt_batch(self, shape: BatchShape, count: int) -> PromptBatch:

@@ -13,12 +13,14 @@ import numpy as np
 from currreft_jax.config import Config, Task
 from currreft_jax.data.budget import prompt_text
 from currreft_jax.data.examples import Example
+from currreft_jax.data.microbatches import join_parts, split_groups
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import load_template
 from currreft_jax.data.rows import row_to_json
 from currreft_jax.evaluation.scoring import ScoredRollout
 from currreft_jax.runtime.multihost import local_rows
 from currreft_jax.structs import Array, Completion, Reason, Rollout, Scores
+from currreft_jax.training.batches import host_groups
 
 _TASKS, _REASONS = tuple(Task), tuple(Reason)
 
@@ -73,6 +75,7 @@ def rollout_records(
     processor: Processor,
     row_records: Sequence[dict[str, Any]],
     rollout: Rollout,
+    parts: np.ndarray,
     scored: ScoredRollout,
     advantages: np.ndarray,
     ref_logprobs: Sequence[tuple[np.ndarray, Array]],
@@ -81,16 +84,19 @@ def rollout_records(
 
     Args:
         processor: processor that decodes the tokens.
-        row_records: from `row_record`.
-        rollout: rollout of the rows.
+        row_records: from `row_record`, one for each group.
+        rollout: rollout of the rows, on the devices.
+        parts: from `StepPrompts`.
         scored: their completions and rewards.
         advantages: `[P, G]`.
         ref_logprobs: (rows, the reference's log-probs) of each microbatch; empty without a reference.
     """
-    tokens, logprobs, entropies = (local_rows(x) for x in (rollout.tokens, rollout.logprobs, rollout.entropies))
-    reference = np.zeros_like(logprobs)
+    groups = host_groups(rollout, parts)
+    tokens, logprobs, entropies = groups.tokens, groups.logprobs, groups.entropies
+    reference = split_groups(np.zeros_like(logprobs), parts)
     for rows, of_microbatch in ref_logprobs:
         reference[rows] = local_rows(of_microbatch)
+    reference = join_parts(reference, parts)
     scores = scored.scores
 
     def record(p: int, g: int, completion: Completion) -> dict[str, Any]:

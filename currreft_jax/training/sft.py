@@ -52,7 +52,7 @@ def sft_batch(context: StageContext, examples: Sequence[Example]) -> tuple[Minib
     """Collates gold completions into microbatches, the arguments of `sft_gradient`; and their metrics."""
     config, model = context.config, context.model
     shards = shards_per_host(model.mesh)
-    parts = make_microbatches(examples, model.config, shards, config.microbatches)
+    parts = make_microbatches(examples, model.config, shards, context.layout.microbatches)
     dims = agree_on_dims([batch_dims(part, model.config, shards) for part in parts])
     num_tokens = sum(len(example.prompt.tokens) + len(example.completion_tokens) for example in examples)
     counts, num_tokens = sum_over_hosts(

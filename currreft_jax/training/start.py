@@ -22,11 +22,11 @@ from currreft_jax.models.folder import resolve
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.rewards import check_rows
 from currreft_jax.runtime.checkpoint import MANIFEST, Checkpoints
-from currreft_jax.runtime.multihost import same_on_all_hosts, shards_per_host
+from currreft_jax.runtime.multihost import same_on_all_hosts
 from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT, saved_steps
 from currreft_jax.session.session import Session
 from currreft_jax.session.sources import load_masters
-from currreft_jax.training.batches import prompts_per_shard
+from currreft_jax.training.batches import layout_on, refuse_uneven_sampling
 from currreft_jax.training.console import say
 from currreft_jax.training.optimizer import StageOptimizer, restart_schedule
 from currreft_jax.training.update import TrainState, abstract_state, init_state
@@ -48,12 +48,14 @@ def read_rows(session: Session, stage_index: int) -> tuple[Mixture, ShapeBuckets
     """Reads the rows of a stage, and fixes the static shapes of its microbatches.
 
     Raises:
-        ValueError: the batch does not divide over the mesh, hosts have different rows, or there are rows that cannot be
+        ValueError: the batch does not spread over the mesh, hosts have different rows, or there are rows that cannot be
             used and that the config does not skip; the message names files and lines.
     """
     config, processor = session.config, session.processor
-    shards_per_host(session.model.mesh)
-    buckets = shape_buckets(config.data, processor, prompts_per_shard(config, session.model.mesh))
+    layout = layout_on(config, session.model.mesh)
+    if config.method is Method.GRPO:
+        refuse_uneven_sampling(config, layout, session.model)
+    buckets = shape_buckets(config.data, processor, layout.rows_per_shard)
     rows = load_mixture(config.stages, stage_index, config.data, config.seed)
     rows = pipeline.drop_bad_rows(
         rows,
@@ -68,6 +70,8 @@ def read_rows(session: Session, stage_index: int) -> tuple[Mixture, ShapeBuckets
     if not same_on_all_hosts(bytes.fromhex(rows.fingerprint())):
         raise ValueError("the hosts have different rows: give all of them the same files, and see what each left out")
     say(f"stage {config.stages[stage_index].name}: {rows.num_rows} rows of {len(rows.sources)} files")
+    for line in layout.remarks(config):
+        say(f"  {line}")
     for reason, count in rows.excluded.items():
         say(f"  {count} rows left out: {reason}")
     for error in rows.errors:
