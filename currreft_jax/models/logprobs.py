@@ -178,7 +178,7 @@ def _block(
     start = jnp.minimum(index * size, columns - size)
     block = jax.lax.dynamic_slice_in_dim(table_shards, start, size, head.axes.index("v"))
     # Constrained as stored first: the slice, and not the whole table, is gathered.
-    block = head.constrain(rounded(block, hidden.dtype), gathered=False)
+    block = head.constrain(rounded(block, hidden.dtype).astype(hidden.dtype), gathered=False)
     weights = head.constrain(block, gathered=True)
     logits = einsum_no_vjp(f"abcd,{head.axes}->abctv", hidden, weights) / head.temperature
     logits = constrain(logits, head.mesh, BATCH, None, None, "tensor" if head.num_shards > 1 else None)

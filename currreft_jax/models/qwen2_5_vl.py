@@ -52,7 +52,7 @@ class LanguageModel(nnx.Module):
     def embed(self, tokens: Array) -> jax.Array:
         """Embeds tokens, int `[P, ...]`, as `[P, ..., D]`; an fp32 table sums its gradient in fp32."""
         embedded = jnp.take(self.embed_tokens.embedding[...], tokens, axis=0)
-        return constrain(rounded(embedded, self.dtype), self.mesh, BATCH)
+        return constrain(rounded(embedded, self.dtype).astype(self.dtype), self.mesh, BATCH)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes fp32 logits `[..., V]` of `[..., D]`. For few tokens; for many use `logprobs`."""

@@ -123,9 +123,20 @@ def parameter_shardings(parameters: Any, mesh: Mesh) -> Any:
 
 
 def rounded(x: jax.Array, dtype: Any) -> jax.Array:
-    """Casts to `dtype` by a rounding that XLA keeps: it may skip a cast whose result it converts back."""
+    """Rounds to the precision of `dtype` but keeps x's own type; the gradient passes unrounded.
+
+    XLA keeps this rounding. A cast to `dtype` it may skip where the result is converted back.
+    """
+    return _rounded(x, dtype)
+
+
+def _round(x: jax.Array, dtype: Any) -> jax.Array:
     bits = jnp.finfo(dtype)
-    return jax.lax.reduce_precision(x, bits.nexp, bits.nmant).astype(dtype)
+    return jax.lax.reduce_precision(x, bits.nexp, bits.nmant)
+
+
+_rounded: Any = jax.custom_vjp(_round, nondiff_argnums=(1,))
+_rounded.defvjp(lambda x, dtype: (_round(x, dtype), None), lambda dtype, _, gradient: (gradient,))
 
 
 def gathered(parameters: Any, mesh: Mesh, path: str, dtype: Any) -> Any:
@@ -150,7 +161,7 @@ def gathered(parameters: Any, mesh: Mesh, path: str, dtype: Any) -> Any:
 
         @jax.custom_vjp
         def gather(x: jax.Array) -> jax.Array:
-            return constrain(constrain(rounded(x, dtype), mesh, *spec), mesh, *whole).astype(x.dtype)
+            return constrain(constrain(rounded(x, dtype).astype(dtype), mesh, *spec), mesh, *whole).astype(x.dtype)
 
         gather.defvjp(lambda x: (gather(x), None), lambda _, gradient: (constrain(gradient, mesh, *spec),))
         return gather(x)
