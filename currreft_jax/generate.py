@@ -7,12 +7,8 @@
   python -m currreft_jax.generate --replay=runs/demo/stage1/rollouts/1.jsonl:3:5
 
 Without --model, the small model of the package answers. It knows drawn scenes of coloured shapes only (docs/world.md),
-and describes them without --prompt. Without --temperature, one sample is greedy, and several are sampled at
-temperature 1.
-
---boxes draws the boxes that the last sample names on the first image, in the image's own size. They are read from its
-<answer>, or from the whole text without one: JSON such as [x1, y1, x2, y2] or {"bbox_2d": [...]}.
-
+and describes them without --prompt. Without --temperature, one sample is greedy, several are sampled at temperature 1.
+--boxes draws the boxes that the last sample names, in its <answer> or else in the whole text, on the first image.
 --replay samples a completion of a training run again, with the policy that sampled it. The exit status is 0 if the
 tokens are those of the file.
 """

@@ -118,12 +118,10 @@ def grpo_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes -Σ w (min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL), with ρ = π / π_old per token.
 
-    The loss is that of arXiv 2402.03300, with the two clip bounds of arXiv 2503.14476.
-
-    With one update per rollout, π_old is π under stop_gradient; with several, it is the sampler's distribution.
-
-    A positive `importance_cap` C corrects the one update for a sampler that differs from the trainer, by truncated
-    importance sampling as in TRL: the minimum above is multiplied by min(π / π_sampler, C) under stop_gradient.
+    The loss is that of arXiv 2402.03300, with the two clip bounds of arXiv 2503.14476. With one update per rollout,
+    π_old is π under stop_gradient; with several, it is the sampler's distribution. A positive `importance_cap` C
+    corrects one update for a sampler that differs from the trainer: as in TRL, the minimum is multiplied by
+    min(π / π_sampler, C) under stop_gradient.
 
     >>> loss, metrics = grpo_loss(
     ...     logprobs=jnp.zeros((1, 2, 1)), old_logprobs=jnp.zeros((1, 2, 1)), ref_logprobs=None,
@@ -143,17 +141,16 @@ def grpo_loss(
         The loss, and its metrics by TRL's names: sums over tokens of `kl`, of `clip_ratio/low_mean` and
         `clip_ratio/high_mean` (tokens whose gradient is clipped), and of `sampling/sampling_logp_difference/mean`
         (absolute, sampler against trainer); and the largest such difference, `sampling/sampling_logp_difference/max`.
-        With an `importance_cap`, also the sum, the smallest and the largest of the factors, `/mean`, `/min` and `/max`
-        of `sampling/importance_sampling_ratio`.
+        With a cap, also of the factors: `sampling/importance_sampling_ratio/mean` (a sum), `/min` and `/max`.
     """
     loss_mask = jnp.asarray(weights) > 0
-    logprobs, old_logprobs = jnp.where(loss_mask, logprobs, 0.0), jnp.where(loss_mask, old_logprobs, 0.0)
+    logprobs, old_logprobs = (jnp.where(loss_mask, x, 0.0) for x in (logprobs, old_logprobs))
     current = jax.lax.stop_gradient(logprobs)
     several_updates = settings.num_updates * settings.minibatches > 1
     ratio = jnp.exp(logprobs - (old_logprobs if several_updates else current))
     advantage = jnp.asarray(advantages)[..., None]
-    clipped = jnp.clip(ratio, 1 - settings.clip_epsilon_low, 1 + settings.clip_epsilon_high)
-    objective = jnp.minimum(ratio * advantage, clipped * advantage)
+    clipped_ratio = jnp.clip(ratio, 1 - settings.clip_epsilon_low, 1 + settings.clip_epsilon_high)
+    objective = jnp.minimum(ratio * advantage, clipped_ratio * advantage)
     difference = jnp.abs(current - old_logprobs)
     metrics = {
         "clip_ratio/low_mean": jnp.sum(loss_mask & (ratio < 1 - settings.clip_epsilon_low) & (advantage < 0)),
@@ -161,16 +158,21 @@ def grpo_loss(
         "sampling/sampling_logp_difference/mean": jnp.sum(difference),
     }
     extremes = {"sampling/sampling_logp_difference/max": jnp.max(difference)}
-    if cap := settings.importance_cap:
-        importance = jnp.minimum(jnp.exp(current - old_logprobs), cap)
-        objective *= importance
-        name = "sampling/importance_sampling_ratio"
-        metrics[f"{name}/mean"] = jnp.sum(importance, where=loss_mask)
-        extremes[f"{name}/min"] = jnp.min(importance, where=loss_mask, initial=cap)
-        extremes[f"{name}/max"] = jnp.max(importance, where=loss_mask, initial=0.0)
+    if settings.importance_cap:
+        factors = jnp.minimum(jnp.exp(current - old_logprobs), settings.importance_cap)
+        objective *= factors
+        metrics["sampling/importance_sampling_ratio/mean"] = jnp.sum(factors, where=loss_mask)
+        extremes |= _range_of("sampling/importance_sampling_ratio", factors, loss_mask, settings.importance_cap)
     if ref_logprobs is not None:
         kl = kl_estimate(logprobs, jnp.where(loss_mask, ref_logprobs, 0.0))
         objective -= settings.kl_coef * kl
         metrics["kl"] = jnp.sum(kl)
-    metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
-    return -jnp.sum(weights * objective), {**metrics, **extremes}
+    return -jnp.sum(weights * objective), {**jax.tree.map(jnp.float32, metrics), **extremes}
+
+
+def _range_of(name: str, values: jax.Array, mask: jax.Array, largest: float) -> dict[str, jax.Array]:
+    """Returns the smallest and the largest of the values in [0, largest] that a mask selects."""
+    return {
+        f"{name}/min": jnp.min(values, where=mask, initial=largest),
+        f"{name}/max": jnp.max(values, where=mask, initial=0.0),
+    }

@@ -80,6 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="coco, voc: most boxes that a question asks for (default %(default)s)",
     )
+    _add_arguments_of_formats(parser, default)
+
+
+def _add_arguments_of_formats(parser: argparse.ArgumentParser, default: DatasetSource) -> None:
+    """Adds the arguments of tables, resized images and recipes."""
     parser.add_argument(
         "--task", choices=[task.value for task in Task], default=default.task.value, help="table: task of the rows"
     )
