@@ -224,7 +224,7 @@ def test_a_signal_after_the_save_does_not_change_the_exit_code(settings, environ
 import atexit, os, signal
 from absl import app
 from currreft_jax import train
-train.run = lambda *_: None  # interrupted and saved
+train.run = lambda *_, **__: None  # interrupted and saved
 atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGUSR1)])
 app.run(train.main)
 """
