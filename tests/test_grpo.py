@@ -153,7 +153,7 @@ def test_impossible_replays_are_refused(finished_run, location, message, capsys)
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("stop_at", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stop_at", [3])
 def test_sigterm_saves_and_the_run_resumes_bit_for_bit(finished_run, checkpoint, rows, tmp_path, monkeypatch, stop_at):
     interrupt(monkeypatch, stop_at)
     assert trainer.run(config_of(checkpoint, rows), tmp_path) is None

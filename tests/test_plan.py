@@ -285,8 +285,9 @@ class MemoryProbe:
         return device_bytes([x for x in arrays if jax.devices()[0] in x.sharding.device_set])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    "split", [pytest.param(False, marks=pytest.mark.plan), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_plan_predicts_the_bytes_before_each_program_of_a_run(checkpoint, rows, tmp_path, monkeypatch, split):  # noqa: F811
     config = config_of(checkpoint, rows, steps=1, **(SPLIT if split else {}))
     if split:

@@ -100,10 +100,8 @@ def on_one_device(checkpoint, rows):
     quick(
         [
             (2, 1, MeshShape(2, 1, 4), (-1, 1), 2, 2),  # the sampler splits the parts again
-            (4, 1, MeshShape(4, 2, 1), (-1, 1), 1, 2),
             (4, 2, MeshShape(1, 8, 1), (4, 2), 1, 1),
             (4, 1, MeshShape(2, 4, 1), (2, 4), 2, 1),
-            (4, 2, MeshShape(1, 2, 4), (-1, 1), 2, 2),
         ]
     ),
 )
