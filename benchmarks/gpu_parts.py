@@ -182,7 +182,7 @@ def measure_sampling(bench: Bench) -> None:
         settings, some = config.sampling, prompts[:num_prompts]
         batch = to_devices(prompt_batch(some, model.config), model.mesh)
         sampler = (model, params, processor, batch, settings)
-        read = partial(start, *sampler, weights, (0, 0, 0), np.arange(load.group, dtype=np.int32))
+        read = partial(start, *sampler, weights, (0, 0, 0))
         draw = partial(sample, *sampler, weights=weights)
         jax.block_until_ready(draw())
         compiled = log_compilations()
