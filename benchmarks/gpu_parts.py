@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -67,6 +68,7 @@ from currreft_jax.planning.flops import matmul_flops
 from currreft_jax.planning.spec import ModelSpec
 from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.programs import StepProgram, device_bytes
+from currreft_jax.runtime.timing import StepTimer
 from currreft_jax.sampling.sampler import decode_params, sample, start
 from currreft_jax.session.session import load_config_processor
 from currreft_jax.session.sources import to_compute_dtype
@@ -221,7 +223,9 @@ def measure_step(bench: Bench) -> None:
         bench.say("parameters are there")
 
         def take_step(state: TrainState, step: int) -> TrainState:
-            return grpo_step(context, chosen.stage.update, reward_thread, state, chosen.examples, step).state
+            with closing(StepTimer()) as timer:
+                result = grpo_step(context, chosen.stage.update, reward_thread, state, chosen.examples, step, timer)
+            return result.state
 
         state = jax.block_until_ready(take_step(state, 1))
         chosen.report_peak(bench)
