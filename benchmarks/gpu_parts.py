@@ -258,7 +258,8 @@ def measure_sft(bench: Bench) -> None:
     bench.say("parameters are there")
 
     def take_step(state: TrainState) -> TrainState:
-        return sft_step(chosen.context, stage.update, state, chosen.examples).state
+        with closing(StepTimer()) as timer:
+            return sft_step(chosen.context, stage.update, state, chosen.examples, timer).state
 
     state = jax.block_until_ready(take_step(state))
     chosen.report_peak(bench)
