@@ -108,6 +108,28 @@ def test_every_held_out_row_is_answered_once(monkeypatch):
     assert measured.greedy is None and [temperature for _, temperature, _ in batches] == [0.7] * 3
 
 
+def test_the_row_that_a_host_repeats_counts_once(monkeypatch):
+    """Two hosts answer rows 0, 2, 4, 6 and 1, 3, 5, 6."""
+
+    def score(session, examples, rollout):
+        return ScoredRollout(None, Scores(np.array([[one.prompt] for one in examples]), {}, {}))
+
+    def allgather(of_first_host):
+        of_second_host = {"reward": np.array([1.0, 3.0, 5.0, 6.0])}
+        return {name: np.concatenate([x, of_second_host[name]]) for name, x in of_first_host.items()}
+
+    monkeypatch.setattr(held_out, "decode_params", lambda *_: {})
+    monkeypatch.setattr(held_out, "sample", lambda *_, **__: None)
+    monkeypatch.setattr(held_out, "score_rollout", score)
+    monkeypatch.setattr(held_out, "allgather", allgather)
+    monkeypatch.setattr(held_out.jax, "process_count", lambda: 2)
+    context = context_of(data=Data(batch_size=1), sampling=Sampling(group_size=4))
+    examples = tuple(SimpleNamespace(prompt=row) for row in (0.0, 2.0, 4.0, 6.0))
+    (measured,) = held_out.measure(context, {}, [HeldOut("one", 0, examples, rows=7)], "one", 1, greedy=False)
+    assert (measured.rows, measured.reward) == (7, 3.0)
+    assert measured.error == pytest.approx(np.std(range(7), ddof=1) / 7**0.5)
+
+
 @pytest.mark.parametrize(("stage_index", "regressions"), [(0, {}), (1, {"held_out/one/regression": 0.5})])
 def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path, capsys, stage_index, regressions):
     names = ("one", "two")

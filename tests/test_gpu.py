@@ -47,6 +47,7 @@ def parts_of(out: Path) -> dict:
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
+@pytest.mark.slow
 def test_the_tiny_size_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     out = tmp_path / "gpu.json"
     monkeypatch.setattr(gpu_parts, "attached_topology", h100)

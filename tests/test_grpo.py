@@ -401,6 +401,7 @@ def test_a_stages_learning_rate_replaces_the_optimizers(checkpoint, rows):
     assert rates == pytest.approx([config.optimizer.learning_rate, 0.25])
 
 
+@pytest.mark.slow
 def test_a_reached_limit_pauses_and_saves(checkpoint, rows, tmp_path):
     config = config_of(checkpoint, rows, grpo=Grpo(max_kl=1e-9))
     with pytest.raises(LimitReached, match=r"is above grpo\.max_kl"):

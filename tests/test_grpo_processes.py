@@ -8,7 +8,6 @@ import pytest
 from currreft_jax.config import Config, Source
 from currreft_jax.training import trainer
 from currreft_jax.training.curriculum import ForgettingMatrix
-from tests.marks import quick
 from tests.test_grpo import config_of, logged_metrics, rows
 from tests.test_processes import START, run_two_processes
 
@@ -32,7 +31,8 @@ def evaluating_config(checkpoint, rows, batch_size: int) -> Config:
     return config
 
 
-@pytest.mark.parametrize("batch_size", quick([4, 8]))  # two data shards a group, or one
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [4, 8])  # two data shards a group, or one
 def test_two_processes_train_as_one(checkpoint, rows, tmp_path, batch_size):
     assert trainer.run(evaluating_config(checkpoint, rows, batch_size), tmp_path / "one")
     program = PROGRAM.replace("ROWS", str(rows)).replace("BATCH", str(batch_size))

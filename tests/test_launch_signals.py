@@ -14,7 +14,6 @@ import pytest
 
 from currreft_jax.runtime.distributed import REQUEUE
 from currreft_jax.runtime.workdir import saved_steps
-from tests.marks import quick
 from tests.test_launch import ROOT, environment, settings, wait_for
 
 __all__ = ["environment", "settings"]
@@ -185,9 +184,10 @@ def test_a_failed_process_ends_the_others_and_gives_its_code(stand_ins, tmp_path
     assert not list(tmp_path.glob("saved-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
-    quick([((signal.SIGINT, TO_GROUP), (signal.SIGTERM, TO_ONE)), ((signal.SIGUSR1, TO_ONE), (signal.SIGINT, TO_ONE))]),
+    [((signal.SIGINT, TO_GROUP), (signal.SIGTERM, TO_ONE)), ((signal.SIGUSR1, TO_ONE), (signal.SIGINT, TO_ONE))],
     ids=["Ctrl-C and TERM", "USR1 and INT"],
 )
 def test_two_training_processes_save_on_a_signal_and_the_same_command_resumes(

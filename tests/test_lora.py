@@ -223,7 +223,8 @@ def test_a_step_updates_only_adapters_and_has_moments_only_for_them(checkpoint, 
         assert np.array_equal(old, after[name]) != is_adapter(name), name
 
 
-@pytest.mark.parametrize("frozen", quick(["vision", "adapters"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["vision", "adapters"])
 def test_frozen_parameters_cost_no_gradient_matmuls(checkpoint, plain, frozen):
     """The backward pass has two matmuls for each one of the forward pass; one gives the kernel's gradient."""
     model = lora_of() if frozen == "adapters" else plain_of()

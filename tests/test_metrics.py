@@ -252,6 +252,7 @@ def traced_run(checkpoint, rows, tmp_path_factory, waits):  # noqa: F811
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_its_steps_cost(traced_run):
     lines = read_metrics(traced_run / "metrics.jsonl")
     phases = ("time/prefix", "time/decode", "time/reference", "time/update")
@@ -269,6 +270,7 @@ def test_a_run_tells_what_its_steps_cost(traced_run):
     assert list((traced_run / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_every_metric_is_documented(traced_run):
     page = Path("docs/metrics.md").read_text()
     documented = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.M)))
@@ -277,10 +279,12 @@ def test_every_metric_is_documented(traced_run):
     assert [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
 
 
+@pytest.mark.slow
 def test_only_a_trace_makes_the_loop_wait(traced_run, waits):
     assert sum(waits) == 2  # before the traced step, and after it
 
 
+@pytest.mark.slow
 def test_a_trace_is_written_for_xprof_and_perfetto(traced_run):
     files = [path.name for path in (traced_run / "profile" / "plugins" / "profile").glob("*/*")]
     assert any(name.endswith(".xplane.pb") for name in files) and any(name.endswith(".trace.json.gz") for name in files)

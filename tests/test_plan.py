@@ -456,6 +456,7 @@ def test_the_search_shards_parameters_within_a_host_where_that_is_faster(checkpo
     assert best is not None and best.config.mesh.data == copies
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_where_the_arrays_alone_do_not_fit(checkpoint, monkeypatch):
     config = config_of(checkpoint, checkpoint)
     lines: list[str] = []

@@ -59,6 +59,7 @@ def test_the_readmes_file_map_is_the_tree():
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(checkpoint, tmp_path):
     """Runs the example with a small checkpoint and image, and fewer new tokens."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)

@@ -314,6 +314,7 @@ def test_greedy_takes_the_first_of_equal_maxima():
     np.testing.assert_allclose(entropy, -np.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), -1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_greedy_completions_of_a_group_are_equal(world):
     model, parameters, _, prompts = world
     rollout = cr.sample(*world, EXACT, temperature=0.0)
@@ -367,6 +368,7 @@ def decode_program(world, **changes):
     return run, run.programs.decode.lower(run.decoding_params, run.prompts, run.state, np.int32(8))
 
 
+@pytest.mark.slow
 def test_disabled_filters_sort_nothing(world):
     sort = re.compile(r"stablehlo\.sort|top_k")
     assert not sort.search(decode_program(world)[1].as_text())

@@ -86,6 +86,7 @@ def arrays(checkpoint):
     }
 
 
+@pytest.mark.slow
 def test_prompts_have_the_annotated_shapes(arrays):
     for prompt in arrays[0]:
         with jaxtyping.jaxtyped("context"):

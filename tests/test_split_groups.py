@@ -24,7 +24,6 @@ from currreft_jax.training import grpo
 from currreft_jax.training.batches import StageContext, layout_on
 from currreft_jax.training.optimizer import stage_optimizer
 from currreft_jax.training.update import gradient_function, init_state, update_programs
-from tests.marks import quick
 from tests.test_grpo import config_of, rows
 
 __all__ = ["rows"]
@@ -95,15 +94,14 @@ def on_one_device(checkpoint, rows):
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompts", "minibatches", "mesh", "sampling_mesh", "microbatches", "completions"),
-    quick(
-        [
-            (2, 1, MeshShape(2, 1, 4), (-1, 1), 2, 2),  # the sampler splits the parts again
-            (4, 2, MeshShape(1, 8, 1), (4, 2), 1, 1),
-            (4, 1, MeshShape(2, 4, 1), (2, 4), 2, 1),
-        ]
-    ),
+    [
+        (2, 1, MeshShape(2, 1, 4), (-1, 1), 2, 2),  # the sampler splits the parts again
+        (4, 2, MeshShape(1, 8, 1), (4, 2), 1, 1),
+        (4, 1, MeshShape(2, 4, 1), (2, 4), 2, 1),
+    ],
 )
 def test_a_step_with_split_groups_is_that_of_one_device(
     on_one_device, monkeypatch, prompts, minibatches, mesh, sampling_mesh, microbatches, completions

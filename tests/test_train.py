@@ -138,6 +138,7 @@ def test_sigterm_saves_and_the_run_resumes_bit_for_bit(finished_run, checkpoint,
     assert logged_metrics(tmp_path) == logged_metrics(finished_run)
 
 
+@pytest.mark.slow
 def test_a_crash_loses_unsaved_steps_only(finished_run, checkpoint, rows, tmp_path, monkeypatch):
     advance, steps = Metrics.advance, []
 

@@ -270,6 +270,7 @@ def test_loading_onto_a_mesh(folder, tmp_path, data, fsdp, tensor):
     assert_same(dict(hf.hub_tensors(parameters)), dict(hf.hub_tensors(expected)))
 
 
+@pytest.mark.slow
 def test_conversion_to_another_dtype(folder, tmp_path):
     assert main([str(folder), str(tmp_path / "half"), "--dtype", "bfloat16", "--verify"]) == 0
     model, parameters = hf.load(tmp_path / "half")
