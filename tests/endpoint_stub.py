@@ -102,8 +102,8 @@ class EndpointStub:
                         break
                 finally:
                     self._in_flight -= 1
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client left
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client left, or the server stops
         finally:
             writer.close()
 
@@ -232,8 +232,8 @@ def _write(writer: asyncio.StreamWriter, status: int, body: Any, headers: dict[s
 
 
 def stub_settings(stub: EndpointStub, ledger: Path, **changes: Any) -> EndpointSettings:
-    """Settings for a stub, with short pauses and timeouts, and no key."""
-    quick: dict[str, Any] = {"attempts": 4, "timeout_s": 0.3, "deadline_s": 10.0, "backoff_s": 0.002}
+    """Settings for a stub, with short pauses, and no key."""
+    quick: dict[str, Any] = {"attempts": 4, "timeout_s": 5.0, "deadline_s": 60.0, "backoff_s": 0.002}
     defaults = quick | {"max_backoff_s": 0.02, "key_variable": "CURRREFT_STUB_KEY"}
     return EndpointSettings(**({"url": stub.url, "model": MODEL, "ledger": ledger} | defaults | changes))
 

@@ -1,9 +1,9 @@
-"""Questions to an OpenAI-compatible server: retries, budgets, and a ledger that is never asked twice; loads no JAX."""
+"""Asks OpenAI-compatible servers, with retries, budgets and a ledger of all calls; loads no JAX."""
 
 from currreft_jax.endpoint.client import Endpoint, open_endpoint
 from currreft_jax.endpoint.errors import EndpointError
 from currreft_jax.endpoint.reply import Failure, FailureReason, Reply, Usage
-from currreft_jax.endpoint.request import Decoding, Message, Request
+from currreft_jax.endpoint.request import Decoding, Message, Request, schema_format
 from currreft_jax.endpoint.settings import EndpointSettings, ImageEncoding
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Request",
     "Usage",
     "open_endpoint",
+    "schema_format",
 ]

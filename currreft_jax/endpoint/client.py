@@ -210,7 +210,7 @@ class Endpoint:
                 return await self._attempts(question, deadline)
         except TimeoutError:
             last = f"; the last error was: {question.last_error}" if question.last_error else ""
-            problem = f"no answer within {self._settings.deadline_s:g} s, which is deadline_s{last}"
+            problem = f"no answer within {self._settings.deadline_s:g} s: raise deadline_s{last}"
             return Failure(request.key, FailureReason.DEADLINE, problem)
         except BudgetSpent as error:
             return Failure(request.key, FailureReason.BUDGET, str(error))
@@ -254,8 +254,8 @@ class Endpoint:
         except CallError as error:
             result = error
         except TimeoutError:
-            seconds = f"{self._settings.timeout_s:g} s, which is timeout_s"
-            result = CallError(FailureReason.TIMEOUT, f"no whole response within {seconds}")
+            problem = f"no whole response within {self._settings.timeout_s:g} s: raise timeout_s, or lower max_tokens"
+            result = CallError(FailureReason.TIMEOUT, problem)
         except asyncio.CancelledError:
             reason = FailureReason.DEADLINE if deadline.expired() else FailureReason.INTERRUPTED
             self._record_failure(call, question.key, CallError(reason, "cut off"), encoded.tokens, final=False)
@@ -287,9 +287,10 @@ class Endpoint:
             remedy = "start the server, or correct the URL, the proxy or the certificates"
             raise CallError(FailureReason.CONNECTION, f"{problem}: {remedy}", tokens=0) from None
         except httpx2.RequestError as error:
-            problem = f"the connection broke ({type(error).__name__}: {error})"
+            problem = f"the connection broke ({type(error).__name__}: {error}): see the server's log"
             raise CallError(FailureReason.CONNECTION, problem) from None
-        content = self._api_key.redact_json(parse_body(response.status_code, response.headers, response.text))
+        content = parse_body(response.status_code, response.headers, response.text, self._api_key.redact)
+        content = self._api_key.redact_json(content)
         return parse_completion(content, request.key, request.decoding.n, request.decoding.max_tokens)
 
     def _adapt(self, result: Reply | CallError, attempt: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from currreft_jax.endpoint.pacing import retry_after_s
@@ -32,6 +32,8 @@ _REMEDIES = {
     FailureReason.ACCESS: "set the environment variable of the API key, or see to the account behind it",
     FailureReason.MODEL: "name a model that the server has; GET /models lists them",
     FailureReason.URL: "correct the endpoint's URL; it usually ends in /v1",
+    FailureReason.RATE_LIMIT: "lower max_concurrency, or set calls_per_minute or tokens_per_minute",
+    FailureReason.SERVER: "see the server's log",
 }
 
 
@@ -51,45 +53,46 @@ class _ErrorFields(NamedTuple):
     kind: str
 
 
-def response_error(status: int, headers: Mapping[str, str], text: str) -> CallError:
+def response_error(status: int, headers: Mapping[str, str], text: str, redact: Callable[[str], str]) -> CallError:
     """Returns the error of a response that is not a success.
 
     Args:
         status: HTTP status.
         headers: the response's headers; their names are not case-sensitive.
         text: the body: JSON in one of the forms that servers use, HTML or text.
+        redact: takes the API key out of a text.
     """
-    fields = _error_fields(text)
+    fields = _error_fields(text, redact)
     reason = _reason(status, fields)
-    message = f"HTTP {status}: {fields.message or 'no message'}"
+    message = f"HTTP {status}: {fields.message.rstrip('.') or 'no message'}"
     if 300 <= status < 400:
-        message += f" (redirected to {headers.get('location', 'nowhere')})"
+        message += f" (redirected to {redact(headers.get('location', 'nowhere'))})"
     remedy = _remedy(reason, status, fields)
     pause = retry_after_s(headers)
     return CallError(reason, f"{message}: {remedy}" if remedy else message, status, pause, tokens=0)
 
 
-def parse_body(status: int, headers: Mapping[str, str], text: str) -> Any:
-    """Returns the JSON of a successful response.
+def parse_body(status: int, headers: Mapping[str, str], text: str, redact: Callable[[str], str]) -> Any:
+    """Returns the JSON of a successful response; the arguments are those of `response_error`.
 
     Raises:
         CallError: it is not JSON, or an error in spite of its status.
     """
     if not 200 <= status < 300:
-        raise response_error(status, headers, text)
+        raise response_error(status, headers, text, redact)
     try:
         body = json.loads(text)
     except ValueError:
-        shown = _one_line(text) or "nothing"
+        shown = _one_line(redact(text)) or "nothing"
         hint = "; does the endpoint's URL end in /v1?" if "<html" in text[:1000].lower() else ""
         raise CallError(FailureReason.MALFORMED, f"the response is not JSON: {shown}{hint}", status) from None
     if isinstance(body, dict) and body.get("error") and "choices" not in body:
         code = body["error"].get("code") if isinstance(body["error"], dict) else None
-        raise response_error(code if isinstance(code, int) and 400 <= code < 600 else 500, headers, text)
+        raise response_error(code if isinstance(code, int) and 400 <= code < 600 else 500, headers, text, redact)
     return body
 
 
-def _error_fields(text: str) -> _ErrorFields:
+def _error_fields(text: str, redact: Callable[[str], str]) -> _ErrorFields:
     """Reads `{"error": {...}}`, `{"error": "..."}`, `{"object": "error", ...}`, `{"detail": ...}`, or plain text."""
     try:
         body = json.loads(text)
@@ -97,12 +100,13 @@ def _error_fields(text: str) -> _ErrorFields:
         body = None
     error = body.get("error", body) if isinstance(body, dict) else None
     if isinstance(error, str):
-        return _ErrorFields(_one_line(error), "")
+        return _ErrorFields(_one_line(redact(error)), "")
     if not isinstance(error, dict):
-        return _ErrorFields(_one_line(re.sub(r"<[^>]*>", " ", text)), "")
+        return _ErrorFields(_one_line(re.sub(r"<[^>]*>", " ", redact(text))), "")
     message = error.get("message", error.get("detail", ""))
     kind = " ".join(str(error.get(name) or "") for name in ("type", "code", "param"))
-    return _ErrorFields(_one_line(message if isinstance(message, str) else json.dumps(message)), kind.strip())
+    message = message if isinstance(message, str) else json.dumps(message)
+    return _ErrorFields(_one_line(redact(message)), kind.strip())
 
 
 def _reason(status: int, fields: _ErrorFields) -> FailureReason:
@@ -126,7 +130,7 @@ def _remedy(reason: FailureReason, status: int, fields: _ErrorFields) -> str:
     if reason is FailureReason.REJECTED and "max_completion_tokens" in fields.message:
         return "set token_limit_field=max_completion_tokens"
     if reason is FailureReason.REJECTED and re.search("response_format|json_schema", fields.message + fields.kind):
-        return "the server does not take JSON schemas: ask without one"
+        return "the server does not take this response_format: ask without it"
     if status == 413:
         return "send fewer or smaller images"
     return _REMEDIES.get(reason, "")

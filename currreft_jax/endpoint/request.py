@@ -65,14 +65,14 @@ class Request:
         key: the caller's name of the request, which its reply or failure carries.
         messages: the conversation.
         decoding: how the server decodes.
-        schema: JSON Schema that the answer must satisfy, sent as `response_format`; None for free text.
+        response_format: form of the answer, such as `schema_format`, sent as it is; None for free text.
         repetition: tells apart requests that are otherwise equal and are each to be asked.
     """
 
     key: str
     messages: tuple[Message, ...]
     decoding: Decoding
-    schema: Mapping[str, Any] | None = None
+    response_format: Mapping[str, Any] | None = None
     repetition: int = 0
 
 
@@ -89,11 +89,16 @@ class EncodedRequest:
     tokens: int
 
 
+def schema_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the response format of JSON that satisfies a JSON Schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
 def ledger_key(request: Request, settings: EndpointSettings) -> str:
     """Computes the request's key in the ledger: a SHA-256 of all that its answer depends on.
 
-    That is the server's host and port, the model, texts, contents of the images and their encoding, decoding, schema,
-    extra fields and the repetition; neither `request.key` nor the paths of images.
+    That is the server's host and port, the model, texts, contents of the images and their encoding, decoding, response
+    format, extra fields and the repetition; neither `request.key` nor the paths of images.
 
     Raises:
         ImageError: an image file cannot be read.
@@ -107,7 +112,7 @@ def ledger_key(request: Request, settings: EndpointSettings) -> str:
         ],
         "decoding": asdict(request.decoding),
         "token_limit_field": settings.token_limit_field,
-        "schema": request.schema,
+        "response_format": request.response_format,
         "extra_body": settings.extra_body,
         "repetition": request.repetition,
     }
@@ -141,9 +146,8 @@ def encode_request(request: Request, settings: EndpointSettings) -> EncodedReque
     body |= {name: value for name, value in optional.items() if value is not None}
     if decoding.n > 1:
         body["n"] = decoding.n
-    if request.schema is not None:
-        schema = {"name": "answer", "strict": True, "schema": request.schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if request.response_format is not None:
+        body["response_format"] = request.response_format
     return EncodedRequest(json.dumps(body | dict(settings.extra_body), default=dict).encode(), tokens)
 
 

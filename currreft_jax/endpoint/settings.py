@@ -107,10 +107,20 @@ def validate_endpoint(settings: EndpointSettings) -> None:
             f"{settings.concurrency}, which is concurrency, or more",
         ),
     ]
-    for name in ("timeout_s", "deadline_s", "calls_per_minute", "tokens_per_minute"):
-        demands.append((getattr(settings, name) > 0, name, getattr(settings, name), "more than 0"))
-    for name in ("backoff_s", "max_backoff_s", "max_calls", "max_tokens"):
-        demands.append((getattr(settings, name) >= 0, name, getattr(settings, name), "0 or more"))
+    positive = {
+        "timeout_s": settings.timeout_s,
+        "deadline_s": settings.deadline_s,
+        "calls_per_minute": settings.calls_per_minute,
+        "tokens_per_minute": settings.tokens_per_minute,
+    }
+    not_negative = {
+        "backoff_s": settings.backoff_s,
+        "max_backoff_s": settings.max_backoff_s,
+        "max_calls": settings.max_calls,
+        "max_tokens": settings.max_tokens,
+    }
+    demands += [(value > 0, name, value, "more than 0") for name, value in positive.items()]
+    demands += [(value >= 0, name, value, "0 or more") for name, value in not_negative.items()]
     refuse("endpoint", demands)
     host_of(settings.url)
 

@@ -19,6 +19,7 @@ from currreft_jax.endpoint import (
     Reply,
     Request,
     open_endpoint,
+    schema_format,
 )
 from currreft_jax.endpoint.ledger import open_ledger
 from currreft_jax.endpoint.request import encode_request
@@ -34,7 +35,6 @@ ROWS = [
     ([Fault.SERVER_ERROR, Fault.UNAVAILABLE_HTML, Fault.NONE], None),
     ([Fault.TRUNCATED, Fault.RESET, Fault.NONE], None),
     ([Fault.HTML, Fault.NOT_JSON, Fault.ERROR_IN_200, Fault.NONE], None),
-    ([Fault.SLOW_TOKENS, Fault.NONE], None),
     ([Fault.RATE_LIMIT], FailureReason.RATE_LIMIT),
     ([Fault.SERVER_ERROR], FailureReason.SERVER),
     ([Fault.RESET], FailureReason.CONNECTION),
@@ -124,7 +124,7 @@ def test_failures_that_are_settled_are_asked_again_on_demand(tmp_path):
     ("fault", "words"),
     [
         (Fault.UNKNOWN_MODEL, ["does not exist", "name a model", "it has stub-model, other"]),
-        (Fault.UNKNOWN_MODEL_FLAT, ["does not exist", "name a model"]),
+        (Fault.UNKNOWN_MODEL_FLAT, ["HTTP 404: The model `stub-model` does not exist: name a model"]),
         (Fault.NO_ROUTE, ["HTTP 404: Not Found", "usually ends in /v1"]),
         (Fault.NO_ACCESS, ["HTTP 401", "set the environment variable of the API key"]),
         (Fault.HTML, ["is not JSON", "does the endpoint's URL end in /v1?"]),
@@ -134,11 +134,18 @@ def test_failures_that_are_settled_are_asked_again_on_demand(tmp_path):
 def test_a_mistake_in_the_settings_stops_at_the_first_request(fault, words, tmp_path):
     with endpoint_stub(always(fault)) as stub:
         settings = stub_settings(stub, tmp_path / "ledger.jsonl")
-        with pytest.raises(EndpointError) as caught:
-            answers(settings, *(text_request(f"row {number}") for number in range(50)))
+        with pytest.raises(EndpointError) as caught, open_endpoint(settings) as endpoint:
+            list(endpoint.answers(slowly(text_request(f"row {number}") for number in range(20))))
         assert {call.text for call in stub.calls} == {"row 0"}
     for word in [stub.url, *words]:
         assert word in str(caught.value)
+
+
+def slowly(requests):
+    """Requests whose reading takes longer than the first call."""
+    for request in requests:
+        yield request
+        time.sleep(0.02)
 
 
 def test_an_unreachable_host_stops_at_the_first_request(tmp_path):
@@ -154,7 +161,9 @@ def test_an_unreachable_host_stops_at_the_first_request(tmp_path):
         (Fault.OVERFLOW, "lower max_tokens or the size of the images"),
         (Fault.NULL, "16 tokens were spent before any text, perhaps on reasoning: raise max_tokens"),
         (Fault.REFUSED, "I cannot help with that."),
-        (Fault.SERVER_ERROR, "after 4 attempts: HTTP 500: boom"),
+        (Fault.SERVER_ERROR, "after 4 attempts: HTTP 500: boom: see the server's log"),
+        (Fault.ERROR_IN_200, "HTTP 502: provider is down"),
+        (Fault.RATE_LIMIT, "HTTP 429: slow down: lower max_concurrency"),
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else "",
 )
@@ -199,7 +208,7 @@ def test_the_number_of_calls_in_flight_follows_the_server(limited, tmp_path):
         return Fault.RATE_LIMIT if limited and len(first) == 2 else Fault.NONE
 
     with endpoint_stub(fault_of, latency_s=0.1) as stub:
-        with open_endpoint(stub_settings(stub, tmp_path / "ledger.jsonl", concurrency=10, timeout_s=9.0)) as endpoint:
+        with open_endpoint(stub_settings(stub, tmp_path / "ledger.jsonl", concurrency=10)) as endpoint:
             outcomes = list(endpoint.answers(text_request(f"row {number}") for number in range(45)))
         assert all(isinstance(outcome, Reply) for outcome in outcomes)
         assert 9 < stub.peak <= 12 if limited else 12 < stub.peak <= 40
@@ -222,12 +231,11 @@ def test_a_pause_that_the_server_asks_for_holds_all_calls(tmp_path):
 
 def test_a_request_ends_at_its_deadline_with_its_last_error(tmp_path):
     with endpoint_stub(lambda text, call: Fault.HANG if call else Fault.SERVER_ERROR) as stub:
-        changes = {"deadline_s": 0.2, "timeout_s": 30.0}
         started = time.monotonic()
-        outcome = answer(stub_settings(stub, tmp_path / "ledger.jsonl", **changes))
-    assert time.monotonic() - started < 2
+        outcome = answer(stub_settings(stub, tmp_path / "ledger.jsonl", deadline_s=0.7))
+    assert time.monotonic() - started < 4
     assert outcome.reason is FailureReason.DEADLINE
-    assert "0.2 s, which is deadline_s; the last error was: HTTP 500: boom" in outcome.message
+    assert "0.7 s: raise deadline_s; the last error was: HTTP 500: boom" in outcome.message
     assert [event["reason"] for event in events(tmp_path / "ledger.jsonl")[2:] if "reason" in event] == [
         "server",
         "deadline",
@@ -239,7 +247,12 @@ def test_a_call_ends_at_its_timeout(fault, tmp_path):
     with endpoint_stub(always(fault)) as stub:
         outcome = answer(stub_settings(stub, tmp_path / "ledger.jsonl", attempts=2, timeout_s=0.1))
     assert outcome.reason is FailureReason.TIMEOUT
-    assert outcome.message == "after 2 attempts: no whole response within 0.1 s, which is timeout_s"
+    assert outcome.message == "after 2 attempts: no whole response within 0.1 s: raise timeout_s, or lower max_tokens"
+
+
+def test_a_call_that_timed_out_is_tried_again(tmp_path):
+    with endpoint_stub(lambda text, call: Fault.NONE if call else Fault.SLOW_TOKENS) as stub:
+        assert isinstance(answer(stub_settings(stub, tmp_path / "ledger.jsonl", attempts=9, timeout_s=0.3)), Reply)
 
 
 def test_calls_end_at_the_budget_of_all_runs(tmp_path):
@@ -276,7 +289,7 @@ def test_a_call_whose_usage_is_unknown_costs_its_estimate(tmp_path):
 def test_the_body_is_the_request(tmp_path):
     decoding = Decoding(max_tokens=9, temperature=0.5, top_p=0.9, n=2, seed=7)
     messages = (Message("system", ("Be brief.",)), Message("user", ("Why?",)))
-    request = Request("one", messages, decoding, schema={"type": "object"})
+    request = Request("one", messages, decoding, response_format=schema_format({"type": "object"}))
     with endpoint_stub() as stub:
         changes = {"extra_body": {"top_k": 1}, "token_limit_field": "max_completion_tokens"}
         outcome = answer(stub_settings(stub, tmp_path / "ledger.jsonl", **changes), request)
@@ -339,7 +352,7 @@ def test_an_unreadable_image_fails_its_own_request_alone(tmp_path):
 
 def test_a_stream_that_is_left_records_its_calls_as_interrupted(tmp_path):
     with endpoint_stub(lambda text, call: Fault.HANG if text == "slow" else Fault.NONE) as stub:
-        settings = stub_settings(stub, tmp_path / "ledger.jsonl", timeout_s=30.0)
+        settings = stub_settings(stub, tmp_path / "ledger.jsonl")
         with open_endpoint(settings) as endpoint:
             for outcome in endpoint.answers(map(text_request, ["one", "slow", "two"])):
                 if outcome.key == "two":

@@ -42,7 +42,7 @@ from tests.endpoint_stub import EndpointStub, stub_settings, text_request
 
 stub = EndpointStub(None, None, url=sys.argv[1])
 concurrency = int(sys.argv[4])
-settings = stub_settings(stub, Path(sys.argv[2]), concurrency=concurrency, max_concurrency=concurrency, timeout_s=10.0)
+settings = stub_settings(stub, Path(sys.argv[2]), concurrency=concurrency, max_concurrency=concurrency)
 table = {}
 with open_endpoint(settings) as endpoint:
     for outcome in endpoint.answers(text_request(f"row {number}") for number in range(int(sys.argv[3]))):

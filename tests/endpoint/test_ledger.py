@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from currreft_jax.endpoint import Reply, open_endpoint
+from currreft_jax.endpoint import Decoding, EndpointSettings, Message, Reply, Request, open_endpoint
 from currreft_jax.endpoint.ledger import LedgerError, open_ledger
 from currreft_jax.endpoint.request import ledger_key
 from tests.endpoint.test_client import answer, answers
@@ -116,11 +116,11 @@ def test_one_process_at_a_time(path):
 def test_two_ledgers_are_merged_by_concatenation(path, tmp_path):
     other = tmp_path / "other.jsonl"
     with open_ledger(other) as ledger:
-        call = ledger.send("b", "row b", 1, 70)
-        ledger.record("reply", call=call, key="b", tokens=20, **REPLY)
+        ledger.send("c", "row c", 1, 1)
+        ledger.record("reply", call=ledger.send("b", "row b", 1, 70), key="b", tokens=20, **REPLY)
     path.write_bytes(path.read_bytes() + other.read_bytes())
     with open_ledger(path) as ledger:
-        assert (ledger.calls, ledger.tokens, ledger.lost) == (3, 12 + 70 + 20, 1)
+        assert (ledger.calls, ledger.tokens, ledger.lost) == (4, 12 + 70 + 1 + 20, 2)
         assert ledger.outcome("b") is not None
 
 
@@ -185,6 +185,15 @@ def test_a_request_to_another_model_or_server_has_another_key(change, tmp_path):
         settings = stub_settings(stub, tmp_path)
         other = stub_settings(stub, tmp_path, **change)
         assert ledger_key(text_request("one"), settings) != ledger_key(text_request("one"), other)
+
+
+def test_the_key_of_an_image_is_its_content(tmp_path):
+    def key(name, content):
+        (tmp_path / name).write_bytes(content)
+        request = Request("one", (Message("user", (tmp_path / name,)),), Decoding(16))
+        return ledger_key(request, EndpointSettings(url="http://host/v1", model="model", ledger=tmp_path))
+
+    assert key("a.png", b"one") == key("b.png", b"one") != key("a.png", b"two")
 
 
 def test_a_moved_ledger_answers_without_a_server(tmp_path):

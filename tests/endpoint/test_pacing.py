@@ -118,15 +118,15 @@ def test_a_server_may_ask_for_a_date():
     ],
 )
 def test_errors_of_servers_have_reasons(status, body, reason):
-    assert response_error(status, {}, body).reason is FailureReason(reason)
+    assert response_error(status, {}, body, str).reason is FailureReason(reason)
 
 
 def test_error_messages_are_one_line_without_tags():
-    error = response_error(503, {}, "<html>\n<h1>Service</h1>\n\nUnavailable" + " now" * 200 + "</html>")
+    error = response_error(503, {}, "<html>\n<h1>Service</h1>\n\nUnavailable" + " now" * 200 + "</html>", str)
     assert error.message.startswith("HTTP 503: Service Unavailable now") and len(error.message) < 450
     assert "\n" not in error.message and "<" not in error.message
 
 
 def test_a_server_that_wants_another_name_of_the_token_limit_is_understood():
     body = '{"error": {"message": "Unsupported parameter: use \'max_completion_tokens\' instead."}}'
-    assert "set token_limit_field=max_completion_tokens" in response_error(400, {}, body).message
+    assert "set token_limit_field=max_completion_tokens" in response_error(400, {}, body, str).message

@@ -5,6 +5,9 @@ import logging
 import pytest
 
 from currreft_jax.endpoint import EndpointError, Failure, Reply, open_endpoint
+from currreft_jax.endpoint.errors import parse_body
+from currreft_jax.endpoint.reply import CallError
+from currreft_jax.endpoint.settings import ApiKey
 from tests.endpoint.test_client import always, answer
 from tests.endpoint_stub import Fault, endpoint_stub, stub_settings, text_request
 
@@ -29,7 +32,7 @@ def test_the_key_is_sent_and_never_shown_even_if_the_server_repeats_it(tmp_path,
         outcomes, texts = outcomes_and_texts(stub_settings(stub, tmp_path / "ledger.jsonl"), caplog, capfd)
     reply, failure = sorted(outcomes, key=lambda outcome: outcome.key)
     assert isinstance(reply, Reply) and reply.texts == ("Incorrect API key provided: Bearer [key].",)
-    assert isinstance(failure, Failure) and "provided: Bearer [key]." in failure.message
+    assert isinstance(failure, Failure) and "provided: Bearer [key]: set" in failure.message
     for text in texts:
         assert KEY not in text and "very+secret" not in text
 
@@ -42,6 +45,16 @@ def test_the_key_is_in_no_error(tmp_path, monkeypatch):
     while error:
         assert KEY not in str(error) + repr(error)
         error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("form", ['{"error": {"message": "%s"}}', '{"error": "%s"}', "<p>%s</p>"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_key_is_not_shown_in_part_where_a_message_is_cut(form, status, monkeypatch):
+    monkeypatch.setenv(VARIABLE, KEY)
+    for length in range(370, 410):
+        with pytest.raises(CallError) as caught:
+            parse_body(status, {}, form % ("x" * length + KEY), ApiKey(VARIABLE).redact)
+        assert KEY[:3] not in caught.value.message
 
 
 def test_no_key_is_sent_without_the_variable(tmp_path, monkeypatch):
