@@ -50,8 +50,6 @@ _NO_CONTACT = frozenset(
     }
 )
 
-Outcome = Reply | Failure
-
 
 @contextmanager
 def open_endpoint(settings: EndpointSettings) -> Iterator[Endpoint]:
@@ -111,7 +109,7 @@ class Endpoint:
         timeout = httpx2.Timeout(None, connect=_CONNECT_S)
         self._http = httpx2.AsyncClient(headers=headers, timeout=timeout, limits=limits, mounts=_WITHOUT_PROXY)
 
-    def answers(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+    def answers(self, requests: Iterable[Request]) -> Iterator[Reply | Failure]:
         """Asks requests and yields their replies and failures as they come, each exactly once.
 
         Requests are read only as far ahead as calls may be in flight, and must not wait for outcomes. Equal requests
@@ -160,15 +158,15 @@ class Endpoint:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._http.aclose()
 
-    def _submit(self, request: Request, key: str) -> Future[Outcome]:
+    def _submit(self, request: Request, key: str) -> Future[Reply | Failure]:
         return asyncio.run_coroutine_threadsafe(self._ask(request, key), self._loop)
 
-    def _collected(self, in_flight: _InFlight) -> Iterator[Outcome]:
+    def _collected(self, in_flight: _InFlight) -> Iterator[Reply | Failure]:
         outcomes = in_flight.collect()
         self._ledger.sync()
         yield from map(self._counted, outcomes)
 
-    def _counted(self, outcome: Outcome) -> Outcome:
+    def _counted(self, outcome: Reply | Failure) -> Reply | Failure:
         self.counts["replayed"] += outcome.from_ledger
         if isinstance(outcome, Failure):
             self.counts[outcome.reason] += 1
@@ -177,7 +175,7 @@ class Endpoint:
             self.counts["cut_off"] += outcome.finish_reasons.count("length")
         return outcome
 
-    def _recorded(self, request: Request, key: str) -> Outcome | None:
+    def _recorded(self, request: Request, key: str) -> Reply | Failure | None:
         """Returns the request's outcome in the ledger, unless it is to be asked again."""
         event = self._ledger.outcome(key)
         if event is None:
@@ -189,7 +187,7 @@ class Endpoint:
             return None
         return Failure(request.key, reason, event["message"], from_ledger=True)
 
-    async def _ask(self, request: Request, key: str) -> Outcome:
+    async def _ask(self, request: Request, key: str) -> Reply | Failure:
         """Asks a request; until the server has answered once, requests go one by one."""
         if not self._contact:
             async with self._first:
@@ -203,7 +201,7 @@ class Endpoint:
                     return outcome
         return await self._ask_in_time(request, key)
 
-    async def _ask_in_time(self, request: Request, key: str) -> Outcome:
+    async def _ask_in_time(self, request: Request, key: str) -> Reply | Failure:
         question = _Question(request, key)
         try:
             async with asyncio.timeout(None) as deadline:
@@ -217,7 +215,7 @@ class Endpoint:
         except ImageError as error:
             return Failure(request.key, FailureReason.IMAGE, str(error))
 
-    async def _attempts(self, question: _Question, deadline: asyncio.Timeout) -> Outcome:
+    async def _attempts(self, question: _Question, deadline: asyncio.Timeout) -> Reply | Failure:
         """Calls until there is an answer, an error that another call would repeat, or no attempt left."""
         settings = self._settings
         attempt, encoded = 0, None
@@ -350,11 +348,11 @@ class _InFlight:
         size: number of requests.
     """
 
-    def __init__(self, submit: Callable[[Request, str], Future[Outcome]]):
+    def __init__(self, submit: Callable[[Request, str], Future[Reply | Failure]]):
         self.size = 0
         self._submit = submit
         self._requests: dict[str, list[Request]] = {}
-        self._futures: dict[str, Future[Outcome]] = {}
+        self._futures: dict[str, Future[Reply | Failure]] = {}
         self._finished: SimpleQueue[str] = SimpleQueue()
 
     @property
@@ -371,7 +369,7 @@ class _InFlight:
         self._futures[key] = self._submit(request, key)
         self._futures[key].add_done_callback(lambda _: self._finished.put(key))
 
-    def collect(self) -> list[Outcome]:
+    def collect(self) -> list[Reply | Failure]:
         """Waits for an outcome, and returns all that are there.
 
         Raises:
