@@ -1,0 +1,53 @@
+"""The budget of a ledger, in calls and tokens."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class BudgetSpent(Exception):
+    """The next call would exceed the budget."""
+
+
+class CallBudget:
+    """Counts calls and tokens; a call's estimate is reserved before it goes out.
+
+    Attributes:
+        calls: calls so far.
+        tokens: tokens so far, without those reserved.
+    """
+
+    def __init__(self, max_calls: float, max_tokens: float, calls: int, tokens: int):
+        self.calls = calls
+        self.tokens = tokens
+        self._max_calls = max_calls
+        self._max_tokens = max_tokens
+        self._reserved: list[int] = []
+        self._settled = asyncio.Condition()
+
+    async def reserve(self, tokens: int) -> None:
+        """Counts a call and reserves its estimate; waits while only reservations of other calls are in its way.
+
+        Raises:
+            BudgetSpent: the call would exceed the budget.
+        """
+        async with self._settled:
+            while True:
+                if self.calls >= self._max_calls or self.tokens + tokens > self._max_tokens:
+                    raise BudgetSpent(
+                        f"{self.calls:,} calls and {self.tokens:,} tokens are spent, the next call may take {tokens:,}"
+                        f" tokens: raise max_calls, which is {self._max_calls:,},"
+                        f" or max_tokens, which is {self._max_tokens:,}"
+                    )
+                if self.tokens + sum(self._reserved) + tokens <= self._max_tokens:
+                    break
+                await self._settled.wait()
+            self.calls += 1
+            self._reserved.append(tokens)
+
+    async def settle(self, estimate: int, tokens: int) -> None:
+        """Replaces a reservation by the tokens that the call took."""
+        self._reserved.remove(estimate)
+        self.tokens += tokens
+        async with self._settled:
+            self._settled.notify_all()

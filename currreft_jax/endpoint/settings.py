@@ -1,0 +1,182 @@
+"""Settings of an endpoint, and its API key."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from currreft_jax.config.checks import refuse
+from currreft_jax.endpoint.reply import SETTLED, FailureReason
+
+# Shorter keys are words such as EMPTY, which answers may contain.
+_SHORTEST_SECRET = 8
+_URL = re.compile(r"https?://(?P<host>(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(:\d{1,5})?)(/[^\s?#@]*)?")
+# Fields of the body that requests set, or that change the form of responses.
+_OWN_FIELDS = {
+    *("model", "messages", "n", "temperature", "top_p", "seed", "response_format", "stream"),
+    *("max_tokens", "max_completion_tokens"),
+}
+
+
+class ImageEncoding(Enum):
+    """How images are sent.
+
+    `PNG` sends the decoded RGB pixels without loss, as an in-process evaluation sees them; `JPEG` with Pillow's default
+    quality, 75; `ORIGINAL` the file as it is.
+    """
+
+    PNG = "png"
+    JPEG = "jpeg"
+    ORIGINAL = "original"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """Where requests go, how often, and what they may cost.
+
+    Attributes:
+        url: base URL, such as `http://localhost:8000/v1`; `/chat/completions` is appended.
+        model: name of the model at the server.
+        ledger: file of the ledger, which is appended to; one process at a time.
+        key_variable: environment variable that holds the API key; no key is sent if it is unset or empty.
+        image_encoding: how images are sent.
+        extra_body: further fields of every request body, such as `{"repetition_penalty": 1.0}`.
+        token_limit_field: name of the token limit in the body; some servers take `max_completion_tokens` alone.
+        ask_again: failures of earlier runs that are asked again.
+        attempts: calls at most for one request.
+        timeout_s: seconds for one call.
+        deadline_s: seconds for all calls of one request and the pauses between them.
+        backoff_s: the n-th pause is drawn from 0 to backoff_s * 2^(n - 1) seconds.
+        max_backoff_s: longest pause, also where the server asks for a longer one.
+        concurrency: calls in flight at first, once the server has answered.
+        max_concurrency: calls in flight at most.
+        calls_per_minute: calls a minute at most.
+        tokens_per_minute: tokens a minute at most, of prompts and completions.
+        max_calls: calls in the whole ledger at most, earlier runs included.
+        max_tokens: tokens in the whole ledger at most, of prompts and completions.
+    """
+
+    url: str
+    model: str
+    ledger: Path
+    key_variable: str = "OPENAI_API_KEY"
+    image_encoding: ImageEncoding = ImageEncoding.PNG
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    token_limit_field: str = "max_tokens"
+    ask_again: frozenset[FailureReason] = frozenset(FailureReason) - SETTLED
+    attempts: int = 8
+    timeout_s: float = 300.0
+    deadline_s: float = 1800.0
+    backoff_s: float = 1.0
+    max_backoff_s: float = 60.0
+    concurrency: int = 20
+    max_concurrency: int = 64
+    calls_per_minute: float = math.inf
+    tokens_per_minute: float = math.inf
+    max_calls: float = math.inf
+    max_tokens: float = math.inf
+
+
+def validate_endpoint(settings: EndpointSettings) -> None:
+    """Refuses impossible settings.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    demands = [
+        (bool(settings.model), "model", repr(settings.model), "the name of a model at the server"),
+        (bool(settings.key_variable), "key_variable", "empty", "the name of an environment variable"),
+        (
+            not settings.extra_body.keys() & _OWN_FIELDS,
+            "extra_body",
+            f"{dict(settings.extra_body)}",
+            f"other fields than {', '.join(sorted(_OWN_FIELDS))}",
+        ),
+        (settings.attempts >= 1, "attempts", settings.attempts, "1 or more"),
+        (settings.concurrency >= 1, "concurrency", settings.concurrency, "1 or more"),
+        (
+            settings.max_concurrency >= settings.concurrency,
+            "max_concurrency",
+            settings.max_concurrency,
+            f"{settings.concurrency}, which is concurrency, or more",
+        ),
+    ]
+    positive = {
+        "timeout_s": settings.timeout_s,
+        "deadline_s": settings.deadline_s,
+        "calls_per_minute": settings.calls_per_minute,
+        "tokens_per_minute": settings.tokens_per_minute,
+    }
+    not_negative = {
+        "backoff_s": settings.backoff_s,
+        "max_backoff_s": settings.max_backoff_s,
+        "max_calls": settings.max_calls,
+        "max_tokens": settings.max_tokens,
+    }
+    demands += [(value > 0, name, value, "more than 0") for name, value in positive.items()]
+    demands += [(value >= 0, name, value, "0 or more") for name, value in not_negative.items()]
+    refuse("endpoint", demands)
+    host_of(settings.url)
+
+
+def host_of(url: str) -> str:
+    """Returns host and port of a base URL.
+
+    Raises:
+        ValueError: it is not the URL of a server, or it has a password or a query, which would be written to files; the
+            message does not repeat these.
+    """
+    match = _URL.fullmatch(url)
+    if match:
+        return match["host"]
+    if "@" in url or "?" in url:
+        raise ValueError(
+            "endpoint.url has a user, a password or a query; it takes a plain base URL, and the key comes from the"
+            " environment variable that endpoint.key_variable names"
+        )
+    raise ValueError(f"endpoint.url is {url!r}; it takes a base URL, such as http://localhost:8000/v1")
+
+
+class ApiKey:
+    """An API key that is neither shown nor written."""
+
+    def __init__(self, variable: str):
+        """Reads the key.
+
+        Args:
+            variable: the environment variable; unset or empty for no key.
+
+        Raises:
+            ValueError: the key cannot be sent in an HTTP header; the message does not repeat it.
+        """
+        self._key = os.environ.get(variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable() and " " not in self._key):
+            raise ValueError(
+                f"${variable} is no API key: it has spaces, line breaks or letters beyond ASCII; set it again"
+            )
+
+    def headers(self) -> dict[str, str]:
+        """Returns the header that authorizes a call; none without a key."""
+        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def redact(self, text: str) -> str:
+        """Returns a message without the key, which some servers repeat."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def redact_json(self, value: Any) -> Any:
+        """Returns a JSON value whose texts are without the key, unless the key is too short to be a secret."""
+        if len(self._key) < _SHORTEST_SECRET:
+            return value
+        if isinstance(value, str):
+            return self.redact(value)
+        if isinstance(value, list):
+            return [self.redact_json(item) for item in value]
+        if isinstance(value, dict):
+            return {self.redact(key): self.redact_json(item) for key, item in value.items()}
+        return value
