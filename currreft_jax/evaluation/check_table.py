@@ -56,9 +56,7 @@ def find_faults(figures: Sequence[PrintedFigure]) -> list[FigureFault]:
     """
     faults = [fault for figure in figures for fault in _impossible(figure)]
     faults += _conflicts(figures)
-    faults += [
-        FigureFault(figure, Fault.RELATION, "relation", message) for figure, message in check_relations(figures)
-    ]
+    faults += [FigureFault(figure, Fault.RELATION, "relation", message) for figure, message in check_relations(figures)]
     return sorted(faults, key=lambda fault: fault.figure.line)
 
 
@@ -122,9 +120,9 @@ def _conflicts(figures: Sequence[PrintedFigure]) -> Iterator[FigureFault]:
 
 
 def _differ(figure: PrintedFigure, other: PrintedFigure) -> bool:
-    return abs(_share(figure, figure.value) - _share(other, other.value)) > _share(
-        figure, figure.half_digit
-    ) + _share(other, other.half_digit)
+    return abs(_share(figure, figure.value) - _share(other, other.value)) > _share(figure, figure.half_digit) + _share(
+        other, other.half_digit
+    )
 
 
 def _share(figure: PrintedFigure, value: Fraction) -> Fraction:

@@ -16,7 +16,8 @@ from currreft_jax.config.names import nearest
 from currreft_jax.data.builders.records import read_records
 from currreft_jax.data.fields import Fields, LineError
 
-PAPER_FILES = tuple(sorted(Path(__file__).with_name("paper").glob("*.csv")))
+PAPER = Path(__file__).parent / "paper" / "paper.csv"
+AUTHORS_README = Path(__file__).parent / "paper" / "readme.csv"
 _COLUMNS = ("table", "model", "metric", "value", "unit", "rows", "step", "relation", "faults", "note")
 _Name = TypeVar("_Name", bound=StrEnum)
 

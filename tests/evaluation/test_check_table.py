@@ -3,7 +3,7 @@
 import pytest
 
 from currreft_jax.evaluation.check_table import check_table, find_faults, format_faults
-from currreft_jax.evaluation.figures import PAPER_FILES, Fault, read_figures
+from currreft_jax.evaluation.figures import AUTHORS_README, PAPER, Fault, read_figures
 
 HEADER = "table,model,metric,value,unit,rows,step,relation\n"
 
@@ -38,7 +38,7 @@ def messages(tmp_path, *lines: str) -> list[str]:
 
 def test_the_papers_faults_are_found_and_no_others():
     found = {kind: set() for kind in Fault}
-    for path in PAPER_FILES:
+    for path in (PAPER, AUTHORS_README):
         for fault in check_table(path):
             found[fault.fault].add(f"{fault.figure.table}: {fault.figure.metric}: {fault.figure.text}")
     expected = {
@@ -48,7 +48,7 @@ def test_the_papers_faults_are_found_and_no_others():
     assert found == expected
 
 
-@pytest.mark.parametrize("path", PAPER_FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [PAPER, AUTHORS_README], ids=lambda path: path.stem)
 def test_the_shipped_figures_are_marked_with_their_faults(path):
     figures = read_figures(path)
     faults = find_faults(figures)
@@ -65,7 +65,9 @@ def test_a_share_of_the_rows_is_possible_and_another_is_not(tmp_path):
         "2: value: T, m, a: 30.3 is no percentage of 500 rows; the nearest: 30.2 and 30.4"
     ]
     assert messages(tmp_path, "T,m,a,0.35,fraction,10,,")[0].endswith("the nearest: 0.30 and 0.40")
-    assert messages(tmp_path, "T,m,a,59.5,score,100,,")[0].endswith("59.5 is no sum of 100 rows; the nearest: 59.0 and 60.0")
+    assert messages(tmp_path, "T,m,a,59.5,score,100,,")[0].endswith(
+        "59.5 is no sum of 100 rows; the nearest: 59.0 and 60.0"
+    )
     assert messages(tmp_path, "T,m,a,105.0,percent,10,,")[0].endswith("the nearest: 100.0")
     assert messages(tmp_path, "T,m,a,30.3,percent,,,") == []  # of an unknown number of rows
 
@@ -115,7 +117,7 @@ def test_relations_are_checked_within_rounding(tmp_path):
         ("table,metric,values\nT,a,1\n", r":2: there is no column 'values'; nearest: value"),
         (HEADER + "T,m,a,sixty,,,,\n", ':2: "value" is "sixty"; it takes the figure as printed'),
         (HEADER + "T,m,a,-1,,,,\n", ':2: "value" is "-1"'),
-        (HEADER + "T,m,a,1,percents,,,\n", 'takes percent, fraction, score, or nothing'),
+        (HEADER + "T,m,a,1,percents,,,\n", "takes percent, fraction, score, or nothing"),
         (HEADER + "T,m,a,1,,0,,\n", '"rows" is "0"'),
         (HEADER + "T,m,a,1,,10,0,\n", '"step" is "0"'),
         (HEADER + "T,m,a,1,,10,ten,\n", '"step" is "ten"'),
@@ -135,7 +137,7 @@ def test_malformed_tables_are_refused_with_line_and_column(tmp_path, text, messa
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="write a .csv or .tsv"):
+    with pytest.raises(ValueError, match=r"write a \.csv or \.tsv"):
         check_table(tmp_path / "table.xlsx")
     with pytest.raises(FileNotFoundError):
         check_table(tmp_path / "absent.csv")
