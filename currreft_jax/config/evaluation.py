@@ -131,8 +131,8 @@ def validate_evaluation(evaluation: Evaluation) -> None:
         ValueError: naming the setting and the values it takes.
     """
     refuse_wrong_types("config", evaluation, Evaluation)
-    refuse("config", _settings(evaluation))
     validate_sampling(evaluation.sampling)
+    refuse("config", _settings(evaluation))
     validate_rewards(Rewards(aliases=evaluation.aliases, maths=evaluation.maths))
 
 
