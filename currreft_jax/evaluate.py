@@ -32,10 +32,7 @@ from currreft_jax.config import (
     validate_evaluation,
 )
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
-from currreft_jax.evaluation.runner import evaluate
-from currreft_jax.evaluation.summary import summary_table
 from currreft_jax.rewards import MathsPoolError
-from currreft_jax.runtime import distributed
 
 _SAMPLED_TEMPERATURE = 1.0
 
@@ -54,6 +51,11 @@ def define_flags() -> None:
     flags.DEFINE_string("coordinator_address", None, "host:port of process 0, without a known launcher")
     flags.DEFINE_integer("num_processes", None, "number of processes, without a known launcher")
     flags.DEFINE_integer("process_id", None, "index of this process, from 0, without a known launcher")
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Parses the command line; `settings_of_flags` validates the settings."""
+    return flags_parser("evaluate", example=Evaluation(), validate=lambda _: None)(arguments)
 
 
 def settings_of_flags(config: Evaluation) -> Evaluation:
@@ -89,11 +91,20 @@ def main(_: Sequence[str]) -> None:
         config = settings_of_flags(args.config)
     except ValueError as error:
         refuse_command_line("evaluate", str(error))
+
+    from currreft_jax.evaluation.runner import evaluate
+    from currreft_jax.evaluation.summary import summary_table
+    from currreft_jax.runtime import distributed
+
+    def say(line: str) -> None:
+        if distributed.is_main():
+            print(f"evaluate: {line}", file=sys.stderr, flush=True)
+
     if not args["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:
         distributed.initialize(args.coordinator_address, args.num_processes, args.process_id)
-        files = evaluate(config, Path(args.out or f"runs/{config.name}"), _say)
+        files = evaluate(config, Path(args.out or f"runs/{config.name}"), say)
         if distributed.is_main():
             print(summary_table(files))
     except (ValueError, OSError, ModuleNotFoundError, MathsPoolError, distributed.MissingProcess) as error:
@@ -103,11 +114,6 @@ def main(_: Sequence[str]) -> None:
         sys.exit(130)
 
 
-def _say(line: str) -> None:
-    if distributed.is_main():
-        print(f"evaluate: {line}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=flags_parser("evaluate", example=Evaluation(), validate=lambda config: None))
+    app.run(main, flags_parser=parse_flags)

@@ -44,7 +44,9 @@ def load_config(text: str, kind: type[Settings] = Config) -> Settings:
     except Exception as error:  # the file is its user's program: whatever is wrong in it is reported with its line
         raise ValueError(_describe_error(path, error)) from error
     if not isinstance(config, kind):
-        raise ValueError(f"{path}: get_config returned a {type(config).__name__}, not a {kind.__name__}")
+        raise ValueError(
+            f"{path}: get_config returned a {type(config).__name__}, not the {kind.__name__} of this program"
+        )
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from absl import flags
@@ -37,12 +38,9 @@ def define_config(default: Settings | None = None) -> flags.FlagHolder[Settings]
     """
     settings: Any = Config() if default is None else default
 
-    def load(text: str) -> Any:
-        return _load_config(text, type(settings)) if text or default is None else settings
-
     description = "FILE or FILE:VARIANT; the file has get_config(variant)"
     holder = config_flags.DEFINE_config_dataclass(
-        "config", settings, description, sys_argv=_command_line, parse_fn=load
+        "config", settings, description, sys_argv=_command_line, parse_fn=partial(_load_config, default, type(settings))
     )
     flags.FLAGS["config"].default_as_str = ""
     return holder
@@ -87,14 +85,19 @@ def refuse_command_line(program: str, message: str) -> NoReturn:
     sys.exit(REFUSED)
 
 
-def _load_config(text: str, kind: type[Settings]) -> Settings:
+def _load_config(default: Any, kind: type[Settings], text: str) -> Settings:
     """Loads a config, and refuses overrides of settings that it does not have.
+
+    Args:
+        default: the settings of an empty text; None refuses it.
+        kind: class of the settings.
+        text: FILE or FILE:VARIANT.
 
     Raises:
         flags.Error: naming the flag; a ValueError would be reworded on its way.
     """
     try:
-        config = load_config(text, kind)
+        config = load_config(text, kind) if text or default is None else default
     except ValueError as error:
         raise flags.Error(f"--config={text}: {error}") from error
     for argument in flags.FLAGS.read_flags_from_files(_command_line, force_gnu=False):
