@@ -12,7 +12,7 @@ A line has these keys; lists have one item for each completion:
 | completions | texts |
 | strict | 1 if right in the layout and the tags that training demands, else 0 |
 | readable | 1 if right as a careful person reads the text, else 0 |
-| strict_score, readable_score | the graded value in [0, 1]: IoU, overlap of labels, equation 4 for options; or the same |
+| strict_score, readable_score | graded, in [0, 1]: IoU, overlap of labels, equation 4; or the same |
 | reasons | why the strict reading is not right, a value of `structs.Reason`; null where it is right |
 | decided | where the readable reading found the answer, a value of `evaluation.readable.Found` |
 | finished | false where the token limit cut the completion off |

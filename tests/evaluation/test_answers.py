@@ -81,7 +81,7 @@ def test_answers_to_other_rows_are_not_continued(tmp_path):
     with pytest.raises(LineError, match=r"suite.jsonl:1: row '1' is not the suite's; remove the file"):
         AnswersWriter(path, ROWS)
     path.write_text("".join(map(answer_line, ANSWERS)))
-    with pytest.raises(LineError, match="suite.jsonl:3: row '2' is not the suite's"):
+    with pytest.raises(LineError, match=r"suite.jsonl:3: row '2' is not the suite's"):
         AnswersWriter(path, ROWS[:2])
 
 
