@@ -268,11 +268,11 @@ def _estimates(answers: Sequence[Answer], metrics: Sequence[str], seed: int) -> 
     for metric in metrics:
         scores = METRICS[metric]
         yield metric, estimate_mean([fmean(scores(answer)) for answer in answers], images, seed=seed)
-    samples = [len(answer.completions) for answer in answers]
-    correct = [sum(answer.readable) for answer in answers]
     k = 2
-    while k <= min(samples):
-        yield f"readable pass@{k}", estimate_mean(pass_at_k(correct, samples, k), images, seed=seed)
+    while k <= min(len(answer.completions) for answer in answers):
+        for metric in ("strict", "readable"):
+            passes = [pass_at_k(len(answer.completions), sum(METRICS[metric](answer)), k) for answer in answers]
+            yield f"{metric}@{k}", estimate_mean(passes, images, seed=seed)
         k *= 2
 
 

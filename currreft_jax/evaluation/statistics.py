@@ -229,23 +229,22 @@ def rows_needed(found: PairedDifference, size: float | None = None) -> int | Non
     return math.ceil((Z + POWER_Z) ** 2 * found.variance / size**2) if size else None
 
 
-def pass_at_k(correct: Sequence[int], samples: Sequence[int], k: int) -> np.ndarray:
-    """Computes the unbiased estimate of pass@k of each row, 1 − C(n−c, k) / C(n, k); its mean is `estimate_mean`'s.
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Estimates the chance that one of k samples of a row is right, 1 − C(n−c, k) / C(n, k), without bias (2107.03374).
+
+    `estimate_mean` of the rows' estimates is pass@k, with its interval by rows.
 
     Args:
-        correct: right completions of each row, c.
-        samples: completions of each row, n.
+        samples: sampled completions of the row, n.
+        right: the right ones among them, c.
         k: number of completions of which one has to be right.
 
     Raises:
-        ValueError: a row has fewer than k completions, or more right ones than completions.
+        ValueError: there are fewer than k samples, or more right ones than samples.
     """
-    if k < 1:
-        raise ValueError(f"pass@{k} does not exist; k is at least 1")
-    for c, n in zip(correct, samples, strict=True):
-        if not 0 <= c <= n or n < k:
-            raise ValueError(f"a row has {c} right of {n} completions; pass@{k} needs at least {k} completions a row")
-    return np.array([1 - math.comb(n - c, k) / math.comb(n, k) for c, n in zip(correct, samples, strict=True)])
+    if not (1 <= k <= samples and 0 <= right <= samples):
+        raise ValueError(f"pass@{k} of {right} right among {samples} samples; it takes 1 to {samples} for k")
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def _checked(scores: Sequence[float] | np.ndarray) -> np.ndarray:

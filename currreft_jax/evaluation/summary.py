@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import comb
 from pathlib import Path
 
 from currreft_jax.config import ImageCondition, SuiteDomain
 from currreft_jax.evaluation.answers import Answer, read_answers
+from currreft_jax.evaluation.statistics import pass_at_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,6 @@ class Tally:
     def mean(self, column: str) -> float | None:
         """Returns the mean of a column; None if no row has it."""
         return self.sums[column] / self.rows if column in self.sums else None
-
-
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Estimates the chance that one of k samples is right, 1 - C(n - c, k) / C(n, k), without bias (2107.03374)."""
-    return 1 - comb(samples - right, k) / comb(samples, k)
 
 
 def summary_table(files: Sequence[AnswersFile]) -> str:

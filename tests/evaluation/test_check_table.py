@@ -68,7 +68,7 @@ def test_a_share_of_the_rows_is_possible_and_another_is_not(tmp_path):
     assert messages(tmp_path, "T,m,a,59.5,score,100,,")[0].endswith(
         "59.5 is no sum of 100 rows; the nearest: 59.0 and 60.0"
     )
-    assert messages(tmp_path, "T,m,a,105.0,percent,10,,")[0].endswith("the nearest: 100.0")
+    assert messages(tmp_path, "T,m,a,250.0,percent,10,,")[0].endswith("the nearest: 100.0")
     assert messages(tmp_path, "T,m,a,30.3,percent,,,") == []  # of an unknown number of rows
 
 

@@ -104,12 +104,12 @@ def test_rows_of_one_image_are_one_cluster():
 
 def test_graded_scores_and_several_completions_have_tables_of_their_own():
     graded = {"strict_score": (0.4, 0.9, 0.0, 0.2), "readable_score": (0.4, 0.9, 0.0, 0.2)}
-    answers = [answer(row, 0, 1, 0, 0, **graded) for row in range(12)]
+    answers = [answer(row, 0, 1, 1, 0, strict=(0, 1, 0, 0), **graded) for row in range(12)]
     means = {cell.metric: cell.estimate.mean for cell in compare_models([model("a", answers)]).estimates}
     assert means == pytest.approx(
         {
-            **{"strict": 0.25, "readable": 0.25, "strict_score": 0.375, "readable_score": 0.375},
-            **{"readable pass@2": 0.5, "readable pass@4": 1.0},
+            **{"strict": 0.25, "readable": 0.5, "strict_score": 0.375, "readable_score": 0.375},
+            **{"strict@2": 1 / 2, "readable@2": 5 / 6, "strict@4": 1.0, "readable@4": 1.0},
         }
     )
     official = [answer(row, 0, official=(1,)) for row in range(3)]
@@ -118,21 +118,24 @@ def test_graded_scores_and_several_completions_have_tables_of_their_own():
 
 
 def test_the_papers_figures_stand_beside_ours_and_contradictions_are_marked():
-    text = format_comparison(compare_models([model("base", numbered(*FIRST)), model("rl", numbered(*SECOND))]))
+    models = [model("base", numbered(*FIRST)), model("rl", numbered(*SECOND)), model("sft", numbered(*FIRST))]
+    text = format_comparison(compare_models(models))
     assert "| base | 52.0 [42.3, 61.5] n = 100 |" in text
     assert "| *Table 1: Qwen2.5-VL-3B* | 61.8† |" in text and "| *Table 2: Qwen2.5-VL-3B* | 31.8† |" in text
-    assert "| rl above base | detection in | 100 | +10.0 | [+2.7, +17.1] | 0.013 | 0.013 | holds |  |" in text
+    assert "| rl above base | detection in | 100 | +10.0 | [+2.7, +17.1] | 0.013 | 0.026 | holds |  |" in text
     assert "39.6" not in text  # of classification, which was not evaluated
 
 
 def test_the_csv_holds_all_numbers(tmp_path):
-    comparison = compare_models([model("base", numbered(*FIRST)), model("rl", numbered(*SECOND))])
+    rights = {"base": FIRST, "rl": SECOND, "sft": FIRST}
+    comparison = compare_models([model(name, numbered(*right)) for name, right in rights.items()])
     write_comparison_csv(comparison, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open() as file:
         records = list(csv.DictReader(file))
     sections = [record["section"] for record in records]
-    assert sections == ["mean"] * 4 + ["difference"] * 2 + ["printed"] * 3
-    difference, printed = records[5], records[6]
+    assert sections == ["mean"] * 6 + ["difference"] * 4 + ["printed"] * 3
+    difference, printed = records[8], records[10]
+    assert float(difference["p_holm"]) == 2 * float(difference["p"])
     assert (difference["model"], difference["against"], difference["metric"]) == ("rl", "base", "readable")
     assert float(difference["value"]) == pytest.approx(0.1) and difference["verdict"] == "holds"
     assert (printed["source"], printed["value"], printed["faults"]) == ("Table 1", "0.618", "conflict")

@@ -9,7 +9,8 @@ from currreft_jax.evaluation import runner
 from currreft_jax.evaluation.answers import read_answers
 from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.progress import Progress
-from currreft_jax.evaluation.summary import pass_at_k, summary_table
+from currreft_jax.evaluation.statistics import pass_at_k
+from currreft_jax.evaluation.summary import summary_table
 from tests.evaluation.suites import Echo, evaluation_of, write_rows
 
 

@@ -94,6 +94,12 @@ def test_graded_scores_are_compared_by_a_bootstrap_that_the_seed_determines():
     assert difference.variance == pytest.approx(((second - first) ** 2).mean())
 
 
+def test_the_interval_of_skewed_scores_is_corrected_for_bias_and_skew():
+    scores = np.random.default_rng(0).beta(0.1, 2, 60)  # the percentiles alone reach 1.4 times as far up as down
+    estimate = estimate_mean(scores)
+    assert estimate.interval.high - estimate.mean > 2 * (estimate.mean - estimate.interval.low)
+
+
 def test_the_permutation_test_is_exact_for_few_rows():
     # 2 of the 2^4 ways to swap the models give sums as far apart: all of them, and none.
     assert paired_difference([0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.6, 0.5]).p_value == pytest.approx(2 / 2**4)
@@ -170,13 +176,13 @@ def test_rows_needed_follow_from_the_discordant_share():
 
 
 def test_pass_at_k_is_unbiased():
-    assert pass_at_k([0, 1, 2, 4], [4, 4, 4, 4], 1) == pytest.approx([0, 1 / 4, 2 / 4, 1])
-    assert pass_at_k([0, 1, 2, 4], [4, 4, 4, 4], 2) == pytest.approx([0, 3 / 6, 5 / 6, 1])
-    assert pass_at_k([1], [2000], 1000) == pytest.approx([0.5])
+    assert [pass_at_k(4, right, 1) for right in (0, 1, 2, 4)] == pytest.approx([0, 1 / 4, 2 / 4, 1])
+    assert [pass_at_k(4, right, 2) for right in (0, 1, 2, 4)] == pytest.approx([0, 3 / 6, 5 / 6, 1])
+    assert pass_at_k(2000, 1, 1000) == pytest.approx(0.5)
     # The mean over all draws of n completions is the pass rate of k fresh ones, 1 - 0.7^2.
     chances = np.array([comb(5, c) * 0.3**c * 0.7 ** (5 - c) for c in range(6)])
-    assert chances @ pass_at_k(range(6), [5] * 6, 2) == pytest.approx(1 - 0.7**2)
-    estimate = estimate_mean(pass_at_k([0, 1, 2, 4] * 10, [4] * 40, 2))
+    assert chances @ [pass_at_k(5, right, 2) for right in range(6)] == pytest.approx(1 - 0.7**2)
+    estimate = estimate_mean([pass_at_k(4, right, 2) for right in (0, 1, 2, 4)] * 10)
     assert covers(estimate.interval, estimate.mean)
 
 
@@ -188,10 +194,9 @@ def test_pass_at_k_is_unbiased():
         (lambda: estimate_mean([float("nan")]), "from 0 to 1"),
         (lambda: estimate_mean([1, 0], ["a"]), "1 images for 2 scores"),
         (lambda: paired_difference([1], [1, 0]), "the same rows"),
-        (lambda: pass_at_k([1], [3], 4), "needs at least 4 completions"),
-        (lambda: pass_at_k([4], [3], 1), "4 right of 3"),
-        (lambda: pass_at_k([1], [3], 0), "k is at least 1"),
-        (lambda: pass_at_k([1, 2], [3], 1), "shorter"),
+        (lambda: pass_at_k(3, 1, 4), "it takes 1 to 3 for k"),
+        (lambda: pass_at_k(3, 4, 1), "4 right among 3 samples"),
+        (lambda: pass_at_k(3, 1, 0), "it takes 1 to 3 for k"),
     ],
 )
 def test_impossible_counts_are_refused(call, message):
