@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from currreft_jax.config import Kind, Task
-from currreft_jax.evaluation.answers import Answer, read_answers
+from currreft_jax.config import ImageCondition, Kind, SuiteDomain, Task
+from currreft_jax.evaluation.answers import SUFFIX, Answer, read_answers
+from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.statistics import (
     ClaimVerdict,
     MeanEstimate,
@@ -24,32 +26,25 @@ from currreft_jax.evaluation.statistics import (
     rows_needed,
 )
 
-_MANIFEST = ".manifest.json"
-_OWN_IMAGES = "original"
 _SETTINGS = ("pixels", "dtype", "prompts", "decoding", "scorer")  # of a manifest, besides model, rows and images
-METRICS: dict[str, Callable[[Answer], Sequence[float]]] = {
-    "strict": lambda answer: answer.strict,
-    "readable": lambda answer: answer.readable,
-    "strict_score": lambda answer: answer.strict_score,
-    "readable_score": lambda answer: answer.readable_score,
-    "official": lambda answer: answer.official,
-}
+# Of each completion; the names are those of `Answer`.
+METRICS = {name: attrgetter(name) for name in ("strict", "readable", "strict_score", "readable_score", "official")}
 
 
 class TableColumn(NamedTuple):
     """Answers that a table takes together: those to rows of one domain, task and kind, with the same images shown."""
 
-    domain: str
+    domain: SuiteDomain
     task: Task
     kind: Kind
-    images: str = _OWN_IMAGES
+    images: ImageCondition
 
     @property
     def label(self) -> str:
         """Its heading; open questions with the rows' own images, as in the paper, need no further words."""
         kind = "" if self.kind is Kind.OPEN else f" {self.kind.value}"
-        images = "" if self.images == _OWN_IMAGES else f", {self.images} images"
-        return f"{self.task.value}{kind} {self.domain}{images}"
+        images = "" if self.images is ImageCondition.ORIGINAL else f", {self.images.value} images"
+        return f"{self.task.value}{kind} {self.domain.value}{images}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +53,7 @@ class SuiteAnswers:
 
     Attributes:
         suite: name of the suite.
-        domain: "in" or "out" of the domain of training.
+        domain: in or out of the domain of training.
         images: the images that were shown.
         answers: one for each row.
         files: what tells the suite's files from others.
@@ -67,8 +62,8 @@ class SuiteAnswers:
     """
 
     suite: str
-    domain: str
-    images: str
+    domain: SuiteDomain
+    images: ImageCondition
     answers: tuple[Answer, ...]
     files: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -145,25 +140,27 @@ def read_model_answers(folder: str | Path) -> ModelAnswers:
         ValueError: the folder has no answers, some rows are not answered yet, or a file is damaged.
         OSError: a file cannot be read.
     """
-    folder = Path(folder)
-    manifests = sorted(folder.glob(f"*{_MANIFEST}"))
-    if not manifests:
+    files = sorted(Path(folder).glob(f"*{SUFFIX}"))
+    if not files:
         raise ValueError(f"{folder} holds no answers; name the folder of a model in an evaluation's --out")
-    return ModelAnswers(folder.name, tuple(map(_read_suite_answers, manifests)))
+    return ModelAnswers(files[0].parent.name, tuple(map(_read_suite_answers, files)))
 
 
-def _read_suite_answers(path: Path) -> SuiteAnswers:
+def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
+    path = manifest_path(answers_path)
+    if not path.exists():
+        raise ValueError(f"{answers_path} has no manifest beside it; evaluate again into another --out")
     try:
         manifest = json.loads(path.read_text("utf-8"))
         rows = manifest["rows"]
-        suite, domain, count, images = str(rows["suite"]), str(rows["domain"]), int(rows["count"]), manifest["images"]
+        suite, count = str(rows["suite"]), int(rows["count"])
+        domain, images = SuiteDomain(rows["domain"]), ImageCondition(manifest["images"])
         files = [(file["sample"], file["hash"]) for file in rows["files"]]
         settings, leaks = {name: manifest[name] for name in _SETTINGS}, manifest["leaks"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no manifest of this version ({error!r}); evaluate again into another --out"
         ) from error
-    answers_path = path.with_name(path.name.removesuffix(_MANIFEST) + ".jsonl")
     answers = tuple(read_answers(answers_path))
     if len(answers) != count:
         raise ValueError(
@@ -248,9 +245,11 @@ def _rows_by_column(model: ModelAnswers) -> dict[TableColumn, _Rows]:
     return columns
 
 
-def _column_order(column: TableColumn) -> tuple[bool, int, int, str]:
-    tasks, kinds = list(Task), [Kind.OPEN, *(kind for kind in Kind if kind is not Kind.OPEN)]
-    return column.images != _OWN_IMAGES, kinds.index(column.kind), tasks.index(column.task), column.domain
+def _column_order(column: TableColumn) -> tuple[int, ...]:
+    """Sorts columns: the rows' own images and open questions, as in the paper, come first."""
+    kinds = [Kind.OPEN, *(kind for kind in Kind if kind is not Kind.OPEN)]
+    places = [list(ImageCondition).index(column.images), kinds.index(column.kind), list(Task).index(column.task)]
+    return (*places, list(SuiteDomain).index(column.domain))
 
 
 def _metrics_of(models: Sequence[_Rows]) -> list[str]:

@@ -5,13 +5,14 @@ import json
 
 import pytest
 
-from currreft_jax.config import Kind, Task
+from currreft_jax.config import ImageCondition, Kind, SuiteDomain, Task
 from currreft_jax.evaluation.answers import Answer, answer_line
 from currreft_jax.evaluation.compare import ModelAnswers, SuiteAnswers, TableColumn, compare_models, read_model_answers
 from currreft_jax.evaluation.comparison_tables import format_comparison, write_comparison_csv
 from currreft_jax.evaluation.statistics import ClaimVerdict, newcombe_interval, wilson_interval
+from tests.evaluation.test_runner import evaluate, evaluation  # noqa: F401 evaluation is a fixture
 
-DETECTION_IN = TableColumn("in", Task.DETECTION, Kind.OPEN)
+DETECTION_IN = TableColumn(SuiteDomain.IN, Task.DETECTION, Kind.OPEN, ImageCondition.ORIGINAL)
 
 
 def answer(row: int, *right: int, image: str = "", task=Task.DETECTION, kind=Kind.OPEN, **fields) -> Answer:
@@ -22,10 +23,10 @@ def answer(row: int, *right: int, image: str = "", task=Task.DETECTION, kind=Kin
     return Answer(str(row), image, task, kind, ("text",) * len(right), readable=right, **fields, **rest)
 
 
-def model(name: str, answers: list[Answer], domain: str = "in", **suite) -> ModelAnswers:
-    return ModelAnswers(
-        name, (SuiteAnswers("boxes", domain, suite.pop("images", "original"), tuple(answers), **suite),)
-    )
+def model(
+    name: str, answers: list[Answer], domain=SuiteDomain.IN, images=ImageCondition.ORIGINAL, **suite
+) -> ModelAnswers:
+    return ModelAnswers(name, (SuiteAnswers("boxes", domain, images, tuple(answers), **suite),))
 
 
 def numbered(*right: int, **fields) -> list[Answer]:
@@ -80,7 +81,7 @@ def test_columns_are_domain_task_kind_and_images():
         answer(5, 1, task=Task.MATH, kind=Kind.JUDGE),
     ]
     base = model("base", answers)
-    blank = model("base", answers[:3], "out", images="blank")
+    blank = model("base", answers[:3], SuiteDomain.OUT, ImageCondition.BLANK)
     comparison = compare_models([ModelAnswers("base", base.suites + blank.suites)])
     assert [column.label for column in comparison.columns] == [
         "detection in",
@@ -194,7 +195,12 @@ def test_a_models_folder_is_read_with_its_manifests(tmp_path):
     write(tmp_path / "base")
     read = read_model_answers(tmp_path / "base")
     (suite,) = read.suites
-    assert (read.name, suite.suite, suite.domain, suite.answers) == ("base", "boxes", "out", tuple(numbered(1, 0, 1)))
+    assert (read.name, suite.suite, suite.domain, suite.answers) == (
+        "base",
+        "boxes",
+        SuiteDomain.OUT,
+        tuple(numbered(1, 0, 1)),
+    )
     assert [column.label for column in compare_models([read]).columns] == ["detection out"]
 
 
@@ -207,3 +213,18 @@ def test_folders_without_all_answers_are_refused(tmp_path):
     write(tmp_path / "old", manifest={})
     with pytest.raises(ValueError, match=r"boxes\.manifest\.json is no manifest of this version"):
         read_model_answers(tmp_path / "old")
+    (tmp_path / "old" / "boxes.manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"boxes\.jsonl has no manifest beside it"):
+        read_model_answers(tmp_path / "old")
+
+
+def test_what_an_evaluation_writes_is_compared(evaluation, tmp_path):  # noqa: F811
+    evaluate(evaluation, tmp_path / "out")
+    comparison = compare_models([read_model_answers(tmp_path / "out" / f"models-{name}") for name in "ba"])
+    assert [column.label for column in comparison.columns] == ["math in", "math in, blank images"]
+    difference = comparison.differences[0].difference
+    assert (difference.rows, difference.clusters, difference.difference) == (
+        10,
+        5,
+        1,
+    )  # 7 rows on two images, 3 on none
