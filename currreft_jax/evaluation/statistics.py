@@ -36,7 +36,7 @@ class MeanEstimate:
 
     Attributes:
         mean: the mean over rows.
-        interval: its interval; None where the rows do not tell one (see `estimate_mean`).
+        interval: its interval; None where `estimate_mean` gives none.
         rows: number of rows.
         clusters: number of groups of rows that share an image.
     """
@@ -53,10 +53,10 @@ class PairedDifference:
 
     Attributes:
         difference: the difference of the means over rows.
-        interval: its interval; None where the rows do not tell one (see `paired_difference`).
+        interval: its interval; None where `paired_difference` gives none.
         p_value: two-sided, of no difference.
-        variance: what a row adds to the variance of the summed differences if there is no difference; for right and
-            wrong answers without shared images the share of discordant rows.
+        variance: variance per row of the summed differences, under no difference; for right and wrong answers
+            without shared images the share of discordant rows.
         rows: number of rows.
         clusters: number of groups of rows that share an image.
     """
@@ -70,7 +70,7 @@ class PairedDifference:
 
 
 class ClaimVerdict(StrEnum):
-    """Whether the rows decide a claim, and how."""
+    """Verdict on the claim that one model is better than another."""
 
     HOLDS = "holds"
     DOES_NOT_HOLD = "does not hold"
