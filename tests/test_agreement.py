@@ -77,7 +77,7 @@ def test_another_version_or_code_is_named(monkeypatch):
     versions = iter(["1", "2", "3", "4", "1", "2", "3", "5"])
     digests = iter(["one", "other"])
     monkeypatch.setattr(agreement, "version", lambda _: next(versions))
-    monkeypatch.setattr(agreement, "_digest", lambda *_: next(digests))
+    monkeypatch.setattr(agreement, "hash_files", lambda *_: next(digests))
     with pytest.raises(
         ValueError, match=r"the version of flax is '4' on host 0, '5' on host 1 .* code of currreft_jax"
     ):
@@ -90,7 +90,7 @@ def test_files_are_compared_by_content(monkeypatch, tmp_path):
     rows.write_text("1")
     compare(monkeypatch, agreement.refuse_differing_files, config, config)
 
-    digest, calls = agreement._digest, []
+    digest, calls = agreement.hash_files, []
 
     def changing(*paths):
         calls.append(paths)
@@ -99,7 +99,7 @@ def test_files_are_compared_by_content(monkeypatch, tmp_path):
             held_out.write_text("3")
         return digest(*paths)
 
-    monkeypatch.setattr(agreement, "_digest", changing)
+    monkeypatch.setattr(agreement, "hash_files", changing)
     message = (
         rf"content of {rows} is '\w+' on host 0, '\w+' on host 1 .*{held_out} is 'missing' on host 0, '\w+' on host 1"
     )
@@ -108,7 +108,7 @@ def test_files_are_compared_by_content(monkeypatch, tmp_path):
 
 
 def test_a_single_host_reads_no_file(monkeypatch):
-    monkeypatch.setattr(agreement, "_digest", lambda *_: pytest.fail("reads a file"))
+    monkeypatch.setattr(agreement, "hash_files", lambda *_: pytest.fail("reads a file"))
     agreement.refuse_differing_settings(config_with())
     agreement.refuse_differing_files(config_with())
 

@@ -9,7 +9,7 @@ import pytest
 from currreft_jax.config import Config, Data, Sampling, Source, Stage
 from currreft_jax.evaluation import held_out
 from currreft_jax.evaluation.held_out import HeldOut
-from currreft_jax.evaluation.measurement import Measurement, pass_interval, regressed_from
+from currreft_jax.evaluation.measurement import Measurement, regressed_from
 from currreft_jax.evaluation.scoring import ScoredRollout
 from currreft_jax.structs import Scores
 from currreft_jax.training import evaluator
@@ -17,13 +17,6 @@ from currreft_jax.training.batches import StageContext
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 
 BEST = Measurement("stage1", 10, "stage1", 100, 1.5, 0.05, 0.8, 0.9, 80)
-
-
-def test_pass_interval_is_wilsons():
-    # Agresti & Coull's example of 0 and 10 of 10, and R's prop.test(80, 100, correct=FALSE)
-    assert pass_interval(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-4)
-    assert pass_interval(10, 10) == pytest.approx((0.72247, 1.0), abs=1e-4)
-    assert pass_interval(80, 100) == pytest.approx((0.7111708, 0.8666331), abs=1e-4)
 
 
 def test_promotion_requires_confidence():

@@ -371,7 +371,7 @@ def test_the_programs_refuse_a_misspelt_setting_in_one_line(program):
         ("def get_config():\n    return Confg()", ":3: NameError: name 'Confg' is not defined"),
         ("def get_config(:", ":2: invalid syntax"),
         ("x = 1", "mine.py has no function get_config"),
-        ("def get_config():\n    return {}", "mine.py: get_config returned a dict, not a Config"),
+        ("def get_config():\n    return {}", "mine.py: get_config returned a dict, not the Config of this program"),
         ("def get_config():\n    open('/nowhere/at/all')", ":3: FileNotFoundError: "),
         ("import nowhere", ":2: ModuleNotFoundError: No module named 'nowhere': add the folder"),
     ],

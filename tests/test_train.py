@@ -272,7 +272,9 @@ def test_random_weights_need_only_a_shape_and_a_tokenizer(checkpoint, rows, tmp_
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_valid(name):
     validate(CONFIGS[name].get_config("0" if name == "world_base" else "tiny"))
-    assert sorted(path.stem for path in Path("configs").glob("*.py")) == ["__init__", "common", *CONFIGS]
+    assert sorted(path.stem for path in Path("configs").glob("*.py")) == sorted(
+        ["__init__", "common", "eval", *CONFIGS]
+    )
 
 
 def test_a_machine_without_accelerator_gets_the_tiny_variant(monkeypatch, capsys):

@@ -2,6 +2,15 @@
 
 from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_parts
 from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Source, Stage, Task
+from currreft_jax.config.evaluation import (
+    EvaluatedModel,
+    Evaluation,
+    ImageCondition,
+    ScorerName,
+    Suite,
+    SuiteDomain,
+    validate_evaluation,
+)
 from currreft_jax.config.model import Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rewards import (
     BoxReading,
@@ -45,8 +54,11 @@ __all__ = [
     "Config",
     "Data",
     "DetectionScore",
+    "EvaluatedModel",
+    "Evaluation",
     "Grpo",
     "Handover",
+    "ImageCondition",
     "Init",
     "Kind",
     "Length",
@@ -69,12 +81,16 @@ __all__ = [
     "Rule",
     "Sampling",
     "Schedule",
+    "ScorerName",
     "Source",
     "Stage",
+    "Suite",
+    "SuiteDomain",
     "Task",
     "batch_layout",
     "split_parts",
     "validate",
+    "validate_evaluation",
     "validate_rewards",
     "validate_sampling",
     "validate_training_sampling",

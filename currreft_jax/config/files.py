@@ -7,22 +7,25 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import currreft_jax.config as settings
 from currreft_jax.config.names import nearest, unknown_setting
 from currreft_jax.config.training import Config
+
+Settings = TypeVar("Settings")
 
 _MODULE = "config_file"
 # What Python says of a name that a class of settings does not have.
 _UNKNOWN = re.compile(r"'?(\w+)(?:' object has no attribute|\.__init__\(\) got an unexpected keyword argument) '(\w+)'")
 
 
-def load_config(text: str) -> Config:
+def load_config(text: str, kind: type[Settings] = Config) -> Settings:
     """Loads a config.
 
     Args:
         text: FILE or FILE:VARIANT.
+        kind: class of the settings that the file makes.
 
     Raises:
         ValueError: no such file or variant, or a mistake in the file, with its line.
@@ -40,8 +43,10 @@ def load_config(text: str) -> Config:
         config = module.get_config(*variant)
     except Exception as error:  # the file is its user's program: whatever is wrong in it is reported with its line
         raise ValueError(_describe_error(path, error)) from error
-    if not isinstance(config, Config):
-        raise ValueError(f"{path}: get_config returned a {type(config).__name__}, not a Config")
+    if not isinstance(config, kind):
+        raise ValueError(
+            f"{path}: get_config returned a {type(config).__name__}, not the {kind.__name__} of this program"
+        )
     return config
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from absl import flags
 from ml_collections import config_flags
 
 from currreft_jax.config.checks import describe
 from currreft_jax.config.data import Kind, Source, Stage, Task
+from currreft_jax.config.evaluation import EvaluatedModel, ImageCondition, Suite
 from currreft_jax.config.files import load_config
 from currreft_jax.config.names import nearest, nearest_settings, setting_type
 from currreft_jax.config.training import Config
 from currreft_jax.config.validation import validate
 
 flags.disclaim_key_flags()  # `--config` is listed by the `--help` of the program that defines it
+
+Settings = TypeVar("Settings")
 
 REFUSED = 2  # exit code of a program that refuses its command line, as argparse has it
 _NO_CONFIG = "--config is missing; configs/ has some, such as --config=configs/sft.py"
@@ -26,29 +30,40 @@ _WRONG_VALUE = re.compile(r"flag --(config\.([^=]+)=.*?): ", re.S)
 _command_line: list[str] = []  # ml_collections finds the overrides here
 
 
-def define_config() -> flags.FlagHolder[Config]:
+def define_config(default: Settings | None = None) -> flags.FlagHolder[Settings]:
     """Defines `--config=FILE:VARIANT`, and with it a flag for every setting, `--config.NAME=VALUE`.
 
-    The parser of `flags_parser` refuses a command line without it.
+    Args:
+        default: the settings of an empty `--config=`; without any, a training `Config` whose file must be named.
     """
+    settings: Any = Config() if default is None else default
+
     description = "FILE or FILE:VARIANT; the file has get_config(variant)"
     holder = config_flags.DEFINE_config_dataclass(
-        "config", Config(), description, sys_argv=_command_line, parse_fn=_load_config
+        "config", settings, description, sys_argv=_command_line, parse_fn=partial(_load_config, default, type(settings))
     )
     flags.FLAGS["config"].default_as_str = ""
     return holder
 
 
-def flags_parser(program: str) -> Callable[[Sequence[str]], list[str]]:
+def flags_parser(
+    program: str, *, example: Any = None, validate: Callable[[Any], None] = validate
+) -> Callable[[Sequence[str]], list[str]]:
     """Returns a flags parser for `app.run`, which also validates the config.
 
     It ends the program with one line and code 2 for a flag or a setting that is misspelt or has an impossible value.
 
     Args:
         program: the program's name, which starts the line.
+        example: settings among which the nearest to a misspelt flag are sought, for a program that has defaults for all
+            of them, and so needs no `--config`; without it, one must be named.
+        validate: raises a ValueError for impossible settings.
     """
+    names = Config(stages=[Stage()]) if example is None else example
 
     def parse(arguments: Sequence[str]) -> list[str]:
+        if example is not None and not any(re.match("--?config($|=)", argument) for argument in arguments):
+            arguments = [*arguments[:1], "--config=", *arguments[1:]]
         _command_line[:] = arguments
         try:
             positional = flags.FLAGS(arguments)
@@ -58,7 +73,7 @@ def flags_parser(program: str) -> Callable[[Sequence[str]], list[str]]:
                 raise ValueError(_NO_CONFIG)
             validate(flags.FLAGS.config)
         except (flags.Error, ValueError) as error:
-            refuse_command_line(program, _describe_error(error))
+            refuse_command_line(program, _describe_error(error, names))
         return positional
 
     return parse
@@ -70,14 +85,19 @@ def refuse_command_line(program: str, message: str) -> NoReturn:
     sys.exit(REFUSED)
 
 
-def _load_config(text: str) -> Config:
+def _load_config(default: Any, kind: type[Settings], text: str) -> Settings:
     """Loads a config, and refuses overrides of settings that it does not have.
+
+    Args:
+        default: the settings of an empty text; None refuses it.
+        kind: class of the settings.
+        text: FILE or FILE:VARIANT.
 
     Raises:
         flags.Error: naming the flag; a ValueError would be reworded on its way.
     """
     try:
-        config = load_config(text)
+        config = load_config(text, kind) if text or default is None else default
     except ValueError as error:
         raise flags.Error(f"--config={text}: {error}") from error
     for argument in flags.FLAGS.read_flags_from_files(_command_line, force_gnu=False):
@@ -89,13 +109,13 @@ def _load_config(text: str) -> Config:
     return config
 
 
-def _describe_error(error: Exception) -> str:
-    """Describes a refused command line in one line."""
+def _describe_error(error: Exception, example: Any) -> str:
+    """Describes a refused command line in one line; `example` has the settings to name."""
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname
         if name.startswith("config."):
             return _NO_CONFIG
-        names = [*nearest(name, flags.FLAGS), *nearest_settings(name, Config(stages=[Stage()]))]
+        names = [*nearest(name, flags.FLAGS), *nearest_settings(name, example)]
         hint = f"nearest: {', '.join(f'--{near}' for near in names[:3])}" if names else "--help lists them"
         return f"there is no flag --{name}; {hint}"
     wrong_value = _WRONG_VALUE.match(str(error))
@@ -148,5 +168,8 @@ for _type, _collect in (
     (dict[str, str], _pairs),
     (tuple[Kind, ...], lambda items: tuple(Kind(name.lower()) for name in items)),
     (tuple[Task, ...], lambda items: tuple(Task(name.lower()) for name in items)),
+    (tuple[ImageCondition, ...], lambda items: tuple(ImageCondition(name.lower()) for name in items)),
+    (list[EvaluatedModel], lambda items: [EvaluatedModel(path) for path in items]),
+    (list[Suite], lambda items: [Suite(sources=[Source(file)]) for file in items]),
 ):
     config_flags.register_flag_parser_for_type(_type, _ItemsParser(_collect))

@@ -10,23 +10,22 @@ from typing import Any, get_args, get_origin
 
 from currreft_jax.config.checks import describe, field_types
 from currreft_jax.config.data import Source
-from currreft_jax.config.training import Config
 
 _PART = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>-?\d+)\]")
 
 
-def setting_type(config: Config, path: str) -> Any:
+def setting_type(config: Any, path: str) -> Any:
     """Returns the type of a setting.
 
     Args:
-        config: the settings; its lists and dictionaries have the items that they have.
+        config: the settings, of any program; its lists and dictionaries have the items that they have.
         path: names and indices, such as `stages[0].steps` or `rewards.weights.format`.
 
     Raises:
         ValueError: there is no such setting; the message names its place and what to write instead.
     """
     value: Any = config
-    kind: Any = Config
+    kind: Any = type(config)
     place, rest = "config", f".{path}"
     while rest:
         if get_origin(kind) is dict:
@@ -49,7 +48,7 @@ def setting_type(config: Config, path: str) -> Any:
     return kind
 
 
-def unknown_setting(owner: type, name: str, place: str, config: Config | None = None) -> str:
+def unknown_setting(owner: type, name: str, place: str, config: Any = None) -> str:
     """Describes a misspelt setting: its place, the nearest right names, and how to read about all of them.
 
     Args:
@@ -68,7 +67,7 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, list(names))
 
 
-def nearest_settings(name: str, config: Config) -> list[str]:
+def nearest_settings(name: str, config: Any) -> list[str]:
     """Returns up to three settings whose last name resembles a misspelt one, such as `config.stages[0].steps`."""
     paths = list(_setting_paths(config, "config"))
     last_names = nearest(name, {path.rpartition(".")[2] for path in paths})

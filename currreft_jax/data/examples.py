@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from currreft_jax.data.packing import row_key
 from currreft_jax.data.processor import Processor
@@ -35,7 +37,14 @@ class Example:
 
 
 def make_example(
-    row: Row, processor: Processor, template: Template, *, location: str, occurrence: int = 0, with_answer: bool = False
+    row: Row,
+    processor: Processor,
+    template: Template,
+    *,
+    location: str,
+    occurrence: int = 0,
+    with_answer: bool = False,
+    images: Sequence[Image.Image] | None = None,
 ) -> Example:
     """Reads a row's images, then renders and tokenizes its text, with boxes in the resized frame.
 
@@ -46,18 +55,20 @@ def make_example(
         location: file and line, for error messages.
         occurrence: how often the row was used before; seeds the sampling together with the row's id.
         with_answer: whether to tokenize the gold completion.
+        images: shown instead of the row's own, in their number and of their sizes.
 
     Raises:
         ImageError: an image is unreadable or too thin.
         PromptError: the messages do not match the images.
         RowError: the gold answer is malformed.
     """
-    images = [processor.process_image(path, location) for path in row.images]
-    frames = [(image.original, image.resized) for image in images]
+    sources = row.images if images is None else images
+    patches = [processor.process_image(source, location) for source in sources]
+    frames = [(image.original, image.resized) for image in patches]
     if frames and not row.frame:
         row = replace(row, frame=frames[0][0])
     messages = question_messages(row, template, frames)
-    prompt = processor.prompt(messages, images, name=location, key=row_key(row.id, occurrence))
+    prompt = processor.prompt(messages, patches, name=location, key=row_key(row.id, occurrence))
     if not with_answer:
         return Example(row, prompt, np.empty(0, np.int32), np.empty(0, bool))
     tokens, mask = processor.completion(messages, answer_turns(row, frames), name=location)

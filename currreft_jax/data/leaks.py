@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from currreft_jax.data.findings import Finding, Problem
 from currreft_jax.data.row_checks import ImageInfo, LocatedRow
@@ -15,7 +15,7 @@ def find_duplicates(rows: Sequence[LocatedRow], images: Mapping[str, ImageInfo])
     first: dict[tuple[object, ...], LocatedRow] = {}
     for located in rows:
         row = located.row
-        pixels = tuple(_image_key(image, images) for image in row.images)
+        pixels = tuple(image_key(image, images) for image in row.images)
         turns = tuple(turn.text for turn in row.messages)
         key = (located.file, pixels, row.kind, row.task, _question_digest(row), row.frame, row.boxes, turns)
         earlier = first.setdefault(key, located)
@@ -31,20 +31,19 @@ def has_two_splits(rows: Sequence[LocatedRow]) -> bool:
     return {"train", "test"} <= {located.split for located in rows}
 
 
-def find_leaks(rows: Sequence[LocatedRow], images: Mapping[str, ImageInfo]) -> Iterator[Finding]:
+def find_leaks(
+    train: Iterable[LocatedRow], test: Iterable[LocatedRow], images: Mapping[str, ImageInfo]
+) -> Iterator[Finding]:
     """Finds images and questions of testing rows that occur in training rows, too."""
     train_images: dict[str, tuple[str, str]] = {}
     train_questions: dict[tuple[str, bool], str] = {}
-    for located in rows:
-        if located.split == "train":
-            for path in located.row.images:
-                train_images.setdefault(_image_key(path, images), (located.location, path))
-            train_questions.setdefault(_question_key(located.row), located.location)
-    for located in rows:
-        if located.split != "test":
-            continue
+    for located in train:
         for path in located.row.images:
-            if found := train_images.get(_image_key(path, images)):
+            train_images.setdefault(image_key(path, images), (located.location, path))
+        train_questions.setdefault(_question_key(located.row), located.location)
+    for located in test:
+        for path in located.row.images:
+            if found := train_images.get(image_key(path, images)):
                 location, train_path = found
                 message = f"{path} has the pixels of {train_path} in the training row {location}; leave one of them out"
                 yield located.finding(Problem.LEAKED_IMAGE, message)
@@ -56,7 +55,7 @@ def find_leaks(rows: Sequence[LocatedRow], images: Mapping[str, ImageInfo]) -> I
                 yield located.finding(Problem.LEAKED_QUESTION, message)
 
 
-def _image_key(path: str, images: Mapping[str, ImageInfo]) -> str:
+def image_key(path: str, images: Mapping[str, ImageInfo]) -> str:
     """Identifies an image by its pixels, or by its path if it is unusable."""
     return images[path].digest or path
 

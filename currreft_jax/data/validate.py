@@ -122,7 +122,8 @@ def validate_files(
     report.findings += [located.finding(Problem.GOLD, error.problem) for located, error in gold_errors]
     report.findings += find_duplicates(rows, images)
     if has_two_splits(rows):
-        report.findings += find_leaks(rows, images)
+        train, test = ([located for located in rows if located.split == split] for split in ("train", "test"))
+        report.findings += find_leaks(train, test, images)
     else:
         report.unchecked.append(NO_SPLITS)
     for file in files:

@@ -1,4 +1,4 @@
-"""Measurements of held-out rows, their confidence intervals, and a test for regressions. Loads no JAX."""
+"""Measurements of held-out rows, and a test for regressions. Loads no JAX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-Z = 1.96  # of a 95% interval
+from currreft_jax.evaluation.statistics import Z
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,6 @@ class Measurement:
     def interval(self) -> tuple[float, float]:
         """The 95% interval of the mean reward."""
         return self.reward - Z * self.error, self.reward + Z * self.error
-
-
-def pass_interval(passed: int, rows: int) -> tuple[float, float]:
-    """Computes Wilson's 95% interval of a pass rate."""
-    rate, spread = passed / rows, Z * Z / rows
-    middle = (rate + spread / 2) / (1 + spread)
-    half = Z * sqrt(rate * (1 - rate) / rows + spread / rows / 4) / (1 + spread)
-    return middle - half, middle + half
 
 
 def regressed_from(history: Sequence[Measurement], now: Measurement) -> Measurement | None:

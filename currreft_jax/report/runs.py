@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from currreft_jax.evaluation.measurement import Measurement, Z, regressed_from
+from currreft_jax.evaluation.measurement import Measurement, regressed_from
+from currreft_jax.evaluation.statistics import Z
 from currreft_jax.models.folder import read_json
 from currreft_jax.runtime.metrics import METRICS, read_metrics
 from currreft_jax.runtime.workdir import CHECKPOINTS, CONFIG, EXPORT, MATRIX

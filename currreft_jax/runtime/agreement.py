@@ -5,7 +5,6 @@ Free to differ are the path of the workdir, which may be mounted anywhere, and t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import jax
 
 import currreft_jax
 from currreft_jax.config import Config
+from currreft_jax.runtime.digests import hash_files
 from currreft_jax.runtime.multihost import gather_bytes
 from currreft_jax.runtime.workdir import flat_settings
 
@@ -34,7 +34,7 @@ def refuse_differing_settings(config: Config) -> None:
     if jax.process_count() > 1:
         settings = {name: value for name, value in flat_settings(config).items() if name not in _PER_HOST}
         packages = {f"the version of {name}": version(name) for name in ("currreft_jax", "jax", "jaxlib", "flax")}
-        code = {"the code of currreft_jax": _digest(*sorted(Path(currreft_jax.__file__).parent.rglob("*.py")))}
+        code = {"the code of currreft_jax": hash_files(*sorted(Path(currreft_jax.__file__).parent.rglob("*.py")))}
         _refuse_differences(settings | packages | code, "start all hosts with the same command, from the same code")
 
 
@@ -47,7 +47,7 @@ def refuse_differing_files(config: Config) -> None:
     if jax.process_count() > 1:
         sources = [source for stage in config.stages for source in (*stage.sources, *stage.held_out)]
         paths = [*(source.file for source in sources), *filter(None, [config.data.pass_rates])]
-        contents = {f"the content of {path}": _digest(Path(path)) for path in dict.fromkeys(paths)}
+        contents = {f"the content of {path}": hash_files(Path(path)) for path in dict.fromkeys(paths)}
         _refuse_differences(contents, "give all hosts the same files")
 
 
@@ -72,16 +72,3 @@ def _difference(name: str, hosts: list[dict[str, Any]]) -> str:
     return ", ".join(
         [f"{name} is {first} on host 0", *(f"{other} on {', '.join(hosts_with[other])}" for other in others)]
     )
-
-
-def _digest(*paths: Path) -> str:
-    """Hashes names and contents of files."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        if not path.is_file():
-            return "missing"
-        digest.update(f"{path.name}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -135,11 +135,13 @@ def warm_up(
     processor: Processor,
     prompts: Sequence[Prompt] | PromptBatch,
     settings: Sampling | None = None,
+    *,
+    weights: Parameters | None = None,
     **changes: Any,
 ) -> None:
     """Compiles every program that sampling for prompts of this batch's shape can need; samples almost nothing."""
     settings = _with_changes(settings, changes)
-    run = start(model, parameters, processor, prompts, settings, None, (0, 0, 0), finished=True)
+    run = start(model, parameters, processor, prompts, settings, weights, (0, 0, 0), finished=True)
     programs, segments = run.programs, []
     states = {run.rows_per_shard: (run.prompts, run.state)}
     while True:
@@ -312,13 +314,31 @@ def _collate(model: Model, decoding: Model, prompts: Sequence[Prompt], settings:
             f"{len(prompts)} prompts on each of {hosts} hosts do not divide into its {shards} data shards: pad them or"
             " change the mesh"
         )
-    vision = model.config.vision
-    largest = max((image_slots(image, vision) for prompt in padded for image in prompt.images), default=1)
-    dims = np.array([max(len(prompt.tokens) for prompt in padded), slots_per_shard(padded, vision, shards), largest])
-    length, slots, largest = map(int, max_over_hosts(dims))
-    length = smallest_bucket(length, settings.prompt_lengths, "sampling.prompt_lengths")
-    shape = BatchShape(length, next_power_of_two(slots), next_power_of_two(largest))
+    shape = batch_shape(max_over_hosts(prompt_dims(model, padded)), settings)
     return to_devices(collate(padded, model.config, shape, shards), model.mesh)
+
+
+def prompt_dims(model: Model, prompts: Sequence[Prompt]) -> np.ndarray:
+    """Measures a host's prompts: int `[3]`, tokens of the longest, slots of the fullest shard, and of an image."""
+    vision = model.config.vision
+    largest = max((image_slots(image, vision) for prompt in prompts for image in prompt.images), default=1)
+    slots = slots_per_shard(prompts, vision, shards_per_host(model.mesh))
+    return np.array([max(len(prompt.tokens) for prompt in prompts), slots, largest])
+
+
+def batch_shape(dims: np.ndarray, settings: Sampling) -> BatchShape:
+    """Returns the shape of a batch whose prompts have these dimensions, or smaller ones.
+
+    Args:
+        dims: `prompt_dims`, of which the largest over hosts.
+        settings: sampling settings.
+
+    Raises:
+        BudgetError: a prompt longer than the largest bucket.
+    """
+    length, slots, largest = map(int, dims)
+    length = smallest_bucket(length, settings.prompt_lengths, "sampling.prompt_lengths")
+    return BatchShape(length, next_power_of_two(slots), next_power_of_two(largest))
 
 
 def next_power_of_two(slots: int) -> int:

@@ -15,6 +15,7 @@ from currreft_jax.config import Pretrained
 from currreft_jax.data import processor as processors
 from currreft_jax.data.processor import Processor
 from currreft_jax.models import hf
+from currreft_jax.models.folder import resolve
 from currreft_jax.models.lora import add_adapters, merge_adapters
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.checkpoint import restore_item
@@ -35,6 +36,36 @@ class LoadedModel(NamedTuple):
     processor: Processor
     model: Model
     params: Parameters
+
+
+def resolve_source(source: str | Path) -> Path:
+    """Returns the folder that a model is loaded from; a hub id is downloaded unless the hub's cache has it.
+
+    Args:
+        source: see `load_source`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    path = Path(source).expanduser()
+    if is_stage_dir(path):
+        if (path / EXPORT).exists():
+            return path / EXPORT
+        steps = saved_steps(path)
+        if not steps:
+            raise FileNotFoundError(f"{path} holds no checkpoint yet: {CHECKPOINTS}/ is empty")
+        return path / CHECKPOINTS / str(steps[-1])
+    return path if _is_checkpoint(path) else resolve(source)
+
+
+def load_source_processor(
+    source: str | Path, *, dtype: str | None = None, min_pixels: int | None = None, max_pixels: int | None = None
+) -> Processor:
+    """Loads the processor of a model; see `load_source`."""
+    path = resolve_source(source)
+    if _is_checkpoint(path):
+        return load_config_processor(_checkpoint_settings(path, dtype, min_pixels, max_pixels))
+    return processors.load(path, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
 def load_source(
@@ -59,26 +90,30 @@ def load_source(
         FileNotFoundError: nothing there.
         ValueError: the source is damaged, or no model.
     """
-    path = Path(source)
-    if is_stage_dir(path):
-        steps = saved_steps(path)
-        if not (path / EXPORT).exists() and not steps:
-            raise FileNotFoundError(f"{path} holds no checkpoint yet: {CHECKPOINTS}/ is empty")
-        path = path / EXPORT if (path / EXPORT).exists() else path / CHECKPOINTS / str(steps[-1])
-        source = path
-    if path.parent.name == CHECKPOINTS and path.name.isdecimal():
-        config = read_config(path.parent.parent)
-        settings = dataclasses.replace(
-            config.model,
-            dtype=dtype or config.model.dtype,
-            min_pixels=min_pixels or config.model.min_pixels,
-            max_pixels=max_pixels or config.model.max_pixels,
-        )
-        processor = load_config_processor(settings)
+    path = resolve_source(source)
+    processor = load_source_processor(source, dtype=dtype, min_pixels=min_pixels, max_pixels=max_pixels)
+    if _is_checkpoint(path):
+        settings = _checkpoint_settings(path, dtype, min_pixels, max_pixels)
         return LoadedModel(processor, *load_checkpoint(settings, path, processor, mesh))
-    processor = processors.load(source, min_pixels=min_pixels, max_pixels=max_pixels)
-    model, params = hf.load(source, mesh=mesh, dtype=dtype)
+    model, params = hf.load(path, mesh=mesh, dtype=dtype)
     return LoadedModel(processor, dataclasses.replace(model, tokenizer_size=processor.tokenizer_size), params)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Returns whether a path is that of a step, `STAGE/checkpoints/STEP`."""
+    return path.parent.name == CHECKPOINTS and path.name.isdecimal()
+
+
+def _checkpoint_settings(
+    step_dir: Path, dtype: str | None, min_pixels: int | None, max_pixels: int | None
+) -> Pretrained:
+    settings = read_config(step_dir.parent.parent).model
+    return dataclasses.replace(
+        settings,
+        dtype=dtype or settings.dtype,
+        min_pixels=min_pixels or settings.min_pixels,
+        max_pixels=max_pixels or settings.max_pixels,
+    )
 
 
 def load_checkpoint(

@@ -7,14 +7,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from currreft_jax.evaluation.measurement import Measurement, Z, pass_interval
+from currreft_jax.evaluation.measurement import Measurement
+from currreft_jax.evaluation.statistics import Z, wilson_interval
 
 
 def is_promoted(measurement: Measurement, promote_above: float) -> bool:
     """Returns true if the pass rate is above the gate with 97.5% confidence; without accuracy there is no pass rate."""
     if measurement.passed is None:
         return False
-    return pass_interval(measurement.passed, measurement.rows)[0] > promote_above
+    return wilson_interval(measurement.passed, measurement.rows).low > promote_above
 
 
 class ForgettingMatrix:

@@ -1,0 +1,229 @@
+"""Suites: rows to answer, read on demand, with their own, blank or shuffled images. Loads no JAX."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from currreft_jax.config import Data, Evaluation, ImageCondition, Rewards, Stage, Suite
+from currreft_jax.data.budget import PromptBudget
+from currreft_jax.data.images import open_image
+from currreft_jax.data.leaks import image_key
+from currreft_jax.data.mixture import Mixture, load_mixture
+from currreft_jax.data.row_checks import ImageInfo, LocatedRow, inspect_image
+from currreft_jax.rewards import MathsPool, check_rows
+from currreft_jax.structs import Frame, Row
+
+GREY = (127, 127, 127)
+_CHUNK = 256
+_SHOWN_ERRORS = 20
+
+
+class SuiteError(ValueError):
+    """A suite cannot be evaluated; the message names files, lines and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """An image as it is shown to a model.
+
+    Attributes:
+        path: where its pixels are; empty for a grey one.
+        frame: its size, that of the row's own image.
+    """
+
+    path: str
+    frame: Frame
+
+    def open(self) -> Image.Image:
+        """Reads or makes the image."""
+        size = (self.frame.width, self.frame.height)
+        if not self.path:
+            return Image.new("RGB", size, GREY)
+        image = open_image(self.path)
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteQuestion:
+    """A row to answer.
+
+    Attributes:
+        row: with the frame that its boxes are measured in.
+        location: file and line.
+        image: key of the row's own images, by their pixels; empty without images.
+        images: as they are shown.
+    """
+
+    row: Row
+    location: str
+    image: str
+    images: tuple[SeenImage, ...]
+
+
+class LoadedSuite:
+    """The rows of a suite, of which only ids, places in the files and image sizes are held in memory.
+
+    Attributes:
+        settings: name, files and domain.
+        ids: of the rows, in order.
+        excluded: number of rows of other kinds and tasks that were left out.
+    """
+
+    def __init__(self, settings: Suite, mixture: Mixture, images: Mapping[str, ImageInfo], seed: int) -> None:
+        """Takes over the open files.
+
+        Args:
+            settings: the suite.
+            mixture: its rows.
+            images: of all rows, by path; `load_suites` fills it.
+            seed: seed of shuffled images.
+
+        Raises:
+            SuiteError: two rows have the same id.
+        """
+        self.settings, self.excluded = settings, sum(mixture.excluded.values())
+        self._sources, self._images, self._seed = mixture.sources, images, seed
+        self._starts = np.cumsum([0, *(len(source.indices) for source in mixture.sources)]).tolist()
+        self.ids = tuple(row_id for source in mixture.sources for row_id in source.ids)
+        self._others: dict[str, str] = {}
+        places: dict[str, int] = {}
+        for index, row_id in enumerate(self.ids):
+            if places.setdefault(row_id, index) != index:
+                raise SuiteError(
+                    f"suite {settings.name}: {self.location(index)} has the id {row_id!r} of"
+                    f" {self.location(places[row_id])}; give each row an id of its own"
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for source in self._sources:
+            source.file.close()
+
+    def _place(self, index: int) -> tuple[int, int]:
+        source = bisect_right(self._starts, index) - 1
+        return source, int(self._sources[source].indices[index - self._starts[source]])
+
+    def location(self, index: int) -> str:
+        """Returns file and line of a row."""
+        source, row = self._place(index)
+        return self._sources[source].file.location(row)
+
+    def row(self, index: int) -> Row:
+        """Reads a row."""
+        source, row = self._place(index)
+        return self._sources[source].file[row]
+
+    def located_rows(self) -> Iterator[LocatedRow]:
+        """Reads all rows, one by one."""
+        for index in range(len(self)):
+            source, row = self._place(index)
+            file = self._sources[source].file
+            yield LocatedRow(file[row], str(file.path), file.location(row), "test")
+
+    def conditions(self, wanted: Sequence[ImageCondition]) -> list[ImageCondition]:
+        """Returns the wanted images, of which a suite without any has only its own."""
+        has_images = any(self.row(index).images for index in range(len(self)))
+        return [images for images in wanted if has_images or images is ImageCondition.ORIGINAL]
+
+    def question(self, index: int, images: ImageCondition) -> SuiteQuestion:
+        """Reads a row to answer.
+
+        Raises:
+            SuiteError: its images are to be shuffled, but the suite has only one.
+        """
+        row = self.row(index)
+        frames = [frames[0] for path in row.images if (frames := self._images[path].frames)]
+        if frames and not row.frame:
+            row = replace(row, frame=frames[0])
+        keys = [image_key(path, self._images) for path in row.images]
+        paths: Sequence[str] = row.images
+        if images is ImageCondition.BLANK:
+            paths = [""] * len(keys)
+        elif images is ImageCondition.SHUFFLED and keys:
+            self._others = self._others or self._shuffle()
+            paths = [self._others[key] for key in keys]
+        seen = tuple(SeenImage(path, frame) for path, frame in zip(paths, frames, strict=True))
+        return SuiteQuestion(row, self.location(index), _join_keys(keys), seen)
+
+    def questions(self, start: int, stop: int, images: ImageCondition) -> list[SuiteQuestion]:
+        """Reads the rows from `start` up to `stop`, or the last one."""
+        return [self.question(index, images) for index in range(start, min(stop, len(self)))]
+
+    def _shuffle(self) -> dict[str, str]:
+        """Gives each image of the suite, by its key, the path of another; a cycle through all of them."""
+        paths = {image_key(path, self._images): path for located in self.located_rows() for path in located.row.images}
+        if len(paths) < 2:
+            raise SuiteError(f"suite {self.settings.name} has one image only: nothing to shuffle")
+        order = sorted(paths, key=lambda key: hashlib.blake2b(f"{self._seed}\0{key}".encode()).digest())
+        return {key: paths[other] for key, other in zip(order, [*order[1:], order[0]], strict=True)}
+
+
+def load_suites(evaluation: Evaluation) -> tuple[list[LoadedSuite], dict[str, ImageInfo]]:
+    """Opens all suites and decodes each image once.
+
+    Returns:
+        The suites, and their images by path.
+
+    Raises:
+        FileNotFoundError: a file of rows does not exist.
+        MixtureError: rows are malformed, or none are left.
+        SuiteError: images are missing or unreadable, all of which the message names, or ids are repeated.
+    """
+    data, images, suites, problems = Data(), dict[str, ImageInfo](), list[LoadedSuite](), list[str]()
+    for settings in evaluation.suites:
+        stage = Stage(settings.name, settings.sources, kinds=settings.kinds, tasks=settings.tasks)
+        suite = LoadedSuite(settings, load_mixture([stage], 0, data, evaluation.seed), images, evaluation.seed)
+        suites.append(suite)
+        problems += inspect_images(suite.located_rows(), images, evaluation.threads)
+    if problems:
+        raise SuiteError("\n  ".join([f"{len(problems)} images of the suites cannot be used:", *problems]))
+    return suites, images
+
+
+def inspect_images(rows: Iterator[LocatedRow], images: dict[str, ImageInfo], threads: int) -> list[str]:
+    """Decodes the images of rows that are not yet in `images`, and adds them; returns the problems of unusable ones."""
+    first: dict[str, str] = {}
+    for located in rows:
+        for path in located.row.images:
+            if path not in images:
+                first.setdefault(path, located.location)
+    budget = PromptBudget()
+    with ThreadPoolExecutor(threads) as pool:
+        infos = pool.map(lambda path: inspect_image(path, budget), first)
+        found = dict(zip(first, infos, strict=True))
+    images.update(found)
+    return [f"{first[path]}: {info.message}" for path, info in found.items() if not info.frames]
+
+
+def refuse_unscorable_rows(suite: LoadedSuite, settings: Rewards, pool: MathsPool) -> None:
+    """Refuses a suite with rows that cannot be scored.
+
+    Raises:
+        SuiteError: naming file and line of the first 20 of them.
+    """
+    messages = []
+    for start in range(0, len(suite), _CHUNK):
+        questions = suite.questions(start, start + _CHUNK, ImageCondition.ORIGINAL)
+        locations = {id(question.row): question.location for question in questions}
+        errors = check_rows([question.row for question in questions], settings, pool=pool)
+        messages += [f"{locations[id(error.row)]}: {error.problem}" for error in errors]
+    if messages:
+        more = [f"and {len(messages) - _SHOWN_ERRORS} more"] if len(messages) > _SHOWN_ERRORS else []
+        name = f"suite {suite.settings.name}: {len(messages)} rows cannot be scored:"
+        raise SuiteError("\n  ".join([name, *messages[:_SHOWN_ERRORS], *more]))
+
+
+def _join_keys(keys: Sequence[str]) -> str:
+    if len(keys) < 2:
+        return keys[0] if keys else ""
+    return hashlib.blake2b("\0".join(keys).encode(), digest_size=16).hexdigest()

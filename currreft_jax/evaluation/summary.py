@@ -1,0 +1,123 @@
+"""The table of an evaluation: accuracies of each model on each suite, kind and task. Loads no JAX."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from currreft_jax.config import ImageCondition, SuiteDomain
+from currreft_jax.evaluation.answers import Answer, read_answers
+from currreft_jax.evaluation.statistics import pass_at_k
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersFile:
+    """An answers file and what it holds.
+
+    Attributes:
+        path: the file.
+        model: name of the model.
+        suite: name of the suite.
+        domain: of the suite.
+        images: images that were shown.
+    """
+
+    path: Path
+    model: str
+    suite: str
+    domain: SuiteDomain
+    images: ImageCondition
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over rows of their means over completions.
+
+    Attributes:
+        rows: number of rows.
+        sums: by the column's name.
+    """
+
+    rows: int = 0
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, answer: Answer) -> None:
+        """Adds a row."""
+        samples = len(answer.completions)
+        self.rows += 1
+        self.sums["strict"] += sum(answer.strict) / samples
+        self.sums["readable"] += sum(answer.readable) / samples
+        self.sums["score"] += sum(answer.readable_score) / samples
+        self.sums["cut off"] += 1 - sum(answer.finished) / samples
+        if answer.official:
+            self.sums["official"] += sum(answer.official) / samples
+        for k in _powers_of_two(samples):
+            self.sums[f"strict@{k}"] += pass_at_k(samples, sum(answer.strict), k)
+            self.sums[f"readable@{k}"] += pass_at_k(samples, sum(answer.readable), k)
+
+    def mean(self, column: str) -> float | None:
+        """Returns the mean of a column; None if no row has it."""
+        return self.sums[column] / self.rows if column in self.sums else None
+
+
+def summary_table(files: Sequence[AnswersFile]) -> str:
+    """Formats the means of all files, in percent.
+
+    The drop is the readable accuracy with the rows' own images minus that with blank or shuffled ones.
+    """
+    tallies: dict[tuple[str, str, str], dict[ImageCondition, Tally]] = defaultdict(lambda: defaultdict(Tally))
+    for file in files:
+        for answer in read_answers(file.path):
+            group = f"{answer.kind.value} {answer.task.value}"
+            tallies[file.suite, group, file.model][file.images].add(answer)
+    domains = {file.suite: file.domain for file in files}
+    shown = {images for by_images in tallies.values() for images in by_images}
+    columns = {column for by_images in tallies.values() for tally in by_images.values() for column in tally.sums}
+    passes = sorted((column for column in columns if "@" in column), key=lambda name: (name[0], _k(name)))
+    names = ["strict", "readable", "score", "cut off", *(["official"] if "official" in columns else []), *passes]
+    lines: list[list[str]] = []
+    suites, models = ([*dict.fromkeys(names)] for names in zip(*((f.suite, f.model) for f in files), strict=True))
+    for suite, group, model in sorted(tallies, key=lambda key: (suites.index(key[0]), key[1], models.index(key[2]))):
+        by_images = tallies[suite, group, model]
+        own = by_images.get(ImageCondition.ORIGINAL) or next(iter(by_images.values()))
+        drops = [
+            _drop(by_images, images) for images in (ImageCondition.BLANK, ImageCondition.SHUFFLED) if images in shown
+        ]
+        cells = [_percent(own.mean(name)) for name in names]
+        lines.append([f"{suite} ({domains[suite].value})", group, model, str(own.rows), *cells, *drops])
+    heading = ["suite", "kind and task", "model", "rows", *names]
+    heading += [
+        f"drop, {images.value}" for images in (ImageCondition.BLANK, ImageCondition.SHUFFLED) if images in shown
+    ]
+    return "\n".join(_align([heading, *lines]))
+
+
+def _drop(by_images: dict[ImageCondition, Tally], images: ImageCondition) -> str:
+    own, other = (
+        by_images[one].mean("readable") if one in by_images else None for one in (ImageCondition.ORIGINAL, images)
+    )
+    return "-" if own is None or other is None else f"{100 * (own - other):.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _powers_of_two(samples: int) -> Iterator[int]:
+    return (k for k in (2**power for power in range(1, 12)) if k <= samples)
+
+
+def _k(column: str) -> int:
+    return int(column.partition("@")[2])
+
+
+def _align(lines: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

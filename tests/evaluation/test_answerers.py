@@ -1,0 +1,123 @@
+"""Evaluations with a small model: nothing compiles after the warm-up, and a restart changes no byte."""
+
+import json
+
+import pytest
+
+from currreft_jax.config import (
+    CacheType,
+    EvaluatedModel,
+    Evaluation,
+    ImageCondition,
+    Precision,
+    Sampling,
+    Source,
+    Suite,
+)
+from currreft_jax.evaluation import answerers, runner
+from currreft_jax.evaluation.answers import read_answers
+from currreft_jax.evaluation.manifest import manifest_path
+from currreft_jax.evaluation.suites import SuiteError
+from tests import tiny
+from tests.evaluation.suites import write_rows
+from tests.marks import quick
+from tests.test_processes import START, run_two_processes
+
+
+def evaluation_of(checkpoint, folder, *, images: int = 2, segment: int = 4) -> Evaluation:
+    """Eleven rows in batches of eight; the last four have `images` images among them."""
+    files = [write_rows(folder, "seen", 7), write_rows(folder, "unseen", 4, images=images)]
+    return Evaluation(
+        models=[EvaluatedModel(str(checkpoint), "tied")],
+        suites=[Suite("both", [Source(str(file)) for file in files])],
+        template="world",
+        batch_size=6,
+        sampling=Sampling(
+            group_size=2,
+            max_new_tokens=4,
+            segment=segment,
+            ladder=() if segment == 4 else (0.5,),
+            precision=Precision.FLOAT32,
+            cache=CacheType.FLOAT32,
+            prompt_lengths=(96,),
+        ),
+    )
+
+
+def evaluate(evaluation, out):
+    lines = []
+    (file, *_) = runner.evaluate(evaluation, out, lines.append)
+    return file.path, lines
+
+
+@pytest.mark.parametrize(("images", "segment"), quick([(2, 4), (0, 2)]))
+def test_nothing_compiles_after_the_warm_up_and_a_restart_changes_no_byte(checkpoint, tmp_path, images, segment):
+    """With all rows in batches of one shape, and with two shapes and two segments."""
+    evaluation = evaluation_of(checkpoint, tmp_path / "rows", images=images, segment=segment)
+    path, lines = evaluate(evaluation, tmp_path / "whole")
+    assert not any("compiled" in line for line in lines), lines
+    assert "tied/both: 11/11 rows" in lines[-1] and "0:00:00 left" in lines[-1]
+    answers = list(read_answers(path))
+    assert [answer.row for answer in answers] == [f"seen-{i}" for i in range(7)] + [f"unseen-{i}" for i in range(4)]
+    assert all(len(answer.completions) == 2 for answer in answers)
+    assert len({text for answer in answers for text in answer.completions}) > 11
+    part = tmp_path / "part" / "tied" / "both.jsonl"
+    part.parent.mkdir(parents=True)
+    manifest_path(part).write_bytes(manifest_path(path).read_bytes())
+    whole = path.read_bytes()
+    part.write_bytes(whole[: whole.index(b'{"row": "unseen-2"') + 20])
+    evaluate(evaluation, tmp_path / "part")
+    assert part.read_bytes() == whole
+    manifest = json.loads(manifest_path(path).read_text())
+    assert manifest["decoding"]["samples"] == 2 and manifest["model"]["hash"] != "missing"
+
+
+def test_another_model_has_another_hash(checkpoint, tmp_path):
+    tiny.write_checkpoint(tmp_path / "other", seed=1)
+    evaluation = evaluation_of(checkpoint, tmp_path / "rows")
+    hashes = [
+        answerers.open_answerer(EvaluatedModel(str(path)), evaluation).facts["model"]["hash"]
+        for path in (checkpoint, tmp_path / "other", checkpoint)
+    ]
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_blank_images_change_what_the_model_sees_and_not_the_shape(checkpoint, tmp_path):
+    (suite,), _ = runner.load_suites(evaluation := evaluation_of(checkpoint, tmp_path / "rows"))
+    answerer = answerers.ModelAnswerer(evaluation.models[0], evaluation)
+    own, blank, other = (answerer._prompt(suite.question(0, images)) for images in ImageCondition)
+    assert (own.tokens == blank.tokens).all() and (own.tokens == other.tokens).all() and own.key == other.key
+    assert own.images[0].grid == blank.images[0].grid == other.images[0].grid
+    assert (own.images[0].patches != blank.images[0].patches).any()
+    assert (own.images[0].patches != other.images[0].patches).any()
+
+
+def test_prompts_beyond_the_largest_bucket_are_all_told_before_the_first_answer(checkpoint, tmp_path):
+    evaluation = evaluation_of(checkpoint, tmp_path / "rows")
+    evaluation.sampling.prompt_lengths = (64, 80)
+    (suite,), _ = runner.load_suites(evaluation)
+    answerer = answerers.ModelAnswerer(evaluation.models[0], evaluation)
+    with pytest.raises(SuiteError, match="longer than 80 tokens") as error:
+        answerer._measure(suite.questions(0, 11, ImageCondition.ORIGINAL))
+    lines = str(error.value).splitlines()[1:]
+    assert all("seen.jsonl:" in line and line.endswith(" tokens") for line in lines) and len(lines) == 11
+
+
+PROGRAM = (
+    START
+    + """
+from currreft_jax.evaluation import runner
+from tests.evaluation.test_answerers import evaluation_of
+
+folder = Path(out).parent
+files = runner.evaluate(evaluation_of(source, folder / f"rows-{process}"), folder / "out", lambda line: None)
+if process == 0:
+    print(json.dumps(files[0].path.read_text()))
+"""
+)
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one(checkpoint, tmp_path):
+    path, _ = evaluate(evaluation_of(checkpoint, tmp_path / "rows"), tmp_path / "one")
+    assert run_two_processes(checkpoint, tmp_path / "two" / "out", PROGRAM) == path.read_text()

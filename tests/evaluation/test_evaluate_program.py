@@ -1,0 +1,100 @@
+"""The program's flags: with and without a config, each refused in one line; and its config."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from configs import eval as eval_config
+from currreft_jax.config import Evaluation, SuiteDomain, validate_evaluation
+from currreft_jax.config.checks import field_types
+
+ROOT = Path(__file__).parent.parent.parent
+
+# Parses each command line of a JSON list in a process of its own, and prints what came of it.
+PARSE_ALL = """
+import json, os, sys
+from absl import flags
+from currreft_jax import evaluate
+from currreft_jax.config import Evaluation
+from currreft_jax.config.flags import refuse_command_line
+evaluate.define_flags()
+for arguments in json.load(sys.stdin):
+    print("===", flush=True)
+    if not os.fork():
+        os.dup2(1, 2)
+        evaluate.parse_flags(["evaluate", *arguments])
+        try:
+            config = evaluate.settings_of_flags(flags.FLAGS.config)
+        except ValueError as error:
+            refuse_command_line("evaluate", str(error))
+        print([model.name for model in config.models], [suite.name for suite in config.suites],
+              [images.value for images in config.images], config.scorer.value, config.sampling.group_size,
+              config.sampling.temperature, config.template, "jax" in sys.modules, flush=True)
+        os._exit(0)
+    print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+GIVEN = ["--model=runs/demo/stage1,Qwen/Qwen2.5-VL-3B-Instruct", "--rows=rows/a.jsonl,b.jsonl"]
+PARSED = [
+    (
+        GIVEN,
+        "['demo-stage1', 'Qwen-Qwen2.5-VL-3B-Instruct'] ['a', 'b'] ['original'] rules 1 0.0 paper False",
+    ),
+    (
+        [*GIVEN, "--samples=4", "--images=blank,original", "--scorer=official", "--config.template=world"],
+        "['demo-stage1', 'Qwen-Qwen2.5-VL-3B-Instruct'] ['a', 'b'] ['blank', 'original'] official 4 1.0 world False",
+    ),
+    (
+        ["--config=configs/eval.py:tiny", "--model=x", "--config.suites=a.jsonl,b.jsonl", "--config.images=shuffled"],
+        "['x'] ['a', 'b'] ['shuffled'] rules 1 0.0 world False",
+    ),
+]
+REFUSED = [
+    ([], "config.models is []; it takes at least one model (--model=PATH)"),
+    (["--model=x"], "config.suites is []; it takes at least one suite (--rows=FILE)"),
+    (["--model=x,x", "--rows=a.jsonl"], "config.models is x; it takes another name for each"),
+    ([*GIVEN, "--images=grey"], "--images=grey: it takes original, blank, shuffled"),
+    ([*GIVEN, "--images=blank,blank"], "it takes different ones, at least one"),
+    ([*GIVEN, "--samples=0"], "sampling.group_size is 0; it takes 1 or more"),
+    ([*GIVEN, "--config.sampling.group_size=2"], "config.sampling.temperature is 0.0; it takes a positive number"),
+    ([*GIVEN, "--config.batch_siz=3"], "config has no setting batch_siz; nearest: batch_size (see"),
+    ([*GIVEN, "--modl=x"], "there is no flag --modl; nearest: --model"),
+    ([*GIVEN, "--scorer=mine"], "rules|official"),
+    (["--config=configs/sft.py:tiny"], "get_config returned a Config, not the Evaluation of this program"),
+    ([*GIVEN, "--config.mesh.data=0"], "config.mesh is (0, -1, 1)"),
+]
+
+
+def test_command_lines_are_parsed_or_refused_in_one_line():
+    lines, env = [arguments for arguments, _ in [*PARSED, *REFUSED]], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE_ALL], input=json.dumps(lines), capture_output=True, text=True, cwd=ROOT, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    results = [block.rpartition("code ") for block in done.stdout.split("===\n")[1:]]
+    for (arguments, expected), (text, _, code) in zip([*PARSED, *REFUSED], results, strict=True):
+        refused = (arguments, expected) in REFUSED
+        assert int(code) == 2 * refused, text
+        if refused:
+            assert text.startswith("evaluate: ") and text.count("\n") == 1 and expected in text, text
+        else:
+            assert text.strip() == expected
+
+
+@pytest.mark.parametrize("variant", ["tiny", "3b", "7b"])
+def test_the_config_is_valid_and_evaluates_the_base_and_three_stages(variant, monkeypatch):
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    config = eval_config.get_config(variant)
+    validate_evaluation(config)
+    assert [model.name for model in config.models] == ["base", "stage1", "stage2", "stage3"]
+    assert {suite.domain for suite in config.suites} == set(SuiteDomain)
+
+
+def test_every_setting_is_documented():
+    for owner in (Evaluation, *(type(one) for one in (eval_config.get_config("tiny").suites[0],))):
+        for name in field_types(owner):
+            assert f"{name}: " in (owner.__doc__ or "")

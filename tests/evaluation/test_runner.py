@@ -1,0 +1,150 @@
+"""Evaluations without a model: files, manifests, resumption to the row, refusals before the first answer."""
+
+import json
+
+import pytest
+
+from currreft_jax.config import EvaluatedModel, ImageCondition, ScorerName
+from currreft_jax.evaluation import runner
+from currreft_jax.evaluation.answers import read_answers
+from currreft_jax.evaluation.manifest import manifest_path
+from currreft_jax.evaluation.progress import Progress
+from currreft_jax.evaluation.statistics import pass_at_k
+from currreft_jax.evaluation.summary import summary_table
+from tests.evaluation.suites import Echo, evaluation_of, write_rows
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    files = [write_rows(tmp_path / "rows", "one", 7), write_rows(tmp_path / "rows", "two", 3, images=0)]
+    return evaluation_of(files, images=(ImageCondition.ORIGINAL, ImageCondition.BLANK))
+
+
+def evaluate(evaluation, out, **options):
+    echoes, lines = [], []
+
+    def open_echo(model, evaluation):
+        echoes.append(Echo(model, evaluation, **options))
+        return echoes[-1]
+
+    files = runner.evaluate(evaluation, out, lines.append, open_echo)
+    return files, echoes, lines
+
+
+def contents(out):
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.json*"))}
+
+
+def test_each_model_and_suite_has_its_file_and_its_manifest(evaluation, tmp_path):
+    files, _, _ = evaluate(evaluation, tmp_path / "out")
+    names = [f"{model}/{suite}" for model in ("models-a", "models-b") for suite in ("one", "one.blank", "two")]
+    assert [str(file.path.relative_to(tmp_path / "out")) for file in files] == [f"{name}.jsonl" for name in names]
+    answers = list(read_answers(files[0].path))
+    assert [answer.row for answer in answers] == [f"one-{index}" for index in range(7)]
+    assert {answer.strict for answer in answers} == {(1,)}
+    assert {answer.strict for answer in read_answers(files[3].path)} == {(0,)}
+    manifest = json.loads(manifest_path(files[1].path).read_text())
+    assert manifest["images"] == "blank" and manifest["rows"]["count"] == 7
+    assert manifest["rows"]["files"][0]["hash"] != "missing"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2.5, 3, 6.2])
+def test_an_evaluation_that_was_killed_ends_with_the_same_bytes(evaluation, tmp_path, kept):
+    evaluate(evaluation, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(evaluation, tmp_path / "part", stop_after=0)
+    whole, part = (tmp_path / name / "models-a" / "one.jsonl" for name in ("whole", "part"))
+    lines = whole.read_bytes().splitlines(keepends=True)
+    rest = lines[int(kept)]
+    part.write_bytes(b"".join(lines[: int(kept)]) + rest[: round(len(rest) * (kept % 1))])
+    _, echoes, _ = evaluate(evaluation, tmp_path / "part")
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    asked = [question.row.id for batch in echoes[0].asked for question in batch if question.row.id.startswith("one")]
+    first = int(kept) // 3 * 3  # batches begin where they would have begun
+    assert asked[: 7 - first] == [f"one-{index}" for index in range(first, 7)]
+
+
+def test_a_finished_evaluation_asks_nothing_again(evaluation, tmp_path):
+    evaluate(evaluation, tmp_path / "out")
+    _, echoes, _ = evaluate(evaluation, tmp_path / "out")
+    assert not any(echo.asked or echo.prepared for echo in echoes)
+
+
+def test_answers_of_other_settings_are_not_continued(evaluation, tmp_path):
+    evaluate(evaluation, tmp_path / "out")
+    evaluation.sampling.max_new_tokens = 7
+    with pytest.raises(ValueError, match=r"models-a/one.manifest.json: decoding was .*write to another --out"):
+        evaluate(evaluation, tmp_path / "out")
+    evaluation.sampling.max_new_tokens = 512
+    evaluation.scorer = ScorerName.OFFICIAL
+    with pytest.raises(ValueError, match="scorer was"):
+        evaluate(evaluation, tmp_path / "out")
+
+
+def test_answers_to_changed_rows_are_not_continued(evaluation, tmp_path):
+    evaluate(evaluation, tmp_path / "out")
+    path = tmp_path / "rows" / "two.jsonl"
+    path.write_text(path.read_text().replace('"solution": 2', '"solution": 5'))
+    with pytest.raises(ValueError, match=r"two.manifest.json: rows was"):
+        evaluate(evaluation, tmp_path / "out")
+
+
+def test_nothing_is_answered_where_something_is_refused(evaluation, tmp_path):
+    (tmp_path / "rows" / "one-1.png").unlink()
+    with pytest.raises(ValueError, match=r"one-1.png is missing"):
+        evaluate(evaluation, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+
+
+def test_a_leak_is_refused_and_may_be_allowed(evaluation, tmp_path):
+    from tests.evaluation.test_training_leaks import write_run
+
+    (run,) = write_run(tmp_path / "run", tmp_path / "rows" / "one.jsonl")
+    evaluation.models = [EvaluatedModel(str(run), "a")]
+    with pytest.raises(ValueError, match="was trained on 7 images or questions of one"):
+        evaluate(evaluation, tmp_path / "out")
+    evaluation.allow_leaks = True
+    files, _, _ = evaluate(evaluation, tmp_path / "out")
+    assert json.loads(manifest_path(files[0].path).read_text())["leaks"] == 7
+
+
+def test_the_table_has_both_readings_and_the_drop(evaluation, tmp_path):
+    evaluation.scorer = ScorerName.OFFICIAL
+    files, _, _ = evaluate(evaluation, tmp_path / "out")
+    lines = files[1].path.read_text().splitlines(keepends=True)  # half of the blank answers become wrong
+    wrong = [line.replace('"readable": [1]', '"readable": [0]') for line in lines[:3]]
+    files[1].path.write_text("".join([*wrong, *lines[3:]]))
+    heading, one, other, *_ = (line.split() for line in summary_table(files).splitlines())
+    assert " ".join(heading) == "suite kind and task model rows strict readable score cut off official drop, blank"
+    assert " ".join(one) == "one (in) open math models-a 7 100.0 100.0 100.0 0.0 100.0 42.9"
+    assert " ".join(other[:8]) == "one (in) open math models-b 7 0.0 0.0"
+
+
+@pytest.mark.parametrize(
+    ("samples", "right", "k", "chance"),
+    [(4, 0, 2, 0.0), (4, 1, 2, 0.5), (4, 2, 2, 5 / 6), (4, 3, 2, 1.0), (2, 1, 2, 1.0)],
+)
+def test_pass_at_k_counts_the_subsets_with_a_right_sample(samples, right, k, chance):
+    assert pass_at_k(samples, right, k) == pytest.approx(chance)
+
+
+def test_progress_tells_the_time_left_from_the_rows_answered_now():
+    lines, now = [], 0.0
+
+    def clock():
+        return now
+
+    progress = Progress(100, lines.append, clock)
+    progress.begin("a/one", 60, done=20)
+    for _ in range(4):
+        now += 6
+        progress.add(10)
+    assert lines == [
+        "a/one: 40/60 rows, 1.7 rows/s, 0:00:36 left in all",
+        "a/one: 60/60 rows, 1.7 rows/s, 0:00:24 left in all",
+    ]
+    now = 100.0  # compiling
+    progress.begin("a/two", 40, done=0)
+    now = 106.0
+    progress.add(10)
+    assert lines[-1].startswith("a/two: 10/40 rows, 1.7 rows/s, 0:00:18 left")

@@ -1,0 +1,28 @@
+"""Intervals, McNemar's test and Holm's method against statsmodels."""
+
+import numpy as np
+import pytest
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from currreft_jax.evaluation.statistics import holm, mcnemar_p, wilson_interval
+
+
+@pytest.mark.parametrize("rows", [1, 10, 218, 1000])
+def test_wilsons_interval_is_statsmodels(rows):
+    for right in sorted({0, 1, rows // 3, rows - 1, rows}):
+        expected = proportion_confint(right, rows, method="wilson")
+        assert wilson_interval(right, rows) == pytest.approx(expected, abs=1e-12)
+
+
+def test_mcnemars_test_is_statsmodels():
+    for only_first, only_second in [(0, 1), (1, 8), (12, 12), (40, 61), (200, 231)]:
+        table = [[300, only_first], [only_second, 150]]
+        expected = mcnemar(table, exact=True).pvalue
+        assert mcnemar_p(only_first, only_second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_holms_method_is_statsmodels():
+    for p_values in np.random.default_rng(0).beta(0.3, 2, (20, 7)):
+        assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1], rel=1e-12)
