@@ -48,7 +48,7 @@ class EvaluatedModel:
 
     def __post_init__(self) -> None:
         if not self.name and self.path:
-            parts = [part for part in Path(self.path).parts if part not in ("/", ".", "..")]
+            parts = [part for part in Path(self.path).parts if part not in ("/", ".", "..", "checkpoints")]
             self.name = "-".join(parts[-2:])
 
 

@@ -131,16 +131,19 @@ class LoadedSuite:
             yield LocatedRow(file[row], str(file.path), file.location(row), "test")
 
     def conditions(self, wanted: Sequence[ImageCondition]) -> list[ImageCondition]:
-        """Returns the wanted images, of which a suite without any has only its own."""
-        has_images = any(self.row(index).images for index in range(len(self)))
-        return [images for images in wanted if has_images or images is ImageCondition.ORIGINAL]
-
-    def question(self, index: int, images: ImageCondition) -> SuiteQuestion:
-        """Reads a row to answer.
+        """Returns the wanted images, of which a suite without any has only its own.
 
         Raises:
-            SuiteError: its images are to be shuffled, but the suite has only one.
+            SuiteError: they are to be shuffled, but the suite has only one.
         """
+        if not any(self.row(index).images for index in range(len(self))):
+            return [images for images in wanted if images is ImageCondition.ORIGINAL]
+        if ImageCondition.SHUFFLED in wanted:
+            self._others = self._shuffle()
+        return list(wanted)
+
+    def question(self, index: int, images: ImageCondition) -> SuiteQuestion:
+        """Reads a row to answer, after `conditions` if images are to be shuffled."""
         row = self.row(index)
         frames = [frames[0] for path in row.images if (frames := self._images[path].frames)]
         if frames and not row.frame:
@@ -150,7 +153,6 @@ class LoadedSuite:
         if images is ImageCondition.BLANK:
             paths = [""] * len(keys)
         elif images is ImageCondition.SHUFFLED and keys:
-            self._others = self._others or self._shuffle()
             paths = [self._others[key] for key in keys]
         seen = tuple(SeenImage(path, frame) for path, frame in zip(paths, frames, strict=True))
         return SuiteQuestion(row, self.location(index), _join_keys(keys), seen)

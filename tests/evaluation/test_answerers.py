@@ -84,6 +84,7 @@ def test_another_model_has_another_hash(checkpoint, tmp_path):
 
 def test_blank_images_change_what_the_model_sees_and_not_the_shape(checkpoint, tmp_path):
     (suite,), _ = runner.load_suites(evaluation := evaluation_of(checkpoint, tmp_path / "rows"))
+    suite.conditions(list(ImageCondition))
     answerer = answerers.ModelAnswerer(evaluation.models[0], evaluation)
     own, blank, other = (answerer._prompt(suite.question(0, images)) for images in ImageCondition)
     assert (own.tokens == blank.tokens).all() and (own.tokens == other.tokens).all() and own.key == other.key

@@ -38,15 +38,15 @@ for arguments in json.load(sys.stdin):
         os._exit(0)
     print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
-GIVEN = ["--model=runs/demo/stage1,Qwen/Qwen2.5-VL-3B-Instruct", "--rows=rows/a.jsonl,b.jsonl"]
+GIVEN = ["--model=runs/demo/stage1/checkpoints/50,Qwen/Qwen2.5-VL-3B-Instruct", "--rows=rows/a.jsonl,b.jsonl"]
 PARSED = [
     (
         GIVEN,
-        "['demo-stage1', 'Qwen-Qwen2.5-VL-3B-Instruct'] ['a', 'b'] ['original'] rules 1 0.0 paper False",
+        "['stage1-50', 'Qwen-Qwen2.5-VL-3B-Instruct'] ['a', 'b'] ['original'] rules 1 0.0 paper False",
     ),
     (
         [*GIVEN, "--samples=4", "--images=blank,original", "--scorer=official", "--config.template=world"],
-        "['demo-stage1', 'Qwen-Qwen2.5-VL-3B-Instruct'] ['a', 'b'] ['blank', 'original'] official 4 1.0 world False",
+        "['stage1-50', 'Qwen-Qwen2.5-VL-3B-Instruct'] ['a', 'b'] ['blank', 'original'] official 4 1.0 world False",
     ),
     (
         ["--config=configs/eval.py:tiny", "--model=x", "--config.suites=a.jsonl,b.jsonl", "--config.images=shuffled"],

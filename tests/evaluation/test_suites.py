@@ -69,6 +69,7 @@ def test_blank_images_are_grey_and_of_the_same_size(tmp_path):
 
 def test_shuffled_images_are_those_of_other_rows_in_the_own_size(tmp_path):
     (suite,), _ = load_suites(evaluation_of([write_rows(tmp_path, "one", 8, images=4)]))
+    suite.conditions([ImageCondition.SHUFFLED])
     own, shuffled = (suite.questions(0, 8, images) for images in (ImageCondition.ORIGINAL, ImageCondition.SHUFFLED))
     pairs = {question.images[0].path: other.images[0].path for question, other in zip(own, shuffled, strict=True)}
     assert sorted(pairs.values()) == sorted(pairs) and all(path != other for path, other in pairs.items())
@@ -81,7 +82,7 @@ def test_one_image_cannot_be_shuffled_and_copies_of_it_are_one(tmp_path):
     (tmp_path / "one-1.png").write_bytes((tmp_path / "one-0.png").read_bytes())
     (suite,), _ = load_suites(evaluation_of([file]))
     with pytest.raises(SuiteError, match="one image only"):
-        suite.question(0, ImageCondition.SHUFFLED)
+        suite.conditions([ImageCondition.SHUFFLED])
 
 
 def test_a_suite_without_images_is_answered_once(tmp_path):
