@@ -2,6 +2,7 @@
 
 from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_parts
 from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Source, Stage, Task
+from currreft_jax.config.endpoint import EndpointLimits, ImageEncoding
 from currreft_jax.config.evaluation import (
     EvaluatedModel,
     Evaluation,
@@ -54,11 +55,13 @@ __all__ = [
     "Config",
     "Data",
     "DetectionScore",
+    "EndpointLimits",
     "EvaluatedModel",
     "Evaluation",
     "Grpo",
     "Handover",
     "ImageCondition",
+    "ImageEncoding",
     "Init",
     "Kind",
     "Length",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from currreft_jax.config.checks import Demand, is_mesh, refuse, refuse_wrong_types
 from currreft_jax.config.data import Kind, Source, Task
+from currreft_jax.config.endpoint import EndpointLimits
 from currreft_jax.config.model import MeshShape, Pretrained
 from currreft_jax.config.rewards import Maths, Rewards, validate_rewards
 from currreft_jax.config.sampling import Sampling, validate_sampling
@@ -39,12 +40,16 @@ class EvaluatedModel:
     """A model to evaluate.
 
     Attributes:
-        path: a hub id, a model folder, a stage's folder of a run, or one of its checkpoints.
+        path: a hub id, a model folder, a stage's folder of a run, or one of its checkpoints; with an endpoint, the
+            model's name there.
         name: name of the folder of its answers; where empty, made of the last two parts of the path.
+        endpoint: base URL of an OpenAI-compatible server that answers, such as `http://localhost:8000/v1`; where empty,
+            this program does.
     """
 
     path: str = ""
     name: str = ""
+    endpoint: str = ""
 
     def __post_init__(self) -> None:
         if not self.name and self.path:
@@ -100,6 +105,7 @@ class Evaluation:
         sampling: decoding; `group_size` is the number of completions of a row.
         aliases: label -> the label it stands for, both in lower case with single spaces.
         maths: limits of math-verify.
+        endpoint: how servers are asked, and what that may cost.
         allow_leaks: evaluate also on rows whose images a model was trained on.
         threads: threads per host that read images.
     """
@@ -120,6 +126,7 @@ class Evaluation:
     sampling: Sampling = field(default_factory=_greedy)
     aliases: dict[str, str] = field(default_factory=dict)
     maths: Maths = field(default_factory=Maths)
+    endpoint: EndpointLimits = field(default_factory=EndpointLimits)
     allow_leaks: bool = False
     threads: int = 4
 

@@ -4,7 +4,7 @@ from currreft_jax.endpoint.client import Endpoint, open_endpoint
 from currreft_jax.endpoint.errors import EndpointError
 from currreft_jax.endpoint.reply import Failure, FailureReason, Reply, Usage
 from currreft_jax.endpoint.request import Decoding, Message, Request, schema_format
-from currreft_jax.endpoint.settings import EndpointSettings, ImageEncoding
+from currreft_jax.endpoint.settings import EndpointSettings
 
 __all__ = [
     "Decoding",
@@ -13,7 +13,6 @@ __all__ = [
     "EndpointSettings",
     "Failure",
     "FailureReason",
-    "ImageEncoding",
     "Message",
     "Reply",
     "Request",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -99,8 +100,8 @@ class Endpoint:
         self._ledger = ledger
         self._loop = loop
         self._concurrency = AdaptiveConcurrency(settings.concurrency, settings.max_concurrency)
-        self._pace = Pace(settings.calls_per_minute, settings.tokens_per_minute)
-        self._budget = CallBudget(settings.max_calls, settings.max_tokens, ledger.calls, ledger.tokens)
+        self._pace = Pace(_limit(settings.calls_per_minute), _limit(settings.tokens_per_minute))
+        self._budget = CallBudget(_limit(settings.max_calls), _limit(settings.max_tokens), ledger.calls, ledger.tokens)
         self._first = asyncio.Lock()
         self._contact = False  # whether the server has answered
         self._mistake = ""  # in the settings, which the first request has found
@@ -389,3 +390,7 @@ class _InFlight:
         """Cancels all requests."""
         for future in self._futures.values():
             future.cancel()
+
+
+def _limit(setting: float | None) -> float:
+    return math.inf if setting is None else setting

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from currreft_jax.config import ImageEncoding
 from currreft_jax.data.images import ImageError, open_image
-from currreft_jax.endpoint.settings import EndpointSettings, ImageEncoding, host_of
+from currreft_jax.endpoint.settings import EndpointSettings, host_of
 
 Part = str | bytes | Path
 

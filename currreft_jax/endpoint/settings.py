@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from currreft_jax.config import EndpointLimits
 from currreft_jax.config.checks import refuse
 from currreft_jax.endpoint.reply import SETTLED, FailureReason
 
@@ -24,63 +23,23 @@ _OWN_FIELDS = {
 }
 
 
-class ImageEncoding(Enum):
-    """How images are sent.
-
-    `PNG` sends the decoded RGB pixels without loss, as an in-process evaluation sees them; `JPEG` with Pillow's default
-    quality, 75; `ORIGINAL` the file as it is.
-    """
-
-    PNG = "png"
-    JPEG = "jpeg"
-    ORIGINAL = "original"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndpointSettings:
-    """Where requests go, how often, and what they may cost.
+@dataclass(kw_only=True)
+class EndpointSettings(EndpointLimits):
+    """A model at a server, the ledger of its calls, and their limits.
 
     Attributes:
         url: base URL, such as `http://localhost:8000/v1`; `/chat/completions` is appended.
         model: name of the model at the server.
         ledger: file of the ledger, which is appended to; one process at a time.
-        key_variable: environment variable that holds the API key; no key is sent if it is unset or empty.
-        image_encoding: how images are sent.
         extra_body: further fields of every request body, such as `{"repetition_penalty": 1.0}`.
-        token_limit_field: name of the token limit in the body; some servers take `max_completion_tokens` alone.
         ask_again: failures of earlier runs that are asked again.
-        attempts: calls at most for one request.
-        timeout_s: seconds for one call.
-        deadline_s: seconds for all calls of one request and the pauses between them.
-        backoff_s: the n-th pause is drawn from 0 to backoff_s * 2^(n - 1) seconds.
-        max_backoff_s: longest pause, also where the server asks for a longer one.
-        concurrency: calls in flight at first, once the server has answered.
-        max_concurrency: calls in flight at most.
-        calls_per_minute: calls a minute at most.
-        tokens_per_minute: tokens a minute at most, of prompts and completions.
-        max_calls: calls in the whole ledger at most, earlier runs included.
-        max_tokens: tokens in the whole ledger at most, of prompts and completions.
     """
 
     url: str
     model: str
     ledger: Path
-    key_variable: str = "OPENAI_API_KEY"
-    image_encoding: ImageEncoding = ImageEncoding.PNG
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    token_limit_field: str = "max_tokens"
     ask_again: frozenset[FailureReason] = frozenset(FailureReason) - SETTLED
-    attempts: int = 8
-    timeout_s: float = 300.0
-    deadline_s: float = 1800.0
-    backoff_s: float = 1.0
-    max_backoff_s: float = 60.0
-    concurrency: int = 20
-    max_concurrency: int = 64
-    calls_per_minute: float = math.inf
-    tokens_per_minute: float = math.inf
-    max_calls: float = math.inf
-    max_tokens: float = math.inf
 
 
 def validate_endpoint(settings: EndpointSettings) -> None:
@@ -119,8 +78,8 @@ def validate_endpoint(settings: EndpointSettings) -> None:
         "max_calls": settings.max_calls,
         "max_tokens": settings.max_tokens,
     }
-    demands += [(value > 0, name, value, "more than 0") for name, value in positive.items()]
-    demands += [(value >= 0, name, value, "0 or more") for name, value in not_negative.items()]
+    demands += [(value is None or value > 0, name, value, "more than 0") for name, value in positive.items()]
+    demands += [(value is None or value >= 0, name, value, "0 or more") for name, value in not_negative.items()]
     refuse("endpoint", demands)
     host_of(settings.url)
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,8 +20,9 @@ from currreft_jax.data.budget import PromptBudget, prompt_without_patches
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.packing import BatchShape
 from currreft_jax.data.prompts import load_template
+from currreft_jax.evaluation.endpoint_answerer import EndpointAnswerer
 from currreft_jax.evaluation.manifest import HASH_BYTES
-from currreft_jax.evaluation.suites import SuiteError, SuiteQuestion
+from currreft_jax.evaluation.suites import SuiteError, SuiteQuestion, SuiteReply
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.digests import hash_files
 from currreft_jax.runtime.multihost import gather_bytes
@@ -33,18 +35,6 @@ from currreft_jax.structs import Completion, Frame, Prompt
 # Answers are sampled under a stage number that no run has, so that two models differ by their parameters alone.
 _STAGE = (1 << 20) - 1
 _SHOWN_ERRORS = 20
-
-
-class Reply(NamedTuple):
-    """The completions of a question.
-
-    Attributes:
-        completions: `[G]`.
-        frame: the frame in which the first image was seen, and boxes are written; None for the image's own.
-    """
-
-    completions: tuple[Completion, ...]
-    frame: Frame | None
 
 
 class QuestionReader(Protocol):
@@ -74,7 +64,7 @@ class Answerer(Protocol):
         """
         ...
 
-    def answer(self, questions: Sequence[SuiteQuestion]) -> list[Reply]:
+    def answer(self, questions: Sequence[SuiteQuestion]) -> list[SuiteReply]:
         """Answers up to a batch of questions; all hosts get all replies."""
         ...
 
@@ -83,14 +73,24 @@ class Answerer(Protocol):
         ...
 
 
-def open_answerer(model: EvaluatedModel, evaluation: Evaluation) -> Answerer:
-    """Opens a model, without loading its parameters.
+def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log: Callable[[str], None]) -> Answerer:
+    """Opens a model, without loading its parameters, or makes ready to ask a server.
+
+    Args:
+        model: the model.
+        evaluation: all settings.
+        out: folder of the answers.
+        log: called with a line for people.
 
     Raises:
         FileNotFoundError: nothing at its path.
-        ValueError: no model there.
+        ValueError: no model there, or settings of a server that are impossible.
     """
-    return ModelAnswerer(model, evaluation)
+    if not model.endpoint:
+        return ModelAnswerer(model, evaluation)
+    if jax.process_count() > 1:
+        raise ValueError(f"{model.name}: one process asks a server; start the program without a launcher")
+    return EndpointAnswerer(model, evaluation, out, log)
 
 
 class ModelAnswerer:
@@ -137,7 +137,7 @@ class ModelAnswerer:
             warm_up(model, params, loaded.processor, prompts, settings, weights=self._decoding)
             self._shapes.add(shape)
 
-    def answer(self, questions: Sequence[SuiteQuestion]) -> list[Reply]:
+    def answer(self, questions: Sequence[SuiteQuestion]) -> list[SuiteReply]:
         """Samples the completions of a batch; the last question is repeated to fill it."""
         loaded = self._load()
         prompts = self._prompts(self._own(questions))
@@ -159,7 +159,7 @@ class ModelAnswerer:
         ]
         gathered = [reply for content in gather_bytes(json.dumps(own).encode()) for reply in json.loads(content)]
         return [
-            Reply(tuple(Completion(*fields) for fields in group), Frame(*frame) if frame else None)
+            SuiteReply(tuple(Completion(*fields) for fields in group), Frame(*frame) if frame else None)
             for group, frame in gathered[: len(questions)]
         ]
 

@@ -17,6 +17,7 @@ A line has these keys; lists have one item for each completion:
 | decided | where the readable reading found the answer, a value of `evaluation.readable.Found` |
 | finished | false where the token limit cut the completion off |
 | official | 1 or 0 by the authors' lenient scorer; absent unless asked for, and for kinds that they do not evaluate |
+| failure | why a server could not take the question; absent where it was answered, else the lists are empty |
 """
 
 from __future__ import annotations
@@ -52,14 +53,16 @@ class Answer:
     decided: tuple[str, ...]
     finished: tuple[bool, ...]
     official: tuple[int, ...] = ()
+    failure: str = ""
 
 
 def answer_line(answer: Answer) -> str:
     """Returns the line of an answer, with its line break."""
     keys = {name: getattr(answer, name) for name in Answer.__dataclass_fields__}
     keys |= {"task": answer.task.value, "kind": answer.kind.value}
-    if not answer.official:
-        del keys["official"]
+    for name in ("official", "failure"):
+        if not keys[name]:
+            del keys[name]
     return json.dumps(keys, ensure_ascii=False) + "\n"
 
 
@@ -71,8 +74,9 @@ def parse_answer(text: str | bytes, location: str) -> Answer:
     """
     fields = Fields.from_json(text, location)
     completions = fields.texts("completions", "a list of strings")
-    if not completions:
-        fields.refuse_value("completions", "a list of at least one string")
+    failure = fields.text("failure") if "failure" in fields.keys else ""
+    if bool(failure) == bool(completions):
+        fields.refuse_value("completions", "a list of at least one string; an empty one with a failure")
 
     def items(key: str, types: tuple[type, ...], expected: str) -> tuple[Any, ...]:
         values = fields.take(key, list, f"a list of {expected}")
@@ -106,6 +110,7 @@ def parse_answer(text: str | bytes, location: str) -> Answer:
         decided=items("decided", (str,), "strings"),
         finished=items("finished", (bool,), "true or false"),
         official=verdicts("official") if "official" in fields.keys else (),
+        failure=failure,
     )
 
 

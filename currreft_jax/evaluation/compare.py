@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import attrgetter
@@ -190,7 +191,18 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
         for suite in model.suites
         if isinstance(suite.leaks, int) and suite.leaks
     ]
-    rows = {model.name: _rows_by_column(model) for model in models}
+    failed = {
+        (suite.suite, suite.images, answer.row): model.name
+        for model in models
+        for suite in model.suites
+        for answer in suite.answers
+        if answer.failure
+    }
+    notes += [
+        f"{count} rows are left out: the server of {name} could not take them"
+        for name, count in Counter(failed.values()).items()
+    ]
+    rows = {model.name: _rows_by_column(model, failed) for model in models}
     columns = sorted({column for by_column in rows.values() for column in by_column}, key=_column_order)
     notes += [
         f"{column.label}: not answered by {name}" for column in columns for name in names if column not in rows[name]
@@ -236,10 +248,15 @@ def _compare_settings(first: ModelAnswers, second: ModelAnswers) -> Iterator[str
                 yield f"{suite.suite}: {first.name} and {second.name} were evaluated with other {name}"
 
 
-def _rows_by_column(model: ModelAnswers) -> dict[TableColumn, _Rows]:
+def _rows_by_column(
+    model: ModelAnswers, failed: Collection[tuple[str, ImageCondition, str]]
+) -> dict[TableColumn, _Rows]:
+    """Returns a model's answers to the rows that no model's server has failed to take."""
     columns: dict[TableColumn, _Rows] = {}
     for suite in model.suites:
         for answer in suite.answers:
+            if (suite.suite, suite.images, answer.row) in failed:
+                continue
             column = TableColumn(suite.domain, answer.task, answer.kind, suite.images)
             columns.setdefault(column, {})[suite.suite, answer.row] = answer
     return columns

@@ -27,7 +27,7 @@ from currreft_jax.runtime.timing import CompilationCounter
 from currreft_jax.runtime.workdir import only_run
 
 Log = Callable[[str], None]
-OpenAnswerer = Callable[[EvaluatedModel, Evaluation], Answerer]
+OpenAnswerer = Callable[[EvaluatedModel, Evaluation, Path, Log], Answerer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,10 @@ def evaluate(
         if pool:
             for suite in suites:
                 refuse_unscorable_rows(suite, rewards, pool)
-        answerers = [open_answerer(model, evaluation) for model in evaluation.models]
+        answerers = [open_answerer(model, evaluation, out, log) for model in evaluation.models]
         reports = []
         for model in evaluation.models:
-            report = find_training_leaks(model.path, suites, images, evaluation.threads)
+            report = find_training_leaks(model, suites, images, evaluation.threads)
             if not evaluation.allow_leaks:
                 refuse_leaks(model.path, report)
             if report.unchecked:
@@ -146,7 +146,7 @@ def _answer_suite(
                 replies = answerer.answer(questions)
                 if writer and pool:
                     answered = [
-                        AnsweredRow(question.row, question.image, reply.completions, reply.frame)
+                        AnsweredRow(question.row, question.image, *reply)
                         for question, reply in zip(questions, replies, strict=True)
                     ]
                     domain = part.suite.settings.domain

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ from currreft_jax.data.leaks import image_key
 from currreft_jax.data.mixture import Mixture, load_mixture
 from currreft_jax.data.row_checks import ImageInfo, LocatedRow, inspect_image
 from currreft_jax.rewards import MathsPool, check_rows
-from currreft_jax.structs import Frame, Row
+from currreft_jax.structs import Completion, Frame, Row
 
 GREY = (127, 127, 127)
 _CHUNK = 256
@@ -65,6 +66,20 @@ class SuiteQuestion:
     location: str
     image: str
     images: tuple[SeenImage, ...]
+
+
+class SuiteReply(NamedTuple):
+    """The completions of a question.
+
+    Attributes:
+        completions: `[G]`; empty if the question could not be asked.
+        frame: the frame in which the first image was seen, and boxes are written; None for the image's own.
+        failure: why it could not be asked; empty if it was answered.
+    """
+
+    completions: tuple[Completion, ...]
+    frame: Frame | None
+    failure: str = ""
 
 
 class LoadedSuite:

@@ -36,15 +36,20 @@ class Tally:
     """Sums over rows of their means over completions.
 
     Attributes:
-        rows: number of rows.
+        rows: number of rows that were answered.
+        failed: number of rows that a server could not take.
         sums: by the column's name.
     """
 
     rows: int = 0
+    failed: int = 0
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, answer: Answer) -> None:
         """Adds a row."""
+        if answer.failure:
+            self.failed += 1
+            return
         samples = len(answer.completions)
         self.rows += 1
         self.sums["strict"] += sum(answer.strict) / samples
@@ -76,6 +81,7 @@ def summary_table(files: Sequence[AnswersFile]) -> str:
     shown = {images for by_images in tallies.values() for images in by_images}
     columns = {column for by_images in tallies.values() for tally in by_images.values() for column in tally.sums}
     passes = sorted((column for column in columns if "@" in column), key=lambda name: (name[0], _k(name)))
+    has_failed = any(tally.failed for by_images in tallies.values() for tally in by_images.values())
     names = ["strict", "readable", "score", "cut off", *(["official"] if "official" in columns else []), *passes]
     lines: list[list[str]] = []
     suites, models = ([*dict.fromkeys(names)] for names in zip(*((f.suite, f.model) for f in files), strict=True))
@@ -86,8 +92,9 @@ def summary_table(files: Sequence[AnswersFile]) -> str:
             _drop(by_images, images) for images in (ImageCondition.BLANK, ImageCondition.SHUFFLED) if images in shown
         ]
         cells = [_percent(own.mean(name)) for name in names]
-        lines.append([f"{suite} ({domains[suite].value})", group, model, str(own.rows), *cells, *drops])
-    heading = ["suite", "kind and task", "model", "rows", *names]
+        counts = [str(own.rows), *([str(own.failed)] if has_failed else [])]
+        lines.append([f"{suite} ({domains[suite].value})", group, model, *counts, *cells, *drops])
+    heading = ["suite", "kind and task", "model", "rows", *(["failed"] if has_failed else []), *names]
     heading += [
         f"drop, {images.value}" for images in (ImageCondition.BLANK, ImageCondition.SHUFFLED) if images in shown
     ]

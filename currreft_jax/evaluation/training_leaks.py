@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from currreft_jax.config import Config
+from currreft_jax.config import Config, EvaluatedModel
 from currreft_jax.data.findings import NOTES, Finding
 from currreft_jax.data.leaks import find_leaks
 from currreft_jax.data.mixture import load_mixture
@@ -35,19 +35,21 @@ class LeakReport:
 
 
 def find_training_leaks(
-    model: str, suites: Sequence[LoadedSuite], images: dict[str, ImageInfo], threads: int
+    model: EvaluatedModel, suites: Sequence[LoadedSuite], images: dict[str, ImageInfo], threads: int
 ) -> LeakReport:
     """Compares suites with the training rows of the runs that made a model.
 
     Args:
-        model: a source of models; only the folders of a run are known to be trained on something.
+        model: of the models of this program only the folders of a run are known to be trained on something.
         suites: the suites.
         images: images by path; those of the training rows are added.
         threads: threads that read images.
     """
     findings: dict[str, list[Finding]] = {suite.settings.name: [] for suite in suites}
+    if model.endpoint:
+        return LeakReport(findings, "a server does not say what its model was trained on")
     try:
-        runs = list(_training_runs(Path(model)))
+        runs = list(_training_runs(Path(model.path)))
         for config, stage_index in runs:
             for index in range(stage_index + 1):
                 mixture = load_mixture(config.stages, index, config.data, config.seed)

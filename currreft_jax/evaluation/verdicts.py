@@ -31,12 +31,14 @@ class AnsweredRow:
         image: key of its images.
         completions: `[G]`.
         frame: the frame of boxes in the completions; None for the row's own.
+        failure: why there are none; empty otherwise.
     """
 
     row: Row
     image: str
     completions: Sequence[Completion]
     frame: Frame | None
+    failure: str = ""
 
 
 def scoring_rewards(aliases: dict[str, str], maths: Maths) -> Rewards:
@@ -52,7 +54,7 @@ def score_answers(
     scorer: ScorerName = ScorerName.RULES,
     domain: SuiteDomain = SuiteDomain.IN,
 ) -> list[Answer]:
-    """Scores G completions of each of P rows.
+    """Scores G completions of each of P rows; a row with a failure has no completions, and no verdicts.
 
     Args:
         answered: the rows, with equally many completions each.
@@ -61,6 +63,15 @@ def score_answers(
         scorer: whether to add the authors' verdicts.
         domain: of the suite; the authors score maths in and out of domain in two ways.
     """
+    failed = {
+        p: Answer(one.row.id, one.image, one.row.task, one.row.kind, *((),) * 8, failure=one.failure)
+        for p, one in enumerate(answered)
+        if one.failure
+    }
+    if failed:
+        rest = [one for one in answered if not one.failure]
+        scored = iter(score_answers(rest, settings, pool, scorer=scorer, domain=domain) if rest else ())
+        return [failed[p] if p in failed else next(scored) for p in range(len(answered))]
     rows = [one.row for one in answered]
     group_size = len(answered[0].completions)
     readings = [[read_answer(one.row, completion, settings) for completion in one.completions] for one in answered]

@@ -9,12 +9,12 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from currreft_jax.config import ImageEncoding
 from currreft_jax.endpoint import (
     Decoding,
     EndpointError,
     Failure,
     FailureReason,
-    ImageEncoding,
     Message,
     Reply,
     Request,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from currreft_jax.config import EvaluatedModel, Evaluation, Source, Suite
-from currreft_jax.evaluation.answerers import Reply
+from currreft_jax.evaluation.suites import SuiteReply
 from currreft_jax.structs import Completion
 from tests import tiny
 
@@ -51,7 +51,7 @@ class Echo:
             raise KeyboardInterrupt
         self.asked.append(questions)
         number = [int(question.row.solution) + (not self._right) for question in questions]
-        return [Reply((Completion(f"<think> t </think> <answer> {n} </answer>"),), None) for n in number]
+        return [SuiteReply((Completion(f"<think> t </think> <answer> {n} </answer>"),), None) for n in number]
 
     def close(self):
         pass

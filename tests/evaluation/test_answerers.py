@@ -76,7 +76,7 @@ def test_another_model_has_another_hash(checkpoint, tmp_path):
     tiny.write_checkpoint(tmp_path / "other", seed=1)
     evaluation = evaluation_of(checkpoint, tmp_path / "rows")
     hashes = [
-        answerers.open_answerer(EvaluatedModel(str(path)), evaluation).facts["model"]["hash"]
+        answerers.ModelAnswerer(EvaluatedModel(str(path)), evaluation).facts["model"]["hash"]
         for path in (checkpoint, tmp_path / "other", checkpoint)
     ]
     assert hashes[0] == hashes[2] != hashes[1]

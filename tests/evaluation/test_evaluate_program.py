@@ -12,6 +12,8 @@ from configs import common
 from configs import eval as eval_config
 from currreft_jax.config import Evaluation, SuiteDomain, validate_evaluation
 from currreft_jax.config.checks import field_types
+from tests.evaluation.suites import evaluation_of, write_rows
+from tests.evaluation.test_runner import evaluate
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -20,16 +22,17 @@ PARSE_ALL = """
 import json, os, sys
 from absl import flags
 from currreft_jax import evaluate
+from currreft_jax.evaluation import command_line
 from currreft_jax.config import Evaluation
 from currreft_jax.config.flags import refuse_command_line
-evaluate.define_flags()
+command_line.define_flags()
 for arguments in json.load(sys.stdin):
     print("===", flush=True)
     if not os.fork():
         os.dup2(1, 2)
         evaluate.parse_flags(["evaluate", *arguments])
         try:
-            config = evaluate.settings_of_flags(flags.FLAGS.config)
+            config = command_line.settings_of_flags(flags.FLAGS.config)
         except ValueError as error:
             refuse_command_line("evaluate", str(error))
         print([model.name for model in config.models], [suite.name for suite in config.suites],
@@ -40,6 +43,10 @@ for arguments in json.load(sys.stdin):
 """
 GIVEN = ["--model=runs/demo/stage1/checkpoints/50,Qwen/Qwen2.5-VL-3B-Instruct", "--rows=rows/a.jsonl,b.jsonl"]
 PARSED = [
+    (
+        [*GIVEN, "--endpoint=http://localhost:1/v1", "--config.endpoint.max_calls=7"],
+        "['stage1-50', 'Qwen-Qwen2.5-VL-3B-Instruct'] ['a', 'b'] ['original'] rules 1 0.0 paper False",
+    ),
     (
         GIVEN,
         "['stage1-50', 'Qwen-Qwen2.5-VL-3B-Instruct'] ['a', 'b'] ['original'] rules 1 0.0 paper False",
@@ -54,6 +61,9 @@ PARSED = [
     ),
 ]
 REFUSED = [
+    (["--endpoint=http://localhost:1/v1", "--rows=a.jsonl"], "--endpoint needs --model"),
+    ([*GIVEN, "--csv=x.csv"], "--csv needs --compare"),
+    ([*GIVEN, "--config.endpoint.attempts=no"], "config.endpoint.attempts"),
     ([], "config.models is []; it takes at least one model (--model=PATH)"),
     (["--model=x"], "config.suites is []; it takes at least one suite (--rows=FILE)"),
     (["--model=x,x", "--rows=a.jsonl"], "config.models is x; it takes another name for each"),
@@ -98,3 +108,23 @@ def test_every_setting_is_documented():
     for owner in (Evaluation, *(type(one) for one in (eval_config.get_config("tiny").suites[0],))):
         for name in field_types(owner):
             assert f"{name}: " in (owner.__doc__ or "")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "currreft_jax.evaluate", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+
+def test_models_are_compared_and_a_table_is_checked_from_the_command_line(tmp_path):
+    evaluate(evaluation_of([write_rows(tmp_path / "rows", "one", 40, images=0)]), tmp_path)
+    done = run(f"--compare={tmp_path / 'models-a'},{tmp_path / 'models-b'}", f"--csv={tmp_path / 'out.csv'}")
+    assert done.returncode == 0, done.stderr
+    assert "does not hold" in done.stdout and (tmp_path / "out.csv").read_text().startswith("section,model")
+    table = tmp_path / "table.csv"
+    table.write_text("table,model,metric,value,unit,rows\nTable 2,m,maths,30.3,percent,500\n")
+    done = run(f"--check-table={table}")
+    assert done.returncode == 1 and "30.3" in done.stdout and done.stdout.endswith("figures 1, faults 1\n")
+    done = run("--compare=nowhere")
+    assert done.returncode == 1 and done.stderr.startswith("evaluate: nowhere holds no answers")

@@ -23,7 +23,7 @@ def evaluation(tmp_path):
 def evaluate(evaluation, out, **options):
     echoes, lines = [], []
 
-    def open_echo(model, evaluation):
+    def open_echo(model, evaluation, out, log):
         echoes.append(Echo(model, evaluation, **options))
         return echoes[-1]
 

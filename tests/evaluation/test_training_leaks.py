@@ -2,7 +2,7 @@
 
 import pytest
 
-from currreft_jax.config import Config, Pretrained, Source, Stage
+from currreft_jax.config import Config, EvaluatedModel, Pretrained, Source, Stage
 from currreft_jax.evaluation.suites import SuiteError, load_suites
 from currreft_jax.evaluation.training_leaks import find_training_leaks, refuse_leaks
 from currreft_jax.runtime.workdir import write_config
@@ -30,7 +30,7 @@ def files(tmp_path):
 
 def leaks(model, file):
     suites, images = load_suites(evaluation_of([file]))
-    return find_training_leaks(str(model), suites, images, 1)
+    return find_training_leaks(EvaluatedModel(str(model)), suites, images, 1)
 
 
 def locations(report):
@@ -60,7 +60,7 @@ def test_other_images_are_no_leak(files, tmp_path):
     first, second, _ = files
     (run,) = write_run(tmp_path / "run", first)
     suites, images = load_suites(evaluation_of([second]))
-    report = find_training_leaks(str(run), suites, images, 1)
+    report = find_training_leaks(EvaluatedModel(str(run)), suites, images, 1)
     assert report.summary("second") == 0
     refuse_leaks("run", report)
 
