@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from absl import app, flags
 
-from currreft_jax.config import ELSEWHERE, Config, validate
+from currreft_jax.config import ELSEWHERE, Config, Shapes, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_programs
 from currreft_jax.planning.devices import DEVICES, GB, Topology, attached_topology, topology_by_name
@@ -65,8 +65,8 @@ def compile_stage(
     print(format_tables(compiled, largest, topology, efficiency))
     seconds = sum(result.compile_seconds for result in compiled)
     print(
-        f"compiled {len(compiled)} programs in {seconds:.0f} s; a run compiles up to {stage.max_programs():,}, as"
-        " batches need them"
+        f"compiled {len(compiled)} programs in {seconds:.0f} s; a run compiles up to {stage.max_programs():,},"
+        f" {'before its first step' if config.data.shapes is Shapes.AUTO else 'as batches need them'}"
     )
     return compiled
 

@@ -1,7 +1,7 @@
 """Settings and their defaults, each in one place."""
 
 from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_parts
-from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Source, Stage, Task
+from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Shapes, Source, Stage, Task
 from currreft_jax.config.model import Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rewards import (
     BoxReading,
@@ -69,6 +69,7 @@ __all__ = [
     "Rule",
     "Sampling",
     "Schedule",
+    "Shapes",
     "Source",
     "Stage",
     "Task",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,9 @@ import numpy as np
 from currreft_jax.data.packing import row_key
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import Template, answer_turns, question_messages
-from currreft_jax.structs import Frame, Prompt, Row
+from currreft_jax.structs import Frame, ImagePatches, Prompt, Row
+
+ReadImage = Callable[[str, str], ImagePatches]  # (path, location for error messages) -> image
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,14 @@ class Example:
 
 
 def make_example(
-    row: Row, processor: Processor, template: Template, *, location: str, occurrence: int = 0, with_answer: bool = False
+    row: Row,
+    processor: Processor,
+    template: Template,
+    *,
+    location: str,
+    occurrence: int = 0,
+    with_answer: bool = False,
+    read_image: ReadImage | None = None,
 ) -> Example:
     """Reads a row's images, then renders and tokenizes its text, with boxes in the resized frame.
 
@@ -46,13 +56,16 @@ def make_example(
         location: file and line, for error messages.
         occurrence: how often the row was used before; seeds the sampling together with the row's id.
         with_answer: whether to tokenize the gold completion.
+        read_image: reads an image; `processor.process_image` by default, and `processor.measure_image` for its size
+            alone.
 
     Raises:
         ImageError: an image is unreadable or too thin.
         PromptError: the messages do not match the images.
         RowError: the gold answer is malformed.
     """
-    images = [processor.process_image(path, location) for path in row.images]
+    read_image = read_image or processor.process_image
+    images = [read_image(path, location) for path in row.images]
     frames = [(image.original, image.resized) for image in images]
     if frames and not row.frame:
         row = replace(row, frame=frames[0][0])
