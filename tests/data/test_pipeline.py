@@ -211,6 +211,8 @@ def test_rows_are_measured_as_they_are_read(tmp_path, processor):
     for index in range(3):
         example = make_example(file[index], processor, PAPER, location="row", with_answer=True)
         assert sizes[id(file), index] == batch_dims([example], processor.config, 1), names[index]
+        measured = processor.measure_image(str(tmp_path / names[index]), "row")
+        assert replace(measured, patches=example.prompt.images[0].patches) == example.prompt.images[0]
     (tmp_path / "large.webp").write_bytes(b"no image")
     with pytest.raises(MixtureError, match=r"a\.jsonl:2: .*large\.webp: not a readable image"):
         measure_rows(mixture, processor, PAPER, Data(), buckets, with_answer=True)

@@ -21,14 +21,15 @@ CONFIG = PUBLISHED["3b"]
 LIMIT = 200
 
 
-def random_batches(count: int = 60) -> list[BatchDims]:
-    rng = np.random.default_rng(0)
+def random_batches(seed: int, count: int = 60) -> list[BatchDims]:
+    rng = np.random.default_rng(seed)
     drawn = [BatchDims(int(rng.integers(20, 200)), int(slots), int(slots), 0) for slots in rng.integers(0, 9, count)]
     return [*drawn, BatchDims(LIMIT, 8, 8, 0)]
 
 
-def test_the_fitted_shapes_cost_least_of_all_pairs():
-    drawn, rows_per_shard = random_batches(), 2
+@pytest.mark.parametrize("seed", range(8))
+def test_the_fitted_shapes_cost_least_of_all_pairs(seed):
+    drawn, rows_per_shard = random_batches(seed), 2
     per_token, per_patch = parameters_per_input(CONFIG)
 
     def cost(shapes: list[tuple[int, int]]) -> float:
