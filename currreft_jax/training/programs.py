@@ -52,7 +52,7 @@ class StagePrograms:
         model: as it is trained.
         state: abstract.
         update: programs of the update.
-        shapes: static shapes of the batches.
+        shape_buckets: static shapes of the batches.
     """
 
     config: Config
@@ -61,7 +61,7 @@ class StagePrograms:
     model: Model
     state: TrainState
     update: UpdatePrograms
-    shapes: ShapeBuckets
+    shape_buckets: ShapeBuckets
 
     @property
     def is_grpo(self) -> bool:
@@ -109,7 +109,10 @@ class StagePrograms:
 
     def buckets(self) -> list[Bucket]:
         """Lists the static shapes that microbatches may take, the largest last."""
-        return [Bucket(shape, length) for shape, length in product(self.shapes.shapes, self.shapes.completion_lengths)]
+        return [
+            Bucket(shape, length)
+            for shape, length in product(self.shape_buckets.shapes, self.shape_buckets.completion_lengths)
+        ]
 
     def step(self, bucket: Bucket) -> Iterator[StepProgram]:
         """Yields the programs of a step whose microbatches take one shape, in the order in which they run."""
@@ -133,19 +136,19 @@ class StagePrograms:
         if self.reference:
             programs += map(self._reference, buckets)
         if self.is_grpo:
-            for shape in reversed(self.shapes.step_shapes):
+            for shape in reversed(self.shape_buckets.step_shapes):
                 batch, settings = (
                     self._prompt_batch(shape, self.layout.num_rows),
                     row_sampling(self.config, self.layout),
                 )
-                programs += every_sampler_program(self.sampler, settings, batch, self.shapes.completion_lengths)
+                programs += every_sampler_program(self.sampler, settings, batch, self.shape_buckets.completion_lengths)
             programs += [*self._copies(), *self._splits()]
         programs += [self._zero_gradient(), self._apply_gradients()]
         return list({(program.name, program.shape): program for program in programs}.values())
 
     def max_programs(self) -> int:
         """Returns the most programs that a run compiles: those of every shape and every size of a shrinking batch."""
-        config, shapes = self.config, self.shapes
+        config, shapes = self.config, self.shape_buckets
         num_shapes, num_step_shapes = len(shapes.shapes), len(shapes.step_shapes)
         num_lengths, num_prompt_lengths = len(shapes.completion_lengths), len({s.length for s in shapes.step_shapes})
         if config.data.shapes is Shapes.AUTO:  # a plan does not know the rows
@@ -206,7 +209,7 @@ class StagePrograms:
         if layout.num_microbatches == 1:
             return
         program = microbatch_splitter(mesh, layout.num_microbatches)
-        for length, dtype in product(self.shapes.completion_lengths, (jnp.int32, jnp.float32)):
+        for length, dtype in product(self.shape_buckets.completion_lengths, (jnp.int32, jnp.float32)):
             shape = layout.num_rows, layout.completions_per_row, length
             label = f"{' x '.join(map(str, shape))} {dtype.__name__}"
             yield StepProgram("split", label, program, (abstract_rows(shape, dtype, mesh),), {})
@@ -257,8 +260,8 @@ class StagePrograms:
         """Returns all rows of a step whose microbatches take a bucket."""
         layout, shape = self.layout, bucket.shape
         if layout.num_microbatches > 1:
-            slots = min(shape.slots * layout.num_microbatches, self.shapes.step_shapes[-1].slots)
-            shape = self.shapes.fit_step(BatchDims(shape.length, slots, shape.max_slots_per_image, 0))
+            slots = min(shape.slots * layout.num_microbatches, self.shape_buckets.step_shapes[-1].slots)
+            shape = self.shape_buckets.fit_step(BatchDims(shape.length, slots, shape.max_slots_per_image, 0))
         return self._prompt_batch(shape, layout.num_rows)
 
     def _group_batch(self, bucket: Bucket) -> GroupBatch:
