@@ -127,7 +127,9 @@ def measure_part(name: str, options: argparse.Namespace) -> int:
     import jax
 
     from benchmarks.gpu_parts import PARTS, Bench
+    from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 
+    enable_compilation_cache()
     if name == "generate":
         jax.config.update("jax_platforms", "cpu")  # leaves the GPU to torch
     else:

@@ -381,7 +381,7 @@ def _choose(bench: Bench, method: Method) -> Chosen:
             refused.append(f"{rule.value}, {num_prompts} prompts: {reason}")
             bench.say(f"does not fit: {refused[-1]}")
             continue
-        buckets = ShapeBuckets((shape.length,), (0, shape.slots), (0, shape.max_slots_per_image), (load.new_tokens,))
+        buckets = ShapeBuckets((shape,), (shape,), (load.new_tokens,))
         context = StageContext(config=config, processor=processor, model=stage.model, stage_index=0, buckets=buckets)
         chosen = Chosen(topology, stage, context, _examples(bench, some, method), compiled)
         bench.report(

@@ -45,8 +45,9 @@ from benchmarks.workload import (
 from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Remat, Sampling, Task
 from currreft_jax.models.qwen2_5_vl import token_logprobs
 from currreft_jax.rewards import score_completions
+from currreft_jax.sampling.abstract import warm_up
 from currreft_jax.sampling.completions import decode_completions
-from currreft_jax.sampling.sampler import decode_params, sample, warm_up
+from currreft_jax.sampling.sampler import decode_params, sample
 from currreft_jax.structs import GroupBatch, GrpoTargets, Row
 from currreft_jax.training.gradients import grpo_gradient
 from currreft_jax.training.losses import group_advantages, loss_counts, loss_weights

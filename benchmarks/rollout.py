@@ -44,7 +44,8 @@ from benchmarks.workload import (
 from currreft_jax.config import Sampling
 from currreft_jax.data.packing import smallest_bucket
 from currreft_jax.models.qwen2_5_vl import Model
-from currreft_jax.sampling.sampler import decode_params, sample, warm_up
+from currreft_jax.sampling.abstract import warm_up
+from currreft_jax.sampling.sampler import decode_params, sample
 from currreft_jax.structs import Prompt
 
 

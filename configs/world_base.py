@@ -5,7 +5,7 @@ minutes on two CPU cores; `make base SEED=1` generates another world and trains 
 """
 
 from configs import common
-from currreft_jax.config import Config, Init, Schedule, Source, Stage
+from currreft_jax.config import Config, Init, Schedule, Shapes, Source, Stage
 
 
 def get_config(seed: str | None = None) -> Config:
@@ -24,6 +24,7 @@ def get_config(seed: str | None = None) -> Config:
     ]
     config.data.batch_size = 32
     config.microbatches = 2
+    config.data.shapes = Shapes.BUCKETS  # prompts are shorter than the multiples of fitted lengths
     config.data.prompt_lengths = (24, 32, 48, 80)
     config.data.completion_lengths = (12, 16, 28, 48, 80)
     config.optimizer.learning_rate = 1e-3

@@ -67,10 +67,12 @@ def generate(options: argparse.Namespace) -> None:
     source = options.model or base.checkpoint()
 
     from currreft_jax.data.answer_boxes import draw_answer_boxes
+    from currreft_jax.runtime.compilation_cache import enable_compilation_cache
     from currreft_jax.sampling.console import print_completions
     from currreft_jax.sampling.sampler import stream
     from currreft_jax.session.sources import load_source
 
+    enable_compilation_cache()
     processor, model, params = load_source(source, dtype=options.dtype, max_pixels=options.max_pixels)
     content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
     prompt = processor.prompt([{"role": "user", "content": content}], images, name="the prompt")
@@ -89,8 +91,10 @@ def print_replay(location: str) -> int:
         ValueError: there is no such completion, or the policy that sampled it was not kept.
         OSError: a file that cannot be read.
     """
+    from currreft_jax.runtime.compilation_cache import enable_compilation_cache
     from currreft_jax.training.replay import replay_completion
 
+    enable_compilation_cache()
     result = replay_completion(location)
     print(result.text)
     difference = f"log-probs at most {result.logp_difference:.1e} apart"

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from absl import app, flags
 
-from currreft_jax.config import ELSEWHERE, Config, validate
+from currreft_jax.config import ELSEWHERE, Config, Shapes, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_programs
 from currreft_jax.planning.devices import DEVICES, GB, Topology, attached_topology, topology_by_name
@@ -27,6 +27,7 @@ from currreft_jax.planning.search import Search
 from currreft_jax.planning.spec import ModelSpec, model_spec
 from currreft_jax.planning.tables import format_summary, format_tables
 from currreft_jax.rewards.registry import validate_reward_names
+from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 from currreft_jax.runtime.programs import StepProgram
 from currreft_jax.training.programs import stage_programs
 
@@ -64,8 +65,8 @@ def compile_stage(
     print(format_tables(compiled, largest, topology, efficiency))
     seconds = sum(result.compile_seconds for result in compiled)
     print(
-        f"compiled {len(compiled)} programs in {seconds:.0f} s; a run compiles up to {stage.max_programs():,}, as"
-        " batches need them"
+        f"compiled {len(compiled)} programs in {seconds:.0f} s; a run compiles up to {stage.max_programs():,},"
+        f" {'before its first step' if config.data.shapes is Shapes.AUTO else 'as batches need them'}"
     )
     return compiled
 
@@ -121,7 +122,9 @@ def main(_: Sequence[str]) -> None:
             refuse_command_line("plan", f"--{name}={share}: it takes a share in (0, 1]")
     if not 0 < args.network_gbs < math.inf:
         refuse_command_line("plan", f"--network_gbs={args.network_gbs}: it takes a positive number")
-    if args.topology != _HERE:
+    if args.topology == _HERE:
+        enable_compilation_cache()  # `train` loads what is compiled here
+    else:
         jax.config.update("jax_platforms", "cpu")  # leaves the attached devices free
     efficiency = Efficiency(args.compute_share, args.memory_share, args.link_share, args.network_gbs * GB)
     try:

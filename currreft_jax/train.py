@@ -27,6 +27,7 @@ from currreft_jax.rewards import RewardError
 from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime import distributed
+from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 from currreft_jax.runtime.profiler import ProfileSteps, parse_profile_steps
 from currreft_jax.training.console import say
 from currreft_jax.training.limits import LimitReached, NonFiniteError
@@ -65,6 +66,7 @@ def main(_: Sequence[str]) -> None:
         refuse_command_line("train", str(error))
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save at length
+    enable_compilation_cache()
     try:
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         exported = run(config, _WORKDIR.value or f"runs/{config.name}", profile=_PROFILE.value)

@@ -5,8 +5,6 @@
 export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}"
 # JAX's default is 75%. NCCL's buffers and the CUDA context need about 5 of 80 GB, so more can go to arrays.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.93}"
-# A restarted run compiles nothing twice, if all machines share this folder.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${HOME:-/tmp}/.cache/currreft_jax/xla}"
 # Gathers the next layer's weights (FSDP) while this layer computes.
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"
 # NVLink SHARP needs the H100's switches; NCCL need not look for them.

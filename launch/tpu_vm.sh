@@ -25,9 +25,7 @@ fi
 # ssh passes no signal on, so that each worker notes its pid, and a second ssh sends the signal.
 pid_file="/tmp/currreft_jax-$(date +%s)-$$.pid"
 command="cd $(printf %q "$folder") && echo \$\$ > $pid_file"
-# Lines reach the log at once (gcloud mixes those of all workers), and a restarted run compiles nothing twice.
-command+=" && export PYTHONUNBUFFERED=1"
-command+=" JAX_COMPILATION_CACHE_DIR=\"\${JAX_COMPILATION_CACHE_DIR:-\$HOME/.cache/currreft_jax/xla}\""
+command+=" && export PYTHONUNBUFFERED=1" # lines reach the log at once (gcloud mixes those of all workers)
 command+=" && exec .venv/bin/python -m ${PROGRAM:-currreft_jax.train}"
 for argument in "$@"; do
     command+=" $(printf %q "$argument")"

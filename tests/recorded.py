@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from currreft_jax.config import Config, Kind, Task
-from currreft_jax.data.buckets import shape_buckets
+from currreft_jax.data.buckets import config_buckets
 from currreft_jax.data.examples import Example
 from currreft_jax.evaluation.scoring import ScoredRollout
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
@@ -95,7 +95,7 @@ def numbers_of(prompts) -> np.ndarray:
 def context_of(config: Config, model: Model, reference: Parameters | None) -> StageContext:
     """The context of a stage whose rows are text alone, without a tokenizer."""
     processor = SimpleNamespace(config=model.config, max_pixels=28 * 28, decode=str)
-    buckets = shape_buckets(config.data, processor, layout_on(config, model.mesh).rows_per_shard)
+    buckets = config_buckets(config, processor, layout_on(config, model.mesh))
     return StageContext(
         config=config, processor=processor, model=model, stage_index=0, buckets=buckets, ref_params=reference
     )

@@ -32,11 +32,12 @@ from currreft_jax.config import (
     Rewards,
     Sampling,
     Schedule,
+    Shapes,
     Source,
     Stage,
 )
 from currreft_jax.data import world_rows
-from currreft_jax.data.buckets import shape_buckets
+from currreft_jax.data.buckets import config_buckets
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.mixture import load_mixture
 from currreft_jax.data.processor import load as load_processor
@@ -79,7 +80,7 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 4, reward: str = "text_
         model=Pretrained(path=str(checkpoint), dtype="float32", remat=Remat.NONE, max_pixels=0),
         mesh=MeshShape(data=8, fsdp=1),
         stages=[Stage("one", [Source(str(rows))], steps=steps)],
-        data=Data(batch_size=8, prompt_lengths=(256,), completion_lengths=(8,), slots=(1,), threads=2),
+        data=Data(8, shapes=Shapes.BUCKETS, prompt_lengths=(256,), completion_lengths=(8,), slots=(1,), threads=2),
         optimizer=Optimizer(learning_rate=1e-3, schedule=Schedule.CONSTANT),
         sampling=Sampling(
             group_size=4,
@@ -260,7 +261,7 @@ def test_microbatches_keep_completions_with_their_prompts(checkpoint, rows):
     source_rows = [mixture.sources[0].file[i] for i in range(16)]
     examples = [make_example(row, processor, template, location=row.id) for row in source_rows]
     model = tiny.model_of(mesh=mesh)
-    buckets = shape_buckets(config.data, processor, 2)
+    buckets = config_buckets(config, processor, batches.layout_on(config, mesh))
     context = batches.StageContext(config=config, processor=processor, model=model, stage_index=0, buckets=buckets)
     prompts, full_batch = batches.collate_prompts(context, examples)
     ordered, microbatches = prompts.examples, list(zip(prompts.microbatches, prompts.rows, strict=True))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from currreft_jax.config import Config, Data, Logging, Method, Remat, Sampling, Source, Stage
+from currreft_jax.data.buckets import config_buckets
 from currreft_jax.data.packing import BatchShape
 from currreft_jax.planning.devices import DEVICES, device_spec
 from currreft_jax.planning.flops import matmul_flops
@@ -23,7 +24,7 @@ from currreft_jax.runtime.profiler import ProfileSteps, StepProfiler, parse_prof
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.runtime.timing import CompilationCounter, StepTimer, peak_memory_gb
 from currreft_jax.training import mfu, trainer
-from currreft_jax.training.batches import Bucket
+from currreft_jax.training.batches import Bucket, layout_on
 from currreft_jax.training.metrics_buffer import MetricsBuffer, throughput
 from currreft_jax.training.optimizer import stage_optimizer
 from currreft_jax.training.programs import StagePrograms
@@ -184,7 +185,8 @@ def stage_of(method: Method, remat: Remat = Remat.NONE, devices: int = 1) -> Sta
     optimizer = stage_optimizer(config, 0)
     update = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
     spec = SimpleNamespace(config=model.config, max_pixels=28 * 28)
-    return StagePrograms(config, spec, (1,), model, abstract_state(model, optimizer.transform), update)
+    shapes = config_buckets(config, spec, layout_on(config, model.mesh))
+    return StagePrograms(config, spec, (1,), model, abstract_state(model, optimizer.transform), update, shapes)
 
 
 BUCKET = Bucket(BatchShape(64, 0, 0), 16)

@@ -13,11 +13,12 @@ from currreft_jax.data.packing import (
     PADDING,
     BatchShape,
     BudgetError,
-    balance_shards,
+    balanced_order,
     collate,
     image_slots,
     max_slots_per_image,
     padding_waste,
+    prompt_slots,
     slots_per_shard,
     smallest_bucket,
 )
@@ -133,7 +134,7 @@ def test_padding_at_the_papers_budget(images, limit):
     filled = capacity = 0
     for start in range(0, len(image_list), images):
         prompts = [replace(prompt_of(text=1), images=(image,)) for image in image_list[start : start + images]]
-        prompts = balance_shards(prompts, config.vision, shards)
+        prompts = [prompts[i] for i in balanced_order([prompt_slots(p, config.vision) for p in prompts], shards)]
         filled += sum(len(prompt.images[0].patches) for prompt in prompts)
         capacity += smallest_bucket(slots_per_shard(prompts, config.vision, shards), buckets, "slots") * shards * 64
     print(f"{images} images on {shards} devices: {1 - filled / capacity:.3f} of the patches are padding")
@@ -143,7 +144,7 @@ def test_padding_at_the_papers_budget(images, limit):
 @given(st.lists(st.lists(grids, max_size=2), min_size=6, max_size=6), st.sampled_from([1, 2, 3, 6]))
 def test_balancing_keeps_every_prompt_and_bounds_the_fullest_shard(prompt_grids, shards):
     prompts = [prompt_of(*grids, name=str(i)) for i, grids in enumerate(prompt_grids)]
-    order = balance_shards(prompts, CONFIG.vision, shards)
+    order = [prompts[i] for i in balanced_order([prompt_slots(p, CONFIG.vision) for p in prompts], shards)]
     assert sorted(prompt.name for prompt in order) == [str(i) for i in range(6)]
     total = slots_per_shard(prompts, CONFIG.vision)
     largest = max(sum(image_slots(p, CONFIG.vision) for p in prompt.images) for prompt in prompts)

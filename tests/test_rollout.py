@@ -25,6 +25,8 @@ from currreft_jax.data.packing import BatchShape, collate, slots_per_shard
 from currreft_jax.models.logprobs import VocabMask
 from currreft_jax.models.sampling import sample_token
 from currreft_jax.sampling import sampler as module
+from currreft_jax.sampling.abstract import warm_up
+from currreft_jax.sampling.sampler import padded_length
 from currreft_jax.structs import Rollout
 from tests import tiny
 from tests.marks import quick
@@ -112,6 +114,15 @@ def test_completions_end_at_their_first_stop_token_or_the_limit(world, rollout):
     assert len({tuple(row) for row in tokens.reshape(-1, T)}) > 8 * G - 3  # the shortest may be equal
     assert not np.isin(tokens[mask], config.forbidden_tokens).any() and (tokens[mask] < world[2].tokenizer_size).all()
     assert (np.asarray(rollout.logprobs)[~mask] == 0).all()
+
+
+def test_completions_are_padded_to_the_given_lengths(world, rollout):
+    padded_rollout = cr.sample(*world, EXACT, seed=3, stage=1, step=7, completion_lengths=(16, T + 4))
+    assert padded_rollout.tokens.shape == (8, G, T + 4)
+    assert_same_rollout(padded_rollout, rollout)
+    assert not np.asarray(padded_rollout.mask)[:, :, T:].any()
+    assert padded_length(8, T) == 8 and padded_length(32, T) == T
+    assert padded_length(8, T, (16, T)) == padded_length(16, T, (16, T)) == 16 and padded_length(17, T, (16, T)) == T
 
 
 def test_log_probs_match_the_trainers(world, rollout):
@@ -352,7 +363,7 @@ def test_nothing_is_compiled_after_the_warm_up(world):
     model, parameters, processor, prompts = world
     few = {"ladder": (0.5,), "max_new_tokens": 16}
     weights = module.decode_params(model, parameters, EXACT)
-    assert compilations(lambda: module.warm_up(model, parameters, processor, prompts, EXACT, **few) or 0) > 0
+    assert compilations(lambda: warm_up(model, parameters, processor, prompts, EXACT, **few) or 0) > 0
     lengths = set()
     for seed in range(12):
         run = partial(cr.sample, *world, EXACT, weights=weights, seed=seed, step=seed, **few)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from currreft_jax.config import Config, Grpo, MeshShape, batch_layout
-from currreft_jax.data.buckets import shape_buckets
+from currreft_jax.data.buckets import config_buckets
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.microbatches import join_parts, split_groups
 from currreft_jax.data.mixture import load_mixture
@@ -41,7 +41,7 @@ def opened(config: Config, devices: int):
     processor = load_config_processor(config.model)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, jax.devices()[:devices])
     model = make_model(config.model, processor.config, mesh, processor.tokenizer_size)
-    buckets = shape_buckets(config.data, processor, layout_on(config, mesh).rows_per_shard)
+    buckets = config_buckets(config, processor, layout_on(config, mesh))
     mixture = load_mixture(config.stages, 0, config.data, 0)
     source = [mixture.sources[0].file[i] for i in range(config.data.batch_size)]
     mixture.close()

@@ -23,6 +23,7 @@ from currreft_jax.config import (
     Pretrained,
     Remat,
     Schedule,
+    Shapes,
     Source,
     Stage,
     validate,
@@ -69,7 +70,7 @@ def config_of(checkpoint: Path, rows: Path, steps: int = 6, **changes) -> Config
         model=Pretrained(path=str(checkpoint), dtype="float32", remat=Remat.NONE, max_pixels=0),
         mesh=MeshShape(data=4, fsdp=2),
         stages=[Stage("one", [Source(str(rows))], steps=steps)],
-        data=Data(batch_size=8, prompt_lengths=(224,), completion_lengths=(48,), slots=(1,), threads=2),
+        data=Data(8, shapes=Shapes.BUCKETS, prompt_lengths=(224,), completion_lengths=(48,), slots=(1,), threads=2),
         optimizer=Optimizer(learning_rate=1e-3),
         logging=Logging(log_every=1, save_every=2, tensorboard=False),
     )

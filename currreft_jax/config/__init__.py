@@ -1,7 +1,7 @@
 """Settings and their defaults, each in one place."""
 
 from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_parts
-from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Source, Stage, Task
+from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Shapes, Source, Stage, Task
 from currreft_jax.config.endpoint import EndpointLimits, ImageEncoding
 from currreft_jax.config.evaluation import (
     EvaluatedModel,
@@ -85,6 +85,7 @@ __all__ = [
     "Sampling",
     "Schedule",
     "ScorerName",
+    "Shapes",
     "Source",
     "Stage",
     "Suite",

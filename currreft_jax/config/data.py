@@ -32,6 +32,17 @@ class OnBadRow(Enum):
     SKIP = "skip"
 
 
+class Shapes(Enum):
+    """Static shapes of batches, each of which is compiled.
+
+    `AUTO` fits two to the rows of all stages before the run, and keeps them in the workdir. `BUCKETS` takes those of
+    the bucket sizes, and compiles them as batches need them.
+    """
+
+    AUTO = "auto"
+    BUCKETS = "buckets"
+
+
 class Handover(Enum):
     """Optimizer state at the start of a stage that follows another: reset, or kept with the schedule restarted."""
 
@@ -97,6 +108,7 @@ class Data:
     Attributes:
         batch_size: prompts per step, over all hosts.
         template: prompt template: a name of `data.prompts.TEMPLATES`, or `package.module:NAME`.
+        shapes: static shapes of batches; with `AUTO`, the largest of each list below is a limit of the rows alone.
         prompt_lengths: bucket sizes of prompt lengths; a batch uses the smallest that fits.
         completion_lengths: bucket sizes of gold completions.
         slots: bucket sizes of image slots per data shard; where empty, sizes a quarter apart, up to the need of one
@@ -112,6 +124,7 @@ class Data:
 
     batch_size: int = 8
     template: str = "paper"
+    shapes: Shapes = Shapes.AUTO
     prompt_lengths: tuple[int, ...] = (256, 512, 768, 1024, 2048)
     completion_lengths: tuple[int, ...] = (64, 256, 512, 1024)
     slots: tuple[int, ...] = ()

@@ -34,7 +34,7 @@ class Sampling:
         mesh: axes (data, tensor) of decoding, over the devices of the model's mesh; one may be -1: the rest.
         precision: precision of decoding.
         cache: precision of cached keys and values.
-        segment: slots by which completions grow; each length compiles once, and T is a multiple of it.
+        segment: slots by which completions grow; each length compiles once. T is a multiple of it, or `max_new_tokens`.
         ladder: shares of the batch to which it shrinks between segments, when the other prompts are finished.
         prompt_lengths: L, bucket sizes of prompt lengths, where prompts are given one by one.
     """

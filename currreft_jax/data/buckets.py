@@ -1,16 +1,20 @@
-"""Static batch shapes: each dimension of a microbatch is padded to one of a few bucket sizes, to limit compilations."""
+"""Static batch shapes: a microbatch is padded to the first of a few shapes that holds it, to limit compilations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import ceil
 from typing import Protocol
 
-from currreft_jax.config import Data
+from currreft_jax.config import BatchLayout, Config, Data, Method, Sampling, Shapes
 from currreft_jax.data.examples import Example
-from currreft_jax.data.packing import BatchShape, image_slots, max_slots_per_image, slots_per_shard, smallest_bucket
+from currreft_jax.data.packing import BatchShape, BudgetError, image_slots, max_slots_per_image, slots_per_shard
 from currreft_jax.models.config import ModelConfig
+
+# Lengths of sampled completions, as fractions of `max_new_tokens`, to which `Shapes.AUTO` pads.
+_COMPLETION_FRACTIONS = (Fraction(1, 2), Fraction(3, 4), Fraction(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +36,77 @@ class BatchDims:
 
 @dataclass(frozen=True, slots=True)
 class ShapeBuckets:
-    """The bucket sizes of each dimension of a microbatch.
+    """The static shapes of batches: a batch takes the first one that holds it.
+
+    The last shape of each list is the largest in every dimension.
 
     Attributes:
-        prompt_lengths: lengths in tokens.
-        image_slots: image slots of a data shard; 0 is for batches without images.
-        max_slots_per_image: slots of the largest image.
-        completion_lengths: lengths in tokens.
+        shapes: of the prompts of a microbatch.
+        step_shapes: of all prompts of a step; the same where a step has one microbatch.
+        completion_lengths: lengths T of completions, rising.
+        file: the file of shapes that were fitted to the rows; empty for those of the settings.
     """
 
-    prompt_lengths: tuple[int, ...]
-    image_slots: tuple[int, ...]
-    max_slots_per_image: tuple[int, ...]
+    shapes: tuple[BatchShape, ...]
+    step_shapes: tuple[BatchShape, ...]
     completion_lengths: tuple[int, ...]
+    file: str = ""
 
     def fit(self, dims: BatchDims) -> tuple[BatchShape, int]:
-        """Returns the smallest batch shape and completion length that a microbatch fits into.
+        """Returns the batch shape and the completion length of a microbatch.
 
         Raises:
             BudgetError: a dimension exceeds its largest bucket.
         """
-        image_slots = smallest_bucket(dims.image_slots, self.image_slots, "data.slots")
-        prompt_length = smallest_bucket(dims.prompt_length, self.prompt_lengths, "data.prompt_lengths")
-        max_slots = smallest_bucket(dims.max_slots_per_image, self.max_slots_per_image, "slots of an image")
-        completion_length = smallest_bucket(dims.completion_length, self.completion_lengths, "data.completion_lengths")
-        return BatchShape(prompt_length, image_slots, max_slots), completion_length
+        self.check(dims)
+        return _first_fit(self.shapes, dims), next(T for T in self.completion_lengths if dims.completion_length <= T)
+
+    def fit_step(self, dims: BatchDims) -> BatchShape:
+        """Returns the batch shape of a step's prompts.
+
+        Raises:
+            BudgetError: a dimension exceeds its largest bucket.
+        """
+        self._check(dims, self.step_shapes[-1])
+        return _first_fit(self.step_shapes, dims)
+
+    def check(self, dims: BatchDims) -> None:
+        """Refuses a microbatch that no shape holds.
+
+        Raises:
+            BudgetError: a dimension exceeds its largest bucket.
+        """
+        self._check(dims, self.shapes[-1])
+
+    def largest(self) -> ShapeBuckets:
+        """Returns the largest shapes alone, with every completion length."""
+        return replace(self, shapes=self.shapes[-1:], step_shapes=self.step_shapes[-1:])
+
+    def _check(self, dims: BatchDims, largest: BatchShape) -> None:
+        limits = {
+            "data.prompt_lengths": (dims.prompt_length, largest.length),
+            "data.slots": (dims.image_slots, largest.slots),
+            "slots of an image": (dims.max_slots_per_image, largest.max_slots_per_image),
+            "data.completion_lengths": (dims.completion_length, self.completion_lengths[-1]),
+        }
+        for name, (needed, limit) in limits.items():
+            if needed > limit and self.file:
+                raise BudgetError(
+                    f"{name}: {needed} needed, but the shapes in {self.file} hold {limit}: the rows have changed since"
+                    " the shapes were fitted to them; remove the file, and the same command fits them again"
+                )
+            if needed > limit:
+                raise BudgetError(f"{name}: {needed} needed, but the largest bucket is {limit}; add a larger one")
+
+
+def _first_fit(shapes: Sequence[BatchShape], dims: BatchDims) -> BatchShape:
+    return next(
+        shape
+        for shape in shapes
+        if dims.prompt_length <= shape.length
+        and dims.image_slots <= shape.slots
+        and dims.max_slots_per_image <= shape.max_slots_per_image
+    )
 
 
 class ProcessorLike(Protocol):
@@ -73,16 +123,36 @@ class ProcessorLike(Protocol):
         ...
 
 
-def shape_buckets(data: Data, processor: ProcessorLike, prompts_per_shard: int) -> ShapeBuckets:
-    """Returns the bucket sizes for microbatches with `prompts_per_shard` prompts on each data shard."""
-    max_slots = max_slots_per_image(processor.max_pixels, processor.config.vision)
-    image_slots = tuple(data.slots) or _geometric_sizes(max_slots * prompts_per_shard, 1.25)
-    return ShapeBuckets(
-        prompt_lengths=tuple(data.prompt_lengths),
-        image_slots=(0, *image_slots),
-        max_slots_per_image=(0, *_geometric_sizes(max_slots, 1.5)),
-        completion_lengths=tuple(data.completion_lengths),
-    )
+def config_buckets(config: Config, processor: ProcessorLike, layout: BatchLayout) -> ShapeBuckets:
+    """Returns the shapes that the settings give without the rows: all buckets, or for `Shapes.AUTO` the largest."""
+    buckets = shape_buckets(config.data, processor, layout.rows_per_shard, layout.num_microbatches)
+    if config.method is Method.GRPO:
+        buckets = replace(buckets, completion_lengths=sampled_lengths(config.sampling, config.data.shapes))
+    return buckets.largest() if config.data.shapes is Shapes.AUTO else buckets
+
+
+def shape_buckets(data: Data, processor: ProcessorLike, rows_per_shard: int, num_microbatches: int = 1) -> ShapeBuckets:
+    """Returns all shapes that the bucket sizes of the settings give.
+
+    Args:
+        data: the bucket sizes.
+        processor: processor of texts and images.
+        rows_per_shard: rows of a data shard in a microbatch.
+        num_microbatches: microbatches of a step.
+    """
+    shapes = _shapes(data, processor, rows_per_shard)
+    of_step = _shapes(replace(data, slots=()), processor, rows_per_shard * num_microbatches)
+    return ShapeBuckets(shapes, shapes if num_microbatches == 1 else of_step, tuple(data.completion_lengths))
+
+
+def sampled_lengths(sampling: Sampling, shapes: Shapes) -> tuple[int, ...]:
+    """Returns the lengths T to which sampled completions are padded, each a number of whole segments or the limit."""
+    limit, segment = sampling.max_new_tokens, min(sampling.segment, sampling.max_new_tokens)
+    if shapes is Shapes.AUTO:
+        segments = [ceil(limit * fraction / segment) for fraction in _COMPLETION_FRACTIONS]
+    else:
+        segments = range(1, ceil(limit / segment) + 1)
+    return tuple(sorted({min(count * segment, limit) for count in segments}))
 
 
 def batch_dims(examples: Sequence[Example], config: ModelConfig, shards: int) -> BatchDims:
@@ -94,6 +164,15 @@ def batch_dims(examples: Sequence[Example], config: ModelConfig, shards: int) ->
         max_slots_per_image=max((image_slots(image, config.vision) for image in images), default=0),
         completion_length=max(len(example.completion_tokens) for example in examples),
     )
+
+
+def _shapes(data: Data, processor: ProcessorLike, rows_per_shard: int) -> tuple[BatchShape, ...]:
+    """Returns the shapes of a batch with so many rows on each data shard, those with shorter prompts first."""
+    max_slots = max_slots_per_image(processor.max_pixels, processor.config.vision)
+    slots = tuple(data.slots) or _geometric_sizes(max_slots * rows_per_shard, 1.25)
+    per_image = _geometric_sizes(max_slots, 1.5)
+    images = [(0, 0), *((size, min(size, largest)) for size in slots for largest in per_image)]
+    return tuple(BatchShape(length, *image) for length in data.prompt_lengths for image in dict.fromkeys(images))
 
 
 def _geometric_sizes(largest: int, ratio: float) -> tuple[int, ...]:

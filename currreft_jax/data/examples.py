@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,9 @@ from PIL import Image
 from currreft_jax.data.packing import row_key
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import Template, answer_turns, question_messages
-from currreft_jax.structs import Frame, Prompt, Row
+from currreft_jax.structs import Frame, ImagePatches, Prompt, Row
+
+ReadImage = Callable[[str | Image.Image, str], ImagePatches]  # (path or image, location for error messages) -> patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ def make_example(
     occurrence: int = 0,
     with_answer: bool = False,
     images: Sequence[Image.Image] | None = None,
+    read_image: ReadImage | None = None,
 ) -> Example:
     """Reads a row's images, then renders and tokenizes its text, with boxes in the resized frame.
 
@@ -56,6 +59,8 @@ def make_example(
         occurrence: how often the row was used before; seeds the sampling together with the row's id.
         with_answer: whether to tokenize the gold completion.
         images: shown instead of the row's own, in their number and of their sizes.
+        read_image: reads an image; `processor.process_image` by default, and `processor.measure_image` for its size
+            alone.
 
     Raises:
         ImageError: an image is unreadable or too thin.
@@ -63,7 +68,8 @@ def make_example(
         RowError: the gold answer is malformed.
     """
     sources = row.images if images is None else images
-    patches = [processor.process_image(source, location) for source in sources]
+    read_image = read_image or processor.process_image
+    patches = [read_image(source, location) for source in sources]
     frames = [(image.original, image.resized) for image in patches]
     if frames and not row.frame:
         row = replace(row, frame=frames[0][0])

@@ -9,10 +9,11 @@ import io
 import math
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from currreft_jax.models.config import VisionConfig
 from currreft_jax.structs import Frame, ImagePatches
@@ -20,6 +21,7 @@ from currreft_jax.structs import Frame, ImagePatches
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_FILE_PIXELS = 100_000_000
 MAX_ASPECT = 200
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 # Exceptions that Pillow raises for damaged files.
 DECODE_ERRORS = (
@@ -65,6 +67,29 @@ def open_image(source: str | Path | bytes | Image.Image, name: str | None = None
         raise
     except DECODE_ERRORS as error:
         raise ImageError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error
+
+
+def image_size(source: str | Path | bytes | Image.Image) -> Frame:
+    """Reads the size of an image from the head of its file, after its EXIF orientation; decodes no pixels.
+
+    Raises:
+        ImageError: none of `FORMATS`, or no image.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _upright_size(source)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            return _upright_size(image)
+    except DECODE_ERRORS as error:
+        name = source if isinstance(source, str | Path) else "image"
+        raise ImageError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error
+
+
+def _upright_size(image: Image.Image) -> Frame:
+    # The method of the base class: that of PNG files decodes the pixels, in case an orientation follows them.
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    width, height = image.size
+    return Frame(height, width) if orientation in _SIDEWAYS else Frame(width, height)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -130,9 +155,21 @@ def extract_patches(image: Image.Image, config: VisionConfig, min_pixels: int, m
         ImageError: see `smart_resize`.
     """
     patch, merge = config.patch_size, config.spatial_merge_size
-    height, width = smart_resize(image.height, image.width, patch * merge, min_pixels, max_pixels)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    grid = height // patch, width // patch
-    units = pixels.reshape(grid[0] // merge, merge, patch, grid[1] // merge, merge, patch, config.in_channels)
-    patches = units.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid[0] * grid[1], config.values_per_patch)
-    return ImagePatches(patches, grid, Frame(image.width, image.height), Frame(width, height))
+    without_pixels = without_patches(Frame(image.width, image.height), config, min_pixels, max_pixels)
+    (rows, columns), resized = without_pixels.grid, without_pixels.resized
+    pixels = np.asarray(image.resize((resized.width, resized.height), Image.Resampling.BICUBIC))
+    units = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, config.in_channels)
+    patches = units.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, config.values_per_patch)
+    return replace(without_pixels, patches=patches)
+
+
+def without_patches(original: Frame, config: VisionConfig, min_pixels: int, max_pixels: int) -> ImagePatches:
+    """Returns the frames and the grid of an image of this size, with no patches.
+
+    Raises:
+        ImageError: see `smart_resize`.
+    """
+    patch, factor = config.patch_size, config.patch_size * config.spatial_merge_size
+    height, width = smart_resize(original.height, original.width, factor, min_pixels, max_pixels)
+    empty = np.empty((0, config.values_per_patch), np.uint8)
+    return ImagePatches(empty, (height // patch, width // patch), original, Frame(width, height))

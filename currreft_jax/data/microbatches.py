@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from currreft_jax.data.examples import Example
-from currreft_jax.data.packing import BatchShape, balance_shards, collate
+from currreft_jax.data.packing import BatchShape, balanced_order, collate, prompt_slots
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.structs import GroupBatch
 
@@ -46,18 +46,30 @@ def split_groups(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
 def make_microbatches(
     examples: Sequence[Example], config: ModelConfig, shards: int, num_microbatches: int
 ) -> list[list[Example]]:
-    """Splits a host's examples of a step into microbatches of similar length.
+    """Splits a host's examples of a step into microbatches: see `microbatch_orders`."""
+    lengths = [len(example.prompt.tokens) + len(example.completion_tokens) for example in examples]
+    slots = [prompt_slots(example.prompt, config.vision) for example in examples]
+    return [[examples[i] for i in order] for order in microbatch_orders(lengths, slots, shards, num_microbatches)]
 
-    Within a microbatch, examples are ordered so that their images spread evenly over the data shards.
+
+def microbatch_orders(
+    lengths: Sequence[int], slots: Sequence[int], shards: int, num_microbatches: int
+) -> list[list[int]]:
+    """Splits rows into microbatches of similar length, and orders each so that its images spread evenly over shards.
+
+    Args:
+        lengths: tokens of each row, prompt and completion.
+        slots: image slots of each row.
+        shards: number of data shards.
+        num_microbatches: number of microbatches.
+
+    Returns:
+        Indices of the rows of each microbatch, shard after shard.
     """
-    by_prompt = {id(example.prompt): example for example in examples}
-    by_length = sorted(examples, key=lambda example: len(example.prompt.tokens) + len(example.completion_tokens))
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     size = len(by_length) // num_microbatches
-    microbatches = []
-    for start in range(0, len(by_length), size):
-        prompts = [example.prompt for example in by_length[start : start + size]]
-        microbatches.append([by_prompt[id(prompt)] for prompt in balance_shards(prompts, config.vision, shards)])
-    return microbatches
+    parts = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    return [[part[i] for i in balanced_order([slots[row] for row in part], shards)] for part in parts]
 
 
 def collate_gold(

@@ -36,6 +36,10 @@ class BatchShape:
     slots: int
     max_slots_per_image: int
 
+    def __str__(self) -> str:
+        images = f" with {self.slots} slots, {self.max_slots_per_image} per image" if self.slots else ""
+        return f"{self.length} tokens{images}"
+
 
 @lru_cache(maxsize=4096)
 def _pack_windows(grid: tuple[int, int], config: VisionConfig) -> tuple[int, np.ndarray, np.ndarray]:
@@ -114,15 +118,19 @@ def slots_per_shard(prompts: Sequence[Prompt], config: VisionConfig, shards: int
     return max(sum(prompt_slots(prompt, config) for prompt in shard) for shard in _split_shards(prompts, shards))
 
 
-def balance_shards(prompts: Sequence[Prompt], config: VisionConfig, shards: int) -> list[Prompt]:
-    """Orders prompts so that shards are filled evenly: largest first, each to the emptiest shard with room."""
-    shard_size = len(prompts) // shards
-    members: list[list[Prompt]] = [[] for _ in range(shards)]
+def balanced_order(slots: Sequence[int], shards: int) -> list[int]:
+    """Orders prompts with so many slots each: largest first, each to the emptiest shard with room.
+
+    Returns:
+        Indices of the prompts, shard after shard.
+    """
+    shard_size = len(slots) // shards
+    members: list[list[int]] = [[] for _ in range(shards)]
     filled = [0] * shards
-    for prompt in sorted(prompts, key=lambda prompt: -prompt_slots(prompt, config)):
+    for prompt in sorted(range(len(slots)), key=lambda prompt: -slots[prompt]):
         shard = min((i for i in range(shards) if len(members[i]) < shard_size), key=filled.__getitem__)
         members[shard].append(prompt)
-        filled[shard] += prompt_slots(prompt, config)
+        filled[shard] += slots[prompt]
     return [prompt for shard in members for prompt in shard]
 
 

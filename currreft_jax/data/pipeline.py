@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import grain
 from tqdm import tqdm
 
 from currreft_jax.config import Data, OnBadRow
-from currreft_jax.data.buckets import ShapeBuckets, batch_dims
-from currreft_jax.data.examples import Example, make_example
+from currreft_jax.data.buckets import BatchDims, ShapeBuckets, batch_dims
+from currreft_jax.data.examples import Example, ReadImage, make_example
 from currreft_jax.data.fields import LineError
 from currreft_jax.data.images import ImageError
 from currreft_jax.data.mixture import Mixture, MixtureError
@@ -25,6 +26,7 @@ from currreft_jax.data.processor import Processor, PromptError
 from currreft_jax.data.prompts import Template
 from currreft_jax.rewards import RowError
 
+T = TypeVar("T")
 _ROW_ERRORS = (LineError, ImageError, PromptError, RowError, BudgetError)
 
 
@@ -146,19 +148,76 @@ def drop_bad_rows(
     """
     if data.on_bad_row is OnBadRow.ERROR:
         return mixture
+    mixture, _ = _visit_rows(
+        mixture,
+        data,
+        "checking rows",
+        lambda ref: _load_example(mixture, processor, template, buckets, ref, with_answer),
+    )
+    return mixture
+
+
+RowKey = tuple[int, int]  # (id of the open file, index of the row in the file)
+
+
+def row_key_of(mixture: Mixture, ref: RowRef) -> RowKey:
+    """Returns a key of a row that leaving other rows out of the mixture does not change."""
+    return id(mixture.sources[ref.source].file), ref.index
+
+
+def measure_rows(
+    mixture: Mixture,
+    processor: Processor,
+    template: Template,
+    data: Data,
+    buckets: ShapeBuckets,
+    *,
+    with_answer: bool,
+) -> tuple[Mixture, dict[RowKey, BatchDims]]:
+    """Measures every row, as a batch of its own; reads the sizes of images, and not their pixels.
+
+    Returns:
+        The mixture without rows that cannot be tokenized or exceed the largest bucket, and the sizes of the others.
+
+    Raises:
+        MixtureError: there are such rows and `data.on_bad_row` is error, or more than `data.max_bad_rows`.
+    """
+
+    def measure(ref: RowRef) -> tuple[RowKey, BatchDims]:
+        example = _load_example(
+            mixture, processor, template, buckets, ref, with_answer, read_image=processor.measure_image
+        )
+        return row_key_of(mixture, ref), batch_dims([example], processor.config, 1)
+
+    kept, sizes = _visit_rows(mixture, data, "measuring rows", measure)
+    return kept, dict(sizes)
+
+
+def _visit_rows(mixture: Mixture, data: Data, title: str, visit: Callable[[RowRef], T]) -> tuple[Mixture, list[T]]:
+    """Calls a function for every row, in threads.
+
+    Returns:
+        The mixture without the rows for which it raises `BadRowError`, and its results for the others.
+
+    Raises:
+        MixtureError: `data` refuses so many of them, or no rows are left.
+    """
     refs = [RowRef(k, int(index), 0) for k, source in enumerate(mixture.sources) for index in source.indices]
 
-    def find_error(ref: RowRef) -> BadRowError | None:
+    def result_or_error(ref: RowRef) -> T | BadRowError:
         try:
-            _load_example(mixture, processor, template, buckets, ref, with_answer)
+            return visit(ref)
         except BadRowError as error:
             return error
-        return None
 
     with ThreadPoolExecutor(data.threads) as threads:
-        found = list(tqdm(threads.map(find_error, refs), "checking rows", len(refs), unit=" rows", leave=False))
-    bad = {(ref.source, ref.index): error for ref, error in zip(refs, found, strict=True) if error}
-    return mixture.without(bad, "unusable", data)
+        found = list(tqdm(threads.map(result_or_error, refs), title, len(refs), unit=" rows", leave=False))
+    bad = {
+        (ref.source, ref.index): result
+        for ref, result in zip(refs, found, strict=True)
+        if isinstance(result, BadRowError)
+    }
+    return mixture.without(bad, "unusable", data), [result for result in found if not isinstance(result, BadRowError)]
 
 
 def _load_example(
@@ -168,6 +227,7 @@ def _load_example(
     buckets: ShapeBuckets,
     ref: RowRef,
     with_answer: bool,
+    read_image: ReadImage | None = None,
 ) -> Example:
     file = mixture.sources[ref.source].file
     location = file.location(ref.index)
@@ -179,8 +239,9 @@ def _load_example(
             location=location,
             occurrence=ref.occurrence,
             with_answer=with_answer,
+            read_image=read_image,
         )
-        buckets.fit(batch_dims([example], processor.config, 1))
+        buckets.check(batch_dims([example], processor.config, 1))
     except _ROW_ERRORS as error:
         raise BadRowError(location, error.problem if isinstance(error, RowError | LineError) else str(error)) from error
     return example

@@ -14,7 +14,7 @@ from PIL import Image
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from currreft_jax.data.images import ImageError, extract_patches, open_image
+from currreft_jax.data.images import ImageError, extract_patches, image_size, open_image, without_patches
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, ModelConfig
 from currreft_jax.models.folder import (
     copy_auxiliary_files,
@@ -154,6 +154,17 @@ class Processor:
         """
         try:
             return extract_patches(open_image(image), self.config.vision, self.min_pixels, self.max_pixels)
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
+
+    def measure_image(self, image: str | Path | bytes | Image.Image, name: str) -> ImagePatches:
+        """Returns what `process_image` does, without patches, from the head of the file alone.
+
+        Raises:
+            ImageError: it is no image, or too thin; the message begins with `name`.
+        """
+        try:
+            return without_patches(image_size(image), self.config.vision, self.min_pixels, self.max_pixels)
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
 

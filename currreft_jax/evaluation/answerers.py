@@ -27,8 +27,9 @@ from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.digests import hash_files
 from currreft_jax.runtime.multihost import gather_bytes
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.sampling.abstract import warm_up
 from currreft_jax.sampling.completions import decode_completions
-from currreft_jax.sampling.sampler import batch_shape, decode_params, prompt_dims, sample, warm_up
+from currreft_jax.sampling.sampler import batch_shape, decode_params, prompt_dims, sample
 from currreft_jax.session.sources import LoadedModel, load_source, load_source_processor, resolve_source
 from currreft_jax.structs import Completion, Frame, Prompt
 

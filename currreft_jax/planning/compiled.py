@@ -88,7 +88,7 @@ class CompiledProgram:
 def compile_program(program: StepProgram, topology: Topology) -> CompiledProgram:
     """Compiles a program for the devices in its arguments' shardings."""
     start = time.perf_counter()
-    traced = program.function.trace(*program.arguments)
+    traced = program.function.trace(*program.arguments, **program.static)
     argument_bytes = device_bytes(program.arguments)
     resident_bytes = {name: device_bytes(arrays) for name, arrays in program.resident.items()}
     flops = matmul_flops(traced.jaxpr.jaxpr, program.iterations, program.cond_fraction) / len(topology.devices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -27,6 +27,7 @@ class StepProgram:
         times: calls per step.
         iterations: trip count of its `while_loop`, which ends when all completions have.
         cond_fraction: fraction of its `cond`s that take the true branch.
+        static: static arguments by name.
     """
 
     name: str
@@ -37,6 +38,7 @@ class StepProgram:
     times: float = 1.0
     iterations: int = 1
     cond_fraction: float = 1.0
+    static: dict[str, int] = field(default_factory=dict)
 
     @property
     def bytes_before(self) -> int:

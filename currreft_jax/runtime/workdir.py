@@ -15,14 +15,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 from currreft_jax.config import Config
 
 CONFIG, CHECKPOINTS, EXPORT, ROLLOUTS = "config.json", "checkpoints", "model", "rollouts"
-MATRIX = "curriculum.json"  # in the workdir; the others are in the folder of each stage
+MATRIX, SHAPES = "curriculum.json", "shapes.json"  # in the workdir; the others are in the folder of each stage
 # Settings that may change between the parts of an interrupted run: layout, logging, limits, and room for rows.
 _MAY_CHANGE = (
     *("name", "mesh.", "sampling.mesh", "microbatches", "model.remat", "plan_first", "rewards.maths.workers"),
-    *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
+    *("data.threads", "data.prefetch", "data.max_bad_rows", "data.shapes", "data.prompt_lengths"),
     *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
     *("logging.tensorboard", "logging.wandb"),
-    *("data.slots", "grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
+    *("data.completion_lengths", "data.slots", "grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
 )
 
 

@@ -7,6 +7,7 @@ end. Between two segments `count_active`, `compact` and `grow` shrink the batch 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -55,7 +56,9 @@ def sampler_programs(spec: SamplerSpec) -> SamplerPrograms:
         grow=jax.jit(partial(grow, spec), out_shardings=state),
         scatter=jax.jit(partial(scatter, spec), out_shardings=rows, static_argnames="rows_per_shard"),
         join=jax.jit(
-            partial(join, spec), out_shardings=NamedSharding(spec.model.mesh, P(BATCH)), static_argnames="num_prompts"
+            partial(join, spec),
+            out_shardings=NamedSharding(spec.model.mesh, P(BATCH)),
+            static_argnames=("num_prompts", "length"),
         ),
     )
 
@@ -161,7 +164,9 @@ def scatter(spec: SamplerSpec, rows: Array, segment: Segment, rows_per_shard: in
     return jax.tree.map(put, full, segment)
 
 
-def join(spec: SamplerSpec, segments: tuple[Segment, ...], num_sampled: Array, num_prompts: int) -> Rollout:
+def join(
+    spec: SamplerSpec, segments: tuple[Segment, ...], num_sampled: Array, num_prompts: int, length: int
+) -> Rollout:
     """Joins segments into a rollout of P prompts, and masks what follows the end of each completion.
 
     Args:
@@ -169,13 +174,15 @@ def join(spec: SamplerSpec, segments: tuple[Segment, ...], num_sampled: Array, n
         segments: in order, `[R, g, S]` with R g = P G; the last one may be partly filled.
         num_sampled: int32, slots that were sampled.
         num_prompts: P.
+        length: T; what the segments lack is padding.
     """
-    tokens, logprobs, entropies = (
-        jnp.concatenate(values, axis=2)[:, :, : spec.max_new_tokens].reshape(
-            num_prompts, -1, min(len(values) * spec.segment, spec.max_new_tokens)
-        )
-        for values in zip(*segments, strict=True)
-    )
+
+    def joined(values: Sequence[Array]) -> jax.Array:
+        whole = jnp.concatenate(values, axis=2)[:, :, :length]
+        padded = jnp.pad(whole, ((0, 0), (0, 0), (0, length - whole.shape[2])))
+        return padded.reshape(num_prompts, -1, length)
+
+    tokens, logprobs, entropies = map(joined, zip(*segments, strict=True))
     is_stop = _is_stop(tokens, spec.stop_token_ids)
     stops_before = jnp.cumsum(is_stop, axis=2) - is_stop
     mask = (stops_before == 0) & (jnp.arange(tokens.shape[2]) < num_sampled)

@@ -41,6 +41,7 @@ def sample(
     seed: int = 0,
     stage: int = 0,
     step: int = 0,
+    completion_lengths: Sequence[int] = (),
     on_prefill: Callable[[Array], None] | None = None,
     **changes: Any,
 ) -> Rollout:
@@ -56,12 +57,13 @@ def sample(
         seed: seed of the run; with `stage`, `step`, each prompt's key and g it fixes every token.
         stage: index of the stage in the curriculum.
         step: step number within the stage.
+        completion_lengths: lengths to which T is padded, rising up to `max_new_tokens`.
         on_prefill: called when the prefill is dispatched, with an array that is ready when the prefill has run.
         changes: settings by name, such as `group_size=4`.
 
     Returns:
         Arrays on the model's mesh, split over its data shards as the prompts are. T is as many whole segments as were
-        needed, or `max_new_tokens`.
+        needed, or `max_new_tokens`; or the first of `completion_lengths` that holds it.
 
     Raises:
         TypeError: a change that is no setting.
@@ -73,7 +75,7 @@ def sample(
     if on_prefill:
         on_prefill(run.prompts.keys)
     *_, last = _decode(run, run.spec.segment)
-    return _join(run, last)
+    return _join(run, last, completion_lengths)
 
 
 def stream(
@@ -127,40 +129,6 @@ def decode_params(model: Model, parameters: Parameters, settings: Sampling | Non
     settings = settings or Sampling()
     decoding = decoding_model(model, settings.mesh, jnp.dtype(settings.precision.value))
     return decoding_weights(model, parameters, decoding)
-
-
-def warm_up(
-    model: Model,
-    parameters: Parameters,
-    processor: Processor,
-    prompts: Sequence[Prompt] | PromptBatch,
-    settings: Sampling | None = None,
-    *,
-    weights: Parameters | None = None,
-    **changes: Any,
-) -> None:
-    """Compiles every program that sampling for prompts of this batch's shape can need; samples almost nothing."""
-    settings = _with_changes(settings, changes)
-    run = start(model, parameters, processor, prompts, settings, weights, (0, 0, 0), finished=True)
-    programs, segments = run.programs, []
-    states = {run.rows_per_shard: (run.prompts, run.state)}
-    while True:
-        decoded: dict[int, tuple[PromptState, DecodeState]] = {}
-        for size, (prompt_state, state) in states.items():
-            state = programs.decode(run.decoding_params, prompt_state, state, np.int32(1))
-            programs.count_active(state)
-            decoded[size] = prompt_state, state
-            segment = programs.scatter(prompt_state.rows, state.sampled, rows_per_shard=run.rows_per_shard)
-            if size == run.rows_per_shard:
-                segments.append(segment)
-        programs.join(tuple(segments), np.int32(1), num_prompts=run.batch_size)
-        if len(segments) == run.spec.num_segments:
-            return
-        for size in sorted(decoded, reverse=True):
-            for smaller in run.smaller_sizes:
-                if smaller < size:
-                    decoded[smaller] = programs.compact(*decoded[size], rows=smaller)
-        states = {size: (prompt_state, programs.grow(state)) for size, (prompt_state, state) in decoded.items()}
 
 
 class SamplerRun(NamedTuple):
@@ -296,8 +264,20 @@ def _decode(run: SamplerRun, every: int) -> Iterator[_Progress]:
         capacity += spec.segment
 
 
-def _join(run: SamplerRun, progress: _Progress) -> Rollout:
-    rollout = run.programs.join(progress.segments, np.int32(progress.num_sampled), num_prompts=run.batch_size)
+def padded_length(num_slots: int, max_new_tokens: int, completion_lengths: Sequence[int] = ()) -> int:
+    """Returns the length T of a rollout whose segments have so many slots; see `sample`."""
+    length = min(num_slots, max_new_tokens)
+    return next((padded for padded in completion_lengths if padded >= length), length)
+
+
+def _join(run: SamplerRun, progress: _Progress, completion_lengths: Sequence[int] = ()) -> Rollout:
+    num_slots = len(progress.segments) * run.spec.segment
+    rollout = run.programs.join(
+        progress.segments,
+        np.int32(progress.num_sampled),
+        num_prompts=run.batch_size,
+        length=padded_length(num_slots, run.spec.max_new_tokens, completion_lengths),
+    )
     if run.num_prompts is None or run.num_prompts == rollout.tokens.shape[0] // jax.process_count():
         return rollout
     return jax.tree.map(lambda x: x[: run.num_prompts], rollout)

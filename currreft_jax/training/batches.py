@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.config import BatchLayout, Config, Sampling, Stage, batch_layout
-from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, batch_dims, shape_buckets
+from currreft_jax.data.buckets import BatchDims, ShapeBuckets, batch_dims
 from currreft_jax.data.examples import Example
 from currreft_jax.data.microbatches import join_parts, make_microbatches, split_examples
 from currreft_jax.data.packing import BatchShape, collate, padding_waste
@@ -136,7 +136,7 @@ def collate_prompts(context: StageContext, examples: Sequence[Example]) -> tuple
         context: stage context.
         examples: this host's.
     """
-    config, model = context.config, context.model
+    model = context.model
     shards, layout = shards_per_host(model.mesh), context.layout
     split = split_examples(examples, layout.group_parts, layout.completions_per_row)
     minibatch_size = len(split) // layout.minibatches
@@ -155,18 +155,16 @@ def collate_prompts(context: StageContext, examples: Sequence[Example]) -> tuple
     whole = [examples[group] for group in groups]
     dims = agree_on_dims([batch_dims(part, model.config, shards) for part in (ordered, *microbatches)])
 
-    def collated(part: Sequence[Example], buckets: ShapeBuckets, dims: BatchDims) -> PromptBatch:
-        shape, _ = buckets.fit(dims)
+    def collated(part: Sequence[Example], shape: BatchShape) -> PromptBatch:
         return collate([one.prompt for one in part], model.config, shape, shards)
 
     if len(microbatches) == 1:
-        host_batch = collated(ordered, context.buckets, dims[0])
+        host_batch = collated(ordered, context.buckets.fit_step(dims[0]))
         batch = to_devices(host_batch, model.mesh)
         return StepPrompts(whole, [batch], rows, parts, prompt_padding(ordered, [host_batch])), batch
-    whole_buckets = step_buckets(config, context.processor, size * len(microbatches))
-    batch = to_devices(collated(ordered, whole_buckets, dims[0]), model.mesh)
+    batch = to_devices(collated(ordered, context.buckets.fit_step(dims[0])), model.mesh)
     host_batches = [
-        collated(part, context.buckets, of_part) for part, of_part in zip(microbatches, dims[1:], strict=True)
+        collated(part, context.buckets.fit(of_part)[0]) for part, of_part in zip(microbatches, dims[1:], strict=True)
     ]
     on_devices = [to_devices(host_batch, model.mesh) for host_batch in host_batches]
     return StepPrompts(whole, on_devices, rows, parts, prompt_padding(ordered, host_batches)), batch
@@ -187,17 +185,6 @@ def find_parts(split: Sequence[Example], ordered: Sequence[Example], group_parts
     order = np.array([index[id(example)] for example in ordered])
     groups = list(dict.fromkeys((order // group_parts).tolist()))
     return groups, np.argsort(order).reshape(-1, group_parts)[groups]
-
-
-def step_buckets(config: Config, processor: ProcessorLike, prompts: int) -> ShapeBuckets:
-    """Makes the buckets of a step's full batch, for steps of several microbatches.
-
-    Args:
-        config: all settings.
-        processor: processor of texts and images.
-        prompts: number of rows of a data shard.
-    """
-    return shape_buckets(dataclasses.replace(config.data, slots=()), processor, prompts)
 
 
 def agree_on_dims(dims: Sequence[BatchDims]) -> list[BatchDims]:

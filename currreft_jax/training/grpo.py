@@ -131,6 +131,7 @@ def sample_completions(
         seed=context.config.seed,
         stage=context.stage_index,
         step=step,
+        completion_lengths=context.buckets.completion_lengths,
         on_prefill=partial(timer.record, "prefix"),
     )
     timer.record("decode", rollout.lengths)

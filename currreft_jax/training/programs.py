@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,21 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.config import BatchLayout, Config, Method
-from currreft_jax.data.buckets import ProcessorLike, shape_buckets
+from currreft_jax.config import BatchLayout, Config, Method, Shapes
+from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, config_buckets
 from currreft_jax.data.packing import BatchShape, collate, max_slots_per_image, smallest_bucket
+from currreft_jax.data.shape_fitting import NUM_COMPLETION_LENGTHS, NUM_SHAPES
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.planning.spec import ModelSpec
 from currreft_jax.runtime.programs import StepProgram, abstract_rows
 from currreft_jax.runtime.sharding import data_shards, make_mesh
-from currreft_jax.sampling.abstract import abstract_sampler_programs, reshard_program
+from currreft_jax.sampling.abstract import abstract_sampler_programs, every_sampler_program, reshard_program
 from currreft_jax.sampling.sampler import decoding_parts, next_power_of_two, smaller_sizes
 from currreft_jax.sampling.state import SamplerSpec, sampler_spec
 from currreft_jax.session.session import Session, make_model
 from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch
-from currreft_jax.training.batches import Bucket, layout_on, row_sampling, step_buckets
+from currreft_jax.training.batches import Bucket, layout_on, microbatch_splitter, row_sampling
+from currreft_jax.training.console import say, timed
 from currreft_jax.training.grpo import reference_program
+from currreft_jax.training.interrupt import Interrupt
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.update import (
     TrainState,
@@ -48,6 +52,7 @@ class StagePrograms:
         model: as it is trained.
         state: abstract.
         update: programs of the update.
+        shape_buckets: static shapes of the batches.
     """
 
     config: Config
@@ -56,6 +61,7 @@ class StagePrograms:
     model: Model
     state: TrainState
     update: UpdatePrograms
+    shape_buckets: ShapeBuckets
 
     @property
     def is_grpo(self) -> bool:
@@ -102,21 +108,10 @@ class StagePrograms:
         return len(vision.fullatt_block_indexes) / vision.depth
 
     def buckets(self) -> list[Bucket]:
-        """Lists the static shapes that microbatches may take, the largest last, those without images first."""
-        sampling = self.config.sampling
-        buckets = shape_buckets(self.config.data, self.spec, self.layout.rows_per_shard)
-        segment = min(sampling.segment, sampling.max_new_tokens)
-        sampled = range(segment, sampling.max_new_tokens + segment, segment)
-        completions = (
-            tuple(min(length, sampling.max_new_tokens) for length in sampled)
-            if self.is_grpo
-            else buckets.completion_lengths
-        )
-        pairs = product(buckets.image_slots, buckets.max_slots_per_image)
-        images = [(0, 0), *((slots, largest) for slots, largest in pairs if slots >= largest > 0)]
+        """Lists the static shapes that microbatches may take, the largest last."""
         return [
-            Bucket(BatchShape(length, *image), completion)
-            for image, length, completion in product(images, buckets.prompt_lengths, completions)
+            Bucket(shape, length)
+            for shape, length in product(self.shape_buckets.shapes, self.shape_buckets.completion_lengths)
         ]
 
     def step(self, bucket: Bucket) -> Iterator[StepProgram]:
@@ -128,23 +123,47 @@ class StagePrograms:
             yield from self._rollout(bucket)
         if self.reference:
             yield self._reference(bucket)
-        yield from self._update(bucket)
+        yield self._gradient(bucket)
+        microbatches = [self._group_batch(bucket)] * self.layout.num_microbatches
+        yield self._apply_gradients({**self.reference, "microbatches": microbatches})
         if held_out:
             yield from self._held_out()
 
+    def every_program(self) -> list[StepProgram]:
+        """Lists the programs that the steps of a stage call, for every shape: the largest batches first."""
+        buckets = self.buckets()[::-1]
+        programs = [self._gradient(bucket) for bucket in buckets]
+        if self.reference:
+            programs += map(self._reference, buckets)
+        if self.is_grpo:
+            for shape in reversed(self.shape_buckets.step_shapes):
+                batch, settings = (
+                    self._prompt_batch(shape, self.layout.num_rows),
+                    row_sampling(self.config, self.layout),
+                )
+                programs += every_sampler_program(self.sampler, settings, batch, self.shape_buckets.completion_lengths)
+            programs += [*self._copies(), *self._splits()]
+        programs += [self._zero_gradient(), self._apply_gradients()]
+        return list({(program.name, program.shape): program for program in programs}.values())
+
     def max_programs(self) -> int:
-        """Returns the most programs that a run compiles: those of every bucket and every size of a shrinking batch."""
-        config, shapes = self.config, self.buckets()
-        total = len(shapes) + 4  # gradients; zeros, apply, combine and the cast
+        """Returns the most programs that a run compiles: those of every shape and every size of a shrinking batch."""
+        config, shapes = self.config, self.shape_buckets
+        num_shapes, num_step_shapes = len(shapes.shapes), len(shapes.step_shapes)
+        num_lengths, num_prompt_lengths = len(shapes.completion_lengths), len({s.length for s in shapes.step_shapes})
+        if config.data.shapes is Shapes.AUTO:  # a plan does not know the rows
+            num_shapes = num_step_shapes = num_prompt_lengths = NUM_SHAPES
+            num_lengths = min(num_lengths, NUM_COMPLETION_LENGTHS)
+        num_buckets = num_shapes * num_lengths
+        total = num_buckets + 4  # gradients; zeros, apply, combine and the cast
         total += bool(self.reference and self.model.adapters)  # the reference's cast: it merges no adapters
         if self.is_grpo:
             segments = self.sampler.num_segments
             rows = self.layout.num_rows
             rows *= decoding_parts(rows, self.sampler.decoding, row_sampling(self.config, self.layout))
             sizes = 1 + len(smaller_sizes(rows // self.sampler.num_shards, config.sampling))
-            prompts, lengths = len({bucket.shape for bucket in shapes}), len(config.data.prompt_lengths)
-            total += prompts + (len(shapes) if self.reference else 0) + 1
-            total += lengths * segments * sizes * 2 + segments * (sizes + 2)
+            total += num_step_shapes + (num_buckets if self.reference else 0) + 1
+            total += num_prompt_lengths * segments * sizes * 2 + segments * (sizes + 2)
         return total
 
     def _copies(self) -> Iterator[StepProgram]:
@@ -179,26 +198,48 @@ class StagePrograms:
             "reference", str(bucket), program, arguments, resident, microbatches, cond_fraction=self.cond_fraction
         )
 
-    def _update(self, bucket: Bucket) -> Iterator[StepProgram]:
-        config, state, mesh = self.config, self.state, self.model.mesh
+    @property
+    def _num_updates(self) -> int:
+        """Number of optimizer updates in a step."""
+        return (self.config.grpo.num_updates if self.is_grpo else 1) * self.layout.minibatches
+
+    def _splits(self) -> Iterator[StepProgram]:
+        """Yields the splits of a rollout's arrays into microbatches."""
+        layout, mesh = self.layout, self.model.mesh
+        if layout.num_microbatches == 1:
+            return
+        program = microbatch_splitter(mesh, layout.num_microbatches)
+        for length, dtype in product(self.shape_buckets.completion_lengths, (jnp.int32, jnp.float32)):
+            shape = layout.num_rows, layout.completions_per_row, length
+            label = f"{' x '.join(map(str, shape))} {dtype.__name__}"
+            yield StepProgram("split", label, program, (abstract_rows(shape, dtype, mesh),), {})
+
+    def _gradient(self, bucket: Bucket) -> StepProgram:
+        state, mesh = self.state, self.model.mesh
         batch, layout, microbatches = self._group_batch(bucket), self.layout, self.layout.num_microbatches
-        updates = (config.grpo.num_updates if self.is_grpo else 1) * layout.minibatches
         weights = abstract_rows(batch.tokens.shape, jnp.float32, mesh)
         advantages = abstract_rows(batch.tokens.shape[:2], jnp.float32, mesh)
         targets = GrpoTargets(advantages, weights, weights if self.reference else None)
         arguments = (batch, weights, targets) if self.is_grpo else (batch, weights)
         total = jax.eval_shape(self.update.zero_gradient)
-        yield StepProgram(
+        return StepProgram(
             "gradient",
             str(bucket),
             self.update.add_gradient,
             (state.params, total, *arguments),
             {"moments": state.optimizer, **self.reference, "microbatches": [batch.prompts] * (microbatches - 1)},
-            updates * layout.microbatches,
+            self._num_updates * layout.microbatches,
             cond_fraction=self.cond_fraction,
         )
-        resident = {**self.reference, "microbatches": [batch] * microbatches}
-        yield StepProgram("apply gradient", "", self.update.apply_gradients, (state, total), resident, updates)
+
+    def _zero_gradient(self) -> StepProgram:
+        return StepProgram("zero gradient", "", self.update.zero_gradient, (), {})
+
+    def _apply_gradients(self, resident: dict[str, Any] | None = None) -> StepProgram:
+        arguments = self.state, jax.eval_shape(self.update.zero_gradient)
+        return StepProgram(
+            "apply gradient", "", self.update.apply_gradients, arguments, resident or {}, self._num_updates
+        )
 
     def _held_out(self) -> Iterator[StepProgram]:
         """Yields the evaluation's programs: one completion of as many prompts as a step samples completions."""
@@ -218,10 +259,9 @@ class StagePrograms:
     def _whole_batch(self, bucket: Bucket) -> PromptBatch:
         """Returns all rows of a step whose microbatches take a bucket."""
         layout, shape = self.layout, bucket.shape
-        if layout.num_microbatches > 1 and shape.slots:
-            sizes = step_buckets(self.config, self.spec, layout.rows_per_shard * layout.num_microbatches).image_slots
-            slots = smallest_bucket(min(shape.slots * layout.num_microbatches, sizes[-1]), sizes, "data.slots")
-            shape = dataclasses.replace(shape, slots=slots)
+        if layout.num_microbatches > 1:
+            slots = min(shape.slots * layout.num_microbatches, self.shape_buckets.step_shapes[-1].slots)
+            shape = self.shape_buckets.fit_step(BatchDims(shape.length, slots, shape.max_slots_per_image, 0))
         return self._prompt_batch(shape, layout.num_rows)
 
     def _group_batch(self, bucket: Bucket) -> GroupBatch:
@@ -247,11 +287,29 @@ def stage_programs(config: Config, stage_index: int, spec: ModelSpec, devices: S
     optimizer = stage_optimizer(config, stage_index)
     update = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
     state = abstract_state(model, optimizer.transform)
-    return StagePrograms(config, spec, spec.stop_token_ids, model, state, update)
+    shapes = config_buckets(config, spec, layout_on(config, mesh))
+    return StagePrograms(config, spec, spec.stop_token_ids, model, state, update, shapes)
 
 
-def session_programs(session: Session, optimizer: StageOptimizer, programs: UpdatePrograms) -> StagePrograms:
+def session_programs(
+    session: Session, optimizer: StageOptimizer, programs: UpdatePrograms, shapes: ShapeBuckets
+) -> StagePrograms:
     """Makes the programs of a stage from the jitted functions that its steps call."""
     state = abstract_state(session.model, optimizer.transform)
     processor = session.processor
-    return StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs)
+    return StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs, shapes)
+
+
+def compile_ahead(programs: Sequence[StepProgram], interrupt: Interrupt) -> None:
+    """Compiles programs one after another, or loads them from the compilation cache, and tells the progress.
+
+    JAX keeps each compiled program with its jitted function: a call with arrays of the same shapes and shardings finds
+    it there. Once the run is asked to stop, the rest is left to the step that it takes before it saves.
+    """
+    begun = time.perf_counter()
+    for number, program in enumerate(programs, 1):
+        if interrupt.requested:
+            return
+        with timed(f"compiling {number} of {len(programs)}: {program.name} {program.shape}".rstrip()):
+            program.function.lower(*program.arguments, **program.static).compile()
+    say(f"compiled {len(programs)} programs in {time.perf_counter() - begun:.0f} s; no step compiles another one")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from currreft_jax.config import Config, Handover, Init, Method, Reference
 from currreft_jax.data import pipeline
-from currreft_jax.data.buckets import ShapeBuckets, shape_buckets
+from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
 from currreft_jax.data.fields import LineError
 from currreft_jax.data.mixture import Mixture, load_mixture
@@ -44,22 +44,29 @@ def check_base_weights(config: Config, stage_dir: Path, previous_dir: Path | Non
         hf.weight_files(folder)
 
 
-def read_rows(session: Session, stage_index: int) -> tuple[Mixture, ShapeBuckets]:
-    """Reads the rows of a stage, and fixes the static shapes of its microbatches.
+def refuse_uneven_batch(session: Session) -> None:
+    """Refuses a batch that does not spread over the mesh of training or of sampling.
 
     Raises:
-        ValueError: the batch does not spread over the mesh, hosts have different rows, or there are rows that cannot be
-            used and that the config does not skip; the message names files and lines.
+        ValueError: naming settings that do.
     """
-    config, processor = session.config, session.processor
-    layout = layout_on(config, session.model.mesh)
-    if config.method is Method.GRPO:
-        refuse_uneven_sampling(config, layout, session.model)
-    buckets = shape_buckets(config.data, processor, layout.rows_per_shard)
+    layout = layout_on(session.config, session.model.mesh)
+    if session.config.method is Method.GRPO:
+        refuse_uneven_sampling(session.config, layout, session.model)
+
+
+def read_rows(session: Session, stage_index: int, buckets: ShapeBuckets) -> Mixture:
+    """Reads the rows of a stage.
+
+    Raises:
+        ValueError: hosts have different rows, or there are rows that cannot be used and that the config does not skip;
+            the message names files and lines.
+    """
+    config = session.config
     rows = load_mixture(config.stages, stage_index, config.data, config.seed)
     rows = pipeline.drop_bad_rows(
         rows,
-        processor,
+        session.processor,
         load_template(config.data.template),
         config.data,
         buckets,
@@ -70,13 +77,13 @@ def read_rows(session: Session, stage_index: int) -> tuple[Mixture, ShapeBuckets
     if not same_on_all_hosts(bytes.fromhex(rows.fingerprint())):
         raise ValueError("the hosts have different rows: give all of them the same files, and see what each left out")
     say(f"stage {config.stages[stage_index].name}: {rows.num_rows} rows of {len(rows.sources)} files")
-    for line in layout.remarks(config):
+    for line in layout_on(config, session.model.mesh).remarks(config):
         say(f"  {line}")
     for reason, count in rows.excluded.items():
         say(f"  {count} rows left out: {reason}")
     for error in rows.errors:
         say(f"  {error}")
-    return rows, buckets
+    return rows
 
 
 def _unscorable_rows(rows: Mixture, session: Session) -> dict[tuple[int, int], LineError]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from currreft_jax.config import Config, Method, validate
+from currreft_jax.config import Config, Method, Shapes, validate
 from currreft_jax.data import world_rows
 from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
@@ -45,15 +45,17 @@ from currreft_jax.training.limits import LimitReached, reached_limit
 from currreft_jax.training.metrics_buffer import MetricsBuffer
 from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
-from currreft_jax.training.programs import session_programs
+from currreft_jax.training.programs import compile_ahead, session_programs
 from currreft_jax.training.records import drop_records, write_records
 from currreft_jax.training.sft import sft_step
+from currreft_jax.training.shapes import run_buckets
 from currreft_jax.training.start import (
     check_base_weights,
     checkpoint_items,
     example_batches,
     read_rows,
     reference_params,
+    refuse_uneven_batch,
     start_state,
 )
 from currreft_jax.training.update import TrainState, UpdatePrograms, gradient_function, update_programs
@@ -95,7 +97,9 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
             if (stage_dir / EXPORT).exists():
                 say(f"stage {stage.name} is finished: {stage_dir / EXPORT}")
             else:
-                finished = train_stage(config, stage_index, previous_dir, stage_dir, interrupt, matrix, profile=profile)
+                finished = train_stage(
+                    config, stage_index, previous_dir, stage_dir, workdir, interrupt, matrix, profile=profile
+                )
                 if not finished or (interrupt.requested and stage is not config.stages[-1]):
                     say(f"stopped and saved in {stage_dir}; run the same command to resume")
                     return None
@@ -111,6 +115,7 @@ def train_stage(
     stage_index: int,
     previous_dir: Path | None,
     stage_dir: Path,
+    workdir: Path,
     interrupt: Interrupt,
     matrix: ForgettingMatrix,
     *,
@@ -123,6 +128,7 @@ def train_stage(
         stage_index: index of the stage.
         previous_dir: folder of the stage before it, whose parameters it starts with.
         stage_dir: folder of the stage.
+        workdir: folder of the run.
         interrupt: asked after every step.
         matrix: receives the measurements of held-out rows.
         profile: steps to trace.
@@ -130,7 +136,7 @@ def train_stage(
     Returns:
         False if the run was asked to stop before the last step.
     """
-    with open_stage(config, stage_index, previous_dir, stage_dir, matrix, profile) as stage:
+    with open_stage(config, stage_index, previous_dir, stage_dir, workdir, interrupt, matrix, profile) as stage:
         state = train_steps(stage, interrupt)
         if state is None:
             return False
@@ -184,6 +190,8 @@ def open_stage(
     stage_index: int,
     previous_dir: Path | None,
     stage_dir: Path,
+    workdir: Path,
+    interrupt: Interrupt,
     matrix: ForgettingMatrix,
     profile: ProfileSteps | None,
 ) -> Iterator[OpenStage]:
@@ -192,15 +200,18 @@ def open_stage(
     with ExitStack() as stack:
         session = stack.enter_context(open_session(config))
         check_base_weights(config, stage_dir, previous_dir)
+        refuse_uneven_batch(session)
+        buckets = run_buckets(session, workdir)
+        rows = stack.enter_context(closing(read_rows(session, stage_index, buckets)))
         model = session.model
         optimizer = stage_optimizer(config, stage_index)
         programs = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
         devices = list(model.mesh.devices.flat)
-        stage_programs = session_programs(session, optimizer, programs)
+        stage_programs = session_programs(session, optimizer, programs, buckets)
         if config.plan_first:
             refuse_too_large(stage_programs.step(stage_programs.buckets()[-1]), devices)
-        rows, buckets = read_rows(session, stage_index)
-        stack.enter_context(closing(rows))
+        if config.data.shapes is Shapes.AUTO:
+            compile_ahead(stage_programs.every_program(), interrupt)
         held_out = held_out_rows(session)
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
         checkpoints = stack.enter_context(Checkpoints(stage_dir / CHECKPOINTS, config.logging.keep_last))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.config import Config, Method, Optimizer
+from currreft_jax.config import Config, Grpo, Method, Optimizer
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.sharding import parameter_sharding, path_of
 from currreft_jax.training.gradients import Gradient, Metrics, grpo_gradient, sft_gradient
@@ -58,7 +59,7 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, params: Pa
 
 
 class UpdatePrograms(NamedTuple):
-    """The jitted programs of an update, made once per stage.
+    """The jitted programs of an update; the first two are the same in all stages.
 
     Their results are sharded as their arguments: left to XLA, axes of size 1 would vanish from the shardings, and every
     program would compile twice.
@@ -87,21 +88,44 @@ def update_programs(
         settings: optimizer settings.
         gradient: from `gradient_function`.
     """
+    zeros, add_gradient = gradient_programs(model, gradient, settings.freeze_vision, settings.freeze_merger)
     shardings = _shardings(abstract_state(model, optimizer))
-    total_sharding = trainable_params(settings, shardings.params)
     return UpdatePrograms(
-        zero_gradient=zero_gradient(model, settings),
-        add_gradient=jax.jit(partial(gradient, model), donate_argnums=1, out_shardings=(total_sharding, None)),
+        zero_gradient=zeros,
+        add_gradient=add_gradient,
         apply_gradients=jax.jit(partial(apply_gradients, optimizer), donate_argnums=0, out_shardings=(shardings, None)),
         combine_metrics=jax.jit(combine_metrics),
     )
 
 
+@lru_cache(maxsize=8)
+def gradient_programs(model: Model, gradient: Gradient, freeze_vision: bool, freeze_merger: bool) -> tuple[Any, Any]:
+    """Makes `zero_gradient` and `add_gradient` of `UpdatePrograms`.
+
+    The same settings give the same jitted functions, so that a stage compiles nothing that an earlier one has compiled.
+
+    Args:
+        model: the model to train.
+        gradient: from `gradient_function`.
+        freeze_vision: as in `Optimizer`.
+        freeze_merger: as in `Optimizer`.
+    """
+    settings = Optimizer(freeze_vision=freeze_vision, freeze_merger=freeze_merger)
+    total_sharding = _shardings(trainable_params(settings, model.abstract(jnp.float32)))
+    add_gradient = jax.jit(partial(gradient, model), donate_argnums=1, out_shardings=(total_sharding, None))
+    return zero_gradient(model, settings), add_gradient
+
+
 def gradient_function(config: Config) -> Gradient:
-    """Returns the gradient function of the config's method."""
+    """Returns the gradient function of the config's method; the same settings give the same function."""
     if config.method is Method.SFT:
         return sft_gradient
-    return partial(grpo_gradient, settings=config.grpo, temperature=config.sampling.temperature)
+    return _bound_grpo_gradient(config.sampling.temperature, *dataclasses.astuple(config.grpo))
+
+
+@lru_cache(maxsize=8)
+def _bound_grpo_gradient(temperature: float, *grpo: Any) -> Gradient:
+    return partial(grpo_gradient, settings=Grpo(*grpo), temperature=temperature)
 
 
 def zero_gradient(model: Model, settings: Optimizer) -> Any:

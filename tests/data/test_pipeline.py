@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from currreft_jax.config import Data, OnBadRow, Source, Stage
 from currreft_jax.data.buckets import BatchDims, batch_dims, shape_buckets
+from currreft_jax.data.examples import make_example
 from currreft_jax.data.microbatches import collate_gold, make_microbatches
 from currreft_jax.data.mixture import MixtureError, load_mixture
 from currreft_jax.data.packing import BudgetError, max_slots_per_image, row_key
-from currreft_jax.data.pipeline import Pipeline, drop_bad_rows, global_order
+from currreft_jax.data.pipeline import Pipeline, drop_bad_rows, global_order, measure_rows
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
 from tests import tiny
@@ -138,8 +140,9 @@ def test_batches_get_the_smallest_buckets_that_fit(processor):
     data = Data(prompt_lengths=(64, 128), completion_lengths=(8, 32))
     buckets = shape_buckets(data, processor, 2)
     largest = 2 * max_slots_per_image(processor.max_pixels, processor.config.vision)
-    assert buckets.image_slots[0] == 0 and buckets.image_slots[-1] == largest
-    assert all(large <= max(small + 1, 1.34 * small) for small, large in pairwise(buckets.image_slots[1:]))
+    slots = sorted({shape.slots for shape in buckets.shapes})
+    assert slots[0] == 0 and slots[-1] == largest
+    assert all(large <= max(small + 1, 1.34 * small) for small, large in pairwise(slots[1:]))
     shape, completion_length = buckets.fit(BatchDims(65, 0, 0, 8))
     assert (shape.length, shape.slots, shape.max_slots_per_image, completion_length) == (128, 0, 0, 8)
     for dims, name in [
@@ -178,3 +181,41 @@ def test_gold_completions_are_padded_on_the_right_and_masked(mixture, processor)
     masked = [replace(examples[0], loss_mask=partial_mask), *examples[1:]]
     mask = collate_gold(masked, processor.config, *buckets.fit(dims), 2)[1]
     np.testing.assert_array_equal(mask[0, 0, : len(partial_mask)], partial_mask)
+
+
+def test_rows_are_measured_as_they_are_read(tmp_path, processor):
+    """Of images, the heads of their files tell the sizes; also turned ones, and transparent ones."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    tiny.picture(120, 60).save(tmp_path / "turned.jpg", exif=turned)
+    tiny.picture(300, 200).save(tmp_path / "large.webp")
+    tiny.picture(40, 90).convert("RGBA").save(tmp_path / "alpha.png")
+    names = ("turned.jpg", "large.webp", "alpha.png")
+    rows = [
+        {
+            "id": name,
+            "task": "detection",
+            "kind": "open",
+            "problem": "where?",
+            "solution": "[[1, 2, 30, 40]]",
+            "image": name,
+        }
+        for name in names
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixture = load_mixture([Stage("one", [Source(str(tmp_path / "a.jsonl"))])], 0, Data(), 0)
+    buckets = shape_buckets(Data(), processor, 1)
+    kept, sizes = measure_rows(mixture, processor, PAPER, Data(), buckets, with_answer=True)
+    file = mixture.sources[0].file
+    assert kept is mixture and len(sizes) == 3
+    for index in range(3):
+        example = make_example(file[index], processor, PAPER, location="row", with_answer=True)
+        assert sizes[id(file), index] == batch_dims([example], processor.config, 1), names[index]
+        measured = processor.measure_image(str(tmp_path / names[index]), "row")
+        assert replace(measured, patches=example.prompt.images[0].patches) == example.prompt.images[0]
+    (tmp_path / "large.webp").write_bytes(b"no image")
+    with pytest.raises(MixtureError, match=r"a\.jsonl:2: .*large\.webp: not a readable image"):
+        measure_rows(mixture, processor, PAPER, Data(), buckets, with_answer=True)
+    skip = Data(on_bad_row=OnBadRow.SKIP)
+    kept, sizes = measure_rows(mixture, processor, PAPER, skip, buckets, with_answer=True)
+    assert kept.excluded == {"unusable": 1} and [index for _, index in sizes] == [0, 2]
