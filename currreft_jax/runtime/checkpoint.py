@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import sys
@@ -188,6 +189,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(best_fn=score, preservation_policy=policy, cleanup_tmp_directories=True)
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._best_score = self._read_best_score()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -215,6 +217,11 @@ class Checkpoints:
         metrics = None if score is None else {"score": score}
         if not self._manager.save(step, args=ocp.args.Composite(**trees, manifest=manifest), metrics=metrics):
             raise ValueError(f"{self.folder} holds step {step} or a later one already; remove it or continue from it")
+        self._best_score = max(self._best_score, -math.inf if score is None else score)
+
+    def is_best(self, score: float) -> bool:
+        """Returns true if a score is above that of every step that was saved."""
+        return score > self._best_score
 
     def preempted(self, step: int) -> bool:
         """Returns true if SIGTERM has reached one of several hosts; all of them get the answer at the same step."""
@@ -257,6 +264,11 @@ class Checkpoints:
             step_dir.rename(step_dir.with_name(f"{step}.damaged-{time.time_ns()}"))
         _barrier(f"step {step} is set aside")
         self._manager.reload()
+        self._best_score = self._read_best_score()
+
+    def _read_best_score(self) -> float:
+        step = self._manager.best_step()
+        return -math.inf if step is None else self._manager.metrics(step)["score"]
 
 
 def _restore(

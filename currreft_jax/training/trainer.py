@@ -273,8 +273,8 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
 
         stop = interrupt.after_step(stage.checkpoints)
         evaluates = step == last_step or _is_due(logging.evaluate_every, step)
-        saves = stop or evaluates or _is_due(logging.save_every, step)
-        if not saves and not _is_due(logging.log_every, step):
+        saves = stop or step == last_step or _is_due(logging.save_every, step)
+        if not (saves or evaluates or _is_due(logging.log_every, step)):
             continue
         lines, error = stage.buffer.flush()
         ended = False
@@ -285,9 +285,9 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         if error:
             raise error
         limit = reached_limit(context.config, lines)
-        if saves or limit:
+        score = lines[-1].get(f"held_out/{stage_name}/reward")
+        if saves or ended or limit or (score is not None and stage.checkpoints.is_best(score)):
             metadata = {**stage.data_state, "ended": ended}
-            score = lines[-1].get(f"held_out/{stage_name}/reward")
             save = partial(stage.checkpoints.save, step, checkpoint_items(state), metadata, score=score)
             stage.buffer.timer.call("save", save)
         if limit:
