@@ -7,6 +7,7 @@ dispatched before it: the first one of a step would wait for the update of the s
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from currreft_jax.runtime.cores import Cores, own_cores, share_of_cores
 from currreft_jax.runtime.sharding import BATCH, data_shards, path_of
 from currreft_jax.structs import Array
 
@@ -103,6 +105,12 @@ def max_over_hosts(values: np.ndarray) -> np.ndarray:
 def sum_over_hosts(values: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     """Sums each array over hosts."""
     return values if jax.process_count() == 1 else tuple(x.sum(axis=0) for x in _stack_hosts(values))
+
+
+def local_cores() -> int:
+    """Returns the number of CPU cores that this host can keep busy beside the other hosts on its machine."""
+    own = own_cores()
+    return share_of_cores(own, [Cores(*json.loads(content)) for content in gather_bytes(json.dumps(own).encode())])
 
 
 def same_on_all_hosts(content: bytes) -> bool:
