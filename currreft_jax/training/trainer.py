@@ -83,10 +83,8 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     previous_dir = None
     is_main = distributed.is_main()
     with only_run(workdir) if is_main else nullcontext(), Interrupt() as interrupt:
-        if config.data.world:
-            if is_main:
-                world_rows.ensure_world(Path(config.data.world), say)
-            distributed.barrier("the world is drawn", 0, 1800)
+        if world_rows.is_used(config):
+            draw_world(Path(config.data.world))
         refuse_differing_files(config)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):
@@ -104,6 +102,15 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     if len(matrix):
         say(f"held-out reward at temperature {config.sampling.temperature:g}, with 95% intervals\n{matrix.table()}")
     return previous_dir / EXPORT
+
+
+def draw_world(folder: Path) -> None:
+    """Draws the embedded world unless it is there; the first host does, and others whose machines do not share it."""
+    if distributed.is_main():
+        world_rows.ensure_world(folder, say)
+    distributed.barrier("the world is drawn", 0, 1800)
+    if not distributed.is_main():
+        world_rows.ensure_world(folder, say)
 
 
 def train_stage(
