@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from currreft_jax.config import Config
+from currreft_jax.config.output import local_path
 from currreft_jax.data.rows import row_to_json
 from currreft_jax.world.settings import WorldSizes
 from currreft_jax.world.write import DESCRIPTION, write_world
@@ -33,7 +34,9 @@ def ensure_world(folder: Path, log: Callable[[str], None]) -> None:
 
     Raises:
         FileExistsError: the folder exists and is not a complete world.
+        ValueError: it is an address.
     """
+    folder = local_path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

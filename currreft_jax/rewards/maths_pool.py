@@ -52,8 +52,8 @@ class MathsPool:
         """Starts the processes.
 
         Args:
-            limits: limits of a comparison; where `workers` is 0 there is a process for each core, `MAX_WORKERS` at most.
-            cores: number of cores; those that this process may use by default.
+            limits: limits of a comparison; where `workers` is 0 each core has a process, up to `MAX_WORKERS`.
+            cores: number of cores; by default those that this process may use.
         """
         self._limits = limits
         workers = limits.workers or min(MAX_WORKERS, cores or share_of_cores(own_cores(), [own_cores()]))

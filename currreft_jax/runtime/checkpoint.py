@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
 
+from currreft_jax.config.output import local_path
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.sharding import path_of
 
@@ -48,7 +49,9 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `destination` exists, or another process is filling it.
+        ValueError: `destination` is an address.
     """
+    destination = local_path(destination)
     partial = destination.with_name(destination.name + ".partial")
     if jax.process_index():
         _barrier(f"{destination} can be filled")

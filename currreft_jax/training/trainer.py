@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from currreft_jax.config import Config, Method, validate
+from currreft_jax.config.output import local_path
 from currreft_jax.data import world_rows
 from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
@@ -71,7 +72,8 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
         The last stage's model, a Hugging Face folder; None if a signal stopped the run, which was saved.
 
     Raises:
-        ValueError: a setting, a row or a file is wrong, or differs between hosts; the message names it.
+        ValueError: a setting, a row or a file is wrong, or differs between hosts, or the workdir is an address; the
+            message names it.
         NonFiniteError: the loss or the gradient is not finite.
         LimitReached: a limit of `config.grpo` was reached.
     """
@@ -79,7 +81,7 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     validate(config)
     if profile and profile.first > (longest := max(stage.steps for stage in config.stages)):
         raise ValueError(f"profile begins at step {profile.first}, and no stage has more than {longest}")
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     previous_dir = None
     is_main = distributed.is_main()
     with only_run(workdir) if is_main else nullcontext(), Interrupt() as interrupt:
