@@ -93,6 +93,7 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(mixed, dtype=jnp.uint32)
 
 
+# One program for all arrays: as many programs, each with a collective, may block one another on simulated devices.
 @jax.jit
 def _checksums(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([_checksum(x) for x in arrays])
