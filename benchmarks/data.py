@@ -21,6 +21,7 @@ from PIL import Image, ImageFilter
 
 import currreft_jax as cr
 from currreft_jax.config import Data, Kind, Pretrained, Source, Stage
+from currreft_jax.config.output import output_path
 from currreft_jax.data import pipeline
 from currreft_jax.data.buckets import shape_buckets
 from currreft_jax.data.examples import Example
@@ -66,7 +67,7 @@ def main() -> None:
             results[f"cores_for_8_accelerators_at_{rate}"] = cores
             print(f"8 accelerators at {rate:2} images/s each need {cores:5.1f} cores")
     if options.out:
-        Path(options.out).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        options.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 def write_row_file(path: Path, images: Sequence[str]) -> Path:
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", help="folder of photographs")
     parser.add_argument("--threads", default="1,2,4", help="numbers of pipeline threads (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement (default %(default)s)")
-    parser.add_argument("--out", help="JSON file for the table")
+    parser.add_argument("--out", type=output_path, help="JSON file for the table")
     return parser
 
 

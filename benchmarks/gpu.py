@@ -33,6 +33,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from currreft_jax.config.output import output_path
+
 # With fewer seconds left, a part is not worth starting: it takes at least as long where nothing is compiled yet.
 PART_SECONDS = {"device": 15, "numerics": 45, "sampling": 60, "step": 80, "sft": 40, "generate": 60}
 TINY_SECONDS = 5
@@ -303,7 +305,8 @@ def _say(elapsed: float, part: str, line: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = list(PART_SECONDS)
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), metavar="FILE", help="results (%(default)s)")
+    default = Path("runs/gpu.json")
+    parser.add_argument("--out", type=output_path, default=default, metavar="FILE", help="results (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help="these parts alone")
     parser.add_argument("--size", choices=("3b", "tiny"), default="3b", help="shape of the model (%(default)s)")
     parser.add_argument("--budget", type=float, default=470, metavar="SECONDS", help="of the whole call (%(default)s)")

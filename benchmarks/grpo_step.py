@@ -43,6 +43,7 @@ from benchmarks.workload import (
     write_job,
 )
 from currreft_jax.config import Grpo, Kind, LossAverage, Optimizer, Remat, Sampling, Task
+from currreft_jax.config.output import output_path
 from currreft_jax.models.qwen2_5_vl import token_logprobs
 from currreft_jax.rewards import score_completions
 from currreft_jax.sampling.abstract import warm_up
@@ -200,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     policies = [policy.value for policy in Remat]
     parser.add_argument("--remat", choices=policies, default="block", help="our remat policy (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="runs; medians are shown (default %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
+    parser.add_argument("--out", type=output_path, help="also write the results to this JSON file")
     return parser
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from configs import curriculum as recipe
+from currreft_jax.config.output import output_path
 from currreft_jax.runtime.workdir import MATRIX
 from currreft_jax.training import grpo, trainer
 from currreft_jax.training.curriculum import ForgettingMatrix
@@ -30,7 +31,7 @@ def main() -> None:
         grpo.group_advantages = shuffled_advantages
     gains = []
     for seed in options.seeds:
-        workdir = Path(options.runs) / f"{'shuffled' if options.shuffled else 'learning'}-{seed}"
+        workdir = options.runs / f"{'shuffled' if options.shuffled else 'learning'}-{seed}"
         config = recipe.get_config("tiny")
         config.seed = seed
         config.logging.tensorboard = False
@@ -44,7 +45,7 @@ def main() -> None:
         gains.append(reward_gains(matrix))
     print(format_gains(gains))
     if options.out:
-        Path(options.out).write_text(json.dumps({"seeds": options.seeds, "rises": gains}, indent=1) + "\n", "utf-8")
+        options.out.write_text(json.dumps({"seeds": options.seeds, "rises": gains}, indent=1) + "\n", "utf-8")
 
 
 def reward_gains(matrix: ForgettingMatrix) -> dict[str, dict[str, float]]:
@@ -96,8 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shuffled", action="store_true", help="train the control")
     parser.add_argument("--steps", type=int, help="steps of each stage, instead of the config's")
     parser.add_argument("--learning-rate", type=float, help="instead of the config's")
-    parser.add_argument("--runs", default="runs", help="folder of the runs (default %(default)s)")
-    parser.add_argument("--out", help="write the gains to this JSON file")
+    parser.add_argument(
+        "--runs", type=output_path, default=Path("runs"), help="folder of the runs (default %(default)s)"
+    )
+    parser.add_argument("--out", type=output_path, help="write the gains to this JSON file")
     return parser
 
 

@@ -11,9 +11,9 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from currreft_jax.config import Kind, Maths, Rewards, Task
+from currreft_jax.config.output import output_path
 from currreft_jax.rewards import MathsPool, score_completions
 from currreft_jax.structs import Completion, Frame, Row
 
@@ -80,7 +80,7 @@ def main() -> None:
     """Prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement (default %(default)s)")
-    parser.add_argument("--out", type=Path, help="file for the table, as JSON")
+    parser.add_argument("--out", type=output_path, help="file for the table, as JSON")
     options = parser.parse_args()
     rates = {}
     with MathsPool(Maths(workers=1)) as pool:

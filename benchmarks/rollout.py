@@ -42,6 +42,7 @@ from benchmarks.workload import (
     write_job,
 )
 from currreft_jax.config import Sampling
+from currreft_jax.config.output import output_path
 from currreft_jax.data.packing import smallest_bucket
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.sampling.abstract import warm_up
@@ -189,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs per engine (default 5)")
     parser.add_argument("--hf-python", metavar="PYTHON", help="Python of an environment with torch and transformers 5")
     parser.add_argument("--vllm-python", metavar="PYTHON", help="Python of an environment with vLLM")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results to this JSON file")
+    parser.add_argument("--out", type=output_path, metavar="FILE", help="write the results to this JSON file")
     return parser
 
 

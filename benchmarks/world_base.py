@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import currreft_jax as cr
 from currreft_jax.config import Kind, Maths, Precision, Sampling
+from currreft_jax.config.output import output_path
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.prompts import load_template
 from currreft_jax.data.row_files import RowFile
@@ -53,7 +54,7 @@ def main() -> None:
                 table.append(cell)
                 print(format_cell(cell), flush=True)
     if options.out:
-        Path(options.out).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
+        options.out.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 
 
 def measure(model, params, processor, rows, pool: MathsPool) -> dict[str, float]:
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="currreft_jax/world/base", help="checkpoint (default %(default)s)")
     parser.add_argument("--rows", type=int, default=1000, help="rows of a cell in domain (default %(default)s)")
     parser.add_argument("--axis-rows", type=int, default=200, help="rows of a cell out of domain; 0 leaves these out")
-    parser.add_argument("--out", help="file for the table, as JSON")
+    parser.add_argument("--out", type=output_path, help="file for the table, as JSON")
     return parser
 
 

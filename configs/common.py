@@ -24,8 +24,10 @@ from currreft_jax.config import (
 )
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
-_BASE = os.path.relpath(Path(__file__).resolve().parent.parent / "currreft_jax/world/base")
-WORLD = "runs/world"  # generated on first use
+# Absolute: a config is the same in whatever folder a program runs.
+_BASE = str(Path(__file__).resolve().parent.parent / "currreft_jax/world/base")
+# Drawn by the first run that trains on it, for all later ones.
+WORLD = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "currreft_jax" / "world")
 ROWS = "rows/paper"  # `dataset build --recipe paper --out rows/paper`, as in docs/data.md
 TASKS = ("detection", "classify", "math")
 _HUB = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"}

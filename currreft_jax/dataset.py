@@ -19,6 +19,7 @@ from pathlib import Path
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.output import output_path
 from currreft_jax.data import builders, show, validate
 from currreft_jax.data import processor as processors
 from currreft_jax.data.budget import DEFAULT_MAX_PIXELS, DEFAULT_MAX_PROMPT_TOKENS, PromptBudget
@@ -51,7 +52,7 @@ def run_check(options: argparse.Namespace) -> None:
         files, budget, processor=processor, template=template, threads=options.threads, progress=validate.progress_bar
     )
     if options.out:
-        Path(options.out).write_text(json.dumps(report.to_json(), indent=1) + "\n", "utf-8")
+        options.out.write_text(json.dumps(report.to_json(), indent=1) + "\n", "utf-8")
     print(escape_control_characters("\n".join(format_findings(report, options.examples))))
     if report.errors:
         sys.exit(1)
@@ -67,7 +68,7 @@ def run_show(options: argparse.Namespace) -> None:
     template = load_template(options.template)
     with RowFile(options.file, image_root=options.image_root, kind=options.kind, task=options.task) as file:
         index = show.find_row(file, options.row)
-        out = Path(options.out or f"row-{index + 1}.png")
+        out = options.out or Path(f"row-{index + 1}.png")
         for line in show.show_row(file, index, out, budget, template, processor):
             print(escape_control_characters(line))
 
@@ -106,7 +107,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("files", metavar="FILE", nargs="*", default=[], help="JSON lines or JSON lists, parted by the rows' own splits")
     add("--train", metavar="FILE", nargs="+", default=[], help="files for training, whatever the rows' splits")
     add("--test", metavar="FILE", nargs="+", default=[], help="files for testing, whatever the rows' splits")
-    add("--out", metavar="FILE", help="write the full report here, as JSON")
+    add("--out", metavar="FILE", type=output_path, help="write the full report here, as JSON")
     add("--examples", type=int, default=5, metavar="N", help="shown of each problem in each file (default %(default)s)")
     cores = min(8, os.cpu_count() or 1)
     add("--threads", type=_positive, default=cores, metavar="N", help="for decoding images (default %(default)s)")
@@ -118,7 +119,8 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_show)
     add("file", metavar="FILE", help="JSON lines or a JSON list; or world")
     add("row", metavar="N", help="row number, from 1, or id (id=7 if it is a number); of world a scene, [DOMAIN:]N")
-    add("--out", metavar="FILE", help="write the image here; further ones get -2, -3 (default row-N.png)")
+    help_text = "write the image here; further ones get -2, -3 (default row-N.png)"
+    add("--out", metavar="FILE", type=output_path, help=help_text)
     _add_common(parser)
 
 

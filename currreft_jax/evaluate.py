@@ -26,12 +26,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import app, flags, logging
 
 from currreft_jax.config import Evaluation
 from currreft_jax.config.flags import flags_parser, refuse_command_line
+from currreft_jax.config.output import local_path
 from currreft_jax.evaluation.command_line import define_flags, settings_of_flags
 from currreft_jax.rewards import MathsPoolError
 
@@ -57,7 +57,7 @@ def read_only(args: flags.FlagValues) -> str | int:
         comparison = compare_models([read_model_answers(folder) for folder in args.compare])
         print(format_comparison(comparison))
         if args.csv:
-            write_comparison_csv(comparison, args.csv)
+            write_comparison_csv(comparison, local_path(args.csv))
     except (ValueError, OSError) as error:
         return f"evaluate: {error}"
     return 0
@@ -77,6 +77,7 @@ def main(_: Sequence[str]) -> None:
     from currreft_jax.evaluation.runner import evaluate
     from currreft_jax.evaluation.summary import summary_table
     from currreft_jax.runtime import distributed
+    from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 
     def say(line: str) -> None:
         if distributed.is_main():
@@ -85,8 +86,9 @@ def main(_: Sequence[str]) -> None:
     if not args["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:
+        enable_compilation_cache()
         distributed.initialize(args.coordinator_address, args.num_processes, args.process_id)
-        files = evaluate(config, Path(args.out or f"runs/{config.name}"), say)
+        files = evaluate(config, local_path(args.out or f"runs/{config.name}"), say)
         if distributed.is_main():
             print(summary_table(files))
     except (

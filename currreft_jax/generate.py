@@ -18,10 +18,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from currreft_jax.config import Sampling, validate_sampling
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.output import output_path
 from currreft_jax.world import base
 from currreft_jax.world.demo import demo_question, demo_scene
 from currreft_jax.world.pretraining import CAPTION_PROMPTS
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--demo", action="store_true", help="ask about a drawn scene of coloured shapes")
     add("--replay", metavar="FILE:LINE:G", help="replay completion G of a line of a run's rollouts, both from 1")
     add("--samples", metavar="N", type=int, default=1, help="number of answers (default 1)")
-    add("--boxes", metavar="OUT", type=Path, help="draw the boxes that the last answer names on the first image")
+    add("--boxes", metavar="OUT", type=output_path, help="draw the boxes that the last answer names on the first image")
     add("--temperature", metavar="X", type=float, help="0 is greedy (default: 0 for one sample, else 1)")
     add("--top-k", metavar="K", type=int, default=defaults.top_k, help="sample from the K likeliest tokens")
     add("--top-p", metavar="P", type=float, default=defaults.top_p, help="sample from the likeliest of probability P")

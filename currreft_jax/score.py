@@ -26,13 +26,15 @@ import argparse
 import json
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 from currreft_jax.config import BoxReading, DetectionScore, PartialCredit, Rewards
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.output import output_path
 from currreft_jax.evaluation.completions_file import read_completions, score_lines, score_table, verdict_records
 from currreft_jax.rewards import MathsPool, MathsPoolError, RewardError
 
-STDOUT = "-"
+STDOUT = Path("-")
 
 
 def main() -> None:
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m currreft_jax.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", metavar="FILE", help="JSON lines; - for standard input")
-    parser.add_argument("--out", metavar="FILE", help="file of verdicts; - for standard output")
+    parser.add_argument("--out", metavar="FILE", type=output_path, help="file of verdicts; - for standard output")
     parser.add_argument(
         "--partial-credit",
         choices=[credit.value for credit in PartialCredit],

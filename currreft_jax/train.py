@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
+from currreft_jax.config.output import local_path
 from currreft_jax.rewards import RewardError
 from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.rewards.registry import validate_reward_names
@@ -62,6 +63,7 @@ def main(_: Sequence[str]) -> None:
     config = _CONFIG.value
     try:
         validate_reward_names(config.rewards)
+        workdir = local_path(_WORKDIR.value or f"runs/{config.name}")
     except ValueError as error:
         refuse_command_line("train", str(error))
     if not flags.FLAGS["verbosity"].present:
@@ -69,7 +71,7 @@ def main(_: Sequence[str]) -> None:
     enable_compilation_cache()
     try:
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        exported = run(config, _WORKDIR.value or f"runs/{config.name}", profile=_PROFILE.value)
+        exported = run(config, workdir, profile=_PROFILE.value)
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
         sys.exit(f"train: {error}")

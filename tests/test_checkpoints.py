@@ -1,5 +1,9 @@
 """A run's checkpoints: complete or refused, the latest kept."""
 
+import shutil
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -9,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from currreft_jax.runtime import checkpoint
 from currreft_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from currreft_jax.runtime.sharding import make_mesh
 
@@ -43,6 +48,68 @@ def test_best_step_is_kept_with_the_latest(tmp_path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "5"]
 
 
+def test_a_score_is_the_best_if_it_is_above_those_of_all_saved_steps(tmp_path):
+    def best(*scores: float) -> list[bool]:
+        with Checkpoints(tmp_path / "c", 1) as checkpoints:
+            return [checkpoints.is_best(score) for score in scores]
+
+    assert best(-1.0) == [True]
+    fill(tmp_path / "c", 1, 2, 3, 4, keep=1, scores={1: 0.1, 2: 0.9, 3: -0.2})
+    assert best(0.5, 0.9, 0.91) == [False, False, True]
+    with Checkpoints(tmp_path / "c", 9) as checkpoints:
+        checkpoints.save(5, {"params": tree(), "more": tree()}, {}, score=0.95)
+        assert not checkpoints.is_best(0.93)
+    flip_a_bit(tmp_path / "c" / "5")
+    with Checkpoints(tmp_path / "c", 9) as checkpoints:
+        assert not checkpoints.is_best(0.93)
+        checkpoints.restore({"params": abstract(), "more": abstract()})  # sets step 5 aside
+        assert checkpoints.is_best(0.93)
+
+
+def copy_while_written(folder: Path, copy: Path) -> None:
+    """Copies a folder in which files come and go."""
+    for _ in range(100):
+        with suppress(shutil.Error, FileNotFoundError):
+            shutil.copytree(folder, copy)
+            return
+        shutil.rmtree(copy, ignore_errors=True)
+        time.sleep(0.02)
+    pytest.fail(f"{folder} does not settle")
+
+
+def test_a_save_waits_for_no_checksum_and_a_kill_meanwhile_leaves_the_step_before(tmp_path, monkeypatch):
+    fill(tmp_path / "c", 1)
+    computed, start = threading.Event(), checkpoint.start_checksums
+
+    def start_checksums(tree):
+        fetch = start(tree)
+        return lambda: computed.wait(20) and fetch()
+
+    monkeypatch.setattr(checkpoint, "start_checksums", start_checksums)
+    with Checkpoints(tmp_path / "c", 9) as checkpoints:
+        checkpoints.save(2, {"params": tree(2), "more": tree()}, {})
+        assert not computed.is_set()
+        copy_while_written(tmp_path / "c", tmp_path / "killed")  # what lies there is what a killed process leaves
+        computed.set()
+    for folder, latest in ((tmp_path / "killed", 1), (tmp_path / "c", 2)):
+        with Checkpoints(folder, 9) as checkpoints:
+            step, items, _ = checkpoints.restore({"params": abstract(), "more": abstract()})
+        assert step == latest
+        jax.tree.map(np.testing.assert_array_equal, items["params"], tree(latest))
+
+
+def test_arrays_may_be_donated_once_a_save_returns(tmp_path):
+    items = jax.tree.map(lambda x: x + 0, tree(1))
+    overwrite = jax.jit(lambda items: jax.tree.map(lambda x: -x, items), donate_argnums=0)
+    with Checkpoints(tmp_path / "c", 9) as checkpoints:
+        checkpoints.save(1, {"params": items}, {})
+        overwrite(items)
+        assert items["a"].is_deleted()
+    with Checkpoints(tmp_path / "c", 9) as checkpoints:
+        _, found, _ = checkpoints.restore({"params": abstract()})
+    jax.tree.map(np.testing.assert_array_equal, found["params"], tree(1))
+
+
 def test_an_empty_folder_restores_nothing(tmp_path):
     with Checkpoints(tmp_path / "c", 1) as checkpoints:
         assert checkpoints.restore({"params": abstract()}) is None
@@ -50,8 +117,10 @@ def test_an_empty_folder_restores_nothing(tmp_path):
 
 def test_a_step_is_restored_onto_another_mesh(tmp_path):
     fill(tmp_path / "c", 1)
-    sharding = NamedSharding(make_mesh(fsdp=8), P("fsdp"))
-    wanted = {"a": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=sharding), "b": abstract()["b"]}
+    mesh = make_mesh(fsdp=8)
+    sharding = NamedSharding(mesh, P("fsdp"))
+    wanted = abstract(NamedSharding(mesh, P()))
+    wanted["a"] = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=sharding)
     with Checkpoints(tmp_path / "c", 1) as checkpoints:
         _, items, _ = checkpoints.restore({"params": wanted})
     assert items["params"]["a"].sharding == sharding

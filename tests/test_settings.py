@@ -142,7 +142,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "rewards.tau": [0.0, 1.1],
     "rewards.accept_iou": [0.4, 1.0],
     "rewards.aliases": [{"Sofa": "couch"}],
-    "rewards.maths.workers": [0],
+    "rewards.maths.workers": [-1],
     "rewards.maths.cpu_seconds": [0.0, -1.0],
     "rewards.maths.wall_seconds": [0.0, 1.0],
     "rewards.maths.memory_mb": [0, 100],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -28,10 +29,15 @@ from currreft_jax.config import (
     Stage,
     validate,
 )
+from currreft_jax.data import world_rows
+from currreft_jax.evaluation.held_out import HeldOut
+from currreft_jax.evaluation.measurement import Measurement
 from currreft_jax.models import hf
 from currreft_jax.runtime.metrics import Metrics, read_metrics
 from currreft_jax.runtime.sharding import make_mesh
-from currreft_jax.training import start, trainer
+from currreft_jax.runtime.workdir import saved_steps
+from currreft_jax.training import evaluator, start, trainer
+from currreft_jax.training.curriculum import ForgettingMatrix
 from currreft_jax.training.limits import NonFiniteError
 from tests import tiny
 from tests.marks import quick
@@ -157,6 +163,51 @@ def test_a_crash_loses_unsaved_steps_only(finished_run, checkpoint, rows, tmp_pa
     assert logged_metrics(tmp_path) == logged_metrics(finished_run)
 
 
+def test_an_evaluated_step_is_saved_if_it_is_the_best_and_none_is_lost_or_repeated(
+    finished_run, checkpoint, rows, tmp_path, monkeypatch
+):
+    """Evaluated after every step, and stopped by an error two steps after the latest best one."""
+    rewards = {1: 0.4, 2: 0.3, 3: 0.6, 4: 0.5, 5: 0.6, 6: 0.2}
+    at_step = Measurement("one", 0, "one", 4, 0.0, 0.1, None, None, None)
+    monkeypatch.setattr(trainer, "held_out_rows", lambda _: [HeldOut("one", 0, (), 4)])
+
+    def measure(context, policy, sets, stage, step, *, greedy):
+        return [replace(at_step, stage=stage, step=step, reward=rewards.get(step, 0.0))]
+
+    monkeypatch.setattr(evaluator, "measure", measure)
+    logging = Logging(log_every=1, save_every=9, keep_last=9, evaluate_every=1, tensorboard=False)
+    config = config_of(checkpoint, rows, logging=logging)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a crash"):
+        patch.setattr(trainer.distributed, "reached", lambda step: crash() if step == 6 else None)
+        trainer.run(config, tmp_path)
+    assert saved_steps(tmp_path) == [1, 3]
+    assert [entry.step for entry in matrix_of(tmp_path).history] == [0, 1, 2, 3, 4, 5]
+
+    begin = evaluator.Evaluator.begin
+
+    def beginning(self, policy, step):
+        begin(self, policy, step)
+        assert [entry.step for entry in matrix_of(tmp_path).history] == [0, 1, 2, 3]  # also in the file
+
+    monkeypatch.setattr(evaluator.Evaluator, "begin", beginning)
+    assert trainer.run(config, tmp_path) == tmp_path / "model"
+    assert saved_steps(tmp_path) == [1, 3, 6]  # 5 is as good as 3, and 6 the last
+    assert [entry.step for entry in matrix_of(tmp_path).history] == [0, 1, 2, 3, 4, 5, 6]
+    lines = logged_metrics(tmp_path)
+    assert [line.pop("held_out/one/reward") for line in lines] == list(rewards.values())
+    assert lines == logged_metrics(finished_run)
+    assert_same_weights(tmp_path / "model", finished_run / "model")
+
+
+def crash() -> None:
+    raise RuntimeError("a crash")
+
+
+def matrix_of(workdir: Path) -> ForgettingMatrix:
+    return ForgettingMatrix(workdir / trainer.MATRIX, writes=False)
+
+
 def test_a_finished_run_is_left_alone(finished_run, checkpoint, rows, capsys):
     before = (finished_run / "metrics.jsonl").read_bytes()
     trainer.run(config_of(checkpoint, rows), finished_run)
@@ -278,6 +329,39 @@ def test_every_config_is_valid(name):
     )
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "world_base"])
+def test_a_tiny_config_names_the_same_files_in_every_folder(name, tmp_path, monkeypatch):
+    here = CONFIGS[name].get_config("tiny")
+    monkeypatch.chdir(tmp_path)
+    assert CONFIGS[name].get_config("tiny") == here
+    assert Path(here.grpo.reference_path or here.model.path, "config.json").is_file()
+    assert world_rows.is_used(here) == (name != "sft")
+    assert here.data.world in ("", common.WORLD) and Path(common.WORLD).is_absolute()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_world_is_below_the_users_cache(tmp_path, monkeypatch):
+    path = common.__file__
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runpy.run_path(path)["WORLD"] == str(tmp_path / "currreft_jax/world")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert runpy.run_path(path)["WORLD"] == str(tmp_path / ".cache/currreft_jax/world")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_world_is_drawn_for_runs_that_read_it_alone(tmp_path, monkeypatch, own):
+    drawn = []
+    monkeypatch.setattr(world_rows, "ensure_world", lambda folder, log: drawn.append(folder))
+    monkeypatch.setattr(trainer, "refuse_differing_files", lambda _: crash())
+    config = stage1.get_config("tiny")
+    if own:
+        config.stages[0].sources = config.stages[0].held_out = [Source("own.jsonl")]
+    with pytest.raises(RuntimeError, match="a crash"):
+        trainer.run(config, tmp_path / "run")
+    assert drawn == ([] if own else [Path(common.WORLD)])
+
+
 def test_a_machine_without_accelerator_gets_the_tiny_variant(monkeypatch, capsys):
     monkeypatch.setattr(common, "_ACCELERATORS", ())
     assert sft.get_config(None).name == "sft-tiny"
@@ -347,11 +431,15 @@ def test_invalid_settings_are_refused(change, message):
             (["--config=configs/sft.py:tiny", "--config.data.batch_size=0"], "data.batch_size is 0"),
             (["--config=configs/sft.py:tiny", "--config.model.path=nowhere"], "nowhere is neither a folder nor"),
             (["--config=configs/sft.py:tiny", "--config.data.bach_size=8"], "bach_size"),
+            (
+                ["--config=configs/sft.py:tiny", "--workdir=gs://bucket/run"],
+                "train: gs://bucket/run is not a local path",
+            ),
         ],
     ),
 )
 def test_command_line_errors_are_named(arguments, message, tmp_path):
-    command = [sys.executable, "-m", "currreft_jax.train", *arguments, f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "currreft_jax.train", f"--workdir={tmp_path}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     assert done.returncode != 0
     assert message in done.stderr

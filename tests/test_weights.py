@@ -254,6 +254,33 @@ def test_the_host_holds_one_tensor_at_a_time(tmp_path):
     assert largest <= peak < 1.3 * largest
 
 
+class DeviceTensor:
+    """A tensor that may be waited for, but not fetched."""
+
+    def block_until_ready(self) -> None:
+        pass
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        pytest.fail("a host that writes nothing fetches a tensor")
+
+
+def test_a_host_that_writes_nothing_fetches_nothing(folder, tmp_path, monkeypatch):
+    model, parameters = hf.load(folder)
+    gather, taken = hf._gather_tensors, []
+
+    def gather_tensors(parameters):
+        for name, _ in gather(parameters):
+            yield name, DeviceTensor()
+            taken.append(name)
+
+    monkeypatch.setattr(hf, "_gather_tensors", gather_tensors)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    (tmp_path / "out").mkdir()
+    hf.save(model, parameters, tmp_path / "out")
+    assert sorted(taken) == sorted(load_file(folder / WEIGHTS))  # it takes part in every gather
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize(("data", "fsdp", "tensor"), quick([(2, 2, 2), (1, 8, 1), (1, 1, 8)], 0))
 def test_loading_onto_a_mesh(folder, tmp_path, data, fsdp, tensor):
     sizes = data, fsdp, tensor

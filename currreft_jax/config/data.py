@@ -117,7 +117,7 @@ class Data:
         max_bad_rows: more of them stop the run in any case.
         pass_rates: JSON lines file of `{"id", "pass_rate"}`, for `keep_pass_rates`; none where empty.
         keep_pass_rates: lowest and highest pass rate, both excluded; rows outside are left out.
-        world: folder of the embedded world, drawn there if missing; none where empty.
+        world: folder of the embedded world, drawn there if a stage has files of it and it is missing.
         threads: threads per host that read images.
         prefetch: batches to read ahead.
     """

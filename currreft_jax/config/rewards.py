@@ -44,7 +44,8 @@ class Maths:
     """Limits of one comparison by math-verify. An answer beyond a limit scores 0 with reason `timeout`.
 
     Attributes:
-        workers: number of worker processes.
+        workers: number of worker processes per host; 0 for one on each of its cores, 32 at most. A core that several
+            processes of the run may use counts for each in part.
         cpu_seconds: CPU time of a comparison; wall time would make verdicts depend on the machine's load.
         wall_seconds: wall time of a comparison, for one that waits instead of computing.
         memory_mb: address space of a comparison, MiB. If math-verify catches the refused allocation itself, the reason
@@ -53,7 +54,7 @@ class Maths:
         max_nesting: depth of brackets in an answer.
     """
 
-    workers: int = 2
+    workers: int = 0
     cpu_seconds: float = 2.0
     wall_seconds: float = 30.0
     memory_mb: int = 1024
@@ -141,7 +142,7 @@ def validate_rewards(rewards: Rewards) -> None:
             rewards.aliases,
             "labels in lower case with single spaces",
         ),
-        (maths.workers >= 1, "maths.workers", maths.workers, "1 or more"),
+        (maths.workers >= 0, "maths.workers", maths.workers, "0, for the machine's cores, or more"),
         (maths.cpu_seconds > 0, "maths.cpu_seconds", maths.cpu_seconds, "a positive number of seconds"),
         (
             maths.wall_seconds > maths.cpu_seconds,

@@ -139,7 +139,8 @@ class Logging:
 
     Attributes:
         log_every: fetch metrics from the device every N steps; every step is still logged.
-        save_every: steps between checkpoints; the last step is always saved.
+        save_every: steps between checkpoints. The last step is always saved, and so is an evaluated step whose held-out
+            reward is the highest of the stage so far.
         keep_last: latest checkpoints to keep, besides the one with the highest held-out reward.
         tensorboard: also write TensorBoard events.
         wandb: also log to Weights & Biases.

@@ -140,7 +140,7 @@ def describe_row(
     return [*lines, "-" * 40, text, "-" * 40]
 
 
-def show_world(name: str, out: str | None) -> Iterator[str]:
+def show_world(name: str, out: Path | None) -> Iterator[str]:
     """Describes the questions about a scene of the embedded world, and writes its image with all boxes drawn.
 
     Args:

@@ -7,12 +7,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from currreft_jax.config import Config
+from currreft_jax.config.output import local_path
 from currreft_jax.data.rows import row_to_json
 from currreft_jax.world.settings import WorldSizes
 from currreft_jax.world.write import DESCRIPTION, write_world
 
 # A curriculum's rows only; `dataset build world` also writes those that the base model was pretrained on.
 SIZES = WorldSizes(captions=0, base=0, drills=0, axis=200)
+
+
+def is_used(config: Config) -> bool:
+    """Returns true if a stage trains on files of the embedded world, or holds some out."""
+    sources = [source for stage in config.stages for source in (*stage.sources, *stage.held_out)]
+    return bool(config.data.world) and any(Path(config.data.world) in Path(source.file).parents for source in sources)
 
 
 def ensure_world(folder: Path, log: Callable[[str], None]) -> None:
@@ -26,7 +34,9 @@ def ensure_world(folder: Path, log: Callable[[str], None]) -> None:
 
     Raises:
         FileExistsError: the folder exists and is not a complete world.
+        ValueError: it is an address.
     """
+    folder = local_path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

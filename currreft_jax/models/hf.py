@@ -402,18 +402,26 @@ def load(
 
 
 def hub_tensors(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every tensor under its published name, gathered to every host one at a time."""
+    """Yields every tensor under its published name, fetched by every host, one at a time."""
+    for name, tensor in _gather_tensors(parameters):
+        yield name, np.asarray(tensor)
+
+
+def _gather_tensors(parameters: Parameters) -> Iterator[tuple[str, jax.Array]]:
+    """Yields every tensor under its published name, whole on every device, one at a time; all hosts take part."""
     for weight, leaf in _leaves(parameters):
         gather = jax.jit(
             lambda x, layer, weight=weight: weight.to_hf(x[layer] if weight.stacked else x),
             out_shardings=NamedSharding(leaf.sharding.mesh, P()),
         )
         for name, layer, _ in _layers(weight, leaf):
-            yield name, np.asarray(gather(leaf, 0 if layer is None else layer))
+            yield name, gather(leaf, 0 if layer is None else layer)
 
 
 def save(model: Model, parameters: Parameters, folder: Path) -> None:
     """Writes weights and configuration in the published format, for transformers 4.49, 4.57 and 5 and for vLLM.
+
+    Every host calls it. The first one fetches the weights, and holds those of one file; the others fetch nothing.
 
     Args:
         model: the model.
@@ -421,24 +429,25 @@ def save(model: Model, parameters: Parameters, folder: Path) -> None:
         folder: an existing folder. Files have `MAX_FILE_BYTES` at most.
     """
     parameters = merge_adapters(model, parameters)
+    if jax.process_index():
+        for _, tensor in _gather_tensors(parameters):
+            tensor.block_until_ready()  # one at a time: its devices hold no more than those of the first host
+        return
     file_index = _file_indices(parameters)
     count = 1 + max(file_index.values())
     file_names = {
         name: WEIGHTS_FILE if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
         for name, index in file_index.items()
     }
-    is_main = jax.process_index() == 0
     total = 0
-    if is_main:
-        _write_config(model, parameters, folder)
+    _write_config(model, parameters, folder)
     with tqdm(hub_tensors(parameters), total=len(file_names), desc="writing", unit="tensor", disable=None) as bar:
         for file, group in groupby(bar, key=lambda item: file_names[item[0]]):
             content = dict(group)
             total += sum(tensor.nbytes for tensor in content.values())
-            if is_main:
-                save_file(content, folder / file, metadata={"format": "pt"})
-                copymode(folder / CONFIG, folder / file)  # safetensors makes files readable by their owner only
-    if is_main and count > 1:
+            save_file(content, folder / file, metadata={"format": "pt"})
+            copymode(folder / CONFIG, folder / file)  # safetensors makes files readable by their owner only
+    if count > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": file_names})
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.output import output_path
 from currreft_jax.report.page import render_page
 from currreft_jax.report.rollouts import find_groups
 from currreft_jax.report.runs import Run, read_run
@@ -75,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m currreft_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("workdir", metavar="WORKDIR", type=Path, help="workdir of a run with one or several stages")
+    add("workdir", metavar="WORKDIR", type=output_path, help="workdir of a run with one or several stages")
     add("--compare", metavar="WORKDIR", type=Path, nargs="+", default=[], help="runs to add to the curves")
-    add("--out", metavar="FILE", type=Path, help=f"path of the page (default WORKDIR/{FILE_NAME})")
+    add("--out", metavar="FILE", type=output_path, help=f"path of the page (default WORKDIR/{FILE_NAME})")
     add("--replay", metavar="STAGE:STEP:ROW:G", help="print the command that samples this completion again")
     return parser
 

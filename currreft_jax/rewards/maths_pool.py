@@ -18,7 +18,9 @@ from typing import Self
 
 from currreft_jax.config import Maths
 from currreft_jax.rewards.maths import Comparison
+from currreft_jax.runtime.cores import own_cores, share_of_cores
 
+MAX_WORKERS = 32  # where their number follows the machine: each holds 100 MB
 _SCRIPT = Path(__file__).with_name("maths_worker.py")
 _START_SECONDS = 120.0
 _LOG = logging.getLogger(__name__)
@@ -46,9 +48,16 @@ class MathsPool:
     verdict depends on other comparisons or on the machine's load.
     """
 
-    def __init__(self, limits: Maths):
+    def __init__(self, limits: Maths, cores: int | None = None):
+        """Starts the processes.
+
+        Args:
+            limits: limits of a comparison; where `workers` is 0 each core has a process, up to `MAX_WORKERS`.
+            cores: number of cores; by default those that this process may use.
+        """
         self._limits = limits
-        self._workers = [_Worker(limits) for _ in range(limits.workers)]
+        workers = limits.workers or min(MAX_WORKERS, cores or share_of_cores(own_cores(), [own_cores()]))
+        self._workers = [_Worker(limits) for _ in range(workers)]
 
     def __enter__(self) -> Self:
         return self

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
 
+from currreft_jax.config.output import local_path
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.sharding import path_of
 
@@ -28,6 +32,7 @@ MANIFEST = "manifest.json"
 ARRAYS = "params"
 FORMAT = "currreft_jax/params/1"
 STATE_FORMAT = "currreft_jax/state/1"
+_STEP_MANIFEST = "metadata"  # in the folder `manifest` of a step
 _LOCK = ".lock"
 _PATIENCE = 3600  # seconds to wait for a host that writes files; a dead one ends the others sooner
 # Raised by Orbax on files that are missing, truncated or damaged.
@@ -44,7 +49,9 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `destination` exists, or another process is filling it.
+        ValueError: `destination` is an address.
     """
+    destination = local_path(destination)
     partial = destination.with_name(destination.name + ".partial")
     if jax.process_index():
         _barrier(f"{destination} can be filled")
@@ -73,7 +80,6 @@ def _barrier(name: str) -> None:
     distributed.barrier(name, distributed.last_step(), _PATIENCE)
 
 
-@jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
     words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
     words = words.astype(jnp.uint32)
@@ -87,13 +93,33 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(mixed, dtype=jnp.uint32)
 
 
-def checksums(tree: Any) -> dict[str, dict[str, Any]]:
-    """Computes shape, dtype and checksum of each array by its path; the same on any mesh and number of hosts."""
+# One program for all arrays: as many programs, each with a collective, may block one another on simulated devices.
+@jax.jit
+def _checksums(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_checksum(x) for x in arrays])
+
+
+def start_checksums(tree: Any) -> Callable[[], dict[str, dict[str, Any]]]:
+    """Starts to compute a checksum of each array of a tree, in one program; the arrays may be donated on return.
+
+    Returns:
+        A function that waits for the checksums and fetches them: shape, dtype and checksum of each array by its path,
+        the same on any mesh and number of hosts.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        path_of(path): {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": int(_checksum(x))}
-        for path, x in leaves
-    }
+    arrays = {path_of(path): {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves}
+    on_devices = _checksums([x for _, x in leaves])
+
+    def fetch() -> dict[str, dict[str, Any]]:
+        values = jax.device_get(on_devices).tolist()
+        return {path: {**array, "checksum": value} for (path, array), value in zip(arrays.items(), values, strict=True)}
+
+    return fetch
+
+
+def checksums(tree: Any) -> dict[str, dict[str, Any]]:
+    """Computes what the function of `start_checksums` returns."""
+    return start_checksums(tree)()
 
 
 def save_params(folder: Path, params: Any) -> None:
@@ -165,10 +191,37 @@ def restore_item(folder: Path, name: str, abstract: Any) -> Any:
         return _restore(partial(checkpointer.restore, folder.absolute()), folder, {name: abstract})[0][name]
 
 
+class _ManifestHandler(ocp.JsonCheckpointHandler):
+    """Writes the manifest of a step, whose checksums are fetched by the thread that writes it."""
+
+    def __init__(self) -> None:
+        super().__init__(filename=_STEP_MANIFEST)
+
+    async def async_save(self, directory: Any, item: Any = None, args: Any = None) -> list[Future]:
+        """Starts to write what `args.make()` returns; the training loop waits for none of it."""
+        return [CommitFutureAwaitingContractedSignals(self._write(directory, args.make), name="manifest")]
+
+    async def _write(self, directory: Any, make: Callable[[], Any]) -> None:
+        if jax.process_index() == 0:
+            (directory / _STEP_MANIFEST).write_text(json.dumps(make()))
+
+
+@ocp.args.register_with_handler(_ManifestHandler, for_save=True)
+@dataclass(slots=True)
+class _ManifestSave(ocp.args.CheckpointArgs):
+    make: Callable[[], Any]
+
+
+@ocp.args.register_with_handler(_ManifestHandler, for_restore=True)
+class _ManifestRestore(ocp.args.CheckpointArgs):
+    pass
+
+
 class Checkpoints:
     """The checkpoints of a stage: the latest and the best are kept, and each is verified when it is read.
 
-    A step is written under another name, and renamed when it is complete, with a manifest of checksums.
+    A step is written under another name, and renamed when it is complete, with a manifest of checksums. Until then a
+    killed run leaves the step before it.
 
     Attributes:
         folder: checkpoint folder.
@@ -188,6 +241,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(best_fn=score, preservation_policy=policy, cleanup_tmp_directories=True)
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._best_score = self._read_best_score()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -198,7 +252,9 @@ class Checkpoints:
     def save(
         self, step: int, items: Mapping[str, Any], metadata: Mapping[str, Any], *, score: float | None = None
     ) -> None:
-        """Writes a step in the background; a failure is raised by the next call, or by closing.
+        """Copies a step to the host, and writes it in the background; the arrays may be donated on return.
+
+        Waits for the step before it to be written. A failure is raised by the next call, or by closing.
 
         Args:
             step: later than any saved one.
@@ -209,12 +265,25 @@ class Checkpoints:
         Raises:
             ValueError: this step or a later one is saved already.
         """
-        sums = {name: checksums(tree) for name, tree in items.items()}
+        fetch_checksums = start_checksums(dict(items))
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        manifest = ocp.args.JsonSave({"format": STATE_FORMAT, "arrays": sums, "about": dict(metadata)})
+
+        def make_manifest() -> dict[str, Any]:
+            arrays: dict[str, dict[str, Any]] = {name: {} for name in items}
+            for path, array in fetch_checksums().items():
+                name, _, path_in_item = path.partition("/")
+                arrays[name][path_in_item] = array
+            return {"format": STATE_FORMAT, "arrays": arrays, "about": dict(metadata)}
+
+        manifest = _ManifestSave(make_manifest)
         metrics = None if score is None else {"score": score}
         if not self._manager.save(step, args=ocp.args.Composite(**trees, manifest=manifest), metrics=metrics):
             raise ValueError(f"{self.folder} holds step {step} or a later one already; remove it or continue from it")
+        self._best_score = max(self._best_score, -math.inf if score is None else score)
+
+    def is_best(self, score: float) -> bool:
+        """Returns true if a score is above that of every step that was saved."""
+        return score > self._best_score
 
     def preempted(self, step: int) -> bool:
         """Returns true if SIGTERM has reached one of several hosts; all of them get the answer at the same step."""
@@ -257,6 +326,11 @@ class Checkpoints:
             step_dir.rename(step_dir.with_name(f"{step}.damaged-{time.time_ns()}"))
         _barrier(f"step {step} is set aside")
         self._manager.reload()
+        self._best_score = self._read_best_score()
+
+    def _read_best_score(self) -> float:
+        step = self._manager.best_step()
+        return -math.inf if step is None else self._manager.metrics(step)["score"]
 
 
 def _restore(
@@ -265,7 +339,7 @@ def _restore(
     """Reads and verifies items of a step; returns them and the step's `about`."""
     trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     try:
-        manifest = restore(args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
+        manifest = restore(args=ocp.args.Composite(manifest=_ManifestRestore()))["manifest"]
         saved = manifest["arrays"]
         metadata = manifest["about"]
         differing = _differing(abstract, saved)

@@ -1,10 +1,16 @@
 """Values between hosts, and between hosts and devices; every host calls each function at the same place of a run.
 
 Named as multi-controller JAX has it: a host is a process, and a global array has shards on the devices of all of them.
+Values of hosts travel through the coordinator. A collective of the devices would run after every program that was
+dispatched before it: the first one of a step would wait for the update of the step before.
 """
 
 from __future__ import annotations
 
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -15,11 +21,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from currreft_jax.runtime.cores import Cores, own_cores, share_of_cores
 from currreft_jax.runtime.sharding import BATCH, data_shards, path_of
 from currreft_jax.structs import Array
 
 _EXCHANGES = "currreft_jax/allgather"
-_exchanges = count()
+_exchanges: defaultdict[str, count[int]] = defaultdict(count)  # by thread, whose names are the same on all hosts
 _PATIENCE = 3_600_000  # milliseconds; JAX ends this process much sooner where another one has died
 
 
@@ -68,52 +75,54 @@ def allgather(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Concatenates the rows of all hosts in the order of the hosts, bit for bit."""
     if jax.process_count() == 1:
         return arrays
-    # As pairs of uint32: JAX would round float64 to float32.
-    words = {name: np.ascontiguousarray(x, np.float64).view(np.uint32) for name, x in arrays.items()}
-    return {
-        name: np.ascontiguousarray(x).view(np.float64).astype(arrays[name].dtype).reshape(-1, *arrays[name].shape[1:])
-        for name, x in multihost_utils.process_allgather(words).items()
-    }
+    stacked = _stack_hosts(list(arrays.values()))
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in zip(arrays, stacked, strict=True)}
 
 
 def gather_bytes(content: bytes) -> list[bytes]:
-    """Gathers each host's bytes through the coordinator: needs no device, and may run in any one thread."""
+    """Gathers each host's bytes through the coordinator; each thread of a host with that of the same name elsewhere."""
     state = runtime.global_state
     if state.client is None:
         return [content]
-    exchange = next(_exchanges)
-    state.client.key_value_set_bytes(f"{_EXCHANGES}/{exchange}/{state.process_id}", content)
+    thread = threading.current_thread().name
+    exchange = next(_exchanges[thread])
+    folder = f"{_EXCHANGES}/{thread}"
+    state.client.key_value_set_bytes(f"{folder}/{exchange}/{state.process_id}", content)
     received = [
-        state.client.blocking_key_value_get_bytes(f"{_EXCHANGES}/{exchange}/{host}", _PATIENCE)
+        state.client.blocking_key_value_get_bytes(f"{folder}/{exchange}/{host}", _PATIENCE)
         for host in range(state.num_processes)
     ]
     if exchange:  # every host has read the exchange before this one
-        state.client.key_value_delete(f"{_EXCHANGES}/{exchange - 1}/{state.process_id}")
+        state.client.key_value_delete(f"{folder}/{exchange - 1}/{state.process_id}")
     return received
-
-
-def allgather_on_hosts(x: np.ndarray) -> np.ndarray:
-    """Gathers one array as `gather_bytes` does."""
-    parts = gather_bytes(x.tobytes())
-    return np.concatenate([np.frombuffer(part, x.dtype) for part in parts]).reshape(-1, *x.shape[1:])
 
 
 def max_over_hosts(values: np.ndarray) -> np.ndarray:
     """Takes the elementwise maximum over hosts."""
-    if jax.process_count() == 1:
-        return values
-    return np.asarray(multihost_utils.process_allgather(values)).max(axis=0)
+    return values if jax.process_count() == 1 else _stack_hosts([values])[0].max(axis=0)
 
 
 def sum_over_hosts(values: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     """Sums each array over hosts."""
-    if jax.process_count() == 1:
-        return values
-    return tuple(np.asarray(gathered).sum(axis=0) for gathered in multihost_utils.process_allgather(values))
+    return values if jax.process_count() == 1 else tuple(x.sum(axis=0) for x in _stack_hosts(values))
+
+
+def local_cores() -> int:
+    """Returns the number of CPU cores that this host can keep busy beside the other hosts on its machine."""
+    own = own_cores()
+    return share_of_cores(own, [Cores(*json.loads(content)) for content in gather_bytes(json.dumps(own).encode())])
 
 
 def same_on_all_hosts(content: bytes) -> bool:
     """Returns true if every host has these bytes."""
-    if jax.process_count() == 1:
-        return True
-    return not np.ptp(multihost_utils.process_allgather(np.frombuffer(content, np.uint8)), axis=0).any()
+    return len(set(gather_bytes(content))) == 1
+
+
+def _stack_hosts(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Gathers arrays of the same shapes and dtypes on all hosts, bit for bit: `[hosts, ...]` each."""
+    parts = gather_bytes(b"".join(x.tobytes() for x in arrays))
+    ends = np.cumsum([x.nbytes for x in arrays])
+    return [
+        np.stack([np.frombuffer(part[end - x.nbytes : end], x.dtype).reshape(x.shape) for part in parts])
+        for x, end in zip(arrays, ends, strict=True)
+    ]

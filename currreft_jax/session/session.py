@@ -15,6 +15,7 @@ from currreft_jax.data.processor import Processor
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.rewards import MathsPool
+from currreft_jax.runtime.multihost import local_cores
 from currreft_jax.runtime.sharding import make_mesh
 
 
@@ -53,7 +54,7 @@ def open_session(config: Config) -> Iterator[Session]:
     if config.method is not Method.GRPO and not any(stage.held_out for stage in config.stages):
         yield session
         return
-    with MathsPool(config.rewards.maths) as pool:
+    with MathsPool(config.rewards.maths, local_cores()) as pool:
         yield Session(config=config, processor=processor, model=session.model, reward_pool=pool)
 
 

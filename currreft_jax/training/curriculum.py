@@ -53,14 +53,20 @@ class ForgettingMatrix:
         return any((measurement.stage, measurement.step) == (stage, step) for measurement in self._measurements)
 
     def resume_from(self, stage: str, step: int) -> None:
-        """Drops measurements of later steps of a stage, which is trained again from `step`."""
-        self._measurements = [
+        """Drops measurements of later steps of a stage, which is trained again from `step`; in the file, too."""
+        kept = [
             measurement for measurement in self._measurements if measurement.stage != stage or measurement.step <= step
         ]
+        if len(kept) < len(self._measurements):
+            self._measurements = kept
+            self._write()
 
     def add(self, measurements: Sequence[Measurement]) -> None:
         """Appends measurements and writes the file."""
         self._measurements += measurements
+        self._write()
+
+    def _write(self) -> None:
         if self._writes:
             partial = self._path.with_name(f"{self._path.name}.partial")
             records = {"measured": [dataclasses.asdict(measurement) for measurement in self._measurements]}

@@ -17,7 +17,7 @@ from currreft_jax.data.examples import Example
 from currreft_jax.data.microbatches import split_groups
 from currreft_jax.evaluation.scoring import ScoredRollout, score_rollout
 from currreft_jax.models.qwen2_5_vl import Model, Parameters, token_logprobs
-from currreft_jax.runtime.multihost import allgather, allgather_on_hosts, to_devices
+from currreft_jax.runtime.multihost import allgather, to_devices
 from currreft_jax.runtime.sharding import BATCH
 from currreft_jax.runtime.timing import StepTimer
 from currreft_jax.sampling.sampler import sample
@@ -141,7 +141,7 @@ def sample_completions(
 def advantages_of(rewards: Future[ScoredRollout], settings: Grpo) -> np.ndarray:
     """Computes this host's advantages `[P, G]`."""
     total = rewards.result().scores.total
-    batch_rewards = allgather_on_hosts(total) if settings.advantage_scale is AdvantageScale.BATCH else None
+    batch_rewards = allgather({"reward": total})["reward"] if settings.advantage_scale is AdvantageScale.BATCH else None
     return group_advantages(total, settings.advantage_scale, batch_rewards)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from currreft_jax.config import Config, Method, Shapes, validate
+from currreft_jax.config.output import local_path
 from currreft_jax.data import world_rows
 from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
@@ -73,7 +74,8 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
         The last stage's model, a Hugging Face folder; None if a signal stopped the run, which was saved.
 
     Raises:
-        ValueError: a setting, a row or a file is wrong, or differs between hosts; the message names it.
+        ValueError: a setting, a row or a file is wrong, or differs between hosts, or the workdir is an address; the
+            message names it.
         NonFiniteError: the loss or the gradient is not finite.
         LimitReached: a limit of `config.grpo` was reached.
     """
@@ -81,14 +83,12 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     validate(config)
     if profile and profile.first > (longest := max(stage.steps for stage in config.stages)):
         raise ValueError(f"profile begins at step {profile.first}, and no stage has more than {longest}")
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     previous_dir = None
     is_main = distributed.is_main()
     with only_run(workdir) if is_main else nullcontext(), Interrupt() as interrupt:
-        if config.data.world:
-            if is_main:
-                world_rows.ensure_world(Path(config.data.world), say)
-            distributed.barrier("the world is drawn", 0, 1800)
+        if world_rows.is_used(config):
+            draw_world(Path(config.data.world))
         refuse_differing_files(config)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):
@@ -108,6 +108,15 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     if len(matrix):
         say(f"held-out reward at temperature {config.sampling.temperature:g}, with 95% intervals\n{matrix.table()}")
     return previous_dir / EXPORT
+
+
+def draw_world(folder: Path) -> None:
+    """Draws the embedded world unless it is there; the first host does, and others whose machines do not share it."""
+    if distributed.is_main():
+        world_rows.ensure_world(folder, say)
+    distributed.barrier("the world is drawn", 0, 1800)
+    if not distributed.is_main():
+        world_rows.ensure_world(folder, say)
 
 
 def train_stage(
@@ -284,8 +293,8 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
 
         stop = interrupt.after_step(stage.checkpoints)
         evaluates = step == last_step or _is_due(logging.evaluate_every, step)
-        saves = stop or evaluates or _is_due(logging.save_every, step)
-        if not saves and not _is_due(logging.log_every, step):
+        saves = stop or step == last_step or _is_due(logging.save_every, step)
+        if not (saves or evaluates or _is_due(logging.log_every, step)):
             continue
         lines, error = stage.buffer.flush()
         ended = False
@@ -296,9 +305,9 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         if error:
             raise error
         limit = reached_limit(context.config, lines)
-        if saves or limit:
+        score = lines[-1].get(f"held_out/{stage_name}/reward")
+        if saves or ended or limit or (score is not None and stage.checkpoints.is_best(score)):
             metadata = {**stage.data_state, "ended": ended}
-            score = lines[-1].get(f"held_out/{stage_name}/reward")
             save = partial(stage.checkpoints.save, step, checkpoint_items(state), metadata, score=score)
             stage.buffer.timer.call("save", save)
         if limit:

@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from currreft_jax.config import Maths
 from currreft_jax.rewards import MathsPool, MathsPoolError, maths_pool
 from currreft_jax.rewards.maths import Comparison, parse_expression
 from currreft_jax.rewards.maths_pool import Outcome
+from currreft_jax.runtime.cores import Cores
 from currreft_jax.structs import Reason
 from tests.marks import quick
 
@@ -26,6 +28,15 @@ HOSTILE = {
     "huge polynomial": "(x+y+z)^{5000}",
     "sine of a tower": r"\sin(10^{10^{10}})",
 }
+
+
+@pytest.mark.parametrize(("workers", "cores", "expected"), [(0, 5, 5), (3, 5, 3), (0, 500, 32), (0, None, 7)])
+def test_workers_follow_the_cores_unless_their_number_is_set(monkeypatch, workers, cores, expected):
+    started = []
+    monkeypatch.setattr(maths_pool, "_Worker", started.append)
+    monkeypatch.setattr(maths_pool, "own_cores", lambda: Cores("here", tuple(range(7)), math.inf))
+    MathsPool(Maths(workers=workers), cores)
+    assert len(started) == expected
 
 
 @pytest.mark.parametrize("latex", quick(HOSTILE.values(), 3), ids=HOSTILE.keys())

@@ -261,7 +261,7 @@ def test_the_length_penalties_need_num_tokens():
         (Rewards(partial_value=1.0), r"rewards.partial_value is 1.0; it takes a number in \[0, 1\)"),
         (Rewards(tau=0.0), "rewards.tau is 0.0"),
         (Rewards(accept_iou=0.4), "rewards.accept_iou is 0.4"),
-        (Rewards(maths=Maths(workers=0)), "rewards.maths.workers is 0; it takes 1 or more"),
+        (Rewards(maths=Maths(workers=-1)), "rewards.maths.workers is -1; it takes 0, for the machine's cores, or more"),
         (Rewards(maths=Maths(cpu_seconds=0)), "maths.cpu_seconds"),
         (Rewards(maths=Maths(wall_seconds=1.0)), "more than maths.cpu_seconds"),
         (Rewards(maths=Maths(memory_mb=10)), "maths.memory_mb"),

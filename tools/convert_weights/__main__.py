@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.output import output_path
 from currreft_jax.models import hf
 from currreft_jax.models.folder import copy_auxiliary_files, resolve
 from currreft_jax.runtime.checkpoint import MANIFEST, atomic_folder
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("source", metavar="SRC", help="a Hugging Face folder, a hub id or a native folder")
-    result.add_argument("destination", metavar="DST", type=Path, help="the folder to write")
+    result.add_argument("destination", metavar="DST", type=output_path, help="the folder to write")
     result.add_argument("--to-hf", action="store_true", help="write Hugging Face's layout, for transformers and vLLM")
     result.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of DST (default: SRC's)")
     result.add_argument(

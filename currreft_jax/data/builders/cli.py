@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from currreft_jax.config import Kind, Maths, Task
+from currreft_jax.config.output import output_path
 from currreft_jax.data.builders.absent_rows import with_absent_rows
 from currreft_jax.data.builders.box_formats import BOX_FORMATS, BOX_SCALES
 from currreft_jax.data.builders.converter import BuildError, ConvertedData, DatasetSource, collect_items
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("format", nargs="?", metavar="FORMAT", help="a format that --list names, or world")
     parser.add_argument("--list", action="store_true", help="lists the formats and the files that each needs")
     parser.add_argument("--source", type=Path, metavar="FOLDER", help="folder of the published files, unpacked")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for the rows")
+    parser.add_argument("--out", type=output_path, metavar="FOLDER", help="folder for the rows")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images (default: --source)")
     parser.add_argument("--name", help="source name of the rows (default: FORMAT)")
     parser.add_argument("--split", default="", help="converts only this published split")
