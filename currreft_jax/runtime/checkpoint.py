@@ -330,7 +330,8 @@ class Checkpoints:
 
     def _read_best_score(self) -> float:
         step = self._manager.best_step()
-        return -math.inf if step is None else self._manager.metrics(step)["score"]
+        metrics = None if step is None else self._manager.metrics(step)
+        return metrics["score"] if metrics else -math.inf
 
 
 def _restore(
