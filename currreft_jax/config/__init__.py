@@ -2,7 +2,7 @@
 
 from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_parts
 from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Source, Stage, Task
-from currreft_jax.config.model import Init, Lora, MeshShape, Pretrained, Remat
+from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rewards import (
     BoxReading,
     DetectionScore,
@@ -39,6 +39,7 @@ from currreft_jax.config.validation import validate
 __all__ = [
     "ELSEWHERE",
     "AdvantageScale",
+    "AttentionKernel",
     "BatchLayout",
     "BoxReading",
     "CacheType",

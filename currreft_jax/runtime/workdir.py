@@ -22,7 +22,7 @@ _MAY_CHANGE = (
     *("data.threads", "data.prefetch", "data.max_bad_rows", "data.prompt_lengths", "data.completion_lengths"),
     *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
     *("logging.tensorboard", "logging.wandb"),
-    *("data.slots", "grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
+    *("model.attention", "data.slots", "grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
 )
 
 
