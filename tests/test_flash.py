@@ -1,5 +1,7 @@
 """Attention's kernels: which one runs where, equality with einsum, refusals, and their FLOPs."""
 
+import re
+from itertools import product
 from types import SimpleNamespace
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from currreft_jax.config import AttentionKernel, Pretrained
+from currreft_jax.config import AttentionKernel, Pretrained, Sampling
 from currreft_jax.models import flash
 from currreft_jax.models.attention import KVSource, attend, block_scores
 from currreft_jax.models.flash import FlashAttention, Sequences, choose_kernel
@@ -15,8 +17,10 @@ from currreft_jax.models.text import causal_mask
 from currreft_jax.models.vision import attend_same_id
 from currreft_jax.planning.flops import matmul_flops
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.sampling.state import sampler_spec
 from currreft_jax.session.session import make_model
 from tests import tiny
+from tests.marks import quick
 
 EINSUM, CUDNN, SPLASH = AttentionKernel.EINSUM, AttentionKernel.CUDNN, AttentionKernel.SPLASH
 BF16, FP32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
@@ -129,24 +133,24 @@ def case(name: str, kernel: AttentionKernel, mesh):
             own = KVSource("pcskd", key, value, "qs", causal_mask(4))
             return attend("pcqkgd", query, KVSource("pskd", *prompt, "ps", real), own)
 
-    else:  # images, or windows of two slots
-        axes, count, tensor = ("nqhd", (), "queries") if name == "images" else ("nwqhd", (2,), "sequences")
-        arrays = floats(2, *count, 8, 3, 8), floats(2, *count, 8, 3, 8), floats(2, *count, 8, 3, 8)
-        ids = jnp.broadcast_to(jnp.array([0, 0, 0, 1, 1, 2, -1, -1]), (2, *count, 8))
-        ways = (FlashAttention(which, mesh, tensor, causal=False) for which in (kernel, EINSUM))
+    else:  # images
+        arrays = floats(2, 8, 3, 8), floats(2, 8, 3, 8), floats(2, 8, 3, 8)
+        ids = jnp.broadcast_to(jnp.array([0, 0, 0, 1, 1, 2, -1, -1]), (2, 8))
+        ways = (FlashAttention(which, mesh, "queries", causal=False) for which in (kernel, EINSUM))
         by_kernel, by_einsum = (
-            lambda query, key, value, way=way: attend_same_id(axes, query, ids, key, value, ids, way) for way in ways
+            lambda query, key, value, way=way: attend_same_id(query, ids, key, value, ids, way) for way in ways
         )
     return by_kernel, by_einsum, arrays
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 2)])
+CASES = [
+    (kernel, name, sizes)
+    for sizes, name, kernel in product(((1, 2, 2), (1, 1, 1)), ("completions", "images", "prompts"), (CUDNN, SPLASH))
+]
+
+
 @pytest.mark.parametrize(
-    ("kernel", "name"),
-    [
-        *((CUDNN, name) for name in ("prompts", "completions", "images", "windows")),
-        *((SPLASH, name) for name in ("prompts", "completions", "images")),
-    ],
+    ("kernel", "name", "sizes"), quick(CASES, lambda case: case[1] != "prompts" and case[2] == (1, 2, 2))
 )
 def test_a_kernel_equals_einsum_forward_and_backward(run_kernels_on_cpu, kernel, name, sizes):
     mesh = make_mesh(*sizes, jax.devices()[: np.prod(sizes)])
@@ -162,6 +166,16 @@ def test_a_kernel_equals_einsum_forward_and_backward(run_kernels_on_cpu, kernel,
 
     for one, other in zip(out_and_gradients(by_kernel), out_and_gradients(by_einsum), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
+
+
+def test_the_gradients_of_a_repeated_prompt_add_up_in_fp32():
+    own = jnp.ones((1, 5, 4, 2, 8), jnp.bfloat16)
+
+    def loss(prompt):
+        return jnp.sum(flash._with_prompt(prompt, own).astype(jnp.float32) ** 2)
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(own[:, 0]))
+    assert re.search(r"f32\[1,4,2,8\] = reduce_sum", program) and not re.search(r"bf16\S* = reduce_sum", program)
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
@@ -204,6 +218,21 @@ def test_odd_lengths_and_prompts_that_the_mesh_does_not_divide_are_left_to_einsu
 def test_einsum_is_never_tried(monkeypatch):
     monkeypatch.setattr(flash, "_compiles", lambda *_: pytest.fail("it was compiled"))
     assert not FlashAttention(EINSUM, make_mesh(devices=jax.devices()[:1]), "heads", causal=True).takes(completions())
+
+
+def test_the_sampler_reads_prompts_by_einsum_where_its_program_has_two_meshes(monkeypatch, capfd):
+    monkeypatch.setattr(
+        "currreft_jax.models.qwen2_5_vl.choose_kernel",
+        lambda setting, *_: CUDNN if setting is AttentionKernel.AUTO else setting,
+    )
+    sharded, copies = (
+        tiny.model_of(mesh=make_mesh(*sizes, jax.devices()[:2]), tokenizer_size=261) for sizes in ((1, 2, 1), (2, 1, 1))
+    )
+    assert sampler_spec(copies, Sampling(), (0,)).model is copies and not capfd.readouterr().err
+    spec = sampler_spec(sharded, Sampling(), (0,))
+    assert (spec.model.kernel, spec.decoding.kernel) == (EINSUM, EINSUM)
+    told = "mesh (1, 2, 1) and decoding mesh (2, 1, 1) in one program): einsum takes over"
+    assert told in capfd.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------ FLOPs

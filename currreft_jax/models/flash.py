@@ -80,13 +80,13 @@ class FlashAttention:
     Attributes:
         kernel: `EINSUM` takes nothing.
         mesh: the devices; prompts are sharded over data x fsdp.
-        tensor: what the tensor axis shards: key/value heads, queries, or the sequences of a prompt; None for nothing.
+        tensor: what the tensor axis shards: key/value heads or queries; None for nothing.
         causal: whether a query sees only those of `Sequences.key` up to its own index.
     """
 
     kernel: AttentionKernel
     mesh: Mesh
-    tensor: Literal["heads", "queries", "sequences"] | None
+    tensor: Literal["heads", "queries"] | None
     causal: bool
 
     def takes(self, sequences: Sequences) -> bool:
@@ -111,22 +111,21 @@ class FlashAttention:
 
     def _specs(self, sequences: Sequences) -> Any:
         """Returns the sharding of each array, `Sequences` of partition specs."""
-        heads, queries, sequence = ("tensor" if self.tensor == what else None for what in _TENSOR)
-        keys = P(BATCH, sequence, None, heads)
+        heads, queries = ("tensor" if self.tensor == sharded else None for sharded in ("heads", "queries"))
+        keys = P(BATCH, None, None, heads)
         specs = {
-            "query": P(BATCH, sequence, queries, heads),
+            "query": P(BATCH, None, queries, heads),
             "key": keys,
             "value": keys,
             "prompt_key": P(BATCH, None, heads),
             "prompt_value": P(BATCH, None, heads),
             "prompt_mask": P(BATCH),
-            "query_ids": P(BATCH, sequence, queries),
-            "key_ids": P(BATCH, sequence),
+            "query_ids": P(BATCH, None, queries),
+            "key_ids": P(BATCH),
         }
         return Sequences(**{name: None if x is None else specs[name] for name, x in sequences._asdict().items()})
 
 
-_TENSOR = ("heads", "queries", "sequences")
 _TRYING = Lock()  # programs may be traced in several threads
 
 
@@ -148,15 +147,16 @@ def _compiles(kernel: AttentionKernel, device: Any, causal: bool, sequences: Seq
 
         jax.jit(gradient).lower(trained, shapes).compile()
     except (RuntimeError, NotImplementedError, ValueError) as error:  # of XLA and cuDNN, of a kernel's own checks
-        if is_main():
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            print(
-                f"attention: {kernel.value} does not take queries {sequences.query.shape} with"
-                f" {num_keys(sequences)} keys ({reason}): einsum takes over",
-                file=sys.stderr,
-            )
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        say_einsum(kernel, f"queries {sequences.query.shape} with {num_keys(sequences)} keys", reason)
         return False
     return True
+
+
+def say_einsum(kernel: AttentionKernel, what: str, reason: str) -> None:
+    """Prints that einsum computes attention which the kernel does not take, once for all hosts."""
+    if is_main():
+        print(f"attention: {kernel.value} does not take {what} ({reason}): einsum takes over", file=sys.stderr)
 
 
 def num_keys(sequences: Sequences) -> int:

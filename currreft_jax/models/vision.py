@@ -68,7 +68,6 @@ class VisionAttention(nnx.Module):
     """Attention within windows, or within images."""
 
     def __init__(self, config: VisionConfig, mesh: Mesh, kernel: AttentionKernel, *, rngs: nnx.Rngs):
-        self.windows = FlashAttention(kernel, mesh, "sequences", causal=False)
         self.rows = FlashAttention(kernel, mesh, "queries", causal=False)
         size, heads, head = config.hidden_size, config.num_heads, config.head_dim
         self.qkv = Linear((size,), (3, heads, head), bias=True, rngs=rngs)
@@ -95,7 +94,8 @@ class VisionAttention(nnx.Module):
 
         def in_window(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             window_id = jnp.asarray(images.window_id)
-            return attend_same_id("nwqhd", query, window_id, key, value, window_id, self.windows)
+            mask = window_id[..., :, None] == window_id[..., None, :]
+            return attend("nwqhd", query, KVSource("nwshd", key, value, "nwqs", mask), mesh=self.rows.mesh)
 
         return self.proj(jax.lax.cond(is_full, in_image, in_window, query, key, value))
 
@@ -117,35 +117,27 @@ def rows_sharing_images(image_id: jax.Array, row_slots: int) -> jax.Array:
 
 
 def attend_same_id(
-    axes: str,
-    query: jax.Array,
-    ids: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    key_ids: jax.Array,
-    flash: FlashAttention,
+    query: jax.Array, ids: jax.Array, key: jax.Array, value: jax.Array, key_ids: jax.Array, flash: FlashAttention
 ) -> jax.Array:
     """Attends to the keys that have the query's id.
 
     Args:
-        axes: letters of the query's axes: `nqhd`, or `nwqhd` with several sequences of keys each.
-        query: array with these axes.
-        ids: int, axes of the query without `hd`.
-        key: axes of the query, with `s` for `q`.
-        value: as `key`.
-        key_ids: int, axes of the keys without `hd`.
+        query: `[N, T, heads, head]`.
+        ids: int `[N, T]`.
+        key: `[N, S, heads, head]`.
+        value: `[N, S, heads, head]`.
+        key_ids: int `[N, S]`.
         flash: kernel, which may not take the shapes.
 
     Returns:
-        An array with the shape and dtype of `query`.
+        `[N, T, heads, head]`.
     """
-    arrays = (query[..., None, :], key, value, ids, key_ids)
-    q, k, v, q_ids, k_ids = arrays if "w" in axes else (x[:, None] for x in arrays)
+    q, k, v, q_ids, k_ids = (x[:, None] for x in (query[..., None, :], key, value, ids, key_ids))
     sequences = Sequences(q, k, v, query_ids=q_ids, key_ids=k_ids)
     if flash.takes(sequences):
-        return flash(sequences).reshape(query.shape)
-    mask_axes, mask = axes.replace("hd", "s"), ids[..., :, None] == key_ids[..., None, :]
-    return attend(axes, query, KVSource(axes.replace("q", "s"), key, value, mask_axes, mask), mesh=flash.mesh)
+        return flash(sequences)[:, 0, :, :, 0]
+    mask = ids[:, :, None] == key_ids[:, None, :]
+    return attend("nqhd", query, KVSource("nshd", key, value, "nqs", mask), mesh=flash.mesh)
 
 
 def attend_in_images(
@@ -194,10 +186,10 @@ def attend_in_images(
         row_ids = sources[-1][1]
 
         def three_rows() -> jax.Array:
-            return attend_same_id("nqhd", query, row_ids, *(jnp.concatenate(rows, axis=1) for rows in sources), flash)
+            return attend_same_id(query, row_ids, *(jnp.concatenate(rows, axis=1) for rows in sources), flash)
 
         def own_row() -> jax.Array:
-            return attend_same_id("nqhd", query, row_ids, *(row for _, row, _ in sources), flash)
+            return attend_same_id(query, row_ids, *(row for _, row, _ in sources), flash)
 
         return jax.lax.cond(shared, three_rows, own_row) if num_rows > 1 else own_row()
 
