@@ -9,6 +9,8 @@ budget is left out and named; the same command then goes on with the parts that 
   device     a bf16 matmul and a copy
   numerics   a small model in fp32 on the device and on the CPU: logits, log-probs, gradient, greedy and sampled tokens,
              sampler against trainer; a difference beyond rounding fails
+  attention  the platform's attention kernel against einsum in bf16: logits, log-probs and gradient of the small model,
+             by their distances from fp32; seconds of the gradient of the 3B's update with either
   sampling   prefix and decoding of 32 and 64 completions, 8 a prompt: the share of the memory bandwidth
   step       a GRPO step: 8 prompts with a 512-token image, 8 completions each of 512 tokens; prefix, sampling,
              reference and update with their shares of the peak (MFU), peak memory against the plan's
@@ -36,7 +38,7 @@ from typing import Any
 from currreft_jax.config.output import output_path
 
 # With fewer seconds left, a part is not worth starting: it takes at least as long where nothing is compiled yet.
-PART_SECONDS = {"device": 15, "numerics": 45, "sampling": 60, "step": 80, "sft": 40, "generate": 60}
+PART_SECONDS = {"device": 15, "numerics": 45, "attention": 90, "sampling": 60, "step": 80, "sft": 40, "generate": 60}
 TINY_SECONDS = 5
 ENVIRONMENT = Path(__file__).resolve().parent.parent / "launch" / "env_gpu.sh"
 FAILED, LEFT = 1, 75
@@ -245,6 +247,17 @@ def _format_numerics(part: Results, results: Results) -> list[str]:
     return [f"largest differences from the CPU, {part['completions']} completions: {', '.join(differences)}"]
 
 
+def _format_attention(part: Results, results: Results) -> list[str]:
+    if "skipped" in part:
+        return [f"skipped: {part['skipped']}"]
+    errors = "; ".join(
+        f"{name} {', '.join(f'{kernel} {error:.1e}' for kernel, error in both.items())}"
+        for name, both in part["errors"].items()
+    )
+    seconds = ", ".join(f"{kernel} {value:.3f}" for kernel, value in part["gradient_seconds"].items())
+    return [f"distances from fp32 in bf16: {errors}", f"seconds of an update's gradient: {seconds}"]
+
+
 def _format_sampling(part: Results, results: Results) -> list[str]:
     copy = results["parts"].get("device", {}).get("copy_bandwidth")
     lines = [f"{'':8}{'prefix s':>10}{'step ms':>10}{'tokens/s':>10}{'bandwidth':>11}{'of a copy':>11}{'compiled':>10}"]
@@ -287,6 +300,7 @@ def _format_generate(part: Results, results: Results) -> list[str]:
 _FORMATS: dict[str, Callable[[Results, Results], list[str]]] = {
     "device": _format_device,
     "numerics": _format_numerics,
+    "attention": _format_attention,
     "sampling": _format_sampling,
     "step": _format_step,
     "sft": _format_step,

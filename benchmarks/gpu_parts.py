@@ -42,6 +42,7 @@ from benchmarks.workload import (
     write_model_files,
 )
 from currreft_jax.config import (
+    AttentionKernel,
     Config,
     Data,
     Init,
@@ -61,6 +62,7 @@ from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
 from currreft_jax.data.packing import BatchShape
 from currreft_jax.data.processor import Processor
+from currreft_jax.models.flash import choose_kernel
 from currreft_jax.models.qwen2_5_vl import Parameters, token_logprobs
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_programs, step_seconds
 from currreft_jax.planning.devices import GIB, DeviceSpec, Topology, attached_topology
@@ -68,11 +70,12 @@ from currreft_jax.planning.flops import matmul_flops
 from currreft_jax.planning.spec import ModelSpec
 from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.programs import StepProgram, device_bytes
+from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.runtime.timing import StepTimer
 from currreft_jax.sampling.sampler import decode_params, sample, start
 from currreft_jax.session.session import load_config_processor
 from currreft_jax.session.sources import to_compute_dtype
-from currreft_jax.structs import GroupBatch, Prompt, PromptBatch, Rollout, Row
+from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch, Rollout, Row
 from currreft_jax.training.batches import StageContext, collate_prompts, row_sampling
 from currreft_jax.training.grpo import advantages_of, grpo_minibatches, grpo_step, reference_logprobs, score_groups
 from currreft_jax.training.optimizer import stage_optimizer
@@ -169,6 +172,21 @@ def measure_device(bench: Bench) -> None:
 def measure_numerics(bench: Bench) -> None:
     """Compares the device with the CPU."""
     bench.report(**numerics.measure(jax.devices()[0], bench.say, **bench.load.numerics))
+
+
+def measure_attention(bench: Bench) -> None:
+    """Compares the platform's attention kernel with einsum: numbers in bf16, and seconds of an update's gradient."""
+    device = jax.devices()[0]
+    kernel = choose_kernel(AttentionKernel.AUTO, make_mesh(devices=[device]), jnp.dtype(jnp.bfloat16))
+    if kernel is AttentionKernel.EINSUM:
+        bench.report(skipped=f"{device.platform} has neither cuDNN's nor splash attention")
+        return
+    bench.report(**numerics.measure_kernel(device, kernel, bench.say, **bench.load.numerics))
+    seconds, opened = {}, _open_model(bench)
+    for name in (AttentionKernel.EINSUM, kernel):
+        seconds[name.value] = _gradient_seconds(bench, name, *opened)
+        bench.report(gradient_seconds=seconds)
+        bench.say(f"gradient by {name.value} {seconds[name.value]:.3f} s")
 
 
 def measure_sampling(bench: Bench) -> None:
@@ -296,6 +314,7 @@ def measure_generate(bench: Bench) -> None:
 PARTS: dict[str, Callable[[Bench], None]] = {
     "device": measure_device,
     "numerics": measure_numerics,
+    "attention": measure_attention,
     "sampling": measure_sampling,
     "step": measure_step,
     "sft": measure_sft,
@@ -423,14 +442,20 @@ def _compile(
     return compiled, None
 
 
-def _config(bench: Bench, method: Method, rule: Rule, num_prompts: int) -> Config:
+def _config(
+    bench: Bench,
+    method: Method,
+    rule: Rule,
+    num_prompts: int,
+    attention: AttentionKernel = AttentionKernel.AUTO,
+) -> Config:
     """Returns the settings of a step: one update, blocks rematerialised, KL penalty on, completions in one segment."""
     load = bench.load
     return Config(
         name="gpu",
         method=method,
         loss_average=LossAverage.SEQUENCE if method is Method.GRPO else LossAverage.TOKEN,
-        model=Pretrained(path=str(bench.folder / "model"), init=Init.RANDOM),
+        model=Pretrained(path=str(bench.folder / "model"), init=Init.RANDOM, attention=attention),
         mesh=MeshShape(1, 1, 1),
         stages=[Stage(steps=100)],
         data=Data(batch_size=num_prompts),
@@ -478,6 +503,27 @@ def _examples(bench: Bench, prompts: Sequence[Prompt], method: Method) -> list[E
 
 
 # ------------------------------------------------------------------------------------------------------------- the step
+
+
+def _gradient_seconds(
+    bench: Bench, attention: AttentionKernel, processor: Processor, prompts: Sequence[Prompt]
+) -> float:
+    """Returns the median seconds of the gradient of a step's update, without optimizer and reference."""
+    load, topology = bench.load, attached_topology(jax.devices()[:1])
+    config = _config(bench, Method.GRPO, Rule.ADAFACTOR, load.prompts, attention)
+    stage = _stage(config, processor, topology)
+    shape = (load.prompts, load.group, load.new_tokens)
+    tokens = np.random.default_rng(0).integers(0, 256, shape, np.int32)
+    weights, logprobs = np.full(shape, 1 / tokens.size, np.float32), np.full(shape, -1.0, np.float32)
+    advantages = np.tile(np.linspace(-1, 1, load.group, dtype=np.float32), (load.prompts, 1))
+    microbatch = (
+        GroupBatch(prompt_batch(prompts, processor.config), tokens),
+        weights,
+        GrpoTargets(advantages, logprobs, logprobs),
+    )
+    minibatch = [to_devices(microbatch, stage.model.mesh)]
+    params = stage.model.init(0)
+    return _median_seconds(lambda: loss_and_gradient(stage.update, params, minibatch), load.repeats)
 
 
 def _init(chosen: Chosen) -> TrainState:

@@ -1,4 +1,4 @@
-"""Compares a device with the CPU: the same small model, prompts and draws on both, in fp32."""
+"""Compares a device with the CPU in fp32, and its attention kernel with einsum in bf16, with a small model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 import currreft_jax as cr
 from benchmarks.workload import prompt_batch
-from currreft_jax.config import CacheType, Grpo, LossAverage, Precision, Sampling
+from currreft_jax.config import AttentionKernel, CacheType, Grpo, LossAverage, Precision, Sampling
 from currreft_jax.data.processor import Processor
 from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch, Rollout
@@ -35,6 +35,9 @@ BOUNDS = {
     "sampled": 0.05,
     "sampler_against_trainer": 1e-4,
 }
+
+# The error of a kernel in bf16 over that of einsum in bf16, both against fp32: they round at other places.
+KERNEL_MARGIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,73 @@ def measure(device: Any, say: Callable[[str], None], *, num_prompts: int = 8, gr
     on_device = compute_outputs(*load(device), processor, prompts, settings, on_cpu)
     say("the device's results are there")
     return compare(on_cpu, on_device, [len(prompt.tokens) for prompt in prompts])
+
+
+def measure_kernel(
+    device: Any, kernel: AttentionKernel, say: Callable[[str], None], *, num_prompts: int = 8, group: int = 4, tokens=24
+) -> dict:
+    """Computes logits, log-probs and the GRPO gradient in fp32, and in bf16 by einsum and by a kernel.
+
+    Returns:
+        `errors`: each one's distance from fp32, ‖bf16 - fp32‖ / ‖fp32‖, by einsum and by the kernel. `failures`: a line
+        for each where the kernel's is more than `KERNEL_MARGIN` times einsum's, or has einsum's bits.
+    """
+    processor = cr.load_processor(base.checkpoint())
+    model, params = load(device)
+    prompts = world_prompts(processor, num_prompts)
+    tokens_of = np.random.default_rng(1).integers(0, 256, (num_prompts, group, tokens), np.int32)
+    computed = []
+    for name, dtype in (
+        (AttentionKernel.EINSUM, jnp.float32),
+        (AttentionKernel.EINSUM, jnp.bfloat16),
+        (kernel, jnp.bfloat16),
+    ):
+        computed.append(
+            _forward_and_gradient(replace(model, dtype=jnp.dtype(dtype), attention=name), params, prompts, tokens_of)
+        )
+        say(f"{name.value} in {jnp.dtype(dtype).name} is there")
+    return compare_kernel(kernel, *computed)
+
+
+def compare_kernel(kernel: AttentionKernel, exact: Parameters, einsum: Parameters, fused: Parameters) -> dict:
+    """Returns the `errors` and the `failures` of `measure_kernel`, of its results by name."""
+    errors = {
+        name: {"einsum": _distance(einsum[name], exact[name]), kernel.value: _distance(fused[name], exact[name])}
+        for name in exact
+    }
+    failures = [
+        f"{name}: {kernel.value} is {error[kernel.value]:.1e} from fp32, more than {KERNEL_MARGIN} times einsum's"
+        f" {error['einsum']:.1e}"
+        for name, error in errors.items()
+        if not error[kernel.value] <= KERNEL_MARGIN * error["einsum"]  # NaN fails
+    ]
+    if not _distance(fused["logits"], einsum["logits"]):
+        failures.append(f"logits: {kernel.value} gives einsum's bits, so it did not run")
+    return {"kernel": kernel.value, "errors": errors, "failures": failures}
+
+
+def _forward_and_gradient(
+    model: Model, params: Parameters, prompts: Sequence[Prompt], tokens: np.ndarray
+) -> Parameters:
+    host_batch = prompt_batch(prompts, model.config)
+    batch = cr.to_devices(host_batch, model.mesh)
+    real = np.arange(host_batch.tokens.shape[1]) < np.asarray(host_batch.lengths)[:, None]
+    logprobs = np.asarray(cr.token_logprobs(model, params, batch, tokens))
+    mask = np.ones(tokens.shape, bool)
+    return {
+        "logits": np.asarray(_prompt_logits(model)(params, batch))[real],
+        "logprobs": logprobs,
+        # Old log-probs of their own, so that every ratio is 1 and no clipping differs.
+        "gradient": _gradient(model, params, GroupBatch(host_batch, tokens), mask, logprobs),
+    }
+
+
+def _distance(one: Any, other: Any) -> float:
+    """Returns ‖one - other‖ / ‖other‖ over all arrays of two trees."""
+    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    squares = [(np.sum(np.square(a.astype(np.float64) - b)), np.sum(np.square(b, dtype=np.float64))) for a, b in pairs]
+    distance, norm = np.sqrt(np.sum(squares, axis=0))
+    return float(distance / norm)
 
 
 def load(device: Any) -> tuple[Model, Parameters]:
@@ -132,14 +202,11 @@ def compute_outputs(
 def compare(cpu: Outputs, device: Outputs, prompt_lengths: Sequence[int]) -> dict:
     """Returns the `differences` and the `failures` of `measure`."""
     real = np.arange(cpu.logits.shape[1]) < np.asarray(prompt_lengths)[:, None]
-    leaves = list(zip(jax.tree.leaves(cpu.gradient), jax.tree.leaves(device.gradient), strict=True))
-    norm = np.sqrt(sum(np.sum(np.square(a, dtype=np.float64)) for a, _ in leaves))
-    distance = np.sqrt(sum(np.sum(np.square(a.astype(np.float64) - b)) for a, b in leaves))
     mask, own_mask = cpu.sampled.mask, device.sampled.mask
     differences = {
         "logits": np.abs(cpu.logits - device.logits)[real].max() / np.abs(cpu.logits[real]).max(),
         "logprobs": np.abs(cpu.logprobs - device.logprobs)[mask].max(),
-        "gradient": distance / norm,
+        "gradient": _distance(device.gradient, cpu.gradient),
         "greedy": _share_of_other_tokens(cpu.greedy, device.greedy),
         "sampled": _share_of_other_tokens(cpu.sampled, device.sampled),
         "sampler_against_trainer": np.abs(device.own_logprobs - device.sampled.logprobs)[own_mask].max(),

@@ -213,11 +213,11 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prompt_batch(prompts: Sequence[Prompt], config: ModelConfig) -> PromptBatch:
-    """Collates prompts to the size of the largest ones, not to that of a bucket."""
+    """Collates prompts to the even length of the longest one, not to that of a bucket: kernels take no odd lengths."""
     vision = config.vision
     max_slots_per_image = max(image_slots(image, vision) for prompt in prompts for image in prompt.images)
     longest = max(len(prompt.tokens) for prompt in prompts)
-    shape = BatchShape(longest, slots_per_shard(prompts, vision), max_slots_per_image)
+    shape = BatchShape(longest + longest % 2, slots_per_shard(prompts, vision), max_slots_per_image)
     return collate(prompts, config, shape)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,3 +48,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tied"
     tiny.write_checkpoint(folder)
     return folder
+
+
+@pytest.fixture
+def run_kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets CPUs run attention's kernels: cuDNN's call by XLA, splash attention by Pallas' interpreter."""
+    from currreft_jax.models import flash
+
+    attend, make = jax.nn.dot_product_attention, flash.splash.make_splash_mqa_single_device
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *args, implementation, **kwargs: attend(*args, **kwargs)
+    )
+    monkeypatch.setattr(flash.splash, "make_splash_mqa_single_device", partial(make, interpret=True))
+    flash._compiles.cache_clear()
+    yield
+    flash._compiles.cache_clear()

@@ -16,7 +16,7 @@ import pytest
 from benchmarks import gpu, gpu_parts, numerics
 from benchmarks.numerics import Outputs
 from benchmarks.workload import hashed_reward
-from currreft_jax.config import Kind, Method, Task
+from currreft_jax.config import AttentionKernel, Kind, Method, Task
 from currreft_jax.planning.compiled import CompiledProgram
 from currreft_jax.planning.devices import DEVICES, Topology, attached_topology
 from currreft_jax.planning.hlo import Traffic
@@ -51,12 +51,14 @@ def parts_of(out: Path) -> dict:
 def test_the_tiny_size_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     out = tmp_path / "gpu.json"
     monkeypatch.setattr(gpu_parts, "attached_topology", h100)
-    assert run(out, "device", "numerics", "sampling", "step") == 0
+    assert run(out, "device", "numerics", "attention", "sampling", "step") == 0
     parts, printed = parts_of(out), capsys.readouterr().out
 
     assert parts["device"]["data_sheet"] == {"peak_flops": 989e12, "bandwidth": 3350e9}
     assert parts["device"]["matmul_flops"] > 0 and parts["device"]["copy_bandwidth"] > 0
     assert parts["numerics"]["differences"].keys() == numerics.BOUNDS.keys() and not parts["numerics"]["failures"]
+
+    assert parts["attention"]["skipped"] == "cpu has neither cuDNN's nor splash attention"
 
     sampled = parts["sampling"]["B=8"]
     assert parts["sampling"].keys() >= {"B=4", "B=8"}
@@ -142,6 +144,49 @@ def test_padding_is_not_compared_and_nan_fails():
     assert not numerics.compare(sound, replace(sound, logits=padded), [5, 4])["failures"]
     padded[1, 3] = np.nan
     assert numerics.compare(sound, replace(sound, logits=padded), [5, 4])["failures"]
+
+
+def test_a_kernel_further_from_fp32_than_einsum_fails_by_its_name():
+    exact = {"logits": np.ones(8), "gradient": {"kernel": np.ones(4), "bias": np.ones(4)}}
+
+    def off(size: float) -> dict:
+        return jax.tree.map(lambda x: x + size * np.tile([1, -1], len(x) // 2), exact)
+
+    def failures_of(fused: dict) -> list[str]:
+        return numerics.compare_kernel(AttentionKernel.CUDNN, exact, off(0.01), fused)["failures"]
+
+    sound = off(0.015)
+    errors = numerics.compare_kernel(AttentionKernel.CUDNN, exact, off(0.01), sound)["errors"]
+    assert errors["gradient"] == {"einsum": pytest.approx(0.01), "cudnn": pytest.approx(0.015)}
+    assert not failures_of(sound)
+    (failure,) = failures_of({**sound, "gradient": off(0.03)["gradient"]})
+    assert failure.startswith("gradient: cudnn is 3.0e-02 from fp32")
+    assert failures_of({**sound, "logits": exact["logits"] + np.nan})
+    (failure,) = failures_of(off(0.01))
+    assert failure == "logits: cudnn gives einsum's bits, so it did not run"
+
+
+def test_a_kernel_is_compared_and_timed_where_the_platform_has_one(tmp_path, monkeypatch, capsys):
+    errors, seconds = {"logits": {"einsum": 0.01, "cudnn": 0.015}}, {"einsum": 1.5, "cudnn": 1.25}
+    compared = {"kernel": "cudnn", "errors": errors, "failures": []}
+    monkeypatch.setattr(gpu_parts, "choose_kernel", lambda *_: AttentionKernel.CUDNN)
+    monkeypatch.setattr(numerics, "measure_kernel", lambda device, kernel, say, **load: compared)
+    monkeypatch.setattr(gpu_parts, "_gradient_seconds", lambda bench, kernel, *_: seconds[kernel.value])
+    out = tmp_path / "gpu.json"
+    assert run(out, "attention") == 0
+    assert parts_of(out)["attention"]["gradient_seconds"] == seconds
+    printed = capsys.readouterr().out
+    assert "distances from fp32 in bf16: logits einsum 1.0e-02, cudnn 1.5e-02" in printed
+    assert "seconds of an update's gradient: einsum 1.500, cudnn 1.250" in printed
+    compared["failures"] = ["logits: cudnn is far from fp32"]
+    out.unlink()
+    assert run(out, "attention") == gpu.FAILED
+
+
+@pytest.mark.slow
+def test_the_gradient_of_an_update_is_timed(tmp_path):
+    bench = gpu_parts.Bench("tiny", tmp_path, sys.executable, print, print)
+    assert gpu_parts._gradient_seconds(bench, AttentionKernel.EINSUM, *gpu_parts._open_model(bench)) > 0
 
 
 def test_a_wrong_weight_on_the_device_fails_loudly(tmp_path, monkeypatch, capsys):

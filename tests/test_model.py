@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from currreft_jax.config import Remat
+from currreft_jax.config import AttentionKernel, Remat
 from currreft_jax.data.packing import BatchShape, collate
 from currreft_jax.data.processor import load as load_processor
 from currreft_jax.models import attention
 from currreft_jax.models import logprobs as logprobs_module
 from currreft_jax.models.attention import KVSource, attend
 from currreft_jax.models.config import PUBLISHED
+from currreft_jax.models.flash import FlashAttention
 from currreft_jax.models.layers import einsum
 from currreft_jax.models.logprobs import Head, VocabMask, blockwise_logprobs
 from currreft_jax.models.qwen2_5_vl import Model
@@ -254,6 +255,7 @@ def test_other_images_in_the_same_shape_do_not_recompile(checkpoint):
     assert score._cache_size() == 1
 
 
+EINSUM = FlashAttention(AttentionKernel.EINSUM, make_mesh(devices=jax.devices()[:1]), None, causal=False)
 OTHER_IMAGES = [(4, 4, 4), (1, 4, 1), (4, 3, 3), (4,), (3,)]
 
 
@@ -278,7 +280,7 @@ def test_attention_within_images_equals_masked_dense_attention(sizes):
         return jnp.sum(jnp.where(image[..., None, None] >= 0, attended, 0) ** 2)
 
     def in_rows(*arrays):
-        return attend_in_images(*arrays, jnp.asarray(image), 4, shared_rows)
+        return attend_in_images(*arrays, jnp.asarray(image), 4, shared_rows, EINSUM)
 
     def dense(query, keys, values):
         same = flat(image)[:, :, None] == flat(image)[:, None]
@@ -421,6 +423,19 @@ def on_one_device(sharded_group):
 def test_every_mesh_gives_the_same_logprobs_and_gradients(sharded_group, on_one_device, sizes):
     expected, expected_grads = on_one_device
     logprobs, grads = logprobs_and_gradients(*sharded_group, make_mesh(*sizes))
+    np.testing.assert_allclose(logprobs, expected, atol=5e-6, rtol=0)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0, err_msg=path_of(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4)])
+def test_a_model_by_a_kernel_has_the_logprobs_and_gradients_of_einsum(
+    sharded_group, on_one_device, run_kernels_on_cpu, monkeypatch, sizes
+):
+    monkeypatch.setattr("currreft_jax.models.qwen2_5_vl.choose_kernel", lambda *_: AttentionKernel.CUDNN)
+    mesh = make_mesh(*sizes, jax.devices()[: np.prod(sizes)])
+    (logprobs, grads), (expected, expected_grads) = logprobs_and_gradients(*sharded_group, mesh), on_one_device
     np.testing.assert_allclose(logprobs, expected, atol=5e-6, rtol=0)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0, err_msg=path_of(path))

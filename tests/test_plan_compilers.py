@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from configs import common, stage3
+from currreft_jax.config import AttentionKernel
 from currreft_jax.planning.compiled import CUBLAS_ONLY, Efficiency, compile_programs
 from currreft_jax.planning.devices import GIB, topology_by_name
 from currreft_jax.planning.fit import fits
@@ -49,11 +50,13 @@ def stage_of(name: str, size: str, depth: int = 0, data: int = 1):
         for name in ("a800:1x8", "a800:2x8", "v5e:2x4")
     ],
 )
-def test_the_published_widths_compile(monkeypatch, name):
+def test_the_published_widths_compile(monkeypatch, capfd, name):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
     stage, topology = stage_of(name, "3b", depth=2)
+    assert stage.model.kernel is {"a800": AttentionKernel.CUDNN, "v5e": AttentionKernel.SPLASH}[name.split(":")[0]]
     programs = stage.step(stage.buckets()[-1])
     compiled = {result.program.name: result for result in compile_programs(programs, topology)}
+    assert "einsum takes over" not in capfd.readouterr().err
     gradient, decode = compiled["gradient"], compiled["decode"]
     assert gradient.temp_bytes > GIB / 4
     # Arguments are the masters and the gradient sum, 4 bytes per parameter each.
@@ -110,6 +113,22 @@ def test_gradients_are_scattered_once_within_a_host(monkeypatch, topology, size,
     assert sum(traffic.network.values()) <= most_network * Efficiency().network
     # Norms and biases alone; a layer's smallest kernel would take 3.7 MB.
     assert traffic.links.get("all-reduce", 0) < 1e6 * stage.model.config.num_hidden_layers
+
+
+@pytest.mark.skipif(LACKING["a800"][0], reason=LACKING["a800"][1])
+def test_a_gradient_by_cudnn_has_the_flops_of_einsum_and_moves_less(monkeypatch):
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    stage, topology = stage_of("a800:1x8", "3b", depth=2)
+    by_kernel = []
+    for kernel in (AttentionKernel.EINSUM, AttentionKernel.CUDNN):
+        config = replace(stage.config, model=replace(stage.config.model, attention=kernel))
+        programs = stage_programs(config, 0, stage.spec, topology.devices)
+        gradients = [program for program in programs.step(stage.buckets()[-1]) if program.name == "gradient"]
+        by_kernel += compile_programs(gradients, topology)
+    einsum, cudnn = by_kernel
+    assert cudnn.flops == pytest.approx(einsum.flops, rel=0.02)
+    assert cudnn.traffic.memory < 0.7 * einsum.traffic.memory and cudnn.temp_bytes < 0.7 * einsum.temp_bytes
+    assert cudnn.traffic.calls == einsum.traffic.calls
 
 
 @pytest.mark.skipif(*LACKING["v5e"][:1], reason=LACKING["v5e"][1])

@@ -12,7 +12,7 @@ from currreft_jax.config.evaluation import (
     SuiteDomain,
     validate_evaluation,
 )
-from currreft_jax.config.model import Init, Lora, MeshShape, Pretrained, Remat
+from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rewards import (
     BoxReading,
     DetectionScore,
@@ -49,6 +49,7 @@ from currreft_jax.config.validation import validate
 __all__ = [
     "ELSEWHERE",
     "AdvantageScale",
+    "AttentionKernel",
     "BatchLayout",
     "BoxReading",
     "CacheType",

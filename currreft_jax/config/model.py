@@ -15,6 +15,19 @@ class Remat(Enum):
     BLOCK = "block"
 
 
+class AttentionKernel(Enum):
+    """How attention over whole sequences is computed; decoding always takes `EINSUM`.
+
+    `AUTO` chooses by the platform, in bf16: cuDNN on CUDA, splash attention on TPUs; elsewhere, and in fp32, `EINSUM`,
+    which writes the scores to memory.
+    """
+
+    AUTO = "auto"
+    EINSUM = "einsum"
+    CUDNN = "cudnn"
+    SPLASH = "splash"
+
+
 class Init(Enum):
     """Initial parameters: those of the checkpoint at `Pretrained.path`, or random ones."""
 
@@ -44,6 +57,7 @@ class Pretrained:
         init: initial parameters; `RANDOM` needs only `config.json` and the tokenizer of the folder.
         dtype: dtype of activations and products; masters and optimizer state are fp32.
         remat: rematerialisation in the backward pass.
+        attention: kernel of attention; a shape that it does not take is left to einsum, and the start says so.
         min_pixels: area that smaller images are enlarged to; 0 for the checkpoint's own.
         max_pixels: area that larger images are shrunk to; 0 for the checkpoint's own.
         lora: adapters.
@@ -53,6 +67,7 @@ class Pretrained:
     init: Init = Init.CHECKPOINT
     dtype: str = "bfloat16"
     remat: Remat = Remat.BLOCK
+    attention: AttentionKernel = AttentionKernel.AUTO
     min_pixels: int = 0
     max_pixels: int = 401_408
     lora: Lora = field(default_factory=Lora)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from currreft_jax.models.layers import MASK_VALUE, einsum
+from currreft_jax.runtime.devices import device_memory
+from currreft_jax.runtime.sharding import data_shards, local_device
 
-BLOCK_SCORES = 1 << 18  # attention scores of one head held at a time; on CPUs a larger block falls out of the cache
+BLOCK_SCORES = 1 << 18  # attention scores of one head held at a time on CPUs; a larger block falls out of the cache
+LARGE_MEMORY = 40 * 10**9  # bytes of a device that holds blocks of `LARGE_BLOCK_BYTES`
+LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES = 2 << 30, 1 << 28  # of a block's scores, on accelerators
+BYTES_PER_SCORE = 12  # about three fp32 arrays of scores exist at once
 
 
 class KVSource(NamedTuple):
@@ -34,16 +41,32 @@ class KVSource(NamedTuple):
     value_scale: jax.Array | None = None
 
 
-def attend(axes: str, query: jax.Array, *sources: KVSource) -> jax.Array:
+def block_scores(mesh: Mesh | None, num_heads: int, num_prompts: int) -> int:
+    """Returns how many attention scores of one head of one prompt a device holds at a time.
+
+    Args:
+        mesh: the devices; None for CPUs.
+        num_heads: query heads on a device.
+        num_prompts: prompts, or packs of images, on a device.
+    """
+    if mesh is None or (device := local_device(mesh)).platform == "cpu":
+        return BLOCK_SCORES
+    large = (device_memory(device) or 0) >= LARGE_MEMORY
+    return (LARGE_BLOCK_BYTES if large else SMALL_BLOCK_BYTES) // (BYTES_PER_SCORE * num_heads * num_prompts)
+
+
+def attend(axes: str, query: jax.Array, *sources: KVSource, mesh: Mesh | None = None) -> jax.Array:
     """Computes attention with one fp32 softmax over the keys of all sources.
 
-    Long queries are split into blocks along `q`, forward and backward, so that about `BLOCK_SCORES` scores of each head
+    Long queries are split into blocks along `q`, forward and backward, so that about `block_scores` scores of each head
     exist at a time. A fully masked query, which only padding is, gets finite, meaningless values.
 
     Args:
-        axes: letters of the query's axes, `d` last; `c` for the completions of a prompt, `q` for the sequence.
+        axes: letters of the query's axes, prompts first and `d` last; `c` for the completions of a prompt, `q` for the
+            sequence, `k`, `g` and `h` for heads.
         query: array with these axes.
         sources: keys and values to attend to.
+        mesh: the devices, whose memory sets the size of a block; CPUs by default.
 
     Returns:
         An array with the shape and dtype of `query`.
@@ -51,7 +74,8 @@ def attend(axes: str, query: jax.Array, *sources: KVSource) -> jax.Array:
     sizes = dict(zip(axes, query.shape, strict=True))
     num_queries = sizes.get("q", 1)
     num_keys = sum(source.keys.shape[source.axes.index("s")] for source in sources)
-    num_blocks = min(num_queries, sizes.get("c", 1) * num_queries * num_keys // BLOCK_SCORES)
+    max_scores = block_scores(mesh, *_per_device(sizes, axes[0], mesh))
+    num_blocks = min(num_queries, sizes.get("c", 1) * num_queries * num_keys // max_scores)
     if num_blocks <= 1:
         return _attend_at_once(axes, query, *sources)
     q_axis, block_size = axes.index("q"), -(-num_queries // num_blocks)
@@ -82,6 +106,16 @@ def attend(axes: str, query: jax.Array, *sources: KVSource) -> jax.Array:
     out = jnp.moveaxis(jax.lax.map(attend_block, (split(query, axes), masks)), 0, q_axis + 1)
     out = out.reshape(*query.shape[:q_axis], -1, *query.shape[q_axis + 1 :])
     return jax.lax.slice_in_dim(out, 0, num_queries, axis=q_axis)
+
+
+def _per_device(sizes: dict[str, int], prompt_axis: str, mesh: Mesh | None) -> tuple[int, int]:
+    """Returns the heads and the prompts of a device; the tensor axis shards heads, or their queries."""
+    num_heads = prod(size for letter, size in sizes.items() if letter in "kgh")
+    if mesh is None:
+        return num_heads, sizes[prompt_axis]
+    tensor = mesh.shape["tensor"]
+    is_sharded = "h" in sizes or sizes.get("k", 1) % tensor == 0
+    return -(-num_heads // (tensor if is_sharded else 1)), -(-sizes[prompt_axis] // data_shards(mesh))
 
 
 def _attend_at_once(axes: str, query: jax.Array, *sources: KVSource) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from currreft_jax.config import AttentionKernel
 from currreft_jax.models.cache import Cache, bitcast_to_bfloat16, bitcast_to_uint16, init_cache
 from currreft_jax.models.lora import merge_layer_adapters
 from currreft_jax.models.qwen2_5_vl import LanguageModel, Model, Parameters
@@ -30,7 +31,9 @@ class Decoder(LanguageModel):
         super().__init__(model, rngs=rngs)
         config = model.config
         layers = range(config.num_hidden_layers)
-        self.layers = nnx.List([DecoderLayer(config, model.mesh, model.adapters, rngs=rngs) for _ in layers])
+        self.layers = nnx.List(
+            [DecoderLayer(config, model.mesh, model.adapters, model.kernel, rngs=rngs) for _ in layers]
+        )
 
     def __call__(
         self,
@@ -93,7 +96,7 @@ def bind_decoder(decoding: Model, weights: Parameters) -> Decoder:
 
 
 def decoding_model(model: Model, mesh: tuple[int, int], dtype: jnp.dtype) -> Model:
-    """Returns the model on the decoding mesh, without adapters.
+    """Returns the model on the decoding mesh, without adapters and kernels of whole sequences.
 
     Args:
         model: the model as trained.
@@ -101,7 +104,7 @@ def decoding_model(model: Model, mesh: tuple[int, int], dtype: jnp.dtype) -> Mod
         dtype: dtype of weights and activations.
     """
     decoding_mesh = make_mesh(mesh[0], 1, mesh[1], list(model.mesh.devices.flat))
-    return replace(model, mesh=decoding_mesh, dtype=dtype, lora_rank=0)
+    return replace(model, mesh=decoding_mesh, dtype=dtype, lora_rank=0, attention=AttentionKernel.EINSUM)
 
 
 def decoding_weights(model: Model, parameters: Parameters, decoding: Model) -> Parameters:

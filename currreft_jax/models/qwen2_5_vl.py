@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from currreft_jax.config import Remat
+from currreft_jax.config import AttentionKernel, Remat
 from currreft_jax.models.config import ModelConfig
+from currreft_jax.models.flash import choose_kernel
 from currreft_jax.models.layers import Adapters, Linear, RMSNorm, apply_remat, einsum, split_stack, stack_layers
 from currreft_jax.models.logprobs import Head, VocabMask, blockwise_logprobs
 from currreft_jax.models.rope import text_angles
@@ -87,9 +88,9 @@ class Qwen2_5_VL(LanguageModel):
         super().__init__(model, rngs=rngs)
         config = model.config
         self.remat = model.remat
-        self.visual = VisionTower(config.vision, mesh=model.mesh, remat=model.remat, rngs=rngs)
+        self.visual = VisionTower(config.vision, mesh=model.mesh, remat=model.remat, kernel=model.kernel, rngs=rngs)
         self.layers = stack_layers(
-            DecoderLayer, config.num_hidden_layers, config, model.mesh, model.adapters, rngs=rngs
+            DecoderLayer, config.num_hidden_layers, config, model.mesh, model.adapters, model.kernel, rngs=rngs
         )
 
     def prefix(self, batch: PromptBatch) -> Prefix:
@@ -235,6 +236,10 @@ class Model:
         tokenizer_size: number of ids that the tokenizer knows; None for all of the vocabulary.
         lora_rank: rank of the adapters of the decoder's linear layers; 0 for none.
         lora_alpha: scale of the adapters, times their rank.
+        attention: kernel of attention over whole sequences.
+
+    Raises:
+        ValueError: the devices or the dtype lack that kernel.
     """
 
     config: ModelConfig
@@ -244,6 +249,15 @@ class Model:
     tokenizer_size: int | None = None
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    attention: AttentionKernel = AttentionKernel.AUTO
+
+    def __post_init__(self) -> None:
+        choose_kernel(self.attention, self.mesh, self.dtype)  # refuses what the devices lack
+
+    @property
+    def kernel(self) -> AttentionKernel:
+        """The attention kernel that the setting chooses."""
+        return choose_kernel(self.attention, self.mesh, self.dtype)
 
     @property
     def adapters(self) -> Adapters | None:

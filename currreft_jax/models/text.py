@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from currreft_jax.config import AttentionKernel
 from currreft_jax.models.attention import KVSource, attend
 from currreft_jax.models.cache import Cache, bitcast_to_bfloat16, update_cache
 from currreft_jax.models.config import ModelConfig
+from currreft_jax.models.flash import FlashAttention, Sequences
 from currreft_jax.models.layers import RESIDUAL_INIT_SCALE, Adapters, GatedMLP, Linear, RMSNorm
 from currreft_jax.models.rope import apply_rope
 from currreft_jax.runtime.sharding import BATCH, constrain
@@ -51,7 +53,9 @@ class Attention(nnx.Module):
     its queries use; `kv_heads` counts them with the repeats.
     """
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, adapters: Adapters | None, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, mesh: Mesh, adapters: Adapters | None, kernel: AttentionKernel, *, rngs: nnx.Rngs
+    ):
         size, head = config.hidden_size, config.head_dim
         self.mesh = mesh
         linear = partial(Linear, adapters=adapters, rngs=rngs)
@@ -62,6 +66,7 @@ class Attention(nnx.Module):
         self.splits = splits_heads(config, mesh)
         self.kv_heads = num_cached_heads(config, mesh)
         self.repeats = self.kv_heads // config.num_key_value_heads
+        self.flash = FlashAttention(kernel, mesh, "heads" if self.splits else None, causal=True)
 
     def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Projects `[P, ..., D]` to queries `[P, ..., K, H / K, head]` and keys and values `[P, ..., K, head]`."""
@@ -70,6 +75,28 @@ class Attention(nnx.Module):
         key, value = (self.constrain_heads(jnp.repeat(a, self.repeats, axis=-2)) for a in (key, value))
         query = self.constrain_heads(query)
         return query.reshape(*query.shape[:-2], self.kv_heads, -1, query.shape[-1]), key, value
+
+    def attend_prompts(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """Attends causally within each prompt: `[P, L, K, H / K, head]`, keys and values `[P, L, K, head]`."""
+        sequences = Sequences(query[:, None], key[:, None], value[:, None])
+        if self.flash.takes(sequences):
+            return self.flash(sequences)[:, 0]
+        return attend("pqkgd", query, KVSource("pskd", key, value, "qs", causal_mask(query.shape[1])), mesh=self.mesh)
+
+    def attend_completions(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, prompt: KVPair, prompt_mask: jax.Array
+    ) -> jax.Array:
+        """Attends to the prompt, and causally within each completion, `[P, G, T, K, H / K, head]`."""
+        sequences = Sequences(query, key, value, *prompt, prompt_mask)
+        if self.flash.takes(sequences):
+            return self.flash(sequences)
+        return attend(
+            "pcqkgd",
+            query,
+            KVSource("pskd", *prompt, "ps", prompt_mask),
+            KVSource("pcskd", key, value, "qs", causal_mask(query.shape[2])),
+            mesh=self.mesh,
+        )
 
     def constrain_heads(self, x: jax.Array) -> jax.Array:
         """Shards the heads of `[P, ..., heads, head]` over the tensor axis, if it divides them."""
@@ -83,10 +110,12 @@ class Attention(nnx.Module):
 class DecoderLayer(nnx.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, adapters: Adapters | None, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, mesh: Mesh, adapters: Adapters | None, kernel: AttentionKernel, *, rngs: nnx.Rngs
+    ):
         self.mesh = mesh
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs=rngs)
-        self.self_attn = Attention(config, mesh, adapters, rngs=rngs)
+        self.self_attn = Attention(config, mesh, adapters, kernel, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, adapters=adapters, rngs=rngs)
 
@@ -101,8 +130,7 @@ class DecoderLayer(nnx.Module):
             Hidden states `[P, L, D]`, and keys and values `[P, L, K, head]` for the completions.
         """
         query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
-        attended = attend("pqkgd", query, KVSource("pskd", key, value, "qs", causal_mask(x.shape[1])))
-        return self.finish(x, attended), (key, value)
+        return self.finish(x, self.self_attn.attend_prompts(query, key, value)), (key, value)
 
     def forward_suffix(self, x: jax.Array, angles: jax.Array, prompt: KVPair, prompt_mask: jax.Array) -> jax.Array:
         """Runs the layer on the completions; each attends to its prompt and to itself.
@@ -117,13 +145,7 @@ class DecoderLayer(nnx.Module):
             Hidden states `[P, G, T, D]`.
         """
         query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
-        attended = attend(
-            "pcqkgd",
-            query,
-            KVSource("pskd", *prompt, "ps", prompt_mask),
-            KVSource("pcskd", key, value, "qs", causal_mask(x.shape[2])),
-        )
-        return self.finish(x, attended)
+        return self.finish(x, self.self_attn.attend_completions(query, key, value, prompt, prompt_mask))
 
     def decode(
         self,

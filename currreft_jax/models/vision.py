@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from currreft_jax.config import Remat
+from currreft_jax.config import AttentionKernel, Remat
 from currreft_jax.models.attention import KVSource, attend
 from currreft_jax.models.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
+from currreft_jax.models.flash import FlashAttention, Sequences
 from currreft_jax.models.layers import (
     RESIDUAL_INIT_SCALE,
     GatedMLP,
@@ -66,7 +67,8 @@ class PatchEmbed(nnx.Module):
 class VisionAttention(nnx.Module):
     """Attention within windows, or within images."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, mesh: Mesh, kernel: AttentionKernel, *, rngs: nnx.Rngs):
+        self.rows = FlashAttention(kernel, mesh, "queries", causal=False)
         size, heads, head = config.hidden_size, config.num_heads, config.head_dim
         self.qkv = Linear((size,), (3, heads, head), bias=True, rngs=rngs)
         self.proj = Linear((heads, head), (size,), bias=True, init_scale=RESIDUAL_INIT_SCALE, rngs=rngs)
@@ -88,12 +90,12 @@ class VisionAttention(nnx.Module):
 
         def in_image(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             image_id = jnp.asarray(images.image_id)
-            return attend_in_images(query, key, value, image_id, images.max_slots_per_image, shared_rows)
+            return attend_in_images(query, key, value, image_id, images.max_slots_per_image, shared_rows, self.rows)
 
         def in_window(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             window_id = jnp.asarray(images.window_id)
             mask = window_id[..., :, None] == window_id[..., None, :]
-            return attend("nwqhd", query, KVSource("nwshd", key, value, "nwqs", mask))
+            return attend("nwqhd", query, KVSource("nwshd", key, value, "nwqs", mask), mesh=self.rows.mesh)
 
         return self.proj(jax.lax.cond(is_full, in_image, in_window, query, key, value))
 
@@ -114,8 +116,38 @@ def rows_sharing_images(image_id: jax.Array, row_slots: int) -> jax.Array:
     return jnp.pad(crossed, (1, 0)) | jnp.pad(crossed, (0, 1))
 
 
+def attend_same_id(
+    query: jax.Array, ids: jax.Array, key: jax.Array, value: jax.Array, key_ids: jax.Array, flash: FlashAttention
+) -> jax.Array:
+    """Attends to the keys that have the query's id.
+
+    Args:
+        query: `[N, T, heads, head]`.
+        ids: int `[N, T]`.
+        key: `[N, S, heads, head]`.
+        value: `[N, S, heads, head]`.
+        key_ids: int `[N, S]`.
+        flash: kernel, which may not take the shapes.
+
+    Returns:
+        `[N, T, heads, head]`.
+    """
+    q, k, v, q_ids, k_ids = (x[:, None] for x in (query[..., None, :], key, value, ids, key_ids))
+    sequences = Sequences(q, k, v, query_ids=q_ids, key_ids=k_ids)
+    if flash.takes(sequences):
+        return flash(sequences)[:, 0, :, :, 0]
+    mask = ids[:, :, None] == key_ids[:, None, :]
+    return attend("nqhd", query, KVSource("nshd", key, value, "nqs", mask), mesh=flash.mesh)
+
+
 def attend_in_images(
-    query: jax.Array, key: jax.Array, value: jax.Array, image_id: jax.Array, row_slots: int, shared_rows: jax.Array
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    image_id: jax.Array,
+    row_slots: int,
+    shared_rows: jax.Array,
+    flash: FlashAttention,
 ) -> jax.Array:
     """Attends within each image, one row of slots at a time, forward and backward.
 
@@ -133,6 +165,7 @@ def attend_in_images(
         image_id: int `[N, S, C]`, image of each patch; -1 for padding.
         row_slots: slots of a row.
         shared_rows: bool `[rows]`, from `rows_sharing_images`.
+        flash: kernel of a row.
 
     Returns:
         `[N, S, C, heads, head]`.
@@ -147,22 +180,16 @@ def attend_in_images(
         padded = jnp.pad(x, padding, constant_values=fill)
         return jnp.moveaxis(padded.reshape(num_shards, num_rows, row_slots * patches, *x.shape[3:]), 1, 0)
 
-    def attend_masked(
-        query: jax.Array, ids: jax.Array, key: jax.Array, value: jax.Array, key_ids: jax.Array
-    ) -> jax.Array:
-        mask = ids[:, :, None] == key_ids[:, None, :]
-        return attend("nqhd", query, KVSource("nshd", key, value, "nqs", mask))
-
     @jax.checkpoint
     def attend_row(inputs: tuple[Any, ...]) -> jax.Array:
         shared, query, *sources = inputs
         row_ids = sources[-1][1]
 
         def three_rows() -> jax.Array:
-            return attend_masked(query, row_ids, *(jnp.concatenate(rows, axis=1) for rows in sources))
+            return attend_same_id(query, row_ids, *(jnp.concatenate(rows, axis=1) for rows in sources), flash)
 
         def own_row() -> jax.Array:
-            return attend_masked(query, row_ids, *(row for _, row, _ in sources))
+            return attend_same_id(query, row_ids, *(row for _, row, _ in sources), flash)
 
         return jax.lax.cond(shared, three_rows, own_row) if num_rows > 1 else own_row()
 
@@ -184,9 +211,9 @@ def _with_neighbours(rows: jax.Array, fill: int = 0) -> tuple[jax.Array, jax.Arr
 class VisionBlock(nnx.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, mesh: Mesh, kernel: AttentionKernel, *, rngs: nnx.Rngs):
         self.norm1 = RMSNorm(config.hidden_size, NORM_EPS, rngs=rngs)
-        self.attn = VisionAttention(config, rngs=rngs)
+        self.attn = VisionAttention(config, mesh, kernel, rngs=rngs)
         self.norm2 = RMSNorm(config.hidden_size, NORM_EPS, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True, rngs=rngs)
 
@@ -218,12 +245,12 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Encodes packed images: patches in, one feature per merged unit out."""
 
-    def __init__(self, config: VisionConfig, *, mesh: Mesh, remat: Remat, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, mesh: Mesh, remat: Remat, kernel: AttentionKernel, rngs: nnx.Rngs):
         self.config = config
         self.mesh = mesh
         self.remat = remat
         self.patch_embed = PatchEmbed(config, rngs=rngs)
-        self.blocks = stack_layers(VisionBlock, config.depth, config, rngs=rngs)
+        self.blocks = stack_layers(VisionBlock, config.depth, config, mesh, kernel, rngs=rngs)
         self.merger = PatchMerger(config, rngs=rngs)
 
     def __call__(self, images: PackedImages, dtype: jnp.dtype) -> jax.Array:

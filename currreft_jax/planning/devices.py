@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from currreft_jax.runtime.devices import DEVICE_MEMORY, device_name
+
 _A100 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
 _H100 = "https://www.nvidia.com/en-us/data-center/h100/"
 _H200 = "https://www.nvidia.com/en-us/data-center/h200/"
@@ -65,7 +67,6 @@ class DeviceSpec:
     Attributes:
         name: device description that XLA gets; on a GPU JAX's `device_kind`.
         platform: compiler platform.
-        memory: bytes that a program sees.
         usable_fraction: fraction of `memory` available to arrays; the runtime keeps the rest.
         bandwidth: memory bandwidth in bytes/s.
         peak_flops: bf16 FLOP/s with fp32 accumulation, dense.
@@ -76,7 +77,6 @@ class DeviceSpec:
 
     name: str
     platform: Platform
-    memory: int
     usable_fraction: float
     bandwidth: float
     peak_flops: float
@@ -84,18 +84,21 @@ class DeviceSpec:
     sources: tuple[str, ...]
     gpu: GpuSpec | None = None
 
+    @property
+    def memory(self) -> int:
+        """Bytes that a program sees."""
+        return DEVICE_MEMORY[self.name]
+
 
 _GA100 = GpuSpec((8, 0), 108, 64, 164 * 1024, 163 * 1024, 40 * 2**20, 1.41)
 _GH100 = GpuSpec((9, 0), 132, 128, 228 * 1024, 227 * 1024, 50 * 2**20, 1.98)
 # On CUDA, launch/env_gpu.sh sets the fraction for arrays; a TPU's compiler reserves its own share and reports it.
 _CUDA_USABLE = 0.93
 
-# Memory of CUDA devices is the figure that the driver reports, slightly below the data sheet's.
 DEVICES: dict[str, DeviceSpec] = {
     "a800": DeviceSpec(  # an A100 with NVLink cut from 600 GB/s to 400, both directions together
         "NVIDIA A800-SXM4-80GB",
         Platform.CUDA,
-        85_100_068_864,
         _CUDA_USABLE,
         2039e9,
         312e12,
@@ -106,7 +109,6 @@ DEVICES: dict[str, DeviceSpec] = {
     "a100": DeviceSpec(
         "NVIDIA A100-SXM4-80GB",
         Platform.CUDA,
-        85_100_068_864,
         _CUDA_USABLE,
         2039e9,
         312e12,
@@ -117,7 +119,6 @@ DEVICES: dict[str, DeviceSpec] = {
     "a100-40": DeviceSpec(
         "NVIDIA A100-SXM4-40GB",
         Platform.CUDA,
-        42_298_834_944,
         _CUDA_USABLE,
         1555e9,
         312e12,
@@ -128,7 +129,6 @@ DEVICES: dict[str, DeviceSpec] = {
     "h100": DeviceSpec(
         "NVIDIA H100 80GB HBM3",
         Platform.CUDA,
-        84_942_979_072,
         _CUDA_USABLE,
         3350e9,
         989e12,
@@ -136,23 +136,16 @@ DEVICES: dict[str, DeviceSpec] = {
         (_H100, _CUDA),
         _GH100,
     ),
-    "h200": DeviceSpec(
-        "NVIDIA H200", Platform.CUDA, 150_100_000_000, _CUDA_USABLE, 4800e9, 989e12, 450e9, (_H200, _CUDA), _GH100
-    ),
-    "v5e": DeviceSpec("TPU v5e", Platform.TPU, 16 * GIB, 15.75 / 16, 819e9, 197e12, 200e9, (f"{_TPU}v5e",)),
-    "v5p": DeviceSpec("TPU v5p", Platform.TPU, 95 * GIB, 0.98, 2765e9, 459e12, 600e9, (f"{_TPU}v5p",)),
-    "v6e": DeviceSpec("TPU v6e", Platform.TPU, 32 * GIB, 31.25 / 32, 1640e9, 918e12, 448e9, (f"{_TPU}v6e",)),
+    "h200": DeviceSpec("NVIDIA H200", Platform.CUDA, _CUDA_USABLE, 4800e9, 989e12, 450e9, (_H200, _CUDA), _GH100),
+    "v5e": DeviceSpec("TPU v5e", Platform.TPU, 15.75 / 16, 819e9, 197e12, 200e9, (f"{_TPU}v5e",)),
+    "v5p": DeviceSpec("TPU v5p", Platform.TPU, 0.98, 2765e9, 459e12, 600e9, (f"{_TPU}v5p",)),
+    "v6e": DeviceSpec("TPU v6e", Platform.TPU, 31.25 / 32, 1640e9, 918e12, 448e9, (f"{_TPU}v6e",)),
 }
-
-
-# JAX's `device_kind` of TPUs, where it is not the table's name.
-_TPU_KINDS = {"TPU v5 lite": "TPU v5e", "TPU v5": "TPU v5p", "TPU v6 lite": "TPU v6e"}
 
 
 def device_spec(device: Any) -> DeviceSpec | None:
     """Returns the figures of an attached device; None if the table lacks it."""
-    name = _TPU_KINDS.get(device.device_kind, device.device_kind)
-    return next((spec for spec in DEVICES.values() if spec.name == name), None)
+    return next((spec for spec in DEVICES.values() if spec.name == device_name(device)), None)
 
 
 @dataclass(frozen=True, slots=True)

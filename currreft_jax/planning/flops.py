@@ -1,7 +1,8 @@
 """Matmul FLOPs of a program, counted in its jaxpr.
 
 XLA counts the body of a scan once, however often it runs, so its count for a scanned model is that of one layer. Here a
-body counts once per iteration. Only matrix products count; everything else is negligible.
+body counts once per iteration. Only matrix products count, those within attention's kernels too; everything else is
+negligible. A kernel that skips masked scores counts as if it did not, as einsum's products do.
 """
 
 from __future__ import annotations
@@ -28,6 +29,17 @@ def matmul_flops(jaxpr: Jaxpr, iterations: float = 1.0, cond_fraction: float = 1
         match equation.primitive.name:
             case "dot_general":
                 total += _dot_flops(equation)
+            case name if name.startswith("dot_product_attention_fwd"):
+                total += 2 * _scores_flops(equation)  # scores, and values weighted by them
+            case name if name.startswith("dot_product_attention_bwd"):
+                total += 5 * _scores_flops(equation)  # scores once more, and the gradients of weights, q, k and v
+            case "pallas_call":  # the body runs once for each step of the grid; its `cond`s skip masked blocks
+                body = equation.params["jaxpr"]
+                total += prod(equation.params["grid_mapping"].grid) * matmul_flops(body, iterations)
+            case "shard_map":  # the body is what one device runs
+                total += equation.params["mesh"].size * matmul_flops(
+                    equation.params["jaxpr"], iterations, cond_fraction
+                )
             case "cond":
                 if_false, if_true = (matmul_flops(branch.jaxpr, iterations) for branch in equation.params["branches"])
                 total += (1 - cond_fraction) * if_false + cond_fraction * if_true
@@ -47,6 +59,12 @@ def _dot_flops(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     (left, _), (out,) = equation.invars, equation.outvars
     return 2.0 * prod(out.aval.shape) * prod(left.aval.shape[axis] for axis in contracted)
+
+
+def _scores_flops(equation: Any) -> float:
+    """Counts one product of cuDNN's attention, `[B, T, N, head]` by `[B, S, K, head]`."""
+    (batch, queries, heads, head_dim), (_, keys, _, _) = (x.aval.shape for x in equation.invars[:2])
+    return 2.0 * batch * heads * queries * keys * head_dim
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:

@@ -89,6 +89,12 @@ def data_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def local_device(mesh: Mesh) -> Any:
+    """Returns this process's first device of the mesh; of devices that are not attached the first."""
+    process = jax.process_index()
+    return next((device for device in mesh.devices.flat if device.process_index == process), mesh.devices.flat[0])
+
+
 def num_hosts(mesh: Mesh) -> int:
     """Returns the number of processes that hold the mesh's devices."""
     return len({device.process_index for device in mesh.devices.flat})

@@ -22,7 +22,8 @@ _MAY_CHANGE = (
     *("data.threads", "data.prefetch", "data.max_bad_rows", "data.shapes", "data.prompt_lengths"),
     *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
     *("logging.tensorboard", "logging.wandb"),
-    *("data.completion_lengths", "data.slots", "grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
+    *("model.attention", "data.completion_lengths", "data.slots"),
+    *("grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
 )
 
 

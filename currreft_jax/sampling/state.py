@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from currreft_jax.config import Sampling
+from currreft_jax.config import AttentionKernel, Sampling
 from currreft_jax.models.cache import Cache
 from currreft_jax.models.decoder import decoding_model
+from currreft_jax.models.flash import say_einsum
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.runtime.sharding import data_shards
 from currreft_jax.structs import Array
@@ -56,9 +58,10 @@ class SamplerSpec:
 
 def sampler_spec(model: Model, settings: Sampling, stop_token_ids: tuple[int, ...]) -> SamplerSpec:
     """Makes the specification of a model's sampler."""
+    decoding = decoding_model(model, settings.mesh, jnp.dtype(settings.precision.value))
     return SamplerSpec(
-        model=model,
-        decoding=decoding_model(model, settings.mesh, jnp.dtype(settings.precision.value)),
+        model=_prefill_model(model, decoding),
+        decoding=decoding,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -68,6 +71,19 @@ def sampler_spec(model: Model, settings: Sampling, stop_token_ids: tuple[int, ..
         stop_token_ids=stop_token_ids,
         pad_token_id=model.config.bos_token_id,
     )
+
+
+@lru_cache(maxsize=16)
+def _prefill_model(model: Model, decoding: Model) -> Model:
+    """Returns the model that reads the prompts, by einsum where its program has two meshes.
+
+    JAX lowers cuDNN's attention in programs of one mesh alone, and the caches are laid out on the decoding mesh.
+    """
+    if model.kernel is not AttentionKernel.CUDNN or model.mesh.shape == decoding.mesh.shape:
+        return model
+    reason = f"mesh {tuple(model.mesh.shape.values())} and decoding mesh {tuple(decoding.mesh.shape.values())}"
+    say_einsum(model.kernel, "the prompts of the sampler", f"{reason} in one program")
+    return replace(model, attention=AttentionKernel.EINSUM)
 
 
 class PromptState(NamedTuple):

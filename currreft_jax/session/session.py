@@ -66,6 +66,18 @@ def load_config_processor(settings: Pretrained) -> Processor:
 
 
 def make_model(settings: Pretrained, architecture: ModelConfig, mesh: Mesh, tokenizer_size: int | None) -> Model:
-    """Describes the model as it is trained: with its adapters, precision and rematerialisation."""
-    lora = settings.lora
-    return Model(architecture, mesh, jnp.dtype(settings.dtype), settings.remat, tokenizer_size, lora.rank, lora.alpha)
+    """Describes the model as it is trained: with its adapters, precision, rematerialisation and attention.
+
+    Raises:
+        ValueError: the devices lack the kernel of `model.attention`.
+    """
+    return Model(
+        architecture,
+        mesh,
+        jnp.dtype(settings.dtype),
+        settings.remat,
+        tokenizer_size,
+        settings.lora.rank,
+        settings.lora.alpha,
+        settings.attention,
+    )

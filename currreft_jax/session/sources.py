@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from currreft_jax.config import Pretrained
+from currreft_jax.config import AttentionKernel, Pretrained
 from currreft_jax.data import processor as processors
 from currreft_jax.data.processor import Processor
 from currreft_jax.models import hf
@@ -111,6 +111,7 @@ def _checkpoint_settings(
     return dataclasses.replace(
         settings,
         dtype=dtype or settings.dtype,
+        attention=AttentionKernel.AUTO,  # these devices need not be the run's
         min_pixels=min_pixels or settings.min_pixels,
         max_pixels=max_pixels or settings.max_pixels,
     )

@@ -100,7 +100,9 @@ def _policy_before(
         if stage_index == 0 and config.model.init is Init.RANDOM:
             raise ValueError("the run started from random parameters, which are in no file")
         previous = stage_dir.parent / config.stages[stage_index - 1].name / EXPORT
-        return hf.load(previous if stage_index else config.model.path, mesh=mesh, dtype=config.model.dtype)
+        source = previous if stage_index else config.model.path
+        model, params = hf.load(source, mesh=mesh, dtype=config.model.dtype)
+        return dataclasses.replace(model, attention=config.model.attention), params
     steps = saved_steps(stage_dir)
     if step - 1 not in steps:
         raise ValueError(
