@@ -50,9 +50,10 @@ def compile_stage(
         FileNotFoundError: the shape of the model is unknown.
     """
     validate(config)
-    stage = stage_programs(config, stage_index, model_spec(config), topology.devices)
+    stage = stage_programs(config, stage_index, model_spec(config), topology.devices, topology.usable_bytes)
     print(
-        format_summary(config, stage_index, stage.model, stage.layout, stage.resident, topology, efficiency), flush=True
+        format_summary(stage.config, stage_index, stage.model, stage.layout, stage.resident, topology, efficiency),
+        flush=True,
     )
     buckets = stage.buckets() if all_shapes else stage.buckets()[-1:]
     programs = (program for bucket in buckets for program in stage.step(bucket))
@@ -77,7 +78,7 @@ def remedy(config: Config, stage_index: int, spec: ModelSpec, topology: Topology
         print(f"plan: {line}", file=sys.stderr)
 
     def largest_step(config: Config) -> Iterator[StepProgram]:
-        stage = stage_programs(config, stage_index, spec, topology.devices)
+        stage = stage_programs(config, stage_index, spec, topology.devices, topology.usable_bytes)
         return stage.step(stage.buckets()[-1])
 
     if found := Search(config, largest_step, topology, efficiency, log).run():
