@@ -27,6 +27,8 @@ class StepProgram:
         times: calls per step.
         iterations: trip count of its `while_loop`, which ends when all completions have.
         cond_fraction: fraction of its `cond`s that take the true branch.
+        awaits_collectives: whether what follows a collective needs its result, so that nothing hides its seconds.
+        evaluation_times: calls per batch of held-out rows.
     """
 
     name: str
@@ -37,6 +39,8 @@ class StepProgram:
     times: float = 1.0
     iterations: int = 1
     cond_fraction: float = 1.0
+    awaits_collectives: bool = False
+    evaluation_times: float = 0.0
 
     @property
     def bytes_before(self) -> int:

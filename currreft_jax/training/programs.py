@@ -212,9 +212,10 @@ class StagePrograms:
         length = smallest_bucket(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
         slots = next_power_of_two(largest * (count // data_shards(self.model.mesh)))
         batch = self._prompt_batch(BatchShape(length, slots, next_power_of_two(largest)), count)
-        return abstract_sampler_programs(
-            spec, settings, batch, self.resident, cond_fraction=self.cond_fraction, prefix="held-out ", times=0.0
-        )
+        for program in abstract_sampler_programs(
+            spec, settings, batch, self.resident, cond_fraction=self.cond_fraction, prefix="held-out "
+        ):
+            yield dataclasses.replace(program, times=0.0, evaluation_times=program.times)
 
     def _whole_batch(self, bucket: Bucket) -> PromptBatch:
         """Returns all rows of a step whose microbatches take a bucket."""
