@@ -163,7 +163,7 @@ def test_neighbours_of_a_tpu_mesh_are_close():
     [
         ((1, 32, 2), tpus(4, 4, 4, kind="TPU v5p")),
         ((2, 8, 1), tpus(4, 4)),
-        ((1, 8, 2), tpus(4, 4)),
+        ((1, 4, 4), tpus(4, 4)),
         ((1, 2, 4), tpus(2, 4)),
     ],
 )

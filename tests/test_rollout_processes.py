@@ -19,8 +19,8 @@ import currreft_jax as cr
 from currreft_jax.runtime.multihost import local_rows
 from tests.test_rollout_processes import prompts_of, settings
 
-# The processes' devices take turns, so that the shards of neither are consecutive.
-turns = [device for pair in zip(jax.devices()[:4], jax.devices()[4:]) for device in pair]
+# The processes' devices take turns by two, so that the shards of neither are consecutive.
+turns = [jax.devices()[i] for i in (0, 1, 4, 5, 2, 3, 6, 7)]
 model, parameters = cr.load_model(source, mesh=cr.make_mesh(1, 8, 1, devices=turns))
 processor, prompts = prompts_of(source)
 own = prompts[4 * process : 4 * process + 4]

@@ -43,42 +43,40 @@ def sample_token(
         Tokens, int32 `[P, G]`; log-probabilities and entropies in nats, fp32 `[P, G]` each.
     """
     num_blocks = -(-(logits.shape[-1] - num_padded) // BLOCK_SIZE)
-    num_shards = mesh.shape["tensor"] if mesh else 1
-    blocks = _split_blocks(logits, num_shards)
+    blocks = _split_blocks(logits)
     max_logit, sumexp = _block_sumexp(blocks, num_blocks, mesh)
     if temperature == 0:
         block, column = _argmax(blocks, mesh)
     else:
         filtered, filtered_sumexp = blocks, sumexp
         if top_k or top_p < 1:
-            filtered = _split_blocks(_top_p(_top_k(logits, top_k), top_p), num_shards)
+            filtered = _split_blocks(_top_p(_top_k(logits, top_k), top_p))
             filtered_sumexp = _block_sumexp(filtered, num_blocks, mesh)[1]
         block, column = _gumbel_max(filtered, filtered_sumexp, keys, token_index)
     token_logit = jnp.take_along_axis(_take_block(blocks, block), column[..., None], axis=-1)[..., 0]
     total = jnp.sum(sumexp, axis=-1)
-    shifted = jnp.maximum(blocks - max_logit[..., None, None, None], _EXP_UNDERFLOW)
-    entropy = jnp.log(total) - jnp.sum(jnp.exp(shifted) * shifted, axis=(-3, -2, -1)) / total
+    shifted = jnp.maximum(blocks - max_logit[..., None, None], _EXP_UNDERFLOW)
+    entropy = jnp.log(total) - jnp.sum(jnp.exp(shifted) * shifted, axis=(-2, -1)) / total
     token = block * BLOCK_SIZE + column
     return token.astype(jnp.int32), token_logit - max_logit - jnp.log(total), entropy
 
 
-def _split_blocks(logits: jax.Array, num_shards: int) -> jax.Array:
-    """`[P, G, V] -> [P, G, shards, blocks, BLOCK_SIZE]`, padded with masked logits."""
+def _split_blocks(logits: jax.Array) -> jax.Array:
+    """`[P, G, V] -> [P, G, blocks, BLOCK_SIZE]`, padded with masked logits."""
     padding = -logits.shape[-1] % BLOCK_SIZE
     padded = jnp.pad(logits, ((0, 0), (0, 0), (0, padding)), constant_values=MASK_VALUE)
-    return padded.reshape(*logits.shape[:2], num_shards, -1, BLOCK_SIZE)
+    return padded.reshape(*logits.shape[:2], -1, BLOCK_SIZE)
 
 
 def _gather_blocks(values: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Gives every shard the values of all blocks: `[P, G, shards, blocks] -> [P, G, shards * blocks]`."""
-    joined = values.reshape(*values.shape[:2], -1)
-    return constrain(joined, mesh, BATCH) if mesh else joined
+    """Gives every shard of the vocabulary the values of all blocks, `[P, G, blocks]`."""
+    return constrain(values, mesh, BATCH) if mesh else values
 
 
 def _block_sumexp(blocks: jax.Array, num_blocks: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
     """Returns the largest logit `[P, G]`, and each block's sum of exponentials relative to it, `[P, G, num_blocks]`."""
-    max_logit = jnp.max(blocks, axis=(-3, -2, -1))
-    sumexp = jnp.sum(jnp.exp(blocks - max_logit[..., None, None, None]), axis=-1)
+    max_logit = jnp.max(blocks, axis=(-2, -1))
+    sumexp = jnp.sum(jnp.exp(blocks - max_logit[..., None, None]), axis=-1)
     return max_logit, _gather_blocks(sumexp, mesh)[..., :num_blocks]
 
 
@@ -108,12 +106,7 @@ def _gumbel_max(blocks: jax.Array, sumexp: jax.Array, keys: Array, token_index: 
 
 
 def _take_block(blocks: jax.Array, block: jax.Array) -> jax.Array:
-    """Returns the logits of a block, `[P, G, BLOCK_SIZE]`; each shard looks among its own blocks alone."""
-    shards, size = blocks.shape[2:4]
-    in_shard = block[..., None] - size * jnp.arange(shards)
-    index = jnp.clip(in_shard, 0, size - 1)
-    found = jnp.take_along_axis(blocks, index[..., None, None], axis=3)[..., 0, :]
-    return jnp.sum(jnp.where((index == in_shard)[..., None], found, 0), axis=2)
+    return jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
 
 
 def _gumbel(bits: jax.Array) -> jax.Array:
