@@ -89,7 +89,7 @@ plan: .venv-plan/.installed  ## Plans the paper's settings on GPUs and TPUs, wit
 	. launch/env_gpu.sh; unset JAX_COMPILATION_CACHE_DIR; \
 	for setting in 3b:a800:1x8 7b:a800:2x8 3b:v5e:2x4 3b:v5p:2x2x2 3b:v6e:2x4; do \
 		model=$${setting%%:*}; topology=$${setting#*:}; \
-		.venv-plan/bin/python -m currreft_jax.plan --config=configs/stage3.py:$$model --topology=$$topology \
+		.venv-plan/bin/python -m currreft_jax.plan --config=configs/curriculum.py:$$model --topology=$$topology \
 			| tee runs/plan/$$model-$$(echo $$topology | tr : -).txt; \
 	done
 	.venv-plan/bin/python -m pytest -m plan tests/test_plan_compilers.py

@@ -20,7 +20,14 @@ from absl import app, flags
 
 from currreft_jax.config import ELSEWHERE, Config, Shapes, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
-from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_programs
+from currreft_jax.planning.budget import Budget
+from currreft_jax.planning.compiled import (
+    CompiledProgram,
+    Efficiency,
+    compile_programs,
+    evaluation_seconds,
+    step_seconds,
+)
 from currreft_jax.planning.devices import DEVICES, GB, Topology, attached_topology, topology_by_name
 from currreft_jax.planning.fit import fits
 from currreft_jax.planning.search import Search
@@ -51,9 +58,10 @@ def compile_stage(
         FileNotFoundError: the shape of the model is unknown.
     """
     validate(config)
-    stage = stage_programs(config, stage_index, model_spec(config), topology.devices)
+    stage = stage_programs(config, stage_index, model_spec(config), topology.devices, topology.usable_bytes)
     print(
-        format_summary(config, stage_index, stage.model, stage.layout, stage.resident, topology, efficiency), flush=True
+        format_summary(stage.config, stage_index, stage.model, stage.layout, stage.resident, topology, efficiency),
+        flush=True,
     )
     buckets = stage.buckets() if all_shapes else stage.buckets()[-1:]
     programs = (program for bucket in buckets for program in stage.step(bucket))
@@ -68,6 +76,15 @@ def compile_stage(
         f"compiled {len(compiled)} programs in {seconds:.0f} s; a run compiles up to {stage.max_programs():,},"
         f" {'before its first step' if config.data.shapes is Shapes.AUTO else 'as batches need them'}"
     )
+    has_figures = topology.spec is not None
+    budget = Budget(
+        config,
+        checkpoint_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stage.state)),
+        export_bytes=stage.model.merged.num_parameters * stage.model.dtype.itemsize,
+        step_seconds=step_seconds(largest, topology, efficiency) if has_figures else None,
+        evaluation_seconds=evaluation_seconds(largest, topology, efficiency) if has_figures else 0.0,
+    )
+    print(budget)
     return compiled
 
 
@@ -78,7 +95,7 @@ def remedy(config: Config, stage_index: int, spec: ModelSpec, topology: Topology
         print(f"plan: {line}", file=sys.stderr)
 
     def largest_step(config: Config) -> Iterator[StepProgram]:
-        stage = stage_programs(config, stage_index, spec, topology.devices)
+        stage = stage_programs(config, stage_index, spec, topology.devices, topology.usable_bytes)
         return stage.step(stage.buckets()[-1])
 
     if found := Search(config, largest_step, topology, efficiency, log).run():
@@ -103,6 +120,8 @@ def define_flags() -> None:
     flags.DEFINE_float("memory_share", defaults.memory, "achieved fraction of the memory bandwidth")
     flags.DEFINE_float("link_share", defaults.links, "achieved fraction of the link bandwidth")
     flags.DEFINE_float("network_gbs", defaults.network / GB, "achieved GB/s from each device to other hosts")
+    flags.DEFINE_float("latency_us", defaults.latency * 1e6, "microseconds of a collective within a host or slice")
+    flags.DEFINE_float("network_latency_us", defaults.network_latency * 1e6, "microseconds of a collective of hosts")
 
 
 def main(_: Sequence[str]) -> None:
@@ -122,11 +141,21 @@ def main(_: Sequence[str]) -> None:
             refuse_command_line("plan", f"--{name}={share}: it takes a share in (0, 1]")
     if not 0 < args.network_gbs < math.inf:
         refuse_command_line("plan", f"--network_gbs={args.network_gbs}: it takes a positive number")
+    for name, latency in {"latency_us": args.latency_us, "network_latency_us": args.network_latency_us}.items():
+        if not 0 <= latency < math.inf:
+            refuse_command_line("plan", f"--{name}={latency}: it takes 0 or a positive number")
     if args.topology == _HERE:
         enable_compilation_cache()  # `train` loads what is compiled here
     else:
         jax.config.update("jax_platforms", "cpu")  # leaves the attached devices free
-    efficiency = Efficiency(args.compute_share, args.memory_share, args.link_share, args.network_gbs * GB)
+    efficiency = Efficiency(
+        args.compute_share,
+        args.memory_share,
+        args.link_share,
+        args.network_gbs * GB,
+        args.latency_us * 1e-6,
+        args.network_latency_us * 1e-6,
+    )
     try:
         topology = attached_topology() if args.topology == _HERE else topology_by_name(args.topology)
         fit = fits(compile_stage(args.config, topology, efficiency, args.stage, all_shapes=args.all), topology)

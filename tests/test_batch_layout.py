@@ -30,8 +30,10 @@ from currreft_jax.config import (
     validate,
 )
 from currreft_jax.config.files import load_config
+from currreft_jax.models.config import PUBLISHED
 from currreft_jax.planning.spec import model_spec
 from currreft_jax.runtime.sharding import data_shards, make_mesh
+from currreft_jax.session.meshes import choose_meshes
 from currreft_jax.session.session import make_model
 from currreft_jax.training.batches import layout_on, refuse_uneven_sampling
 from currreft_jax.training.programs import stage_programs
@@ -165,10 +167,12 @@ def starts(config: Config, count: int, per_host: int = 8) -> None:
         ValueError: they refuse the settings.
     """
     validate(config)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices(count, per_host))
+    is_grpo, listed = config.method is Method.GRPO, devices(count, per_host)
+    config = choose_meshes(config, model_spec(config).config if is_grpo else PUBLISHED["3b"], listed)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, listed)
     layout = layout_on(config, mesh)
     assert layout.num_rows % data_shards(mesh) == 0
-    if config.method is Method.GRPO:
+    if is_grpo:
         spec = model_spec(config)
         refuse_uneven_sampling(config, layout, make_model(config.model, spec.config, mesh, spec.tokenizer_size))
 
@@ -195,6 +199,7 @@ def test_the_papers_7b_has_programs_for_its_two_hosts(monkeypatch):
     monkeypatch.setenv(ELSEWHERE, "1")
     config = load_config(str(ROOT / "configs/curriculum.py:7b"))
     stage = stage_programs(config, 0, model_spec(config), devices(16))
+    assert stage.model.mesh.shape == {"data": 2, "fsdp": 8, "tensor": 1} and stage.config.sampling.mesh == (-1, 4)
     programs = {program.name: program for program in stage.step(stage.buckets()[-1])}
     batch = programs["gradient"].arguments[2]
     assert batch.tokens.shape == (16, 2, 512) and batch.prompts.tokens.shape == (16, 2048)

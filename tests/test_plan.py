@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,20 @@ import numpy as np
 import pytest
 
 from currreft_jax import plan
-from currreft_jax.config import Config, LossAverage, MeshShape, Method, Remat
+from currreft_jax.config import (
+    Config,
+    Data,
+    Logging,
+    LossAverage,
+    MeshShape,
+    Method,
+    Remat,
+    Sampling,
+    Source,
+    Stage,
+)
 from currreft_jax.models.config import ModelConfig
-from currreft_jax.planning import compiled, devices, fit, flops, hlo, search
+from currreft_jax.planning import budget, compiled, devices, fit, flops, hlo, search
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency
 from currreft_jax.planning.devices import DEVICES, GIB, MissingCompiler, Platform, Topology, topology_by_name
 from currreft_jax.planning.fit import TooLarge
@@ -74,7 +86,8 @@ def test_an_attached_device_is_known_by_its_kind():
     (device, *_) = jax.devices()
     kinds = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200", "a100": "NVIDIA A100-SXM4-80GB"}
     for name, kind in kinds.items():
-        attached = SimpleNamespace(device_kind=kind, process_index=0, memory_stats=lambda: {"bytes_limit": GIB})
+        memory = {"memory_stats": lambda: {"bytes_limit": GIB}}
+        attached = SimpleNamespace(device_kind=kind, platform="gpu", process_index=0, **memory)
         topology = devices.attached_topology([attached])
         assert topology.spec is DEVICES[name] and topology.usable_bytes == GIB
     assert devices.attached_topology([device]).spec is None
@@ -216,7 +229,7 @@ def test_the_traffic_of_a_loop_counts_every_iteration():
     assert measured.memory == 3 * ((16 + 4 + 16) + (16 + 64) + 128)
     assert measured.links == {"all-gather": 3 * 64 * 3 / 4}
     assert measured.network == {"all-reduce": 3 * 2 * 64 / 2}
-    assert measured.calls == {"all-gather": 3, "all-reduce": 3}
+    assert measured.calls == {"all-gather": 3, "all-reduce": 3} and measured.network_calls == 3
     assert hlo_traffic(known, devices_per_host=8).network == {}
     unknown = MODULE.replace("TRIPS", "x={}")
     assert hlo_traffic(unknown, 4, iterations=5).calls["all-gather"] == 5
@@ -334,6 +347,25 @@ def test_a_planned_program_has_xlas_memory_of_the_program_that_runs(checkpoint):
 # ---------------------------------------------------------------------------------------------------------- the program
 
 
+def test_a_budget_is_the_sum_of_all_stages():
+    sources = [Source("rows.jsonl")]
+    stages = [Stage("a", sources, steps=250), Stage("b", sources, steps=30, held_out=sources)]
+    config = Config(stages=stages, data=Data(batch_size=8), sampling=Sampling(group_size=4))
+    # 280 steps in 10 s; once at the start, twice 7 batches of 32 rows, and as many after each stage; steps 100, 200 and
+    # 250 are saved, the last two are kept, and the only one of stage b.
+    assert budget.evaluation_batches(config) == 3 * 2 * 7
+    found = str(budget.Budget(config, 40 * 10**9, 6 * 10**9, 10.0, 20.0))
+    assert f"takes {(2800 + 42 * 20) / 3600:.1f} h, 280 steps in 10.00 s and 42 batches" in found
+    assert "keeps 132 GB on disk: 3 checkpoints of 40.0 GB" in found and "2 exported models of 6.0 GB" in found
+    # Steps 10 and 20 are evaluated within stage b, both ways before a gate, and its best step is kept besides the last.
+    config.logging = Logging(evaluate_every=10)
+    assert budget.evaluation_batches(config) == (3 * 2 + 24 + 2) * 7
+    stages[1].promote_above = 0.9
+    assert budget.evaluation_batches(config) == (3 * 2 + 24 + 4) * 7
+    unknown = str(budget.Budget(config, 40 * 10**9, 6 * 10**9, None, 0.0))
+    assert unknown.startswith("the whole config keeps 212 GB on disk: 5 checkpoints")
+
+
 def test_the_plan_lists_every_program_and_finds_what_does_not_fit(checkpoint, capsys):
     config = config_of(checkpoint, checkpoint)
     step = plan.compile_stage(config, here(usable_bytes=GIB), Efficiency())
@@ -345,6 +377,7 @@ def test_the_plan_lists_every_program_and_finds_what_does_not_fit(checkpoint, ca
     for name in ("load reference", *sampling, *training, "step"):
         assert f"\n{name} " in printed, name
     assert "resident: masters" in printed and "programs in" in printed
+    assert re.match(r"the whole config takes .* h, .* steps in .* keeps .* GB on disk", printed.splitlines()[-1])
     assert fit.fits(step, here(usable_bytes=GIB)) and not fit.fits(step, here(usable_bytes=2**20))
     assert fit.fits(step, here(usable_bytes=None))
     by_default = compiled.step_seconds(step, here(), Efficiency())
@@ -393,14 +426,20 @@ def fake_compiler(temp_bytes):
     return compile_program
 
 
-def searched(config: Config, topology: Topology, log=lambda _: None) -> search.SearchResult | None:
+def searched(config: Config, topology: Topology, step_programs=None, log=lambda _: None) -> search.SearchResult | None:
     """Runs the search; the config that it tries is in `searched.candidate`."""
 
-    def step_programs(candidate: Config) -> list[StepProgram]:
+    def step(candidate: Config) -> list[StepProgram]:
         searched.candidate = candidate
-        return largest_step(stage_of(candidate, topology))
+        return (step_programs or bare_programs)(candidate)
 
-    return search.Search(config, step_programs, topology, Efficiency(), log).run()
+    return search.Search(config, step, topology, Efficiency(), log).run()
+
+
+def bare_programs(_: Config) -> list[StepProgram]:
+    """Names of programs, without functions and arguments."""
+    names = ("reference", "gradient", "apply gradient", "prefix", "decode")
+    return [StepProgram(name, "", None, (), {}, awaits_collectives=name == "decode") for name in names]
 
 
 def test_the_peak_of_a_program_is_its_own_bytes_and_the_resident_ones():
@@ -441,6 +480,57 @@ def test_the_search_finds_the_fastest_settings_that_fit(checkpoint, monkeypatch,
     assert f"--config.model.remat={expected[1].name}" in best.flags
 
 
+@pytest.mark.parametrize(("collectives", "tensor"), [(0, 8), (60, 4), (1000, 1)])
+def test_the_search_takes_the_fastest_of_all_sampling_meshes(checkpoint, monkeypatch, collectives, tensor):
+    """Reading 1/t of the weights takes 4 / t ms; eight parts need twice the collectives of two and four."""
+    config = config_of(checkpoint, checkpoint)
+    config.data.batch_size = 32
+
+    def compile_program(program: StepProgram, topology: Topology) -> CompiledProgram:
+        parts = searched.candidate.sampling.mesh[1] or 1  # 0 while training is compiled
+        calls = collectives * (parts > 1) * (1 + (parts == 8))
+        traffic = Traffic(4e-3 / parts * topology.spec.bandwidth * Efficiency().memory, calls={"all-reduce": calls})
+        return CompiledProgram(program, 0.0, 0, 0, 0, {}, 0.0, traffic if program.name == "decode" else Traffic())
+
+    monkeypatch.setattr(search, "compile_program", compile_program)
+    best = searched(config, here(2 * GIB))
+    assert best is not None and best.config.sampling.mesh == (-1, tensor)
+    assert best.seconds == pytest.approx(
+        4e-3 / tensor + collectives * (tensor > 1) * (1 + (tensor == 8)) * Efficiency().latency
+    )
+
+
+def test_the_search_compares_tensor_axes_of_training(checkpoint, monkeypatch):
+    config = config_of(checkpoint, checkpoint)
+    config.data.batch_size = 32
+    seconds = {1: 4.0, 2: 3.0, 4: 2.0, 8: 3.0}
+
+    def compile_program(program: StepProgram, topology: Topology) -> CompiledProgram:
+        flops = topology.spec.peak_flops * Efficiency().compute * seconds[searched.candidate.mesh.tensor]
+        return CompiledProgram(program, 0.0, 0, 0, 0, {}, flops if program.name == "gradient" else 0.0, Traffic())
+
+    monkeypatch.setattr(search, "compile_program", compile_program)
+    best = searched(config, here(2 * GIB))
+    assert best is not None and best.config.mesh.tensor == 4 and best.seconds == pytest.approx(2)
+
+
+def test_collectives_that_are_awaited_add_their_seconds_and_latency():
+    spec, efficiency = DEVICES["a100"], Efficiency()
+    traffic = Traffic(
+        memory=2 * spec.bandwidth * efficiency.memory,
+        links={"all-reduce": spec.link_bandwidth * efficiency.links},
+        network={"all-gather": 3 * efficiency.network},
+        calls={"all-reduce": 1000.0, "all-gather": 2000.0},
+        network_calls=2000.0,
+    )
+    program = StepProgram("prefix", "", None, (), {})
+    hidden = CompiledProgram(program, 0.0, 0, 0, 0, {}, 0.0, traffic)
+    assert hidden.seconds(here(), efficiency) == pytest.approx(3)
+    awaited = replace(hidden, program=replace(program, awaits_collectives=True))
+    latency = 1000 * efficiency.latency + 2000 * efficiency.network_latency
+    assert awaited.seconds(here(), efficiency) == pytest.approx(2 + 1 + 3 + latency)
+
+
 @pytest.mark.parametrize(("sent", "copies"), [(1e12, 2), (0, 1)])
 def test_the_search_shards_parameters_within_a_host_where_that_is_faster(checkpoint, monkeypatch, sent, copies):
     config = config_of(checkpoint, checkpoint)
@@ -461,7 +551,8 @@ def test_nothing_is_compiled_where_the_arrays_alone_do_not_fit(checkpoint, monke
     config = config_of(checkpoint, checkpoint)
     lines: list[str] = []
     monkeypatch.setattr(search, "compile_program", lambda *_: pytest.fail("compiled"))
-    assert searched(config, here(1000), lines.append) is None
+    step = lambda candidate: largest_step(stage_of(candidate))  # noqa: E731
+    assert searched(config, here(1000), step, lines.append) is None
     assert all("takes" in line for line in lines) and lines
 
 

@@ -70,6 +70,19 @@ def test_the_published_widths_compile(monkeypatch, capfd, name):
     assert fits(list(compiled.values()), topology)
 
 
+@pytest.mark.skipif(LACKING["a800"][0], reason=LACKING["a800"][1])
+def test_decoding_gathers_no_logits(monkeypatch):
+    """On four tensor parts a token of 16 completions gathers sums of blocks; its logits would be 7.3 MB."""
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    stage, topology = stage_of("a800:1x8", "3b", depth=2)
+    assert stage.config.sampling.mesh == (-1, 4)
+    programs = [program for program in stage.step(stage.buckets()[-1]) if program.name == "decode"]
+    (decode,) = compile_programs(programs, topology)
+    tokens = decode.program.iterations
+    assert decode.traffic.links.get("all-gather", 0) < 1e5 * tokens
+    assert sum(decode.traffic.calls.values()) <= (2 * 2 + 4) * tokens  # two a layer; embedding, maximum, sums, block
+
+
 @pytest.mark.parametrize("options", [CUBLAS_ONLY, None], ids=["cublas", "triton"])
 @pytest.mark.skipif(LACKING["a800"][0], reason=LACKING["a800"][1])
 def test_decoding_copies_no_weights(monkeypatch, options):
@@ -137,4 +150,4 @@ def test_what_does_not_fit_exits_with_one():
     settings = ["--config.data.batch_size=4", "--config.sampling.group_size=2"]
     done = subprocess.run([*command, *settings], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "does not fit" in done.stdout and "Take more devices" in done.stdout
+    assert "does not fit" in done.stdout and "Use more devices" in done.stdout

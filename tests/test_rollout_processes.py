@@ -1,4 +1,4 @@
-"""Two processes with four devices each sample as one process does, on another mesh and with other rows per host."""
+"""Two processes with four devices each sample as one process does, on another mesh and in another order of devices."""
 
 import jax
 import numpy as np
@@ -16,13 +16,17 @@ PROGRAM = (
 import numpy as np
 from jax.experimental import multihost_utils
 import currreft_jax as cr
+from currreft_jax.runtime.multihost import local_rows
 from tests.test_rollout_processes import prompts_of, settings
 
-model, parameters = cr.load_model(source, mesh=cr.make_mesh(1, 8, 1))
+# The processes' devices take turns by two, so that the shards of neither are consecutive.
+turns = [jax.devices()[i] for i in (0, 1, 4, 5, 2, 3, 6, 7)]
+model, parameters = cr.load_model(source, mesh=cr.make_mesh(1, 8, 1, devices=turns))
 processor, prompts = prompts_of(source)
 own = prompts[4 * process : 4 * process + 4]
 rollout = cr.sample(model, parameters, processor, own, settings(), mesh=(4, 2), seed=5)
-gathered = multihost_utils.process_allgather((rollout.tokens, rollout.lengths), tiled=True)
+own_rows = local_rows(rollout.tokens), local_rows(rollout.lengths)
+gathered = multihost_utils.process_allgather(own_rows, tiled=True)
 if process == 0:
     tokens, lengths = map(np.asarray, gathered)
     print(json.dumps(np.concatenate([tokens, lengths[..., None]], axis=2).tolist()))

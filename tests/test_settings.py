@@ -91,7 +91,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "model.max_pixels": [-1],
     "model.lora.rank": [-1],
     "model.lora.alpha": [0.0, -1.0],
-    "mesh.data": [0, -2, -1],  # fsdp is -1 already
+    "mesh.data": [-2, -1],  # fsdp is -1 already
     "mesh.fsdp": [0, -2],
     "mesh.tensor": [0, -2, -1],
     "stages[0].name": ["", "a/b", "."],
@@ -133,7 +133,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "sampling.temperature": [-1.0, 0.0],
     "sampling.top_k": [-1, 5],
     "sampling.top_p": [0.0, 1.1, 0.9],
-    "sampling.mesh": [(1,), (0, 1), (-1, -1), (1, 1, 1)],
+    "sampling.mesh": [(1,), (0, 1), (8, 0), (-1, -1), (1, 1, 1)],
     "sampling.segment": [0],
     "sampling.ladder": [(0.5, 0.5), (1.0,), (0.0,)],
     "sampling.prompt_lengths": [(), (0,), (64, 32)],

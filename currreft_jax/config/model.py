@@ -78,11 +78,11 @@ class MeshShape:
     """Axes of the device mesh; one of the three may be -1: the rest of the devices.
 
     Attributes:
-        data: copies of the parameters.
+        data: copies of the parameters; 0 for one on each host (on TPUs each slice) where it fits, else one.
         fsdp: shards of the parameters and the optimizer state.
         tensor: shards of each product.
     """
 
-    data: int = 1
+    data: int = 0
     fsdp: int = -1
     tensor: int = 1

@@ -31,7 +31,8 @@ class Sampling:
         temperature: divides the logits; 0 samples greedily, with log-probs at temperature 1.
         top_k: sample from the k likeliest tokens; 0 for all. Not for training.
         top_p: sample from the fewest likeliest tokens with this total probability; 1 for all. Not for training.
-        mesh: axes (data, tensor) of decoding, over the devices of the model's mesh; one may be -1: the rest.
+        mesh: axes (data, tensor) of decoding, over the devices of the model's mesh; one may be -1: the rest. A tensor
+            axis of 0 is chosen by the model, the devices of a host, and the completions of a step.
         precision: precision of decoding.
         cache: precision of cached keys and values.
         segment: slots by which completions grow; each length compiles once. T is a multiple of it, or `max_new_tokens`.
@@ -44,7 +45,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    mesh: tuple[int, int] = (-1, 1)
+    mesh: tuple[int, int] = (-1, 0)
     precision: Precision = Precision.BFLOAT16
     cache: CacheType = CacheType.BFLOAT16
     segment: int = 128
@@ -79,10 +80,10 @@ def validate_sampling(sampling: Sampling) -> None:
             "a positive number with top_k or top_p: they have no effect at 0",
         ),
         (
-            len(axes) == 2 and is_mesh(axes),
+            len(axes) == 2 and (tuple(axes) == (-1, 0) or is_mesh(axes)),
             "mesh",
             axes,
-            "(data, tensor), of which one may be -1",
+            "(data, tensor), of which one may be -1; (-1, 0) chooses the tensor axis",
         ),
         (sampling.segment >= 1, "segment", sampling.segment, "1 or more"),
         (

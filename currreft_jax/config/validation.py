@@ -46,10 +46,14 @@ def _run(config: Config) -> list[Demand]:
 
 def _model(config: Config) -> list[Demand]:
     model, mesh = config.model, config.mesh
-    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     return [
         (bool(model.path), "model.path", repr(model.path), "a hub id or a folder"),
-        (is_mesh(sizes), "mesh", sizes, "sizes (data, fsdp, tensor) from 1, of which one may be -1"),
+        (
+            is_mesh((mesh.data or 1, mesh.fsdp, mesh.tensor)),
+            "mesh",
+            (mesh.data, mesh.fsdp, mesh.tensor),
+            "sizes (data, fsdp, tensor) from 1, of which one may be -1; data may be 0, to be chosen",
+        ),
         (model.min_pixels >= 0, "model.min_pixels", model.min_pixels, "0, for the checkpoint's own, or more"),
         (
             model.max_pixels == 0 or model.max_pixels >= max(1, model.min_pixels),

@@ -6,6 +6,7 @@ and cache arrays of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,11 +18,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from currreft_jax.config import AttentionKernel
 from currreft_jax.models.cache import Cache, bitcast_to_bfloat16, bitcast_to_uint16, init_cache
+from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.lora import merge_layer_adapters
 from currreft_jax.models.qwen2_5_vl import LanguageModel, Model, Parameters
+from currreft_jax.models.sampling import BLOCK_SIZE
 from currreft_jax.models.text import DecoderLayer, num_cached_heads, splits_heads
-from currreft_jax.runtime.sharding import BATCH, constrain, make_mesh, parameter_sharding, path_of
+from currreft_jax.runtime.sharding import (
+    BATCH,
+    constrain,
+    devices_per_host,
+    parameter_sharding,
+    path_of,
+    reshape_mesh,
+)
 from currreft_jax.structs import Array, Prefix
+
+_TENSOR_SIZES = (1, 2, 4, 8)
+# Of an A800: it reads 30 MB while a collective within the host takes 15 microseconds, and 12 bytes per byte sent.
+_LATENCY_BYTES, _BYTES_PER_SENT_BYTE = 30e6, 12
 
 
 class Decoder(LanguageModel):
@@ -73,6 +87,13 @@ class Decoder(LanguageModel):
         embedded = bitcast_to_bfloat16(jnp.take(bitcast_to_uint16(table), tokens, axis=0))
         return constrain(embedded, self.mesh, BATCH)
 
+    def masked_logits(self, hidden: jax.Array, temperature: float) -> jax.Array:
+        """Computes the logits that tokens are sampled from, `[P, G, V]`, split over the tensor axis as the head is.
+
+        V is `decoding_vocab_size`; the columns behind the vocabulary are masked.
+        """
+        return constrain(super().masked_logits(hidden, temperature), self.mesh, BATCH, None, "tensor")
+
     def init_caches(self, num_prompts: int, group_size: int, length: int, dtype: jnp.dtype) -> tuple[Cache, ...]:
         """Makes each layer's empty cache for completions of `length` tokens."""
         caches = []
@@ -100,16 +121,66 @@ def decoding_model(model: Model, mesh: tuple[int, int], dtype: jnp.dtype) -> Mod
 
     Args:
         model: the model as trained.
-        mesh: sizes of (data, tensor) over the same devices; -1 in one of them takes the remaining devices.
+        mesh: sizes of (data, tensor) over the same devices; -1 in one of them takes the remaining devices, and a tensor
+            axis of 0 is `decoding_tensor`'s.
         dtype: dtype of weights and activations.
     """
-    decoding_mesh = make_mesh(mesh[0], 1, mesh[1], list(model.mesh.devices.flat))
+    data, tensor = mesh
+    decoding_mesh = reshape_mesh(model.mesh, data, tensor or decoding_tensor(model.config, model.mesh.devices.flat))
     return replace(model, mesh=decoding_mesh, dtype=dtype, lora_rank=0, attention=AttentionKernel.EINSUM)
+
+
+def decoding_tensor(config: ModelConfig, devices: Iterable[Any], completions: int = 0) -> int:
+    """Returns the tensor parts with which a token of all completions is planned to take the least time.
+
+    With t parts a device reads 1/t of the weights for each token, and the activations of t times as many completions
+    cross its links twice a layer. t divides a host's devices and the attention heads, and is at most twice the number
+    of key/value heads: with more, the repeated heads make every device read more of the caches.
+
+    Args:
+        config: architecture of the model.
+        devices: devices of the decoding mesh.
+        completions: completions decoded at a time; 0 for few.
+    """
+    listed = list(devices)
+    per_host, largest = devices_per_host(listed), 2 * config.num_key_value_heads
+    sizes = [
+        size
+        for size in _TENSOR_SIZES
+        if size <= largest and per_host % size == 0 and config.num_attention_heads % size == 0
+    ]
+
+    def token_bytes(tensor: int) -> float:
+        """Bytes of memory traffic that take as long as a token."""
+        activations = 4 * config.hidden_size * completions * tensor / len(listed)
+        sent = 2 * activations * (tensor - 1) / tensor
+        all_reduces = 2 * config.num_hidden_layers if tensor > 1 else 0
+        return _weight_bytes(config) / tensor + all_reduces * (_LATENCY_BYTES + _BYTES_PER_SENT_BYTE * sent)
+
+    return min(sizes, key=token_bytes)
+
+
+def _weight_bytes(config: ModelConfig) -> int:
+    """Bytes of the bf16 kernels that decoding a token reads."""
+    attention = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+    layer = config.hidden_size * (attention + 3 * config.intermediate_size)
+    return 2 * (config.num_hidden_layers * layer + config.vocab_size * config.hidden_size)
+
+
+def decoding_vocab_size(decoding: Model) -> int:
+    """Returns the rows of the decoding head: padded so that every tensor shard has equally many whole blocks.
+
+    151,936 tokens are a prime number of blocks; without padding every device would gather all logits to sample.
+    """
+    num_shards, vocab_size = decoding.mesh.shape["tensor"], decoding.config.vocab_size
+    multiple = BLOCK_SIZE * num_shards if num_shards > 1 else 1
+    return -(-vocab_size // multiple) * multiple
 
 
 def decoding_weights(model: Model, parameters: Parameters, decoding: Model) -> Parameters:
     """Casts and reshards the decoder's parameters for decoding: layers unstacked, adapters merged, no vision tower.
 
+    The embedding and the head have `decoding_vocab_size` rows.
     Kernels and embeddings are cast to the decoding dtype, which every matmul would do anyway; biases and norms are not.
     """
     return decoding_weights_fn(model, decoding)(parameters)
@@ -119,12 +190,18 @@ def decoding_weights(model: Model, parameters: Parameters, decoding: Model) -> P
 def decoding_weights_fn(model: Model, decoding: Model) -> Any:
     """Returns the jitted function of `decoding_weights`."""
     num_layers = model.config.num_hidden_layers
+    padding = decoding_vocab_size(decoding) - model.config.vocab_size
+
+    def pad(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        widths = {"embed_tokens/embedding": ((0, padding), (0, 0)), "lm_head/kernel": ((0, 0), (0, padding))}
+        return jnp.pad(x, widths[name]) if padding and (name := path_of(path)) in widths else x
 
     def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         return x.astype(decoding.dtype) if path_of(path).endswith(("kernel", "embedding")) else x
 
     def separate(parameters: Parameters) -> Parameters:
         others = {name: tree for name, tree in parameters.items() if name not in ("visual", "layers")}
+        others = jax.tree_util.tree_map_with_path(pad, others)
         layers = {
             i: merge_layer_adapters(model, jax.tree.map(lambda x, i=i: x[i], parameters["layers"]))
             for i in range(num_layers)

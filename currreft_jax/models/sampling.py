@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from currreft_jax.models.layers import MASK_VALUE
+from currreft_jax.runtime.sharding import BATCH, constrain
 from currreft_jax.structs import Array
 
 BLOCK_SIZE = 128  # tokens of a vocabulary block
@@ -13,9 +15,19 @@ _EXP_UNDERFLOW = -200.0  # exp of it is 0 in fp32, and so is its product with th
 
 
 def sample_token(
-    logits: jax.Array, keys: Array, token_index: Array, temperature: float, top_k: int, top_p: float
+    logits: jax.Array,
+    keys: Array,
+    token_index: Array,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    num_padded: int = 0,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Samples a token for each row, with its log-probability and the entropy, both before top-k and top-p.
+
+    The shards of the vocabulary exchange sums and maxima of their blocks and the block of the token, not the logits;
+    only top-k and top-p gather these. Tokens are the same with any number of shards.
 
     Args:
         logits: fp32 `[P, G, V]`, masked and divided by the temperature.
@@ -24,24 +36,28 @@ def sample_token(
         temperature: 0 for greedy decoding; any other value is already in the logits.
         top_k: number of tokens to sample from; 0 for all.
         top_p: cumulative probability of the tokens to sample from; 1 for all.
+        num_padded: masked columns behind the vocabulary, included in V.
+        mesh: splits rows over data x fsdp and V over tensor, in whole blocks; None where neither is split.
 
     Returns:
         Tokens, int32 `[P, G]`; log-probabilities and entropies in nats, fp32 `[P, G]` each.
     """
+    num_blocks = -(-(logits.shape[-1] - num_padded) // BLOCK_SIZE)
     blocks = _split_blocks(logits)
-    max_logit, sumexp = _block_sumexp(blocks)
+    max_logit, sumexp = _block_sumexp(blocks, num_blocks, mesh)
     if temperature == 0:
-        token, token_logit = _argmax(blocks)
+        block, column = _argmax(blocks, mesh)
     else:
         filtered, filtered_sumexp = blocks, sumexp
         if top_k or top_p < 1:
             filtered = _split_blocks(_top_p(_top_k(logits, top_k), top_p))
-            filtered_sumexp = _block_sumexp(filtered)[1]
-        token = _gumbel_max(filtered, filtered_sumexp, keys, token_index)
-        token_logit = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+            filtered_sumexp = _block_sumexp(filtered, num_blocks, mesh)[1]
+        block, column = _gumbel_max(filtered, filtered_sumexp, keys, token_index)
+    token_logit = jnp.take_along_axis(_take_block(blocks, block), column[..., None], axis=-1)[..., 0]
     total = jnp.sum(sumexp, axis=-1)
     shifted = jnp.maximum(blocks - max_logit[..., None, None], _EXP_UNDERFLOW)
     entropy = jnp.log(total) - jnp.sum(jnp.exp(shifted) * shifted, axis=(-2, -1)) / total
+    token = block * BLOCK_SIZE + column
     return token.astype(jnp.int32), token_logit - max_logit - jnp.log(total), entropy
 
 
@@ -52,21 +68,29 @@ def _split_blocks(logits: jax.Array) -> jax.Array:
     return padded.reshape(*logits.shape[:2], -1, BLOCK_SIZE)
 
 
-def _block_sumexp(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the largest logit `[P, G]`, and each block's sum of exponentials relative to it, `[P, G, blocks]`."""
+def _gather_blocks(values: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Gives every shard of the vocabulary the values of all blocks, `[P, G, blocks]`."""
+    return constrain(values, mesh, BATCH) if mesh else values
+
+
+def _block_sumexp(blocks: jax.Array, num_blocks: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest logit `[P, G]`, and each block's sum of exponentials relative to it, `[P, G, num_blocks]`."""
     max_logit = jnp.max(blocks, axis=(-2, -1))
-    return max_logit, jnp.sum(jnp.exp(blocks - max_logit[..., None, None]), axis=-1)
+    sumexp = jnp.sum(jnp.exp(blocks - max_logit[..., None, None]), axis=-1)
+    return max_logit, _gather_blocks(sumexp, mesh)[..., :num_blocks]
 
 
-def _argmax(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the first largest logit and its token in two steps: an argmax of a whole vocabulary is slow on CPUs."""
-    block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
-    logits = _take_block(blocks, block)
-    return block * BLOCK_SIZE + jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
+def _argmax(blocks: jax.Array, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the block of the first largest logit and its column, `[P, G]` each.
+
+    In two steps: an argmax of a whole vocabulary is slow on CPUs.
+    """
+    block = jnp.argmax(_gather_blocks(jnp.max(blocks, axis=-1), mesh), axis=-1)
+    return block, jnp.argmax(_take_block(blocks, block), axis=-1)
 
 
-def _gumbel_max(blocks: jax.Array, sumexp: jax.Array, keys: Array, token_index: Array) -> jax.Array:
-    """Samples a block by its probability, then a token in it.
+def _gumbel_max(blocks: jax.Array, sumexp: jax.Array, keys: Array, token_index: Array) -> tuple[jax.Array, jax.Array]:
+    """Samples a block by its probability, then a column of it, `[P, G]` each.
 
     Two Gumbel-max draws need `V / BLOCK_SIZE + BLOCK_SIZE` random numbers; one over the vocabulary needs V.
     """
@@ -78,7 +102,7 @@ def _gumbel_max(blocks: jax.Array, sumexp: jax.Array, keys: Array, token_index: 
 
     noise = _gumbel(jax.vmap(jax.vmap(random_bits))(keys))
     block = jnp.argmax(jnp.log(sumexp) + noise[..., :num_blocks], axis=-1)
-    return block * BLOCK_SIZE + jnp.argmax(_take_block(blocks, block) + noise[..., num_blocks:], axis=-1)
+    return block, jnp.argmax(_take_block(blocks, block) + noise[..., num_blocks:], axis=-1)
 
 
 def _take_block(blocks: jax.Array, block: jax.Array) -> jax.Array:

@@ -26,19 +26,23 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """Achieved fraction of a device's peak figures.
+    """Achieved fraction of a device's peak figures, and the latency of its collectives.
 
     Attributes:
         compute: fraction of its bf16 peak.
         memory: fraction of its memory bandwidth.
         links: fraction of its link bandwidth within a host or slice.
         network: achieved bytes/s from each device to other hosts.
+        latency: seconds of a collective within a host or slice, besides those of its bytes.
+        network_latency: the same of a collective that spans hosts.
     """
 
     compute: float = 0.4
     memory: float = 0.7
     links: float = 0.6
     network: float = 0.8 * 25e9  # one 200 Gb/s adapter per device
+    latency: float = 15e-6
+    network_latency: float = 50e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +78,30 @@ class CompiledProgram:
         return own + sum(self.resident_bytes.values())
 
     def roofline(self, topology: Topology, efficiency: Efficiency) -> dict[str, float]:
-        """Seconds of one call by each hardware limit; the longest is the estimate."""
-        spec = topology.spec
+        """Seconds of one call by each hardware limit; `seconds` combines them."""
+        spec, traffic = topology.spec, self.traffic
         assert spec
+        calls = sum(traffic.calls.values())
         return {
             "compute": self.flops / (spec.peak_flops * efficiency.compute),
-            "memory": self.traffic.memory / (spec.bandwidth * efficiency.memory),
-            "links": sum(self.traffic.links.values()) / (spec.link_bandwidth * efficiency.links),
-            "network": sum(self.traffic.network.values()) / efficiency.network,
+            "memory": traffic.memory / (spec.bandwidth * efficiency.memory),
+            "links": sum(traffic.links.values()) / (spec.link_bandwidth * efficiency.links),
+            "network": sum(traffic.network.values()) / efficiency.network,
+            "latency": (calls - traffic.network_calls) * efficiency.latency
+            + traffic.network_calls * efficiency.network_latency,
         }
+
+    def seconds(self, topology: Topology, efficiency: Efficiency) -> float:
+        """Estimates the seconds of one call: the slowest limit hides the others.
+
+        Where each collective is awaited at once, as in decoding, nothing hides its seconds and its latency. Elsewhere
+        latency does not count: collectives run while the device computes.
+        """
+        roofline = self.roofline(topology, efficiency)
+        if self.program.awaits_collectives:
+            own = max(roofline["compute"], roofline["memory"])
+            return own + roofline["links"] + roofline["network"] + roofline["latency"]
+        return max(seconds for limit, seconds in roofline.items() if limit != "latency")
 
 
 def compile_program(program: StepProgram, topology: Topology) -> CompiledProgram:
@@ -148,5 +167,10 @@ def compile_programs(programs: Iterable[StepProgram], topology: Topology) -> Ite
 
 
 def step_seconds(programs: Sequence[CompiledProgram], topology: Topology, efficiency: Efficiency) -> float:
-    """Estimates the seconds of a step: the sum over its calls, each bound by its slowest hardware limit."""
-    return sum(compiled.program.times * max(compiled.roofline(topology, efficiency).values()) for compiled in programs)
+    """Estimates the seconds of a step: the sum over its calls."""
+    return sum(compiled.program.times * compiled.seconds(topology, efficiency) for compiled in programs)
+
+
+def evaluation_seconds(programs: Sequence[CompiledProgram], topology: Topology, efficiency: Efficiency) -> float:
+    """Estimates the seconds of a batch of held-out rows; 0 without held-out rows."""
+    return sum(compiled.program.evaluation_times * compiled.seconds(topology, efficiency) for compiled in programs)

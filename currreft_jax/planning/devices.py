@@ -14,6 +14,8 @@ import jax
 from jax.experimental import topologies
 
 from currreft_jax.runtime.devices import DEVICE_MEMORY, device_name
+from currreft_jax.runtime.sharding import devices_per_host
+from currreft_jax.runtime.timing import memory_limit
 
 _A100 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
 _H100 = "https://www.nvidia.com/en-us/data-center/h100/"
@@ -184,23 +186,17 @@ def topology_by_name(name: str) -> Topology:
         )
     spec = DEVICES[kind]
     compiler_package = _compiler_package(spec.platform, name)
-    if spec.platform is Platform.CUDA:
-        devices = _cuda_devices(spec, name, shape)
-        devices_per_host = int(shape.split("x")[1])
-    else:
-        devices = _tpu_devices(spec, name)
-        devices_per_host = len(devices)
+    is_cuda = spec.platform is Platform.CUDA
+    devices = _cuda_devices(spec, name, shape) if is_cuda else _tpu_devices(spec, name)
     usable_bytes = spec.memory * spec.usable_fraction
-    return Topology(name, spec, devices, devices_per_host, usable_bytes, compiler_package)
+    return Topology(name, spec, devices, devices_per_host(devices), usable_bytes, compiler_package)
 
 
 def attached_topology(devices: Sequence[Any] | None = None) -> Topology:
     """Returns the topology of attached devices: by default all of this process and its peers."""
     devices = jax.devices() if devices is None else devices
-    memory_stats = [device.memory_stats() or {} for device in devices if device.process_index == jax.process_index()]
-    usable_bytes = min((stats["bytes_limit"] for stats in memory_stats if "bytes_limit" in stats), default=None)
-    devices_per_host = sum(device.process_index == devices[0].process_index for device in devices)
-    return Topology(devices[0].device_kind, device_spec(devices[0]), devices, devices_per_host, usable_bytes)
+    spec, usable_bytes = device_spec(devices[0]), memory_limit(devices)
+    return Topology(devices[0].device_kind, spec, devices, devices_per_host(devices), usable_bytes)
 
 
 def _cuda_devices(spec: DeviceSpec, name: str, shape: str) -> Sequence[Any]:

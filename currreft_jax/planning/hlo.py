@@ -80,12 +80,14 @@ class Traffic:
         links: collective -> bytes sent to devices of the same host or slice.
         network: collective -> bytes sent by collectives that span hosts.
         calls: collective -> number of calls.
+        network_calls: number of those calls that span hosts.
     """
 
     memory: float = 0.0
     links: dict[str, float] = field(default_factory=dict)
     network: dict[str, float] = field(default_factory=dict)
     calls: dict[str, float] = field(default_factory=dict)
+    network_calls: float = 0.0
 
     @property
     def sent(self) -> dict[str, float]:
@@ -105,7 +107,8 @@ def hlo_traffic(text: str, devices_per_host: int, iterations: int = 1, cond_frac
     computations, entry = _parse_module(text)
     runs: dict[tuple[str, bool], float] = defaultdict(float)
     _count_runs(computations, entry, 1.0, False, LoopAssumptions(iterations, cond_fraction), runs)
-    memory, (links, network, calls) = 0.0, (defaultdict[str, float](float) for _ in range(3))
+    memory, network_calls = 0.0, 0.0
+    links, network, calls = (defaultdict[str, float](float) for _ in range(3))
     for (name, in_fusion), times in runs.items():
         by_name = {instruction.name: instruction for instruction in computations[name]}
         for instruction in computations[name]:
@@ -116,9 +119,10 @@ def hlo_traffic(text: str, devices_per_host: int, iterations: int = 1, cond_frac
                 start = by_name[instruction.operands[0]] if is_done else instruction
                 group_size, spans_hosts = _device_group(start.attributes, devices_per_host)
                 calls[collective] += times
+                network_calls += times * spans_hosts
                 sent = times * _sent_bytes(collective, instruction.size, group_size)
                 (network if spans_hosts else links)[collective] += sent
-    return Traffic(memory, links, network, calls)
+    return Traffic(memory, links, network, calls, network_calls)
 
 
 def _collective(opcode: str) -> str | None:

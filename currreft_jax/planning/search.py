@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from math import gcd
+from itertools import product
+from math import gcd, inf
 
 from currreft_jax.config import BatchLayout, Config, MeshShape, Pretrained, Remat, batch_layout
 from currreft_jax.planning.compiled import CompiledProgram, Efficiency, compile_program, step_seconds
@@ -41,11 +42,10 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Search for the fastest settings that fit.
+    """Search for the fastest settings that fit: every size of both tensor axes is compiled and compared.
 
-    Smaller tensor axes are tried first, as larger ones send more activations; the other settings are compiled and
-    compared. Parameters are sharded over all devices, or within a host with one copy per host: then only gradients
-    travel between hosts.
+    Parameters are sharded over all devices, or within a host with one copy per host: then only gradients travel between
+    hosts. Tensor axes stay within a host.
 
     Attributes:
         config: the settings to start from; those not searched stay as they are.
@@ -63,35 +63,40 @@ class Search:
 
     def run(self) -> SearchResult | None:
         """Returns the fastest settings that fit; None if none do."""
-        num_devices = len(self.topology.devices)
-        for tensor in _TENSOR_SIZES:
-            if num_devices % tensor or tensor > self.topology.devices_per_host:
-                continue
-            training = self._fastest_training(tensor, num_devices // tensor)
-            if not training:
+        return min(self._results(), key=lambda result: result.seconds, default=None)
+
+    def _results(self) -> Iterator[SearchResult]:
+        """Yields settings that fit, but for those whose training alone takes longer than a step of others."""
+        fastest, per_host = inf, self.topology.devices_per_host
+        sizes = [size for size in _TENSOR_SIZES if per_host % size == 0]
+        for tensor, copies in product(sizes, sorted({1, len(self.topology.devices) // per_host})):
+            training = self._fastest_training(MeshShape(copies, -1, tensor))
+            if not training or training[0] >= fastest:
                 continue
             seconds, config = training
-            for sampling_tensor in _TENSOR_SIZES:
-                candidate = replace(config, sampling=replace(config.sampling, mesh=(-1, sampling_tensor)))
-                if num_devices % sampling_tensor == 0 and (sampling := self._compile(candidate, training=False)):
-                    return SearchResult(candidate, seconds + self._seconds(sampling))
-        return None
+            for size in sizes:
+                candidate = replace(config, sampling=replace(config.sampling, mesh=(-1, size)))
+                sampling = self._compile(candidate, training=False)
+                if sampling is not None:
+                    result = SearchResult(candidate, seconds + self._seconds(sampling))
+                    fastest = min(fastest, result.seconds)
+                    yield result
 
-    def _fastest_training(self, tensor: int, shards: int) -> tuple[float, Config] | None:
-        """Seconds and settings of the fastest training programs with a tensor axis of this size; None if none fit."""
+    def _fastest_training(self, mesh: MeshShape) -> tuple[float, Config] | None:
+        """Seconds and settings of the fastest training programs on a mesh; None if none fit."""
         try:
+            shards = len(self.topology.devices) // mesh.tensor
             layout = batch_layout(replace(self.config, microbatches=1), shards, self._num_hosts)
         except ValueError as error:
-            self.log(f"  tensor {tensor}: {error}")
+            self.log(f"  tensor {mesh.tensor}: {error}")
             return None
         found: list[tuple[float, Config]] = []
-        for copies in sorted({1, len(self.topology.devices) // self.topology.devices_per_host}):
-            for remat in (Remat.NONE, Remat.DOTS, Remat.BLOCK):
-                model = replace(self.config.model, remat=remat)
-                if training := self._fewest_microbatches(model, MeshShape(copies, -1, tensor), layout):
-                    found.append(training)
-                    if training[1].microbatches == 1:
-                        break  # later policies recompute more and cannot save microbatches
+        for remat in (Remat.NONE, Remat.DOTS, Remat.BLOCK):
+            model = replace(self.config.model, remat=remat)
+            if training := self._fewest_microbatches(model, mesh, layout):
+                found.append(training)
+                if training[1].microbatches == 1:
+                    break  # later policies recompute more and cannot save microbatches
         return min(found, key=lambda candidate: candidate[0], default=None)
 
     def _fewest_microbatches(

@@ -41,7 +41,9 @@ def format_summary(
         lines.append(
             f"at {efficiency.compute:.0%} of {spec.peak_flops / 1e12:g} TFLOP/s, {efficiency.memory:.0%} of"
             f" {spec.bandwidth / GB:g} GB/s, {efficiency.links:.0%} of {spec.link_bandwidth / GB:g} GB/s of links,"
-            f" {efficiency.network / GB:g} GB/s between hosts; the slowest limit hides the others"
+            f" {efficiency.network / GB:g} GB/s between hosts; the slowest limit hides the others; decoding waits for"
+            f" collectives, too: {efficiency.latency * 1e6:g} us and their bytes each"
+            f" ({efficiency.network_latency * 1e6:g} us between hosts)"
         )
     return "\n".join([*lines, ""])
 
@@ -92,14 +94,16 @@ def _speed_table(step: Sequence[CompiledProgram], topology: Topology, efficiency
         "  limit    collectives"
     ]
     for compiled in step:
-        times, seconds = compiled.program.times, compiled.roofline(topology, efficiency)
+        times, roofline = compiled.program.times, compiled.roofline(topology, efficiency)
         if not times:
             continue
-        limit = max(seconds, key=seconds.__getitem__)
+        limits = {name: roofline[name] for name in roofline if compiled.program.awaits_collectives or name != "latency"}
+        limit = max(limits, key=limits.__getitem__)
         sent = sum(compiled.traffic.sent.values())
         lines.append(
             f"{compiled.program.name:20}{times:>7g}{times * compiled.flops / 1e12:>9.2f}"
-            f"{times * compiled.traffic.memory / GB:>10.1f}{times * sent / GB:>9.2f}{times * seconds[limit]:>9.3f}"
+            f"{times * compiled.traffic.memory / GB:>10.1f}{times * sent / GB:>9.2f}"
+            f"{times * compiled.seconds(topology, efficiency):>9.3f}"
             f"  {limit:8} {_collectives(compiled)}"
         )
     flops = sum(compiled.program.times * compiled.flops for compiled in step)

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import distributed as runtime  # its client keeps keys and values; it has no public name
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -47,6 +46,8 @@ def shards_per_host(mesh: Mesh) -> int:
 def to_devices(batch: Any, mesh: Mesh) -> Any:
     """Makes each host's own rows into global arrays, split over data x fsdp along their first axis.
 
+    The rows are those of the host's shards in the order of the mesh, where they need not be consecutive.
+
     Raises:
         ValueError: the rows do not divide into the shards; the message names both.
     """
@@ -68,7 +69,9 @@ def local_rows(x: Array) -> np.ndarray:
     """Fetches this host's rows of an array that is split over data x fsdp; NumPy arrays are these rows already."""
     if jax.process_count() == 1 or isinstance(x, np.ndarray):
         return np.asarray(x)
-    return np.asarray(multihost_utils.global_array_to_host_local_array(x, x.sharding.mesh, P(BATCH)))
+    x = jax.device_put(x, NamedSharding(x.sharding.mesh, P(BATCH)))
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def allgather(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

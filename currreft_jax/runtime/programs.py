@@ -28,6 +28,8 @@ class StepProgram:
         iterations: trip count of its `while_loop`, which ends when all completions have.
         cond_fraction: fraction of its `cond`s that take the true branch.
         static: static arguments by name.
+        awaits_collectives: whether what follows a collective needs its result, so that nothing hides its seconds.
+        evaluation_times: calls per batch of held-out rows.
     """
 
     name: str
@@ -39,6 +41,8 @@ class StepProgram:
     iterations: int = 1
     cond_fraction: float = 1.0
     static: dict[str, int] = field(default_factory=dict)
+    awaits_collectives: bool = False
+    evaluation_times: float = 0.0
 
     @property
     def bytes_before(self) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
+from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -73,15 +76,79 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
         ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
+    sizes = _fill_sizes([data, fsdp, tensor], len(devices))
+    return Mesh(_arrange_devices(devices, sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def reshape_mesh(mesh: Mesh, data: int, tensor: int) -> Mesh:
+    """Lays a mesh's devices out as data x 1 x tensor, in the order of the mesh.
+
+    A jitted function may use both meshes only if they have their devices in one order. One of the two sizes may be -1.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = _fill_sizes([data, 1, tensor], mesh.size)
+    return Mesh(mesh.devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _fill_sizes(sizes: list[int], num_devices: int) -> list[int]:
+    """Replaces a size of -1 by the devices that the others leave.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    filled = [*sizes]
     if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = len(devices) // -int(np.prod(sizes))
-    if min(sizes) < 1 or np.prod(sizes) != len(devices):
+        filled[sizes.index(-1)] = num_devices // -prod(sizes)
+    if min(filled) < 1 or prod(filled) != num_devices:
+        data, fsdp, tensor = sizes
         raise ValueError(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill {len(devices)} devices: the three sizes must"
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill {num_devices} devices: the three sizes must"
             " multiply to that number, and at most one may be -1"
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return filled
+
+
+def _arrange_devices(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
+    """Arranges devices in the shape of a mesh: TPUs so that neighbours of an axis are close, others as they come.
+
+    The copies of the data axis are divided over the slices. TPUs stay as they come where that is impossible, where the
+    devices of a slice are no cuboid, and where a process would hold parts of its data shards only.
+    """
+    as_listed = np.asarray(devices).reshape(*sizes)
+    if devices[0].platform != "tpu":
+        return as_listed
+    slices = [[device for device in devices if device.slice_index == index] for index in _slice_indices(devices)]
+    copies, rest = divmod(sizes[0], len(slices))
+    if rest or not all(map(_is_cuboid, slices)):
+        return as_listed
+    shape = (copies, *sizes[1:])
+    arranged = np.concatenate(
+        [mesh_utils.create_device_mesh(shape, part, allow_split_physical_axes=True) for part in slices]
+    )
+    return arranged if _keeps_shards_whole(arranged) else as_listed
+
+
+def _slice_indices(devices: Sequence[Any]) -> list[int]:
+    return list(dict.fromkeys(device.slice_index for device in devices))
+
+
+def _is_cuboid(devices: Sequence[Any]) -> bool:
+    """Returns true if the devices' coordinates leave no hole, as `create_device_mesh` demands."""
+    coordinates = np.array([(*device.coords, device.core_on_chip) for device in devices])
+    return prod(np.ptp(coordinates, axis=0) + 1) == len(devices)
+
+
+def _keeps_shards_whole(devices: np.ndarray) -> bool:
+    """Returns true if all devices of each data shard belong to one process."""
+    return all(len({device.process_index for device in shard}) == 1 for shard in devices.reshape(-1, devices.shape[2]))
+
+
+def devices_per_host(devices: Sequence[Any]) -> int:
+    """Returns the number of consecutive devices that share links: those of a process, on TPUs those of a slice."""
+    owners = Counter(device.slice_index if device.platform == "tpu" else device.process_index for device in devices)
+    return gcd(*owners.values())
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -120,3 +120,19 @@ def peak_memory_gb(devices: Sequence[Any]) -> float | None:
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in own]
     known = [peak for peak in peaks if peak is not None]
     return max(known) / _GB if known else None
+
+
+def memory_limit(devices: Sequence[Any]) -> int | None:
+    """Returns the bytes available to arrays on each device.
+
+    Args:
+        devices: of these, this host's are asked.
+
+    Returns:
+        None on devices that do not report it, such as CPUs.
+    """
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    return min(
+        (stats["bytes_limit"] for device in own if "bytes_limit" in (stats := device.memory_stats() or {})),
+        default=None,
+    )

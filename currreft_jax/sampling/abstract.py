@@ -34,7 +34,6 @@ def abstract_sampler_programs(
     *,
     cond_fraction: float,
     prefix: str = "",
-    times: float = 1,
 ) -> Iterator[StepProgram]:
     """Yields `prefix`, `grow cache` and `decode` with their arguments, in the order in which a step runs them.
 
@@ -45,7 +44,6 @@ def abstract_sampler_programs(
         resident: other arrays on the devices all the while, by name.
         cond_fraction: for `StepProgram`.
         prefix: prefix of the programs' names.
-        times: rollouts in a step.
 
     Raises:
         ValueError: the completions do not spread evenly over the decoding mesh.
@@ -56,7 +54,7 @@ def abstract_sampler_programs(
     params, decoding_params, _, done, _ = prefill
     slots = f", {batch.images.patches.shape[1]} slots" if batch.images is not None else ""
     shape = f"{count} x {length} tokens{slots}"
-    yield StepProgram(f"{prefix}prefix", shape, programs.prefill, prefill, resident, times, 1, cond_fraction)
+    yield StepProgram(f"{prefix}prefix", shape, programs.prefill, prefill, resident, 1, 1, cond_fraction)
 
     prompts, state = jax.eval_shape(programs.prefill, *prefill)
     resident = {**resident, "compute copy": params, "prompts": batch}
@@ -66,8 +64,7 @@ def abstract_sampler_programs(
     shape = f"{done.shape[0]} x {done.shape[1]} x {spec.num_segments * spec.segment} tokens after {length}"
     if spec.num_segments > 1:
         unread = {**resident, "decoding copy": decoding_params, "prompt caches": prompts}
-        calls = times * (spec.num_segments - 1)
-        yield StepProgram(f"{prefix}grow cache", shape, programs.grow, (before,), unread, calls)
+        yield StepProgram(f"{prefix}grow cache", shape, programs.grow, (before,), unread, spec.num_segments - 1)
     stop = jax.ShapeDtypeStruct((), jnp.int32)
     yield StepProgram(
         f"{prefix}decode",
@@ -75,9 +72,10 @@ def abstract_sampler_programs(
         programs.decode,
         (decoding_params, prompts, state, stop),
         resident,
-        times * spec.num_segments,
+        spec.num_segments,
         spec.segment,
         cond_fraction,
+        awaits_collectives=True,
     )
 
 

@@ -220,7 +220,16 @@ def completion_keys(seeds: Array, prompt_keys: jax.Array, sample_ids: Array) -> 
 
 def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Array, first_slot: int) -> DecodeState:
     """Samples a token of each completion from its logits, and records it in the segment that began at `first_slot`."""
-    sampled = sample_token(logits, keys, state.slot, spec.temperature, spec.top_k, spec.top_p)
+    sampled = sample_token(
+        logits,
+        keys,
+        state.slot,
+        spec.temperature,
+        spec.top_k,
+        spec.top_p,
+        num_padded=logits.shape[-1] - spec.decoding.config.vocab_size,
+        mesh=spec.decoding.mesh,
+    )
     token, logprob, entropy = (
         jnp.where(state.done, padding, x) for padding, x in zip((spec.pad_token_id, 0, 0), sampled, strict=True)
     )

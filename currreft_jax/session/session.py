@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from currreft_jax.config import Config, Method, Pretrained
@@ -15,8 +17,10 @@ from currreft_jax.data.processor import Processor
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.rewards import MathsPool
-from currreft_jax.runtime.multihost import local_cores
+from currreft_jax.runtime.multihost import local_cores, max_over_hosts
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.timing import memory_limit
+from currreft_jax.session.meshes import choose_meshes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,7 @@ class Session:
     """The parts that programs share; parameters are loaded apart, by `session.sources`.
 
     Attributes:
-        config: all settings.
+        config: all settings, with the meshes chosen.
         processor: texts and images to prompts, tokens to text.
         model: how to compute, on which mesh.
         reward_pool: worker processes for maths answers; None where nothing is scored.
@@ -45,6 +49,7 @@ def open_session(config: Config) -> Iterator[Session]:
         ValueError: the mesh does not fill the devices, or a file of the folder is wrong.
     """
     processor = load_config_processor(config.model)
+    config = choose_meshes(config, processor.config, jax.devices(), least_memory())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     session = Session(
         config=config,
@@ -56,6 +61,13 @@ def open_session(config: Config) -> Iterator[Session]:
         return
     with MathsPool(config.rewards.maths, local_cores()) as pool:
         yield Session(config=config, processor=processor, model=session.model, reward_pool=pool)
+
+
+def least_memory() -> float | None:
+    """Returns the bytes available to arrays on the device that has least; None if any host's are unknown."""
+    limit = memory_limit(jax.devices())
+    (unavailable,) = max_over_hosts(np.array([np.inf if limit is None else -limit]))
+    return None if np.isinf(unavailable) else -float(unavailable)
 
 
 def load_config_processor(settings: Pretrained) -> Processor:

@@ -24,6 +24,7 @@ from currreft_jax.runtime.sharding import data_shards, make_mesh
 from currreft_jax.sampling.abstract import abstract_sampler_programs, every_sampler_program, reshard_program
 from currreft_jax.sampling.sampler import decoding_parts, next_power_of_two, smaller_sizes
 from currreft_jax.sampling.state import SamplerSpec, sampler_spec
+from currreft_jax.session.meshes import choose_meshes
 from currreft_jax.session.session import Session, make_model
 from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.structs import GroupBatch, GrpoTargets, Prompt, PromptBatch
@@ -46,7 +47,7 @@ class StagePrograms:
     """The programs of a stage, and their abstract arguments.
 
     Attributes:
-        config: all settings.
+        config: all settings, with the meshes chosen.
         spec: the processor, or a plan's `ModelSpec`.
         stop_token_ids: each ends a completion.
         model: as it is trained.
@@ -252,9 +253,10 @@ class StagePrograms:
         length = smallest_bucket(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
         slots = next_power_of_two(largest * (count // data_shards(self.model.mesh)))
         batch = self._prompt_batch(BatchShape(length, slots, next_power_of_two(largest)), count)
-        return abstract_sampler_programs(
-            spec, settings, batch, self.resident, cond_fraction=self.cond_fraction, prefix="held-out ", times=0.0
-        )
+        for program in abstract_sampler_programs(
+            spec, settings, batch, self.resident, cond_fraction=self.cond_fraction, prefix="held-out "
+        ):
+            yield dataclasses.replace(program, times=0.0, evaluation_times=program.times)
 
     def _whole_batch(self, bucket: Bucket) -> PromptBatch:
         """Returns all rows of a step whose microbatches take a bucket."""
@@ -276,12 +278,22 @@ class StagePrograms:
         return jax.tree.map(lambda x: abstract_rows(x.shape, x.dtype, self.model.mesh), batch)
 
 
-def stage_programs(config: Config, stage_index: int, spec: ModelSpec, devices: Sequence[Any]) -> StagePrograms:
+def stage_programs(
+    config: Config, stage_index: int, spec: ModelSpec, devices: Sequence[Any], usable_bytes: float | None = None
+) -> StagePrograms:
     """Makes the programs of a stage for these devices, which need not be attached.
+
+    Args:
+        config: all settings.
+        stage_index: index of the stage.
+        spec: the model.
+        devices: devices of the mesh.
+        usable_bytes: bytes per device available to arrays; None if unknown.
 
     Raises:
         ValueError: the mesh does not fill them.
     """
+    config = choose_meshes(config, spec.config, devices, usable_bytes)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     model = make_model(config.model, spec.config, mesh, spec.tokenizer_size)
     optimizer = stage_optimizer(config, stage_index)
