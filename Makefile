@@ -53,7 +53,7 @@ fix: install  ## Formats the code, and applies the linter's fixes.
 	touch $@
 
 oracle-%: .venv-oracle-%/.installed
-	.venv-oracle-$*/bin/python -m pytest tests/oracle
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-oracle-$*/bin/python -m pytest tests/oracle
 
 oracle: $(ORACLES:%=oracle-%)  ## Compares with torch and three versions of transformers.
 

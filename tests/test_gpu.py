@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +20,6 @@ from currreft_jax.planning.compiled import CompiledProgram
 from currreft_jax.planning.devices import DEVICES, Topology, attached_topology
 from currreft_jax.planning.hlo import Traffic
 from currreft_jax.structs import Completion, Rollout, Row
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Compiles quickly: nothing here measures speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def in_this_process(name: str, options: argparse.Namespace, left: float) -> None:
