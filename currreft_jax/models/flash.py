@@ -113,7 +113,7 @@ class FlashAttention:
         """Returns the sharding of each array, `Sequences` of partition specs."""
         heads, queries = ("tensor" if self.tensor == sharded else None for sharded in ("heads", "queries"))
         keys = P(BATCH, None, None, heads)
-        specs = {
+        specs: dict[str, Any] = {
             "query": P(BATCH, None, queries, heads),
             "key": keys,
             "value": keys,

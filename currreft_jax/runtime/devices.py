@@ -23,7 +23,8 @@ _TPU_KINDS = {"TPU v5 lite": "TPU v5e", "TPU v5": "TPU v5p", "TPU v6 lite": "TPU
 
 def device_name(device: Any) -> str:
     """Returns the vendor's name of an attached or abstract device."""
-    return _TPU_KINDS.get(device.device_kind, device.device_kind)
+    kind: str = device.device_kind
+    return _TPU_KINDS.get(kind, kind)
 
 
 def device_memory(device: Any) -> int | None:
