@@ -123,7 +123,8 @@ class FlashAttention:
             "query_ids": P(BATCH, None, queries),
             "key_ids": P(BATCH),
         }
-        return Sequences(**{name: None if x is None else specs[name] for name, x in sequences._asdict().items()})
+        given: dict[str, Any] = {name: None if x is None else specs[name] for name, x in sequences._asdict().items()}
+        return Sequences(**given)
 
 
 _TRYING = Lock()  # programs may be traced in several threads
