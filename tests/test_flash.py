@@ -175,7 +175,7 @@ def test_the_gradients_of_a_repeated_prompt_add_up_in_fp32():
         return jnp.sum(flash._with_prompt(prompt, own).astype(jnp.float32) ** 2)
 
     program = str(jax.make_jaxpr(jax.grad(loss))(own[:, 0]))
-    assert re.search(r"f32\[1,4,2,8\] = reduce_sum", program) and not re.search(r"bf16\S* = reduce_sum", program)
+    assert re.search(r"f32\[[\d,]+\] = reduce_sum", program) and not re.search(r"bf16\S* = reduce_sum", program)
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

@@ -123,8 +123,8 @@ class FlashAttention:
             "query_ids": P(BATCH, None, queries),
             "key_ids": P(BATCH),
         }
-        used: dict[str, Any] = {name: None if x is None else specs[name] for name, x in sequences._asdict().items()}
-        return Sequences(**used)
+        given: dict[str, Any] = {name: None if x is None else specs[name] for name, x in sequences._asdict().items()}
+        return Sequences(**given)
 
 
 _TRYING = Lock()  # programs may be traced in several threads

@@ -186,12 +186,10 @@ def attend_in_images(
         row_ids = sources[-1][1]
 
         def three_rows() -> jax.Array:
-            keys, values, ids = (jnp.concatenate(rows, axis=1) for rows in sources)
-            return attend_same_id(query, row_ids, keys, values, ids, flash)
+            return attend_same_id(query, row_ids, *(jnp.concatenate(rows, axis=1) for rows in sources), flash=flash)
 
         def own_row() -> jax.Array:
-            keys, values, ids = (row for _, row, _ in sources)
-            return attend_same_id(query, row_ids, keys, values, ids, flash)
+            return attend_same_id(query, row_ids, *(row for _, row, _ in sources), flash=flash)
 
         return jax.lax.cond(shared, three_rows, own_row) if num_rows > 1 else own_row()
 
