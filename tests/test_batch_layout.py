@@ -177,9 +177,8 @@ def starts(config: Config, count: int, per_host: int = 8) -> None:
         refuse_uneven_sampling(config, layout, make_model(config.model, spec.config, mesh, spec.tokenizer_size))
 
 
-CONFIGS = sorted(
-    {path.name for path in (ROOT / "configs").glob("[!_]*.py")} - {"common.py", "eval.py"}
-)  # training configs
+TRAIN_NOTHING = {"common.py", "eval.py"}
+CONFIGS = sorted({path.name for path in (ROOT / "configs").glob("[!_]*.py")} - TRAIN_NOTHING)
 
 
 @pytest.mark.parametrize("path", CONFIGS)
