@@ -331,7 +331,7 @@ class Checkpoints:
     def _read_best_score(self) -> float:
         step = self._manager.best_step()
         metrics = None if step is None else self._manager.metrics(step)
-        return metrics["score"] if metrics else -math.inf
+        return -math.inf if metrics is None else metrics["score"]
 
 
 def _restore(
