@@ -60,6 +60,9 @@ class Device:
     platform: str = "gpu"
     device_kind: str = "a device"
 
+    def memory_stats(self) -> None:
+        """Reports nothing."""
+
 
 def devices(count: int, per_host: int = 8) -> list[Device]:
     return [Device(index, index // per_host) for index in range(count)]

@@ -180,6 +180,7 @@ def test_the_gradient_of_an_update_is_timed(tmp_path):
     assert gpu_parts._gradient_seconds(bench, AttentionKernel.EINSUM, *gpu_parts._open_model(bench)) > 0
 
 
+@pytest.mark.slow
 def test_a_wrong_weight_on_the_device_fails_loudly(tmp_path, monkeypatch, capsys):
     load, loaded = numerics.load, []
 

@@ -1,5 +1,6 @@
 """Groups against their sequences one by one: values, gradients, and invariance to padding, order and G."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +19,14 @@ from tests.groups import batch_of, fused_logprobs, group_logprobs, plain_logprob
 from tests.marks import quick
 
 G, T = 3, 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimized() -> Iterator[None]:
+    """Compiles as training does: the bounds here are tighter than unoptimized programs keep."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", params=quick([tiny.CONFIG, tiny.UNTIED]), ids=["tied", "untied"])

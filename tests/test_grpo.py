@@ -301,13 +301,13 @@ def test_token_sums_become_means_over_all_passes(tmp_path):
 
 
 def test_the_reward_rises(checkpoint, rows, tmp_path):
-    config = config_of(checkpoint, rows, steps=40, reward="lowercase_share")
+    config = config_of(checkpoint, rows, steps=8, reward="lowercase_share")
     config.grpo.kl_coef = 0.0
-    config.optimizer.learning_rate = 3e-3
-    config.logging = Logging(log_every=40, save_every=40, rollouts_every=0, tensorboard=False)
+    config.optimizer.learning_rate = 1e-2
+    config.logging = Logging(log_every=8, save_every=8, rollouts_every=0, tensorboard=False)
     trainer.run(config, tmp_path)
     rewards = [line["reward"] for line in logged_metrics(tmp_path)]
-    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.5
     assert not (tmp_path / "rollouts").exists()
 
 

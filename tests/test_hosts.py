@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from currreft_jax.config import Config, Method
 from currreft_jax.data.buckets import BatchDims
@@ -65,9 +66,7 @@ def on_hosts(monkeypatch):
     by_host = SimpleNamespace(of=lambda thread: exchanges[coordinator.process_id, thread])
     monkeypatch.setattr(multihost, "_exchanges", type("", (), {"__getitem__": lambda _, thread: by_host.of(thread)})())
     monkeypatch.setattr(multihost, "runtime", SimpleNamespace(global_state=coordinator))
-    monkeypatch.setattr(
-        multihost.multihost_utils, "process_allgather", lambda *_, **__: pytest.fail("asks the devices")
-    )
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda *_, **__: pytest.fail("asks the devices"))
     monkeypatch.setattr(jax, "process_count", lambda: HOSTS)
     roles: dict[str, list[ThreadPoolExecutor]] = {}
 
@@ -149,6 +148,7 @@ def test_hosts_on_a_machine_share_its_cores(on_hosts, monkeypatch):
 
 
 def test_a_session_starts_workers_for_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(session, "choose_meshes", lambda config, *_: config)
     for part in ("make_mesh", "make_model", "load_config_processor"):
         monkeypatch.setattr(session, part, lambda *_: SimpleNamespace(config=None, tokenizer_size=None))
     monkeypatch.setattr(session, "local_cores", lambda: 5)

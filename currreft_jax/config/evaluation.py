@@ -145,7 +145,7 @@ def validate_evaluation(evaluation: Evaluation) -> None:
 
 def _settings(evaluation: Evaluation) -> list[Demand]:
     sampling, mesh, images = evaluation.sampling, evaluation.mesh, evaluation.images
-    axes = (mesh.data, mesh.fsdp, mesh.tensor)
+    axes = (mesh.data or 1, mesh.fsdp, mesh.tensor)
     return [
         (0 <= evaluation.seed < 2**31, "seed", evaluation.seed, "0 to 2147483647"),
         (bool(evaluation.models), "models", evaluation.models, "at least one model (--model=PATH)"),
@@ -171,7 +171,12 @@ def _settings(evaluation: Evaluation) -> list[Demand]:
             evaluation.max_pixels,
             f"0, for the checkpoint's own, or at least min_pixels ({evaluation.min_pixels})",
         ),
-        (is_mesh(axes), "mesh", axes, "sizes (data, fsdp, tensor) from 1, of which one may be -1"),
+        (
+            is_mesh(axes),
+            "mesh",
+            (mesh.data, mesh.fsdp, mesh.tensor),
+            "sizes (data, fsdp, tensor) from 1, of which one may be -1, and data 0",
+        ),
         (evaluation.batch_size >= 1, "batch_size", evaluation.batch_size, "1 or more"),
         (evaluation.threads >= 1, "threads", evaluation.threads, "1 or more"),
         (

@@ -30,6 +30,7 @@ from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.sampling.abstract import warm_up
 from currreft_jax.sampling.completions import decode_completions
 from currreft_jax.sampling.sampler import batch_shape, decode_params, prompt_dims, sample
+from currreft_jax.session.meshes import most_copies
 from currreft_jax.session.sources import LoadedModel, load_source, load_source_processor, resolve_source
 from currreft_jax.structs import Completion, Frame, Prompt
 
@@ -106,7 +107,7 @@ class ModelAnswerer:
             "max_pixels": evaluation.max_pixels or None,
         }
         mesh = evaluation.mesh
-        self._mesh = make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+        self._mesh = make_mesh(mesh.data or most_copies(mesh, jax.devices()), mesh.fsdp, mesh.tensor)
         self.batch_size = -(-evaluation.batch_size // self._mesh.size) * self._mesh.size
         self._template = load_template(evaluation.template)
         self._loaded: LoadedModel | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from currreft_jax.config import Config, Method, Rule
+from currreft_jax.config import Config, MeshShape, Method, Rule
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.decoder import decoding_tensor
 from currreft_jax.models.qwen2_5_vl import Model
@@ -41,19 +41,23 @@ def choose_meshes(
 def _num_copies(config: Config, architecture: ModelConfig, devices: Sequence[Any], usable_bytes: float | None) -> int:
     """Returns the number of hosts if each can hold a copy of the parameters, else 1.
 
-    With a copy on each host only gradients travel between hosts. If `mesh.fsdp` is set, the copies are all that it
-    leaves.
+    With a copy on each host only gradients travel between hosts.
     """
-    mesh, per_host = config.mesh, devices_per_host(devices)
-    if mesh.fsdp != -1:
-        return 1 if mesh.tensor == -1 else -1
-    num_hosts = len(devices) // per_host
-    if num_hosts == 1 or per_host % mesh.tensor:
-        return 1
-    with_copies = make_mesh(num_hosts, -1, mesh.tensor, devices)
+    mesh, num_copies = config.mesh, most_copies(config.mesh, devices)
+    if num_copies in (-1, 1):
+        return num_copies
+    with_copies = make_mesh(num_copies, -1, mesh.tensor, devices)
     model = Model(architecture, with_copies, jnp.dtype(config.model.dtype), lora_rank=config.model.lora.rank)
     fits = usable_bytes is None or _state_bytes(config, model) <= _STATE_SHARE * usable_bytes
-    return num_hosts if fits else 1
+    return num_copies if fits else 1
+
+
+def most_copies(mesh: MeshShape, devices: Sequence[Any]) -> int:
+    """Returns `mesh.data` for one copy of the parameters on each host; all that `mesh.fsdp` leaves if that is set."""
+    per_host = devices_per_host(devices)
+    if mesh.fsdp != -1:
+        return 1 if mesh.tensor == -1 else -1
+    return 1 if per_host % mesh.tensor else len(devices) // per_host
 
 
 def _state_bytes(config: Config, model: Model) -> float:

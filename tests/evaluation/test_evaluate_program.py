@@ -75,7 +75,7 @@ REFUSED = [
     ([*GIVEN, "--modl=x"], "there is no flag --modl; nearest: --model"),
     ([*GIVEN, "--scorer=mine"], "rules|official"),
     (["--config=configs/sft.py:tiny"], "get_config returned a Config, not the Evaluation of this program"),
-    ([*GIVEN, "--config.mesh.data=0"], "config.mesh is (0, -1, 1)"),
+    ([*GIVEN, "--config.mesh.fsdp=0"], "config.mesh is (0, 0, 1)"),
 ]
 
 
