@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_bit_for_bit(checkpoint, rows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_stopped_at_random_moments_resumes_bit_for_bit(uninterrupted, checkpoint, rows, tmp_path, number):
     reference, seconds = uninterrupted
     rng, stopped, runs, writing = random.Random(int(number)), 0, 0, 0

@@ -185,19 +185,12 @@ def test_a_failed_process_ends_the_others_and_gives_its_code(stand_ins, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [((signal.SIGINT, TO_GROUP), (signal.SIGTERM, TO_ONE)), ((signal.SIGUSR1, TO_ONE), (signal.SIGINT, TO_ONE))],
-    ids=["Ctrl-C and TERM", "USR1 and INT"],
-)
-def test_two_training_processes_save_on_a_signal_and_the_same_command_resumes(
-    settings, environment, tmp_path, first, second
-):
+def test_two_training_processes_save_on_a_signal_and_the_same_command_resumes(settings, environment, tmp_path):
     metrics = tmp_path / "run" / "metrics.jsonl"
     command = ["launch/processes.sh", "2", f"--config={settings}", f"--workdir={metrics.parent}"]
     command += ["--config.stages[0].steps=100000", "--config.logging.save_every=100000"]
     saved: list[int] = []
-    for number, send in (first, second):
+    for number, send in ((signal.SIGINT, TO_GROUP), (signal.SIGUSR1, TO_ONE)):
         with started(command, environment | {"DEVICES": "1"}) as running:
             before = metrics.read_text() if metrics.exists() else ""
             wait_for(lambda before=before: metrics.exists() and len(metrics.read_text()) > len(before))

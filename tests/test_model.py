@@ -429,19 +429,18 @@ def test_every_mesh_gives_the_same_logprobs_and_gradients(sharded_group, on_one_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 4)])
 def test_a_model_by_a_kernel_has_the_logprobs_and_gradients_of_einsum(
-    sharded_group, on_one_device, run_kernels_on_cpu, monkeypatch, sizes
+    sharded_group, on_one_device, run_kernels_on_cpu, monkeypatch
 ):
     monkeypatch.setattr("currreft_jax.models.qwen2_5_vl.choose_kernel", lambda *_: AttentionKernel.CUDNN)
-    mesh = make_mesh(*sizes, jax.devices()[: np.prod(sizes)])
-    (logprobs, grads), (expected, expected_grads) = logprobs_and_gradients(*sharded_group, mesh), on_one_device
+    logprobs, grads = logprobs_and_gradients(*sharded_group, make_mesh(1, 2, 4))
+    expected, expected_grads = on_one_device
     np.testing.assert_allclose(logprobs, expected, atol=5e-6, rtol=0)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0, err_msg=path_of(path))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), quick([(6, 2), (6, 3), (4, 1)], 0))
+@pytest.mark.parametrize(("heads", "kv_heads"), quick([(6, 2), (4, 1)], 0))
 def test_head_counts_that_the_tensor_axis_does_not_divide(sharded_group, heads, kv_heads):
     _, prompts, tokens = sharded_group
     sections = {4: (4, 4, 4), 6: (2, 3, 3)}[heads]

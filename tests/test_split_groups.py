@@ -100,7 +100,6 @@ def on_one_device(checkpoint, rows):
     [
         (2, 1, MeshShape(2, 1, 4), (-1, 1), 2, 2),  # the sampler splits the parts again
         (4, 2, MeshShape(1, 8, 1), (4, 2), 1, 1),
-        (4, 1, MeshShape(2, 4, 1), (2, 4), 2, 1),
     ],
 )
 def test_a_step_with_split_groups_is_that_of_one_device(
