@@ -287,13 +287,11 @@ def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint,
 
 @pytest.mark.slow
 def test_a_few_rows_are_memorized(checkpoint, rows, tmp_path):
-    optimizer = Optimizer(learning_rate=3e-3, schedule=Schedule.COSINE, warmup=0.05)
-    config = config_of(checkpoint, rows, steps=300, optimizer=optimizer, logging=Logging(20, 300))
-    config.data.batch_size = 16
-    config.data.slots = (2,)
-    config.mesh = MeshShape(data=8, fsdp=1)
+    optimizer = Optimizer(learning_rate=1e-2, schedule=Schedule.COSINE, warmup=0.05)
+    config = config_of(checkpoint, rows, steps=60, optimizer=optimizer, logging=Logging(20, 60, tensorboard=False))
+    config.stages[0].sources[0].sample = "first:8"  # a batch
     trainer.run(config, tmp_path)
-    assert logged_metrics(tmp_path)[-1]["loss"] < 0.01
+    assert logged_metrics(tmp_path)[-1]["loss"] < 0.03
 
 
 @pytest.mark.slow
