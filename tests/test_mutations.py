@@ -102,8 +102,8 @@ MISTAKES = {
     "12 causality by position": (
         GOLDEN,
         "models/text.py",
-        'KVSource("pskd", key, value, "qs", causal_mask(x.shape[1]))',
-        'KVSource("pskd", key, value, "pqs", angles[:, :, None, 0] >= angles[:, None, :, 0])',
+        "self.self_attn.attend_prompts(query, key, value)",
+        'attend("pqkgd", query, KVSource("pskd", key, value, "pqs", angles[:, :, None, 0] >= angles[:, None, :, 0]))',
     ),
     "13 completions positioned by index": (
         GROUP,
