@@ -26,7 +26,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,7 @@ class Answer:
 
 def answer_line(answer: Answer) -> str:
     """Returns the line of an answer, with its line break."""
-    keys = {name: getattr(answer, name) for name in Answer.__dataclass_fields__}
-    keys |= {"task": answer.task.value, "kind": answer.kind.value}
+    keys = asdict(answer) | {"task": answer.task.value, "kind": answer.kind.value}
     for name in ("official", "failure"):
         if not keys[name]:
             del keys[name]

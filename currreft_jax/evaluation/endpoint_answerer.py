@@ -84,7 +84,8 @@ class EndpointAnswerer:
             else None
         )
         self._template, self._log = load_template(evaluation.template), log
-        self._stack, self._endpoint = ExitStack(), None
+        self._stack = ExitStack()
+        self._endpoint: Endpoint | None = None
         self.batch_size = _BATCH_SIZE
         self.facts = {
             "model": {"name": model.name, "path": model.path, "endpoint": model.endpoint},
@@ -106,14 +107,13 @@ class EndpointAnswerer:
             EndpointError: the server cannot be reached, or some questions have no answer yet; what was answered is in
                 the ledger, and is not asked again.
         """
-        endpoint = self._endpoint
-        assert isinstance(endpoint, Endpoint)  # opened by `prepare`
-        frames = [self._frame(question) for question in questions]
+        assert self._endpoint is not None  # opened by `prepare`
+        frames = [[self._seen_frame(image) for image in question.images] for question in questions]
         requests = (
-            self._request(str(index), question, frame)
-            for index, (question, frame) in enumerate(zip(questions, frames, strict=True))
+            self._request(str(index), question, resized)
+            for index, (question, resized) in enumerate(zip(questions, frames, strict=True))
         )
-        outcomes: dict[int, Reply | Failure] = {int(outcome.key): outcome for outcome in endpoint.answers(requests)}
+        outcomes: dict[int, Reply | Failure] = {int(one.key): one for one in self._endpoint.answers(requests)}
         open_failures = [
             f"{questions[index].location}: {outcome.reason}: {outcome.message}"
             for index, outcome in sorted(outcomes.items())
@@ -124,24 +124,20 @@ class EndpointAnswerer:
             head = f"{len(open_failures)} questions have no answer yet; run the same command to ask them again:"
             shown = [*open_failures[:_SHOWN_ERRORS], *([f"and {more} more"] if more > 0 else [])]
             raise EndpointError("\n  ".join([head, *shown]))
-        return [self._reply(outcomes[index], frame) for index, frame in enumerate(frames)]
+        return [self._reply(outcomes[index], next(iter(resized), None)) for index, resized in enumerate(frames)]
 
     def close(self) -> None:
-        """Closes the connections and the ledger, and says what was asked."""
+        """Closes the connections and the ledger, and says what was asked; a second call does nothing."""
         if self._endpoint:
             self._log(f"{self._settings.model}: {self._endpoint.summary()}")
+        self._endpoint = None
         self._stack.close()
 
-    def _frame(self, question: SuiteQuestion) -> Frame | None:
-        """Returns the frame that the first image is resized to; None if it is sent in its own, or there is none."""
-        if not self._budget or not question.images:
-            return None
-        return self._budget.resized_frame(question.images[0].frame)
+    def _seen_frame(self, image: SeenImage) -> Frame:
+        """Returns the frame in which an image is sent."""
+        return self._budget.resized_frame(image.frame) if self._budget else image.frame
 
-    def _request(self, key: str, question: SuiteQuestion, frame: Frame | None) -> Request:
-        resized = [
-            self._budget.resized_frame(image.frame) if self._budget else image.frame for image in question.images
-        ]
+    def _request(self, key: str, question: SuiteQuestion, resized: Sequence[Frame]) -> Request:
         frames = [(image.frame, new) for image, new in zip(question.images, resized, strict=True)]
         contents = iter(
             [self._content(question, image, new) for image, new in zip(question.images, resized, strict=True)]

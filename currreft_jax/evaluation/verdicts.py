@@ -63,15 +63,19 @@ def score_answers(
         scorer: whether to add the authors' verdicts.
         domain: of the suite; the authors score maths in and out of domain in two ways.
     """
-    failed = {
-        p: Answer(one.row.id, one.image, one.row.task, one.row.kind, *((),) * 8, failure=one.failure)
-        for p, one in enumerate(answered)
-        if one.failure
-    }
-    if failed:
-        rest = [one for one in answered if not one.failure]
-        scored = iter(score_answers(rest, settings, pool, scorer=scorer, domain=domain) if rest else ())
-        return [failed[p] if p in failed else next(scored) for p in range(len(answered))]
+    with_completions = [one for one in answered if not one.failure]
+    scored = iter(_score_completions(with_completions, settings, pool, scorer, domain) if with_completions else ())
+    return [_failed_answer(one) if one.failure else next(scored) for one in answered]
+
+
+def _failed_answer(one: AnsweredRow) -> Answer:
+    return Answer(one.row.id, one.image, one.row.task, one.row.kind, *((),) * 8, failure=one.failure)
+
+
+def _score_completions(
+    answered: Sequence[AnsweredRow], settings: Rewards, pool: MathsPool, scorer: ScorerName, domain: SuiteDomain
+) -> list[Answer]:
+    """Scores rows that have completions; see `score_answers`."""
     rows = [one.row for one in answered]
     group_size = len(answered[0].completions)
     readings = [[read_answer(one.row, completion, settings) for completion in one.completions] for one in answered]
@@ -80,18 +84,8 @@ def score_answers(
     ]  # in one call, which compares equal expressions once
     frames = [one.frame for one in answered]
     scores = score_completions(rows, both, settings, frames=frames, pool=pool)
-    accuracy, graded = scores.parts["accuracy"], scores.parts["accuracy"].copy()
-    detection = [p for p, row in enumerate(rows) if (row.kind, row.task) == (Kind.OPEN, Task.DETECTION)]
-    if detection:
-        soft = replace(settings, detection=DetectionScore.SOFT_IOU)
-        soft_scores = score_completions(
-            [rows[p] for p in detection],
-            [both[p] for p in detection],
-            soft,
-            frames=[frames[p] for p in detection],
-            pool=pool,
-        )
-        graded[detection] = soft_scores.parts["accuracy"]
+    accuracy = scores.parts["accuracy"]
+    graded = _grade_boxes(accuracy, rows, both, frames, settings, pool)
     official: list[tuple[int, ...]] = [()] * len(rows)
     if scorer is ScorerName.OFFICIAL:
         official = official_verdicts(rows, [one.completions for one in answered], domain, settings, pool)
@@ -123,6 +117,29 @@ def score_answers(
             )
         )
     return answers
+
+
+def _grade_boxes(
+    accuracy: np.ndarray,
+    rows: Sequence[Row],
+    completions: Sequence[Sequence[Completion]],
+    frames: Sequence[Frame | None],
+    settings: Rewards,
+    pool: MathsPool,
+) -> np.ndarray:
+    """Returns the accuracies with the mean IoU in place of those of detection rows."""
+    graded = accuracy.copy()
+    detection = [p for p, row in enumerate(rows) if (row.kind, row.task) == (Kind.OPEN, Task.DETECTION)]
+    if detection:
+        scores = score_completions(
+            [rows[p] for p in detection],
+            [completions[p] for p in detection],
+            replace(settings, detection=DetectionScore.SOFT_IOU),
+            frames=[frames[p] for p in detection],
+            pool=pool,
+        )
+        graded[detection] = scores.parts["accuracy"]
+    return graded
 
 
 def _completion(reading: Reading) -> Completion:

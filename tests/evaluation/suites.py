@@ -40,6 +40,7 @@ class Echo:
         self.facts = {"model": {"name": model.name, "path": model.path, "hash": "0"}, "pixels": {}, "dtype": ""}
         self.batch_size = 3
         self.asked, self.prepared, self._stop_after = [], [], stop_after
+        self.closed = False
         self._right = model.name.endswith("a")
 
     def prepare(self, read, start, stop):
@@ -54,4 +55,4 @@ class Echo:
         return [SuiteReply((Completion(f"<think> t </think> <answer> {n} </answer>"),), None) for n in number]
 
     def close(self):
-        pass
+        self.closed = True

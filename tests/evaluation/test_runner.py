@@ -70,6 +70,18 @@ def test_a_finished_evaluation_asks_nothing_again(evaluation, tmp_path):
     assert not any(echo.asked or echo.prepared for echo in echoes)
 
 
+def test_models_are_closed_after_an_error_too(evaluation, tmp_path):
+    echoes = []
+
+    def open_echo(model, evaluation, out, log):
+        echoes.append(Echo(model, evaluation, stop_after=0))
+        return echoes[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.evaluate(evaluation, tmp_path / "out", lambda _: None, open_echo)
+    assert [echo.closed for echo in echoes] == [True, True]
+
+
 def test_answers_of_other_settings_are_not_continued(evaluation, tmp_path):
     evaluate(evaluation, tmp_path / "out")
     evaluation.sampling.max_new_tokens = 7
