@@ -81,9 +81,7 @@ def evaluate(
                 refuse_unscorable_rows(suite, rewards, pool)
         answerers = [open_answerer(model, evaluation, out, log) for model in evaluation.models]
         for answerer in answerers:
-            stack.callback(
-                answerer.close
-            )  # also after an error: a server's calls in flight are recorded as interrupted
+            stack.callback(answerer.close)  # after an error, too: calls in flight are recorded as interrupted
         reports = []
         for model in evaluation.models:
             report = find_training_leaks(model, suites, images, evaluation.threads)
