@@ -13,6 +13,7 @@ from currreft_jax.config.evaluation import (
     validate_evaluation,
 )
 from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
+from currreft_jax.config.rejection import Judge, JudgeKind, QuotaSource, Rejection
 from currreft_jax.config.rewards import (
     BoxReading,
     DetectionScore,
@@ -64,6 +65,8 @@ __all__ = [
     "ImageCondition",
     "ImageEncoding",
     "Init",
+    "Judge",
+    "JudgeKind",
     "Kind",
     "Length",
     "Logging",
@@ -78,7 +81,9 @@ __all__ = [
     "PartialCredit",
     "Precision",
     "Pretrained",
+    "QuotaSource",
     "Reference",
+    "Rejection",
     "Remat",
     "Repetition",
     "Rewards",

@@ -1,0 +1,114 @@
+"""Settings of rejected-sample self-improvement: rows with quotas, the model that answers, and who judges."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from currreft_jax.config.data import Source
+from currreft_jax.config.endpoint import EndpointLimits
+from currreft_jax.config.evaluation import EvaluatedModel, Suite
+from currreft_jax.config.model import MeshShape, Pretrained
+from currreft_jax.config.rewards import Rewards
+from currreft_jax.config.sampling import Sampling
+
+
+class JudgeKind(Enum):
+    """Who judges: the rewards' rules, without a network, or a model at an OpenAI-compatible server."""
+
+    RULES = "rules"
+    ENDPOINT = "endpoint"
+
+
+@dataclass(slots=True)
+class Judge:
+    """A judge of answers.
+
+    Attributes:
+        kind: rules, or a model at a server.
+        model: its name at the server.
+        url: base URL of the server, such as `http://localhost:8000/v1`.
+        endpoint: how the server is asked, and what that may cost.
+    """
+
+    kind: JudgeKind = JudgeKind.RULES
+    model: str = ""
+    url: str = ""
+    endpoint: EndpointLimits = field(default_factory=EndpointLimits)
+
+
+@dataclass(slots=True)
+class QuotaSource:
+    """A file of rows, and how many of its rows are to be kept.
+
+    Attributes:
+        name: name in provenance, tables and errors.
+        source: its file; its weight has no effect.
+        quota: rows to keep; 0 for all that pass.
+        group: heading in the tables, such as maths.
+    """
+
+    name: str = ""
+    source: Source = field(default_factory=Source)
+    quota: int = 0
+    group: str = ""
+
+
+def _sampled() -> Sampling:
+    return Sampling(group_size=4, temperature=1.0)
+
+
+@dataclass(slots=True)
+class Rejection:
+    """All settings of rejected-sample self-improvement.
+
+    Attributes:
+        name: name of the default output folder.
+        seed: seed of sampled answers, and of the order of rows.
+        model: the model that answers.
+        sources: files of rows, with quotas.
+        max_samples: answers to a row at most; a source that falls short is answered again, `sampling.group_size` more
+            answers to a row each time.
+        threshold: the best answer of a row is kept if its overall score is above it.
+        require_rules: also drop answers that the rewards' rules find wrong, where the row's gold answer can be checked.
+        judge: who scores the answers.
+        second_judge: scores a share of the answers again, to measure agreement; None for no second judge.
+        second_share: that share, 0 to 1.
+        calibration_rows: rows whose correct and planted wrong answers are judged, to calibrate the threshold.
+        held_out: share of the kept rows that goes to the held-out file.
+        suites: evaluation suites that the kept rows must not share images with.
+        template: prompt template: a name of `data.prompts.TEMPLATES`, or `package.module:NAME`.
+        world: folder of the embedded world, drawn there if missing; none where empty.
+        dtype: dtype of parameters, activations and products; the checkpoint's where empty.
+        min_pixels: area that smaller images are enlarged to; 0 for the checkpoint's own.
+        max_pixels: area that larger images are shrunk to; 0 for the checkpoint's own.
+        mesh: axes of the device mesh.
+        batch_size: rows of a batch over all hosts; rounded up to a multiple of the devices.
+        sampling: decoding; `group_size` answers to a row at first.
+        rewards: of the rules that judge, and of `require_rules`.
+        endpoint: how the server of `model` is asked, and what that may cost.
+        threads: threads per host that read images.
+    """
+
+    name: str = "reject"
+    seed: int = 0
+    model: EvaluatedModel = field(default_factory=EvaluatedModel)
+    sources: list[QuotaSource] = field(default_factory=list)
+    max_samples: int = 16
+    threshold: float = 85.0
+    require_rules: bool = True
+    judge: Judge = field(default_factory=Judge)
+    second_judge: Judge | None = None
+    second_share: float = 0.1
+    calibration_rows: int = 50
+    held_out: float = 0.1
+    suites: list[Suite] = field(default_factory=list)
+    template: str = "paper"
+    world: str = ""
+    dtype: str = ""
+    min_pixels: int = 0
+    max_pixels: int = Pretrained().max_pixels
+    mesh: MeshShape = field(default_factory=MeshShape)
+    batch_size: int = 32
+    sampling: Sampling = field(default_factory=_sampled)
+    rewards: Rewards = field(default_factory=Rewards)
+    endpoint: EndpointLimits = field(default_factory=EndpointLimits)
+    threads: int = 4
