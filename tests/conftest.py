@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most of the suite's time is LLVM's: without its optimizations the suite takes a third less. The oracles keep them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that its version does not know
+    _QUICK_CODE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{_QUICK_CODE} {os.environ.get('XLA_FLAGS', '')}"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Tests, workers and the processes of tests compile the same small programs: a cache of this run compiles each once.
     _CACHE = tempfile.TemporaryDirectory(prefix="currreft-jax-cache-", ignore_cleanup_errors=True)
@@ -40,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if ORACLE in item.path.parents:
             item.add_marker(pytest.mark.oracle)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs() -> Iterator[None]:
+    """Frees the compiled programs of a file: each is mapped, and a process may have only so many mappings (65,530)."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
