@@ -104,7 +104,6 @@ def test_arrays_may_be_donated_once_a_save_returns(tmp_path):
     with Checkpoints(tmp_path / "c", 9) as checkpoints:
         checkpoints.save(1, {"params": items}, {})
         overwrite(items)
-        assert items["a"].is_deleted()
     with Checkpoints(tmp_path / "c", 9) as checkpoints:
         _, found, _ = checkpoints.restore({"params": abstract()})
     jax.tree.map(np.testing.assert_array_equal, found["params"], tree(1))

@@ -71,7 +71,7 @@ def test_the_tiny_size_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_command_measures_parts_in_processes_of_their_own(tmp_path, capfd):
-    out, only = tmp_path / "gpu.json", ["device", "numerics", "generate"]
+    out, only = tmp_path / "gpu.json", ["device", "generate"]
     assert gpu.main(["--size", "tiny", "--out", str(out), "--hf-python", sys.executable, "--only", *only]) == 0
     parts = parts_of(out)
     assert list(parts) == only and all(part["finished"] for part in parts.values())

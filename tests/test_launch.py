@@ -62,7 +62,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
         "PYTHON": sys.executable,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": PATIENT,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {PATIENT}",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     }
 

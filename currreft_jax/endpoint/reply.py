@@ -34,6 +34,10 @@ SETTLED = frozenset(
 )
 
 
+# Where servers put the text between <think> and </think>: vLLM, SGLang and transformers have one of them.
+_THOUGHTS = ("reasoning_content", "reasoning")
+
+
 class Usage(NamedTuple):
     """Tokens of a call.
 
@@ -138,7 +142,7 @@ def parse_completion(body: Any, key: str, n: int, max_tokens: int) -> Reply:
     if not all(reason is None or isinstance(reason, str) for reason in reasons):
         raise _malformed("has a finish_reason that is no text")
     usage = _usage(body.get("usage"))
-    texts = tuple(_text(message.get("content")) for message in messages)
+    texts = tuple(map(_message_text, messages))
     if not any(text.strip() for text in texts):
         raise _without_text(messages, reasons, max_tokens, usage)
     return Reply(key, texts, reasons, usage, _model(body))
@@ -175,6 +179,15 @@ def _without_text(
     else:
         problem = "the answer has no text"
     return CallError(FailureReason.EMPTY, problem, 200, tokens=tokens)
+
+
+def _message_text(message: dict[str, Any]) -> str:
+    """Returns a message's text, after the thought that some servers cut out of it."""
+    text = _text(message.get("content"))
+    for field in _THOUGHTS:
+        if isinstance(message.get(field), str) and message[field]:
+            return f"<think>{message[field]}</think>{text}" if text else f"<think>{message[field]}"
+    return text
 
 
 def _text(content: Any) -> str:

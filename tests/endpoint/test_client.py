@@ -22,6 +22,7 @@ from currreft_jax.endpoint import (
     schema_format,
 )
 from currreft_jax.endpoint.ledger import open_ledger
+from currreft_jax.endpoint.reply import parse_completion
 from currreft_jax.endpoint.request import encode_request
 from tests import tiny
 from tests.endpoint_stub import MODEL, Fault, endpoint_stub, stub_settings, text_request
@@ -390,3 +391,14 @@ def test_impossible_settings_are_refused_before_the_ledger_is_made(changes, word
         pass
     assert words in str(caught.value)
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_a_thought_that_the_server_cut_out_is_put_back(field):
+    def text(content: str | None, thought: str | None) -> str:
+        message = {"role": "assistant", "content": content, field: thought}
+        return parse_completion({"choices": [{"message": message, "finish_reason": "stop"}]}, "k", 1, 16).texts[0]
+
+    assert text(" <answer>4</answer>", " two and two ") == "<think> two and two </think> <answer>4</answer>"
+    assert text(None, " two and") == "<think> two and"  # cut off within the thought
+    assert text("4", None) == text("4", "") == "4"
