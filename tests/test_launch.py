@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
-from currreft_jax.config import Config, MeshShape
+from currreft_jax.config import Config, MeshShape, Shapes
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.metrics import read_metrics
 from currreft_jax.training.interrupt import Interrupt
@@ -74,7 +74,9 @@ def settings(checkpoint, tmp_path_factory) -> Path:
     row = {"task": "math", "kind": "open"}
     rows = [{**row, "id": f"r{n}", "problem": f"{n}?", "solution": str(n % 7)} for n in range(32)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return settings_file(folder, config_of(checkpoint, folder / "rows.jsonl", STEPS, mesh=MeshShape(data=1, fsdp=2)))
+    config = config_of(checkpoint, folder / "rows.jsonl", STEPS, mesh=MeshShape(data=1, fsdp=2))
+    config.data.shapes = Shapes.AUTO  # the processes fit the same ones, and compile them before the first step
+    return settings_file(folder, config)
 
 
 def settings_file(folder: Path, config: Config) -> Path:
