@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -48,6 +49,8 @@ def fields_of(settings: Any, place: str = "config") -> Iterator[tuple[str, Any, 
 
 def wrong_values(kind: Any) -> list[Any]:
     """Values that no setting of a type takes."""
+    if isinstance(kind, UnionType) and get_args(kind)[0] in (int, float):  # or None
+        return [wrong for wrong in wrong_values(get_args(kind)[0]) if wrong is not None]
     if kind is float:
         return [math.nan, math.inf, -math.inf, "1", True, None]
     if kind is int:
@@ -99,6 +102,10 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "stages[0].replay": [-0.1, 0.1, 1.0],
     "stages[0].learning_rate": [-1e-6],
     "stages[0].promote_above": [0.0, 1.1, -0.5],
+    "stages[0].forgetting_margin": [-0.1],
+    "stages[0].microbatches": [0, 3],
+    "stages[0].batch_size": [0, -8],
+    "stages[0].evaluate_every": [-1],
     "stages[0].sources[0].weight": [0.0, -1.0],
     "stages[0].sources[0].file": [""],
     "stages[0].held_out[0].weight": [0.0, -1.0],
@@ -172,7 +179,8 @@ def test_every_number_refuses_what_is_out_of_its_range(path):
 
 
 def test_every_number_of_the_config_has_a_range():
-    numbers = {path.removeprefix("config.") for path, (_, kind) in ALL_FIELDS.items() if kind in (int, float)}
+    kinds = (int, float, int | None, float | None)
+    numbers = {path.removeprefix("config.") for path, (_, kind) in ALL_FIELDS.items() if kind in kinds}
     assert numbers <= OUT_OF_RANGE.keys(), numbers - OUT_OF_RANGE.keys()
 
 

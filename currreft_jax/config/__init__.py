@@ -1,7 +1,7 @@
 """Settings and their defaults, each in one place."""
 
 from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_parts
-from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Shapes, Source, Stage, Task
+from currreft_jax.config.data import Data, Kind, OnBadRow, Shapes, Source, Task
 from currreft_jax.config.endpoint import EndpointLimits, ImageEncoding
 from currreft_jax.config.evaluation import (
     EvaluatedModel,
@@ -12,6 +12,7 @@ from currreft_jax.config.evaluation import (
     SuiteDomain,
     validate_evaluation,
 )
+from currreft_jax.config.method import LossAverage, Method, Optimizer, Rule, Schedule
 from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rejection import Judge, JudgeKind, QuotaSource, Rejection
 from currreft_jax.config.rewards import (
@@ -32,18 +33,15 @@ from currreft_jax.config.sampling import (
     validate_sampling,
     validate_training_sampling,
 )
+from currreft_jax.config.stage import Handover, Stage
+from currreft_jax.config.stage_settings import evaluation_batch_size, has_own_batches, stage_settings
 from currreft_jax.config.training import (
     ELSEWHERE,
     AdvantageScale,
     Config,
     Grpo,
     Logging,
-    LossAverage,
-    Method,
-    Optimizer,
     Reference,
-    Rule,
-    Schedule,
 )
 from currreft_jax.config.validation import validate
 
@@ -98,7 +96,10 @@ __all__ = [
     "SuiteDomain",
     "Task",
     "batch_layout",
+    "evaluation_batch_size",
+    "has_own_batches",
     "split_parts",
+    "stage_settings",
     "validate",
     "validate_evaluation",
     "validate_rewards",

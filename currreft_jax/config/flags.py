@@ -12,10 +12,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from currreft_jax.config.checks import describe
-from currreft_jax.config.data import Kind, Source, Stage, Task
+from currreft_jax.config.data import Kind, Source, Task
 from currreft_jax.config.evaluation import EvaluatedModel, ImageCondition, Suite
 from currreft_jax.config.files import load_config
 from currreft_jax.config.names import nearest, nearest_settings, setting_type
+from currreft_jax.config.stage import Stage
 from currreft_jax.config.training import Config
 from currreft_jax.config.validation import validate
 
