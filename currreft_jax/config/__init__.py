@@ -33,7 +33,7 @@ from currreft_jax.config.sampling import (
     validate_sampling,
     validate_training_sampling,
 )
-from currreft_jax.config.stage import Handover, Stage
+from currreft_jax.config.stage import REJECT, Handover, Stage
 from currreft_jax.config.stage_settings import evaluation_batch_size, has_own_batches, stage_settings
 from currreft_jax.config.training import (
     ELSEWHERE,
@@ -47,6 +47,7 @@ from currreft_jax.config.validation import validate
 
 __all__ = [
     "ELSEWHERE",
+    "REJECT",
     "AdvantageScale",
     "AttentionKernel",
     "BatchLayout",

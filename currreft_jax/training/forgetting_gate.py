@@ -84,14 +84,14 @@ def reward_change(before: Measurement, now: Measurement, margin: float, images: 
     """
     first, second = np.array(before.rewards, float), np.array(now.rewards, float)
     low = min(first.min(), second.min())
-    size = max(first.max(), second.max()) - low
+    size = float(max(first.max(), second.max()) - low)
     if not size:
         return RewardChange(now.held_out, 0.0, None, False)
     found = paired_difference((first - low) / size, (second - low) / size, images)  # a reward may exceed [0, 1]
     interval = found.interval and Interval(found.interval.low * size, found.interval.high * size)
     difference = float((second - first).mean())
     significant = interval.high < 0 if interval else found.p_value < 1 - CONFIDENCE
-    return RewardChange(now.held_out, difference, interval, difference < -margin and significant)
+    return RewardChange(now.held_out, difference, interval, bool(difference < -margin and significant))
 
 
 def mean_reward(measurements: Sequence[Measurement]) -> float:

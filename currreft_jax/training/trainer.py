@@ -35,6 +35,7 @@ from currreft_jax.runtime.workdir import (
     only_run,
     refuse_changed_settings,
     saved_steps,
+    with_kept_rows,
     write_config,
 )
 from currreft_jax.session.session import Session, open_session
@@ -52,6 +53,7 @@ from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.programs import compile_ahead, session_programs
 from currreft_jax.training.records import drop_records, write_records
+from currreft_jax.training.rejected_samples import keep_samples
 from currreft_jax.training.sft import sft_step
 from currreft_jax.training.shapes import fit_run_buckets
 from currreft_jax.training.start import (
@@ -150,6 +152,8 @@ def train_stage(
     Returns:
         False if the run was asked to stop before the last step.
     """
+    if not keep_samples(config, stage_index, previous_dir, stage_dir, workdir, interrupt):
+        return False
     with open_stage(config, stage_index, previous_dir, stage_dir, workdir, interrupt, matrix, profile) as stage:
         state = train_steps(stage, interrupt)
         if state is None:
@@ -222,7 +226,7 @@ def open_stage(
     profile: ProfileSteps | None,
 ) -> Iterator[OpenStage]:
     """Opens everything that a stage's steps need, in the order in which mistakes are cheapest to find."""
-    run_config, config = config, stage_settings(config, stage_index)
+    run_config, config = config, with_kept_rows(stage_settings(config, stage_index), workdir)
     stage, is_main = config.stages[stage_index], distributed.is_main()
     with ExitStack() as stack:
         session = stack.enter_context(open_session(config))
