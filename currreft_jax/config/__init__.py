@@ -13,7 +13,15 @@ from currreft_jax.config.evaluation import (
     validate_evaluation,
 )
 from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
-from currreft_jax.config.rejection import Judge, JudgeKind, QuotaSource, Rejection
+from currreft_jax.config.rejection import (
+    Judge,
+    JudgeKind,
+    QuotaSource,
+    Rejection,
+    as_evaluation,
+    source_suites,
+    validate_rejection,
+)
 from currreft_jax.config.rewards import (
     BoxReading,
     DetectionScore,
@@ -97,10 +105,13 @@ __all__ = [
     "Suite",
     "SuiteDomain",
     "Task",
+    "as_evaluation",
     "batch_layout",
+    "source_suites",
     "split_parts",
     "validate",
     "validate_evaluation",
+    "validate_rejection",
     "validate_rewards",
     "validate_sampling",
     "validate_training_sampling",
