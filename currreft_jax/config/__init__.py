@@ -14,7 +14,15 @@ from currreft_jax.config.evaluation import (
 )
 from currreft_jax.config.method import LossAverage, Method, Optimizer, Rule, Schedule
 from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
-from currreft_jax.config.rejection import Judge, JudgeKind, QuotaSource, Rejection
+from currreft_jax.config.rejection import (
+    Judge,
+    JudgeKind,
+    QuotaSource,
+    Rejection,
+    as_evaluation,
+    source_suites,
+    validate_rejection,
+)
 from currreft_jax.config.rewards import (
     BoxReading,
     DetectionScore,
@@ -96,13 +104,16 @@ __all__ = [
     "Suite",
     "SuiteDomain",
     "Task",
+    "as_evaluation",
     "batch_layout",
     "evaluation_batch_size",
     "has_own_batches",
+    "source_suites",
     "split_parts",
     "stage_settings",
     "validate",
     "validate_evaluation",
+    "validate_rejection",
     "validate_rewards",
     "validate_sampling",
     "validate_training_sampling",

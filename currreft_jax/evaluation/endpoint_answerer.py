@@ -78,6 +78,7 @@ class EndpointAnswerer:
             n=sampling.group_size,
             seed=evaluation.seed,
         )
+        self._seed = evaluation.seed
         self._budget = (
             PromptBudget(min_pixels=evaluation.min_pixels or MIN_PIXELS, max_pixels=evaluation.max_pixels)
             if evaluation.max_pixels
@@ -149,7 +150,8 @@ class EndpointAnswerer:
                 items = [{"type": "text", "text": items}]
             parts = tuple(next(contents) if item["type"] == "image" else item["text"] for item in items)
             messages.append(Message(message["role"], parts))
-        return Request(key, tuple(messages), self._decoding)
+        decoding = dataclasses.replace(self._decoding, seed=self._seed + question.first_sample)
+        return Request(key, tuple(messages), decoding)
 
     def _content(self, question: SuiteQuestion, image: SeenImage, frame: Frame) -> bytes | Path:
         """Returns an image's file, or the resized image as a PNG file."""
