@@ -27,6 +27,7 @@ from currreft_jax.config import (
     Method,
     Sampling,
     batch_layout,
+    stage_settings,
     validate,
 )
 from currreft_jax.config.files import load_config
@@ -180,7 +181,7 @@ def starts(config: Config, count: int, per_host: int = 8) -> None:
         refuse_uneven_sampling(config, layout, make_model(config.model, spec.config, mesh, spec.tokenizer_size))
 
 
-TRAIN_NOTHING = {"common.py", "eval.py"}
+TRAIN_NOTHING = {"common.py", "eval.py", "reject.py"}
 CONFIGS = sorted({path.name for path in (ROOT / "configs").glob("[!_]*.py")} - TRAIN_NOTHING)
 
 
@@ -190,11 +191,12 @@ def test_every_config_starts_on_any_number_of_devices(path, monkeypatch):
     monkeypatch.setenv(ELSEWHERE, "1")
     for variant in ["0"] if path == "world_base.py" else ["tiny", "3b", "7b"]:
         config = load_config(f"configs/{path}:{variant}")
-        if path.startswith("stage"):
+        if path.startswith(("stage", "self_improve")):
             config.grpo.reference_path = load_config(f"configs/rl.py:{variant}").model.path  # of the same shape
         for count in (1, 2, 4, 8, 16, 32):
             for per_host in {count, min(count, 8), min(count, 4)}:
-                starts(config, count, per_host)
+                for index in {0, len(config.stages) - 1}:
+                    starts(stage_settings(config, index), count, per_host)
 
 
 def test_the_papers_7b_has_programs_for_its_two_hosts(monkeypatch):

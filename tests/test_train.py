@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs import common, curriculum, rl, sft, stage1, stage2, stage3, world_base
+from configs import (
+    common,
+    curr_rl,
+    curriculum,
+    filtered_sft,
+    rl,
+    self_improve,
+    sft,
+    stage1,
+    stage2,
+    stage3,
+    world_base,
+)
 from currreft_jax.config import (
     Config,
     Data,
@@ -44,8 +56,11 @@ from tests.marks import quick
 from tests.test_checkpoints import flip_a_bit
 
 CONFIGS = {
+    "curr_rl": curr_rl,
     "curriculum": curriculum,
+    "filtered_sft": filtered_sft,
     "rl": rl,
+    "self_improve": self_improve,
     "sft": sft,
     "stage1": stage1,
     "stage2": stage2,
@@ -323,7 +338,7 @@ def test_random_weights_need_only_a_shape_and_a_tokenizer(checkpoint, rows, tmp_
 def test_every_config_is_valid(name):
     validate(CONFIGS[name].get_config("0" if name == "world_base" else "tiny"))
     assert sorted(path.stem for path in Path("configs").glob("*.py")) == sorted(
-        ["__init__", "common", "eval", *CONFIGS]
+        ["__init__", "common", "eval", "reject", *CONFIGS]
     )
 
 

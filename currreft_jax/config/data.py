@@ -78,7 +78,8 @@ class Data:
             image of `max_pixels` per prompt.
         on_bad_row: response to rows that cannot be read, scored, shown or padded to these sizes.
         max_bad_rows: more of them stop the run in any case.
-        pass_rates: JSON lines file of `{"id", "pass_rate"}`, for `keep_pass_rates`; none where empty.
+        pass_rates: JSON lines file of `{"id", "pass_rate"}`, or of answers of `evaluate`, for `keep_pass_rates`; none
+            where empty.
         keep_pass_rates: lowest and highest pass rate, both excluded; rows outside are left out.
         world: folder of the embedded world, drawn there if a stage has files of it and it is missing.
         threads: threads per host that read images.

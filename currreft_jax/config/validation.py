@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from currreft_jax.config.checks import Demand, is_mesh, is_range, is_rising, refuse, refuse_wrong_types
+from currreft_jax.config.evaluation import EvaluatedModel
 from currreft_jax.config.method import LossAverage, Method
+from currreft_jax.config.rejection import Rejection, validate_rejection
 from currreft_jax.config.rewards import validate_rewards
 from currreft_jax.config.sampling import CacheType, validate_sampling, validate_training_sampling
 from currreft_jax.config.stage import REJECT, Handover, Stage
@@ -168,6 +172,8 @@ def _grpo_batch(config: Config) -> list[Demand]:
 def _validate_stage(config: Config, stage_index: int) -> None:
     prefix, stage = f"config.stages[{stage_index}]", config.stages[stage_index]
     refuse(prefix, [*_stage(config, stage_index), *_stage_overrides(stage)])
+    if stage.rejection:
+        _validate_stage_rejection(prefix, stage.rejection)
     settings = stage_settings(config, stage_index)
     refuse(prefix, [*_run(settings), *_data(settings), *_optimizer(settings), *_logging(settings)])
     refuse(prefix, [*_stage_method(config, stage_index), *_promotion(settings, stage_index)])
@@ -185,6 +191,14 @@ def _validate_stage(config: Config, stage_index: int) -> None:
                 (source.weight > 0, "weight", source.weight, "a positive number"),
             ]
             refuse(f"{prefix}.{name}[{index}]", demands)
+
+
+def _validate_stage_rejection(prefix: str, rejection: Rejection) -> None:
+    model = rejection.model if rejection.model.path else EvaluatedModel("the model of the stage before")
+    try:
+        validate_rejection(replace(rejection, model=model))
+    except ValueError as error:
+        raise ValueError(f"{prefix}.rejection{str(error).removeprefix('config')}") from error
 
 
 def _stage(config: Config, stage_index: int) -> list[Demand]:
