@@ -129,12 +129,12 @@ def self_improve(variant: str) -> Stage:
     is_tiny = variant == "tiny"
     return Stage(
         "self_improve",
-        steps=28 if is_tiny else 2000,
+        steps=20 if is_tiny else 2000,
         method=Method.SFT,
         loss_average=LossAverage.TOKEN,
-        batch_size=16 if is_tiny else 32,
+        batch_size=32,
         microbatches=1 if is_tiny else 4,
         optimizer=Optimizer(learning_rate=2e-5 if is_tiny else 2e-7, warmup=0.05),
-        evaluate_every=14 if is_tiny else 250,
+        evaluate_every=10 if is_tiny else 250,
         forgetting_margin=0.05,
     )
