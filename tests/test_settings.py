@@ -294,7 +294,7 @@ def parse_all(command_lines: list[list[str]], cwd: Path = ROOT) -> list[tuple[st
     return [(text, int(code)) for text, _, code in results]
 
 
-TINY = "--config=configs/stage1.py:tiny"
+TINY, CHAIN = "--config=configs/stage1.py:tiny", "--config=configs/curriculum.py:tiny"
 REFUSED = [
     ([], "--config is missing"),
     (["--config.data.batch_size=8"], "--config is missing"),
@@ -328,6 +328,13 @@ REFUSED = [
     ([TINY, "--config.=3"], "there is no config.: config takes Config"),
     ([TINY, "--config.optimizer.=3"], "there is no config.optimizer.: config.optimizer takes Optimizer"),
     ([TINY, "--config.stages[0].sources[0].kind=none"], "it takes one of judge, choice, open, chat"),
+    (
+        [TINY, "--config.stages[0].optimizer.learning_rate=1"],
+        "config.stages[0].optimizer takes Optimizer, whose settings",
+    ),
+    ([CHAIN, "--config.stages[3].rejection.treshold=90"], "nearest: threshold (see"),
+    ([CHAIN, "--config.stages[3].rejection.threshold=100"], "config.stages[3].rejection.threshold is 100.0; it takes"),
+    ([CHAIN, "--config.stages[3].method=grop"], "--config.stages[3].method=grop: it takes one of sft, grpo"),
     ([TINY, "--config.sampling.mesh=1"], "sampling.mesh is (1,); it takes (data, tensor)"),
     (["--config=README.md"], "README.md is no Python file"),
     (["--config=configs"], "there is no file configs in "),
@@ -350,7 +357,10 @@ def test_flags_set_lists_rewards_and_booleans():
     flags = [f"{stage}.sources=a.jsonl,b.jsonl", f"{stage}.held_out=[]", f"{stage}.kinds=judge,open"]
     flags += ["--config.rewards.weights=accuracy=1,my_gauge:within5=0.5", "--noconfig.plan_first"]
     flags += ["--config.data.prompt_lengths=(64,96)", "--config.optimizer.learning_rate", "3e-5"]
-    ((text, code),) = parse_all([[TINY, *flags]])
+    own = ["stages[0].method=sft", "stages[0].batch_size=64", "stages[3].rejection.threshold=90.5"]
+    own += ["stages[3].optimizer.learning_rate=1e-6", "stages[3].rejection.sources[1].quota=7"]
+    ((text, code), (_, code_of_own)) = parse_all([[TINY, *flags], [CHAIN, *(f"--config.{flag}" for flag in own)]])
+    assert code_of_own == 0
     weights = {"accuracy": 1.0, "my_gauge:within5": 0.5}
     expected = (["a.jsonl", "b.jsonl"], 0, ["judge", "open"], weights, False, (64, 96), 3e-5)
     assert code == 0 and text.strip() == " ".join(map(str, expected))

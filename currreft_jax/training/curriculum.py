@@ -104,10 +104,15 @@ class ForgettingMatrix:
             label = f"{stage} {step}" if stage else "base"
             lines.append(f"{label:<20}" + "".join(f"{_format_cell(cell):>40}" for cell in row))
         lines.append("reward ± half its interval (greedy), format at the sampling temperature")
-        for stage in dict.fromkeys(one.stage for one in self.losses):
-            losses = ", ".join(f"{one.loss:.4f} at step {one.step}" for one in self.losses if one.stage == stage)
-            lines.append(f"loss of the held-out rows of {stage}: {losses}")
-        return "\n".join([*lines, *map(str, self.decisions)])
+        return "\n".join([*lines, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """Lists a line for the losses of each stage, and one for each decision of a forgetting gate."""
+        losses: dict[str, list[str]] = {}
+        for one in self.losses:
+            losses.setdefault(one.stage, []).append(f"{one.loss:.4f} at step {one.step}")
+        lines = [f"loss of the held-out rows of {stage}: {', '.join(steps)}" for stage, steps in losses.items()]
+        return [*lines, *map(str, self.decisions)]
 
 
 def _read_measurement(keys: dict[str, Any]) -> Measurement:

@@ -64,6 +64,19 @@ def keep_samples(
     return True
 
 
+def refuse_missing_rows(config: Config) -> None:
+    """Refuses rejected sampling from files that do not exist, before the stages ahead of it are trained.
+
+    Raises:
+        FileNotFoundError: naming the file.
+    """
+    for stage_index, stage in enumerate(config.stages):
+        for index, source in enumerate(stage.rejection.sources if stage.rejection else ()):
+            if not Path(source.source.file).exists():
+                setting = f"config.stages[{stage_index}].rejection.sources[{index}]"
+                raise FileNotFoundError(f"{source.source.file} of {setting} does not exist")
+
+
 def rejection_settings(config: Config, rejection: Rejection, previous_dir: Path | None) -> Rejection:
     """Returns the settings of rejected sampling, with the model that a stage starts from where they name none."""
     if rejection.model.path:
