@@ -13,10 +13,9 @@ import jax
 from currreft_jax.config import JudgeKind, Rejection, as_evaluation, source_suites
 from currreft_jax.data.prompts import Template, load_template
 from currreft_jax.data.world_rows import ensure_world
-from currreft_jax.endpoint import EndpointError
 from currreft_jax.evaluation.answerers import Answerer, open_answerer
 from currreft_jax.evaluation.suites import SuiteQuestion, SuiteReply, load_suites
-from currreft_jax.judges.judgement import AnswerJudge, Judged, Judgement, Unjudged
+from currreft_jax.judges.judgement import AnswerJudge, Judged
 from currreft_jax.judges.opening import open_judge
 from currreft_jax.judges.rules import has_rule, verifying_rewards
 from currreft_jax.rejection.candidates import CandidateSource, SuiteContents, choose_candidates
@@ -189,15 +188,10 @@ class _Job:
         # A server's batches are as large as the calls in flight allow, beyond what a small quota needs.
         self._batch_size = settings.batch_size if settings.model.endpoint else answerer.batch_size
         self._passed: set[str] = set()
-        self._failures: list[Judgement] = []
         self._logged = 0.0
 
     def answer_source(self, source: CandidateSource) -> None:
-        """Answers the rows of a source, and again those without a kept answer, until its quota is filled.
-
-        Raises:
-            EndpointError: answers have no judgement yet.
-        """
+        """Answers the rows of a source, and again those without a kept answer, until its quota is filled."""
         for round_index in range(self._settings.max_samples // self._group_size):
             rounds = {row: judged_answers(self._records, source.settings.name, row) for row in source.places}
             earlier = {
@@ -224,19 +218,10 @@ class _Job:
         asked: dict[str, tuple[str, SampledAnswer]] = {}
         for judgement in self._judge.judge(self._answers(source, todo, round_index, asked)):
             row, answer = asked.pop(judgement.key)
-            if judgement.unjudged is Unjudged.FAILED:
-                self._failures.append(judgement)
-                continue
             self._records.add_judgement(judgement)
             if not self._rule.refuses(answer, judgement):
                 self._passed.add(row)
         self._records.sync()
-        if self._failures:
-            first = self._failures[0]
-            raise EndpointError(
-                f"{len(self._failures)} answers have no judgement yet; run the same command to ask again, after the"
-                f" remedy of the first of them, {first.key}: {first.rationale or first.reply}"
-            )
 
     def _answers(
         self,
@@ -253,7 +238,7 @@ class _Job:
         for start in range(0, len(todo), self._batch_size):
             batch = todo[start : start + self._batch_size]
             missing = [row for row in batch if len(self._records.groups[name, row]) <= round_index]
-            if missing and not self._is_filled(source, self._passed) and not self._failures:
+            if missing and not self._is_filled(source, self._passed):
                 self._sample(source, batch, round_index)
                 missing = []
             for row in batch:
