@@ -157,9 +157,6 @@ def validate_rejection(rejection: Rejection) -> None:
     """
     refuse_wrong_types("config", rejection, Rejection)
     refuse("config", _settings(rejection))
-    for name, judge in (("judge", rejection.judge), ("second_judge", rejection.second_judge)):
-        if judge is not None:
-            refuse(f"config.{name}", _judge(judge))
     validate_evaluation(as_evaluation(rejection, source_suites(rejection)))
     validate_rewards(rejection.rewards)
 
@@ -191,18 +188,4 @@ def _settings(rejection: Rejection) -> list[Demand]:
         (0 < rejection.second_share <= 1, "second_share", rejection.second_share, "a share in (0, 1]"),
         (rejection.calibration_rows >= 0, "calibration_rows", rejection.calibration_rows, "0, for none, or more"),
         (0 <= rejection.held_out < 1, "held_out", rejection.held_out, "a share in [0, 1)"),
-    ]
-
-
-def _judge(judge: Judge) -> list[Demand]:
-    asks = judge.kind is JudgeKind.ENDPOINT
-    return [
-        (
-            not asks or judge.url.startswith(("http://", "https://")),
-            "url",
-            repr(judge.url),
-            "the base URL of the judge's server, such as http://localhost:8000/v1",
-        ),
-        (not asks or bool(judge.model), "model", repr(judge.model), "the judge's name at the server"),
-        (asks or not (judge.url or judge.model), "kind", judge.kind.value, "endpoint, for a judge at a server"),
     ]

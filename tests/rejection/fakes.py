@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 from currreft_jax.config import EvaluatedModel, Maths, QuotaSource, Rejection, Rewards, Sampling, Source
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.evaluation.suites import SuiteReply
-from currreft_jax.judges.judgement import Judgement, Scores, Unjudged
-from currreft_jax.rejection.runner import reject
+from currreft_jax.judges import Judgement, Scores, Unjudged
+from currreft_jax.rejection import runner
 from currreft_jax.structs import Completion
 from tests.evaluation.suites import write_rows
 
@@ -131,4 +133,7 @@ class Ran:
         self.answerer = FakeAnswerer(settings.sampling.group_size, answer_of)
         self.judge = FakeJudge(score_of, **judge)
         self.lines: list[str] = []
-        self.files = reject(settings, out, self.lines.append, lambda *_: self.answerer, lambda *_, **__: self.judge)
+        with patch.object(runner, "MathsPool", lambda _: nullcontext()):  # no row compares mathematics
+            self.files = runner.reject(
+                settings, out, self.lines.append, lambda *_: self.answerer, lambda *_, **__: self.judge
+            )

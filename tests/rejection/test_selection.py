@@ -2,7 +2,7 @@
 
 import pytest
 
-from currreft_jax.judges.judgement import Judgement, Unjudged
+from currreft_jax.judges import Judgement, Unjudged
 from currreft_jax.rejection.records import AnswerGroup, SampledAnswer, answer_key, open_records
 from currreft_jax.rejection.selection import Rule, select
 from currreft_jax.structs import Completion
