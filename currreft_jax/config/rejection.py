@@ -28,12 +28,14 @@ class Judge:
         kind: rules, or a model at a server.
         model: its name at the server.
         url: base URL of the server, such as `http://localhost:8000/v1`.
+        max_new_tokens: token limit of a model's reply; one that thinks before it replies needs more.
         endpoint: how the server is asked, and what that may cost.
     """
 
     kind: JudgeKind = JudgeKind.RULES
     model: str = ""
     url: str = ""
+    max_new_tokens: int = 1024
     endpoint: EndpointLimits = field(default_factory=EndpointLimits)
 
 
@@ -155,9 +157,6 @@ def validate_rejection(rejection: Rejection) -> None:
     """
     refuse_wrong_types("config", rejection, Rejection)
     refuse("config", _settings(rejection))
-    for name, judge in (("judge", rejection.judge), ("second_judge", rejection.second_judge)):
-        if judge is not None:
-            refuse(f"config.{name}", _judge(judge))
     validate_evaluation(as_evaluation(rejection, source_suites(rejection)))
     validate_rewards(rejection.rewards)
 
@@ -189,18 +188,4 @@ def _settings(rejection: Rejection) -> list[Demand]:
         (0 < rejection.second_share <= 1, "second_share", rejection.second_share, "a share in (0, 1]"),
         (rejection.calibration_rows >= 0, "calibration_rows", rejection.calibration_rows, "0, for none, or more"),
         (0 <= rejection.held_out < 1, "held_out", rejection.held_out, "a share in [0, 1)"),
-    ]
-
-
-def _judge(judge: Judge) -> list[Demand]:
-    asks = judge.kind is JudgeKind.ENDPOINT
-    return [
-        (
-            not asks or judge.url.startswith(("http://", "https://")),
-            "url",
-            repr(judge.url),
-            "the base URL of the judge's server, such as http://localhost:8000/v1",
-        ),
-        (not asks or bool(judge.model), "model", repr(judge.model), "the judge's name at the server"),
-        (asks or not (judge.url or judge.model), "kind", judge.kind.value, "endpoint, for a judge at a server"),
     ]

@@ -42,7 +42,7 @@ class SketchIndex:
     def __init__(self, sketches: Sequence[Sketch]) -> None:
         self._bits = np.array([sketch.bits for sketch in sketches], np.uint64)
         pixels = b"".join(sketch.thumbnail for sketch in sketches)
-        self._thumbnails = np.frombuffer(pixels, np.uint8).reshape(len(sketches), -1)
+        self._thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, _SIDE * _SIDE * 3)
 
     def near(self, sketch: Sketch) -> list[int]:
         """Returns the indices of all nearly equal images, in rising order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,10 @@ def refuse_changes(path: Path, manifest: dict[str, Any], uncompared: Sequence[st
     """
     before, now = json.loads(path.read_text("utf-8")), json.loads(json.dumps(manifest))
     changed = [
-        f"{name} was {json.dumps(before.get(name))}, and is {json.dumps(now.get(name))}"
+        line
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in uncompared
+        if name not in uncompared
+        for line in _changes(name, before.get(name), now.get(name))
     ]
     if changed:
         raise ValueError(f"{path}: {'; '.join(changed)}: write to another --out, or remove the old answers")
@@ -134,6 +135,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     partial.replace(path)
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
+    """Describes what differs between two JSON values, by its name."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _changes(f"{name}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        yield f"{name} was {json.dumps(before)}, and is {json.dumps(now)}"
 
 
 def _hash(text: str) -> str:

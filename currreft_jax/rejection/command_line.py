@@ -17,6 +17,8 @@ from currreft_jax.config import (
     validate_rejection,
 )
 from currreft_jax.config.flags import define_config
+from currreft_jax.config.output import local_path
+from currreft_jax.judges import validate_judge
 
 
 def define_flags() -> None:
@@ -63,6 +65,8 @@ def settings_of_flags(config: Rejection) -> Rejection:
         for limits in (config.endpoint, *(judge.endpoint for judge in judges)):
             limits.max_calls = args.budget
     validate_rejection(config)
+    for judge in filter(None, (config.judge, config.second_judge)):
+        validate_judge(judge)
     return config
 
 
@@ -72,6 +76,4 @@ def job_folder(config: Rejection) -> Path:
     Raises:
         ValueError: it is no local path.
     """
-    from currreft_jax.config.output import local_path
-
     return local_path(flags.FLAGS.out or f"runs/{config.name}")

@@ -46,7 +46,7 @@ def keep_manifest(
         **model,
         "sources": {source.settings.name: rows_facts(source.suite) for source in sources},
         **sampling_facts(evaluation),
-        "judge": judge,
+        "judge": {name: fact for name, fact in judge.items() if name != "url"},  # a server may move
         "rules": {**rewards, "math-verify": version("math-verify")},
         "currreft_jax": version("currreft_jax"),
         "settings": dataclasses.asdict(settings),

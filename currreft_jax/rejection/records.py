@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from currreft_jax.judges.judgement import Judgement, Scores, Unjudged
+from currreft_jax.judges import Judgement, Scores, Unjudged
 from currreft_jax.runtime.sealed_file import SealedFile, SealedFileError, open_sealed_file
 from currreft_jax.structs import Completion, Frame
 

@@ -11,21 +11,25 @@ from pathlib import Path
 import jax
 
 from currreft_jax.config import JudgeKind, Rejection, as_evaluation, source_suites
-from currreft_jax.data.prompts import Template, load_template
+from currreft_jax.data.prompts import Template, answer_turns, load_template
 from currreft_jax.data.world_rows import ensure_world
-from currreft_jax.endpoint import EndpointError
 from currreft_jax.evaluation.answerers import Answerer, open_answerer
 from currreft_jax.evaluation.suites import SuiteQuestion, SuiteReply, load_suites
-from currreft_jax.judges.judgement import AnswerJudge, Judged, Judgement, Unjudged
-from currreft_jax.judges.opening import open_judge
-from currreft_jax.judges.rules import has_rule, verifying_rewards
+from currreft_jax.judges import (
+    AnswerJudge,
+    Judged,
+    has_rule,
+    open_judge,
+    self_judging_warning,
+    verifying_rewards,
+)
 from currreft_jax.rejection.candidates import CandidateSource, SuiteContents, choose_candidates
 from currreft_jax.rejection.kept_files import KeptFiles, write_kept_files
 from currreft_jax.rejection.kept_rows import is_readable, training_row
 from currreft_jax.rejection.manifest import keep_manifest, read_manifest, refuse_other_rows
 from currreft_jax.rejection.records import LEDGER, AnswerGroup, Records, SampledAnswer, answer_key, open_records
 from currreft_jax.rejection.selection import Rule, best_answer, judged_answers
-from currreft_jax.rewards import MathsPool, check_rows, score_completions
+from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
 from currreft_jax.runtime.workdir import only_run
 from currreft_jax.structs import Completion, Row
 
@@ -71,8 +75,11 @@ def reject(
         evaluation = as_evaluation(settings, source_suites(settings))
         answerer = open_answerer(settings.model, evaluation, out, log)
         stack.callback(answerer.close)
-        judge = open_judge(settings.judge, settings.rewards, ledger=out / JUDGE_LEDGER, pool=pool, log=log)
+        tools = {"pool": pool, "log": log, "template": settings.template}
+        judge = open_judge(settings.judge, settings.rewards, ledger=out / JUDGE_LEDGER, **tools)
         stack.callback(judge.close)
+        if warning := self_judging_warning(settings.judge, settings.model.path):
+            log(warning)
         manifest = keep_manifest(settings, rows.sources, rows.leaks, answerer.facts, judge.facts, out)
         records = stack.enter_context(open_records(out / LEDGER))
         for problem in records.problems:
@@ -154,16 +161,26 @@ def load_candidates(settings: Rejection, pool: MathsPool, stack: ExitStack, log:
 
 
 def _check_golds(source: CandidateSource, settings: Rejection, pool: MathsPool) -> set[tuple[str, str]]:
-    """Returns the rows whose gold answers can be checked; if the rules are to judge, leaves the others out."""
+    """Returns the rows whose gold answers can be checked, and leaves out those that the judge could not judge."""
     rows = {row: source.suite.row(place) for row, place in source.places.items()}
     with_rule = [row for row in rows.values() if has_rule(row)]
     unreadable = {error.row.id for error in check_rows(with_rule, verifying_rewards(settings.rewards), pool=pool)}
     checkable = {row.id for row in with_rule} - unreadable
-    if settings.judge.kind is JudgeKind.RULES:
-        for row in rows.keys() - checkable:
+    judged_by_rules = settings.judge.kind is JudgeKind.RULES
+    for row in [row for row in rows if row not in checkable]:
+        if judged_by_rules or (row in unreadable and not _has_reference(source.question(row))):
             location = source.suite.location(source.places.pop(row))
             source.dropped.append((location, UNREADABLE_GOLD if row in unreadable else NO_RULE))
     return {(source.settings.name, row) for row in checkable}
+
+
+def _has_reference(question: SuiteQuestion) -> bool:
+    """Returns whether the gold answer can be shown to a judge: math-verify need not read it."""
+    try:
+        answer_turns(question.row, [(image.frame, image.frame) for image in question.images])
+    except RowError:
+        return False
+    return True
 
 
 class _Job:
@@ -189,15 +206,10 @@ class _Job:
         # A server's batches are as large as the calls in flight allow, beyond what a small quota needs.
         self._batch_size = settings.batch_size if settings.model.endpoint else answerer.batch_size
         self._passed: set[str] = set()
-        self._failures: list[Judgement] = []
         self._logged = 0.0
 
     def answer_source(self, source: CandidateSource) -> None:
-        """Answers the rows of a source, and again those without a kept answer, until its quota is filled.
-
-        Raises:
-            EndpointError: answers have no judgement yet.
-        """
+        """Answers the rows of a source, and again those without a kept answer, until its quota is filled."""
         for round_index in range(self._settings.max_samples // self._group_size):
             rounds = {row: judged_answers(self._records, source.settings.name, row) for row in source.places}
             earlier = {
@@ -224,19 +236,10 @@ class _Job:
         asked: dict[str, tuple[str, SampledAnswer]] = {}
         for judgement in self._judge.judge(self._answers(source, todo, round_index, asked)):
             row, answer = asked.pop(judgement.key)
-            if judgement.unjudged is Unjudged.FAILED:
-                self._failures.append(judgement)
-                continue
             self._records.add_judgement(judgement)
             if not self._rule.refuses(answer, judgement):
                 self._passed.add(row)
         self._records.sync()
-        if self._failures:
-            first = self._failures[0]
-            raise EndpointError(
-                f"{len(self._failures)} answers have no judgement yet; run the same command to ask again, after the"
-                f" remedy of the first of them, {first.key}: {first.rationale or first.reply}"
-            )
 
     def _answers(
         self,
@@ -253,7 +256,7 @@ class _Job:
         for start in range(0, len(todo), self._batch_size):
             batch = todo[start : start + self._batch_size]
             missing = [row for row in batch if len(self._records.groups[name, row]) <= round_index]
-            if missing and not self._is_filled(source, self._passed) and not self._failures:
+            if missing and not self._is_filled(source, self._passed):
                 self._sample(source, batch, round_index)
                 missing = []
             for row in batch:

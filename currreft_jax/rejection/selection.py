@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from currreft_jax.judges.judgement import Judgement
+from currreft_jax.judges import Judgement
 from currreft_jax.rejection.records import AnswerGroup, Records, SampledAnswer, answer_key
 
 KEPT, NOT_BEST, BEYOND_QUOTA = "kept", "not_best", "beyond_quota"

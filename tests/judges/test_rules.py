@@ -5,9 +5,9 @@ from itertools import count
 
 import pytest
 
-from currreft_jax.config import DetectionScore, Judge, Maths, Overlong, PartialCredit, Rewards
+from currreft_jax.config import DetectionScore, Judge, Overlong, PartialCredit, Rewards
 from currreft_jax.judges import Judged, Unjudged, open_judge
-from currreft_jax.rewards import MathsPool, RewardError
+from currreft_jax.rewards import RewardError
 from currreft_jax.structs import Completion, Frame, Turn
 from tests.rewards.helpers import make_row, well_formed
 
@@ -24,12 +24,6 @@ WRONG = [
     *[(YES, "no"), (LETTER, "A"), (LETTER, "E"), (LABELS, "cat, dog, cow, hen"), (BOX, "[0, 0, 3, 3]")],
     *[(NUMBER, "8"), (NUMBER, ""), (NUMBER, "7 or 8")],
 ]
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with MathsPool(Maths(workers=1)) as pool:
-        yield pool
 
 
 def judgements(answers, pool, rewards=None, tmp_path=None):
