@@ -247,7 +247,7 @@ def printed_commands() -> Iterator[tuple[str, list[str]]]:
     files += [*(ROOT / "launch").iterdir(), ROOT / "currreft_jax/train.py", ROOT / "currreft_jax/plan.py"]
     for path in files:
         text = path.read_text().replace("\\\n", " ")
-        for found in re.finditer(r"^(?!.*currreft_jax\.evaluate).*--config=configs/(?!.*\$).*$", text, re.M):
+        for found in re.finditer(r"^(?!.*currreft_jax\.(?:evaluate|reject)).*--config=configs/(?!.*\$).*$", text, re.M):
             line = re.sub(r"\s+#.*", "", found[0].lstrip("# "))
             for command in re.findall(r"`([^`]*--config=[^`]*)`", line) or [line]:
                 words = [word for word in shlex.split(command) if re.match("--.*=|--search$", word)]
