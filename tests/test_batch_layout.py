@@ -211,6 +211,16 @@ def test_the_papers_7b_has_programs_for_its_two_hosts(monkeypatch):
     assert programs["held-out decode"].shape == "32 x 1 x 512 tokens after 2048"
 
 
+def test_a_stage_with_a_method_of_its_own_has_that_methods_programs(monkeypatch):
+    monkeypatch.setenv(ELSEWHERE, "1")
+    config = load_config(str(ROOT / "configs/curriculum.py:7b"))
+    stage = stage_programs(config, 3, model_spec(config), devices(16))
+    programs = {program.name: program for program in stage.step(stage.buckets()[-1])}
+    assert not programs.keys() & {"prefix", "decode", "reference", "load reference"}
+    assert programs["gradient"].arguments[2].tokens.shape == (16, 1, 1024)  # 32 rows in 2 microbatches
+    assert programs["held-out decode"].shape == "32 x 1 x 512 tokens after 2048"  # as in the stages of GRPO
+
+
 # Parses each command line of a JSON list in a process of its own, and writes the configs.
 PARSE = """
 import json, os, pickle, sys
