@@ -288,6 +288,24 @@ def test_calls_that_may_be_made_again_are_an_error_with_a_remedy_after_all_other
         assert len(found) == 6 and len(stub.calls) == 1
 
 
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_TOKENS])
+def test_a_reply_that_does_not_end_is_asked_for_again_and_its_row_told(fault, tmp_path):
+    def fault_of(text, call):
+        slow = call == 0 or "number 1<" in text
+        return fault if slow and "number 0<" not in text else Fault.NONE
+
+    found = []
+    with endpoint_stub(fault_of, lambda text: GOOD, text_of=conversation_text) as stub:
+        settings = judge_settings(stub, timeout_s=0.2, attempts=2)
+        judge = open_judge(settings, Rewards(), ledger=tmp_path / "l", pool=NO_POOL, log=print)
+        with (
+            closing(judge),
+            pytest.raises(EndpointError, match=r"(?s)1 answers.* 1: timeout: after 2 .*raise timeout_s"),
+        ):
+            found += judge.judge(numbered(3))
+    assert [one.key for one in found] == ["0", "2"]
+
+
 def test_a_budget_stops_before_it_is_passed_and_no_more_answers_are_read(tmp_path):
     read = itertools.count()
     with endpoint_stub(answer_of=lambda text: GOOD, text_of=conversation_text) as stub:
