@@ -337,7 +337,8 @@ class _Job:
             return
         self._logged = time.monotonic()
         samples, quota = (round_index + 1) * self._group_size, source.settings.quota
-        of_quota = f" of {quota}" if quota else ""
+        wanted = f", {quota} wanted" if quota else ""
         self._log(
-            f"{source.settings.name}: {done}/{total} rows with {samples} answers, {len(self._passed)}{of_quota} kept"
+            f"{source.settings.name}: {done}/{total} rows with {samples} answers;"
+            f" {len(self._passed)} have one to keep{wanted}"
         )

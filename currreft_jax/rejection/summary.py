@@ -95,8 +95,16 @@ def summary_tables(summary: dict[str, Any]) -> str:
         parts.append(f"calibration by answers planted for {calibration['rows']} rows\n{calibration['table']}")
     if second := summary["second_judge"]:
         parts.append(_agreement_line(second))
-    sweep_heading = ("threshold", "kept", "short", "wrong by rules", "planted faults passed", "mean length")
-    keys = ("threshold", "kept", "shortfall", "wrong_share", "planted_share", "mean_length")
+    sweep_heading = (
+        "above",
+        "kept",
+        "short",
+        "quotas filled",
+        "wrong by rules",
+        "planted faults passed",
+        "mean length",
+    )
+    keys = ("threshold", "kept", "shortfall", "filled", "wrong_share", "planted_share", "mean_length")
     parts.append(_table(sweep_heading, [tuple(row[key] for key in keys) for row in summary["sweep"]]))
     head = f"kept {summary['kept']} rows above {summary['threshold']:g}"
     head += "; answers of another model: distillation" if summary["distilled"] else ""
@@ -215,6 +223,7 @@ def _sweep_row(sources: Sequence[CandidateSource], records: Records, rule: Rule,
         "threshold": threshold,
         "kept": len(kept),
         "shortfall": sum(selection.shortfall for selection in selections),
+        "filled": sum(not selection.shortfall for selection in selections),
         "sources": {selection.name: len(selection.kept) for selection in selections},
         # Of the answers that the judge alone would keep.
         "wrong_share": round(1 - fmean(verdicts), 4) if verdicts else None,

@@ -155,7 +155,7 @@ class Ran:
         self.answerer = FakeAnswerer(settings.sampling.group_size, answer_of)
         self.judge = judge or FakeJudge(score_of, ahead)
         self.lines: list[str] = []
-        judges = iter([self.judge, second])
+        judges = iter([self.judge, second or self.judge])
         with patch.object(runner, "MathsPool", lambda _: nullcontext()):  # no row compares mathematics
             self.files = runner.reject(
                 settings, out, self.lines.append, lambda *_: self.answerer, lambda *_, **__: next(judges)
