@@ -239,10 +239,10 @@ def validate_judge(judge: Judge) -> None:
     """
     refuse_wrong_types("judge", judge, Judge)
     is_model = judge.kind is JudgeKind.ENDPOINT
-    nothing = "nothing while judge.kind is rules; set judge.kind=endpoint for a model"
+    empty = "an empty text while judge.kind is rules; for a model set judge.kind=endpoint"
     demands = [
-        (is_model or not judge.model, "model", repr(judge.model), nothing),
-        (is_model or not judge.url, "url", repr(judge.url), nothing),
+        (is_model or not judge.model, "model", repr(judge.model), empty),
+        (is_model or not judge.url, "url", repr(judge.url), empty),
         (not is_model or bool(judge.model), "model", "empty", "the name of a model at the server"),
         (not is_model or bool(judge.url), "url", "empty", "the base URL of a server, such as http://localhost:8000/v1"),
         (judge.max_new_tokens >= 1, "max_new_tokens", judge.max_new_tokens, "1 or more"),

@@ -363,7 +363,7 @@ def test_no_file_line_or_judgement_has_the_key(tmp_path, monkeypatch, caplog, ca
         ({"url": ""}, "judge.url is empty; it takes the base URL"),
         (
             {"kind": JudgeKind.RULES},
-            "judge.model is 'm'; it takes nothing while judge.kind is rules; set judge.kind=endp",
+            "judge.model is 'm'; it takes an empty text while judge.kind is rules; for a model",
         ),
         ({"url": "http://user:pw@host/v1"}, "endpoint.url has a user, a password or a query"),
         ({"max_new_tokens": 0}, "judge.max_new_tokens is 0; it takes 1 or more"),
