@@ -68,6 +68,8 @@ def test_a_judgement_has_the_scores_their_mean_the_rationale_and_the_raw_reply(t
     f"```\n{GOOD}\n```",
     f"{{so}} {GOOD} {{done}}",
     f"<think>It may be {scores_json(1, 1, 1, 1)}, or not.</think>{GOOD}",
+    f"<think>{scores_json(1, 1, 1, 1)} lacks </think>, {scores_json(2, 1, 1, 1)}</think>{GOOD}",
+    "<think>Hm.</think>" + scores_json(100, 90, 100, 90, rationale="No </think> here."),
     f"{GOOD}\n{GOOD}",
     scores_json(100, 90, 100, 90, note="more"),
 ])  # fmt: skip
@@ -82,6 +84,7 @@ BROKEN = [
     ("[90, 90, 90, 90, 90]", "holds no whole JSON object of scores"),
     ("{" * 5000, "holds no whole JSON object of scores"),
     ("[" * 100_000, "holds no whole JSON object of scores"),
+    (f"<think>Perhaps {GOOD}, or", "holds no whole JSON object of scores"),
     (f"{GOOD} or {scores_json(1, 1, 1, 1)}", "several JSON objects"),
     (scores_json(100, 100, 100, 140, overall=100), "linguistic_fluency is 140, not a number from 0 to 100"),
     (scores_json(-1, 100, 100, 100, overall=75), "accuracy is -1, not"),
@@ -130,7 +133,6 @@ def test_an_overall_score_beyond_ten_points_of_the_criteria_is_inconsistent(over
     ("faults", "unjudged"),
     [
         ([Fault.EMPTY], Unjudged.REFUSED),
-        ([Fault.NULL], Unjudged.REFUSED),
         ([Fault.REFUSED], Unjudged.REFUSED),
         ([Fault.FILTERED], Unjudged.REFUSED),
         ([Fault.OVERFLOW], Unjudged.FAILED),
@@ -357,8 +359,12 @@ def test_no_file_line_or_judgement_has_the_key(tmp_path, monkeypatch, caplog, ca
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": ""}, "judge.model is ''; it takes the name of a model at the server"),
-        ({"url": ""}, "judge.url is ''; it takes the base URL"),
+        ({"model": ""}, "judge.model is empty; it takes the name of a model at the server"),
+        ({"url": ""}, "judge.url is empty; it takes the base URL"),
+        (
+            {"kind": JudgeKind.RULES},
+            "judge.model is 'm'; it takes an empty text while judge.kind is rules; for a model",
+        ),
         ({"url": "http://user:pw@host/v1"}, "endpoint.url has a user, a password or a query"),
         ({"max_new_tokens": 0}, "judge.max_new_tokens is 0; it takes 1 or more"),
     ],
