@@ -25,19 +25,20 @@ from currreft_jax.config import (
 )
 
 _TINY_QUOTA = 40
-_ROWS = f"{common.ROWS}/reject"
-# Name, group and quota: the composition that the authors published.
+_ROWS = "rows/reject"
+# Folder, group, quota and sample: the composition that the authors published. The images of all rows are read before
+# the first answer, so that large sets are sampled: ten rows for each that is kept.
 _PAPER = (
-    ("geometry3k-mathv360k", "maths", 100),
-    ("geo170k-qa", "maths", 100),
-    ("geomverse", "maths", 100),
-    ("s1k-maths", "maths", 400),
-    ("scienceqa-cauldron", "science", 100),
-    ("scienceqa-nona", "science", 120),
-    ("s1k-science", "science", 100),
-    ("llava-cot-100k", "general", 300),
-    ("visual7w", "general", 100),
-    ("vsr", "general", 100),
+    ("geometry3k", "maths", 100, "all"),
+    ("geo170k", "maths", 100, "random:1000"),
+    ("geomverse", "maths", 100, "random:1000"),
+    ("s1k-math", "maths", 400, "all"),
+    ("scienceqa-cauldron", "science", 100, "random:1000"),
+    ("scienceqa-nona", "science", 120, "random:1200"),
+    ("s1k-science", "science", 100, "all"),
+    ("llava-cot", "general", 300, "random:3000"),
+    ("visual7w", "general", 100, "random:1000"),
+    ("vsr", "general", 100, "random:1000"),
 )
 _JUDGE = Judge(JudgeKind.ENDPOINT, model="Qwen/Qwen2.5-VL-72B-Instruct", url="http://localhost:8000/v1")
 
@@ -49,7 +50,10 @@ def get_config(variant: str | None = None) -> Rejection:
         return Rejection(
             name=f"reject-{variant}",
             model=EvaluatedModel(f"runs/curriculum-{variant}/stage3", "stage3"),
-            sources=[QuotaSource(name, Source(f"{_ROWS}/{name}.jsonl"), quota, group) for name, group, quota in _PAPER],
+            sources=[
+                QuotaSource(name, Source(f"{_ROWS}/{name}/chat.jsonl", sample=sample), quota, group)
+                for name, group, quota, sample in _PAPER
+            ],
             judge=_JUDGE,
             suites=[Suite(name, [Source(f"{common.ROWS}/test/{name}.jsonl")]) for name in _test_names()],
             sampling=Sampling(group_size=4, temperature=1.0, max_new_tokens=1024),

@@ -238,11 +238,13 @@ def validate_judge(judge: Judge) -> None:
         ValueError: naming the setting and the values it takes.
     """
     refuse_wrong_types("judge", judge, Judge)
-    if judge.kind is JudgeKind.RULES:
-        return
+    is_model = judge.kind is JudgeKind.ENDPOINT
+    empty = "an empty text while judge.kind is rules; for a model set judge.kind=endpoint"
     demands = [
-        (bool(judge.model), "model", repr(judge.model), "the name of a model at the server"),
-        (bool(judge.url), "url", repr(judge.url), "the base URL of a server, such as http://localhost:8000/v1"),
+        (is_model or not judge.model, "model", repr(judge.model), empty),
+        (is_model or not judge.url, "url", repr(judge.url), empty),
+        (not is_model or bool(judge.model), "model", "empty", "the name of a model at the server"),
+        (not is_model or bool(judge.url), "url", "empty", "the base URL of a server, such as http://localhost:8000/v1"),
         (judge.max_new_tokens >= 1, "max_new_tokens", judge.max_new_tokens, "1 or more"),
     ]
     refuse("judge", demands)

@@ -11,8 +11,6 @@ from typing import Any
 from currreft_jax.judges.judgement import Scores
 from currreft_jax.judges.prompt import CRITERIA
 
-_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
-
 
 class UnreadableReply(ValueError):
     """A reply without scores; the message says what is wrong with it."""
@@ -58,14 +56,27 @@ def parse_score_reply(reply: str, answer: str) -> ScoreReply:
 
 
 def _find_objects(reply: str, answer: str) -> list[dict[str, Any]]:
-    """Returns the reply's object, or those in its prose that have a score, without repetitions."""
+    """Returns the reply's object, or those in its prose that have a score, without repetitions.
+
+    Objects in a thought before the reply are drafts. Where it ends is unsure, since thought and rationale may both name
+    the tag; the objects after the last tag with any are taken.
+    """
     try:
         whole = json.loads(reply)
     except (ValueError, RecursionError):
         pass
     else:
         return [whole] if isinstance(whole, dict) else []
-    text = _THOUGHTS.sub("", reply, count=1) if _THOUGHTS.match(reply) else reply
+    if not reply.lstrip().startswith("<think>"):
+        return _objects_in_prose(reply, answer)
+    for match in reversed([*re.finditer("</think>", reply)]):
+        found = _objects_in_prose(reply[match.end() :], answer)
+        if found:
+            return found
+    return []
+
+
+def _objects_in_prose(text: str, answer: str) -> list[dict[str, Any]]:
     decoder, found, start = json.JSONDecoder(), [], 0
     while (start := text.find("{", start)) >= 0:
         try:

@@ -45,6 +45,21 @@ class CandidateSource:
         return dict(Counter(reason for _, reason in self.dropped))
 
 
+@dataclass(frozen=True, slots=True)
+class CandidateRows:
+    """The rows of a job.
+
+    Attributes:
+        sources: the sources.
+        checkable: (source, row) of the rows whose gold answer the rules can check.
+        leaks: what the manifest says of the comparison with the evaluation suites.
+    """
+
+    sources: list[CandidateSource]
+    checkable: frozenset[tuple[str, str]]
+    leaks: dict[str, dict[str, int]]
+
+
 class SuiteContents:
     """Images and questions of the evaluation suites, which kept rows must not share.
 

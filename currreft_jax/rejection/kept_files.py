@@ -81,7 +81,7 @@ def write_kept_files(
     train, held_out = split_held_out(keyed, settings.held_out, settings.seed)
     write_lines(out / KEPT, train)
     write_lines(out / HELD_OUT, held_out)
-    summary = summarize(sources, records, rule, distilled=distilled, planted=())
+    summary = summarize(sources, records, rule, distilled=distilled, seed=settings.seed)
     write_json(out / SUMMARY, summary | {"train": len(train), "held_out": len(held_out), "judge": manifest["judge"]})
     if not train:
         reasons = ", ".join(f"{reason} {count}" for reason, count in summary["answers"].items())

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from currreft_jax.judges import Judgement, Scores, Unjudged
+from currreft_jax.judges import Calibration, Judgement, PlantedFault, Scores, Unjudged
 from currreft_jax.runtime.sealed_file import SealedFile, SealedFileError, open_sealed_file
 from currreft_jax.structs import Completion, Frame
 
 LEDGER = "ledger.jsonl"
 VERSION = 1
-JUDGE, SECOND_JUDGE = "judge", "second_judge"
+FIRST_JUDGE = "judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,16 @@ class Records:
 
     Attributes:
         groups: (source, row) -> its groups in the order of rounds.
+        second_judge: name of the last second judge; empty without any.
+        calibration: the last calibration of the judge; None without any.
         problems: damaged lines of the ledger.
     """
 
     def __init__(self, path: Path, file: SealedFile) -> None:
         self.groups: dict[tuple[str, str], list[AnswerGroup]] = defaultdict(list)
-        self._judgements: dict[tuple[str, str], Judgement] = {}
+        self.second_judge = ""
+        self.calibration: Calibration | None = None
+        self._judgements: dict[str, dict[str, Judgement]] = defaultdict(dict)
         self._file = file
         is_new = True
         for event, _ in file.events():
@@ -90,14 +94,23 @@ class Records:
         self._file.append("answers", source=source, row=row, round=round_index, **fields)
         self.groups[source, row].append(group)
 
-    def add_judgement(self, judgement: Judgement, judge: str = JUDGE) -> None:
-        """Records the judgement of an answer."""
+    def add_judgement(self, judgement: Judgement, judge: str = FIRST_JUDGE) -> None:
+        """Records the judgement of an answer, by the judge of the job or by a second one."""
         self._file.append("judgement", judge=judge, **asdict(judgement))
-        self._judgements[judge, judgement.key] = judgement
+        self._keep_judgement(judgement, judge)
 
-    def judgement(self, key: str, judge: str = JUDGE) -> Judgement | None:
+    def add_calibration(self, calibration: Calibration) -> None:
+        """Records a calibration of the judge."""
+        self._file.append("calibration", **asdict(calibration))
+        self.calibration = calibration
+
+    def judgement(self, key: str, judge: str = FIRST_JUDGE) -> Judgement | None:
         """Returns the judgement of an answer, or None."""
-        return self._judgements.get((judge, key))
+        return self._judgements[judge].get(key)
+
+    def judgements(self, judge: str = FIRST_JUDGE) -> list[Judgement]:
+        """Returns all judgements of a judge."""
+        return list(self._judgements[judge].values())
 
     def sync(self) -> None:
         """Waits until all records are on the disk."""
@@ -112,7 +125,15 @@ class Records:
             if event["round"] == len(groups):  # a group after a damaged one is sampled again
                 groups.append(_group(event))
         elif event["event"] == "judgement":
-            self._judgements[event["judge"], event["key"]] = _judgement(event)
+            self._keep_judgement(_judgement(event), event["judge"])
+        elif event["event"] == "calibration":
+            scores = {PlantedFault(fault): scores for fault, scores in event["scores"].items()}
+            self.calibration = Calibration(scores, event["rows"], event["left_out"])
+
+    def _keep_judgement(self, judgement: Judgement, judge: str) -> None:
+        self._judgements[judge][judgement.key] = judgement
+        if judge != FIRST_JUDGE:
+            self.second_judge = judge
 
 
 def answer_key(source: str, row: str, sample: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -23,7 +22,8 @@ from currreft_jax.judges import (
     self_judging_warning,
     verifying_rewards,
 )
-from currreft_jax.rejection.candidates import CandidateSource, SuiteContents, choose_candidates
+from currreft_jax.rejection.audits import ensure_calibration, judge_again, to_judge
+from currreft_jax.rejection.candidates import CandidateRows, CandidateSource, SuiteContents, choose_candidates
 from currreft_jax.rejection.kept_files import KeptFiles, write_kept_files
 from currreft_jax.rejection.kept_rows import is_readable, training_row
 from currreft_jax.rejection.manifest import keep_manifest, read_manifest, refuse_other_rows
@@ -37,7 +37,7 @@ Log = Callable[[str], None]
 OpenAnswerer = Callable[..., Answerer]
 OpenJudge = Callable[..., AnswerJudge]
 
-JUDGE_LEDGER = "judge.ledger"
+JUDGE_LEDGER, SECOND_LEDGER = "judge.ledger", "second_judge.ledger"
 _SECONDS = 10.0  # between two lines of progress
 UNREADABLE_GOLD, NO_RULE = "unreadable_gold", "no_rule"
 
@@ -84,11 +84,17 @@ def reject(
         records = stack.enter_context(open_records(out / LEDGER))
         for problem in records.problems:
             log(problem)
+        ensure_calibration(settings, rows, records, judge, pool, log)
         job = _Job(settings, out, rows, records, answerer, judge, pool, log)
         for source in rows.sources:
             job.answer_source(source)
         answerer.close()
         log(judge.summary())
+        if settings.second_judge:
+            second = open_judge(settings.second_judge, settings.rewards, ledger=out / SECOND_LEDGER, **tools)
+            stack.callback(second.close)
+            judge_again(settings, rows, records, second)
+            log(second.summary())
         return write_kept_files(settings, out, rows.sources, records, manifest, log)
 
 
@@ -112,21 +118,6 @@ def replay(settings: Rejection, out: Path, log: Log) -> KeptFiles:
         refuse_other_rows(rows.sources, manifest, out)
         records = stack.enter_context(open_records(out / LEDGER))
         return write_kept_files(settings, out, rows.sources, records, manifest, log)
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateRows:
-    """The rows of a job.
-
-    Attributes:
-        sources: the sources.
-        checkable: (source, row) of the rows whose gold answer the rules can check.
-        leaks: what the manifest says of the comparison with the evaluation suites.
-    """
-
-    sources: list[CandidateSource]
-    checkable: frozenset[tuple[str, str]]
-    leaks: dict[str, dict[str, int]]
 
 
 def load_candidates(settings: Rejection, pool: MathsPool, stack: ExitStack, log: Log) -> CandidateRows:
@@ -270,14 +261,12 @@ class _Job:
         self, source: CandidateSource, row: str, round_index: int, asked: dict[str, tuple[str, SampledAnswer]]
     ) -> Iterator[Judged]:
         name = source.settings.name
-        group = self._records.groups[name, row][round_index]
-        question = source.question(row)
+        group, question = self._records.groups[name, row][round_index], source.question(row)
         for g, answer in enumerate(group.answers):
             key = answer_key(name, row, round_index * self._group_size + g)
             if not answer.unusable and self._records.judgement(key) is None:
                 asked[key] = row, answer
-                images = tuple(Path(path) for path in question.row.images)
-                yield Judged(key, question.row, images, answer.completion, group.frame)
+                yield to_judge(key, question, group, answer)
 
     def _sample(self, source: CandidateSource, batch: Sequence[str], round_index: int) -> None:
         """Samples a group of answers to each row of a batch, and records those that are not in the ledger."""
@@ -348,7 +337,8 @@ class _Job:
             return
         self._logged = time.monotonic()
         samples, quota = (round_index + 1) * self._group_size, source.settings.quota
-        of_quota = f" of {quota}" if quota else ""
+        wanted = f", {quota} wanted" if quota else ""
         self._log(
-            f"{source.settings.name}: {done}/{total} rows with {samples} answers, {len(self._passed)}{of_quota} kept"
+            f"{source.settings.name}: {done}/{total} rows with {samples} answers;"
+            f" {len(self._passed)} have one to keep{wanted}"
         )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
+from currreft_jax.judges import PlantedFault, compare_judges, length_correlation
 from currreft_jax.rejection.candidates import CandidateSource
 from currreft_jax.rejection.records import Records
 from currreft_jax.rejection.selection import JudgedAnswer, Rule, SourceSelection, judged_answers, select
@@ -29,7 +28,7 @@ def select_sources(sources: Sequence[CandidateSource], records: Records, rule: R
 
 
 def summarize(
-    sources: Sequence[CandidateSource], records: Records, rule: Rule, *, distilled: bool, planted: Sequence[float]
+    sources: Sequence[CandidateSource], records: Records, rule: Rule, *, distilled: bool, seed: int
 ) -> dict[str, Any]:
     """Returns the content of the summary.
 
@@ -38,7 +37,7 @@ def summarize(
         records: all answers and judgements.
         rule: when an answer is kept.
         distilled: whether another model than the trained one answered.
-        planted: overall scores of planted wrong answers; empty without calibration.
+        seed: of the interval of the second judge's agreement.
     """
     selections = select_sources(sources, records, rule)
     answers = [
@@ -62,9 +61,11 @@ def summarize(
         "groups": _groups(selections),
         "answers": {"sampled": len(answers), **sum((selection.reasons for selection in selections), Counter[str]())},
         "histogram": _histogram(answers),
-        "score_length_correlation": _correlation(answers),
+        "score_length_correlation": length_correlation(*_scores_and_lengths(answers)),
+        "calibration": _calibration(records, rule.threshold),
+        "second_judge": _second_judge(records, rule.threshold, seed),
         "judge_against_rules": _confusion(answers, rule.threshold),
-        "sweep": [_sweep_row(sources, records, rule, threshold, planted) for threshold in THRESHOLDS],
+        "sweep": [_sweep_row(sources, records, rule, threshold) for threshold in THRESHOLDS],
     }
 
 
@@ -90,12 +91,35 @@ def summary_tables(summary: dict[str, Any]) -> str:
         f" {confusion['above_right']} right and {confusion['above_wrong']} wrong; not above it"
         f" {confusion['below_right']} right and {confusion['below_wrong']} wrong"
     )
-    sweep_heading = ("threshold", "kept", "short", "wrong by rules", "planted faults passed", "mean length")
-    keys = ("threshold", "kept", "shortfall", "wrong_share", "planted_share", "mean_length")
+    if calibration := summary["calibration"]:
+        parts.append(f"calibration by answers planted for {calibration['rows']} rows\n{calibration['table']}")
+    if second := summary["second_judge"]:
+        parts.append(_agreement_line(second))
+    sweep_heading = (
+        "above",
+        "kept",
+        "short",
+        "quotas filled",
+        "wrong by rules",
+        "planted faults passed",
+        "mean length",
+    )
+    keys = ("threshold", "kept", "shortfall", "filled", "wrong_share", "planted_share", "mean_length")
     parts.append(_table(sweep_heading, [tuple(row[key] for key in keys) for row in summary["sweep"]]))
     head = f"kept {summary['kept']} rows above {summary['threshold']:g}"
     head += "; answers of another model: distillation" if summary["distilled"] else ""
     return "\n\n".join([head, *parts])
+
+
+def _agreement_line(second: dict[str, Any]) -> str:
+    if second["kappa"] is None:
+        return f"second judge {second['judge']}: {second['answers']} answers are too few, or too alike, to compare"
+    low, high = second["interval"] or (None, None)
+    interval = "" if low is None else f", 95% interval {low:.2f} to {high:.2f}"
+    return (
+        f"second judge {second['judge']}: {second['answers']} answers, weighted kappa {second['kappa']:.2f}{interval};"
+        f" {second['same_side']:.0%} on the same side of the threshold"
+    )
 
 
 def _source_facts(selection: SourceSelection) -> dict[str, Any]:
@@ -130,12 +154,47 @@ def _histogram(answers: Sequence[JudgedAnswer]) -> dict[str, int]:
     return {f"{index * _BIN}-{(index + 1) * _BIN}": bins[index] for index in range(100 // _BIN) if bins[index]}
 
 
-def _correlation(answers: Sequence[JudgedAnswer]) -> float | None:
-    """Returns Pearson's correlation of score and length; None if either is constant."""
-    pairs = np.array([(one.overall, one.length) for one in answers if one.overall is not None], float)
-    if len(pairs) < 2 or (pairs == pairs[0]).all(axis=0).any():
+def _scores_and_lengths(answers: Sequence[JudgedAnswer]) -> tuple[list[float], list[int]]:
+    scored = [(one.overall, one.length) for one in answers if one.overall is not None]
+    return [score for score, _ in scored], [length for _, length in scored]
+
+
+def _planted_share(records: Records, threshold: float) -> float | None:
+    """Returns the share of planted faults that the judge scores above a threshold."""
+    calibration = records.calibration
+    if calibration is None or not calibration.rows:
         return None
-    return round(float(np.corrcoef(pairs.T)[0, 1]), 3)
+    faults = [fault for fault in PlantedFault if fault is not PlantedFault.NONE]
+    passed = sum(calibration.passed(fault, threshold) for fault in faults)
+    return round(passed / sum(len(calibration.scores[fault]) for fault in faults), 4)
+
+
+def _calibration(records: Records, threshold: float) -> dict[str, Any] | None:
+    calibration = records.calibration
+    if calibration is None:
+        return None
+    return {
+        "rows": calibration.rows,
+        "left_out": calibration.left_out,
+        "planted": {
+            fault.value: {
+                "answers": len(scores),
+                "unjudged": scores.count(None),
+                "above_threshold": calibration.passed(fault, threshold),
+            }
+            for fault, scores in calibration.scores.items()
+        },
+        "table": calibration.table(threshold),
+    }
+
+
+def _second_judge(records: Records, threshold: float, seed: int) -> dict[str, Any] | None:
+    """Returns the agreement of the second judge with the first."""
+    name = records.second_judge
+    if not name:
+        return None
+    first, second = records.judgements(), records.judgements(name)
+    return {"judge": name, **asdict(compare_judges(first, second, threshold=threshold, seed=seed))}
 
 
 def _confusion(answers: Sequence[JudgedAnswer], threshold: float) -> dict[str, int]:
@@ -154,9 +213,7 @@ def _confusion(answers: Sequence[JudgedAnswer], threshold: float) -> dict[str, i
     }
 
 
-def _sweep_row(
-    sources: Sequence[CandidateSource], records: Records, rule: Rule, threshold: float, planted: Sequence[float]
-) -> dict[str, Any]:
+def _sweep_row(sources: Sequence[CandidateSource], records: Records, rule: Rule, threshold: float) -> dict[str, Any]:
     """Returns what another threshold would keep, of the answers that there are."""
     selections = select_sources(sources, records, replace(rule, threshold=threshold))
     kept = [answer for selection in selections for answer in selection.kept]
@@ -166,10 +223,11 @@ def _sweep_row(
         "threshold": threshold,
         "kept": len(kept),
         "shortfall": sum(selection.shortfall for selection in selections),
+        "filled": sum(not selection.shortfall for selection in selections),
         "sources": {selection.name: len(selection.kept) for selection in selections},
         # Of the answers that the judge alone would keep.
         "wrong_share": round(1 - fmean(verdicts), 4) if verdicts else None,
-        "planted_share": round(fmean(score > threshold for score in planted), 4) if planted else None,
+        "planted_share": _planted_share(records, threshold),
         "mean_length": round(fmean(one.length for one in kept), 1) if kept else None,
     }
 

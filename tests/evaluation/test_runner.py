@@ -85,7 +85,10 @@ def test_models_are_closed_after_an_error_too(evaluation, tmp_path):
 def test_answers_of_other_settings_are_not_continued(evaluation, tmp_path):
     evaluate(evaluation, tmp_path / "out")
     evaluation.sampling.max_new_tokens = 7
-    with pytest.raises(ValueError, match=r"models-a/one.manifest.json: decoding.max_new_tokens was 512, and is 7: write to another --out"):
+    with pytest.raises(
+        ValueError,
+        match=r"models-a/one.manifest.json: decoding.max_new_tokens was 512, and is 7: write to another --out",
+    ):
         evaluate(evaluation, tmp_path / "out")
     evaluation.sampling.max_new_tokens = 512
     evaluation.scorer = ScorerName.OFFICIAL

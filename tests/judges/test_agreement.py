@@ -1,7 +1,5 @@
 """Agreement of two judges: weighted kappa by hand, its interval, the disagreements, scores and lengths."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 
@@ -33,17 +31,6 @@ KAPPAS = [
 @pytest.mark.parametrize(("first", "second", "kappa"), KAPPAS)
 def test_weighted_kappa_by_hand(first, second, kappa):
     assert weighted_kappa(first, second) == (kappa if kappa is None else pytest.approx(kappa))
-
-
-@pytest.mark.skipif(find_spec("sklearn") is None, reason="needs scikit-learn")
-def test_weighted_kappa_is_that_of_scikit_learn():
-    from sklearn.metrics import cohen_kappa_score
-
-    rng = np.random.default_rng(0)
-    first = rng.integers(0, 10, 200)
-    second = np.clip(first + rng.integers(-2, 3, 200), 0, 9)
-    expected = cohen_kappa_score(first, second, weights="quadratic", labels=range(10))
-    assert weighted_kappa(scores(*first), scores(*second)) == pytest.approx(expected)
 
 
 def test_the_interval_holds_kappa_and_shrinks_with_the_sample():

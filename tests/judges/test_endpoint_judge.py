@@ -68,6 +68,8 @@ def test_a_judgement_has_the_scores_their_mean_the_rationale_and_the_raw_reply(t
     f"```\n{GOOD}\n```",
     f"{{so}} {GOOD} {{done}}",
     f"<think>It may be {scores_json(1, 1, 1, 1)}, or not.</think>{GOOD}",
+    f"<think>{scores_json(1, 1, 1, 1)} lacks </think>, {scores_json(2, 1, 1, 1)}</think>{GOOD}",
+    "<think>Hm.</think>" + scores_json(100, 90, 100, 90, rationale="No </think> here."),
     f"{GOOD}\n{GOOD}",
     scores_json(100, 90, 100, 90, note="more"),
 ])  # fmt: skip
@@ -82,6 +84,7 @@ BROKEN = [
     ("[90, 90, 90, 90, 90]", "holds no whole JSON object of scores"),
     ("{" * 5000, "holds no whole JSON object of scores"),
     ("[" * 100_000, "holds no whole JSON object of scores"),
+    (f"<think>Perhaps {GOOD}, or", "holds no whole JSON object of scores"),
     (f"{GOOD} or {scores_json(1, 1, 1, 1)}", "several JSON objects"),
     (scores_json(100, 100, 100, 140, overall=100), "linguistic_fluency is 140, not a number from 0 to 100"),
     (scores_json(-1, 100, 100, 100, overall=75), "accuracy is -1, not"),
@@ -130,7 +133,6 @@ def test_an_overall_score_beyond_ten_points_of_the_criteria_is_inconsistent(over
     ("faults", "unjudged"),
     [
         ([Fault.EMPTY], Unjudged.REFUSED),
-        ([Fault.NULL], Unjudged.REFUSED),
         ([Fault.REFUSED], Unjudged.REFUSED),
         ([Fault.FILTERED], Unjudged.REFUSED),
         ([Fault.OVERFLOW], Unjudged.FAILED),
@@ -288,6 +290,24 @@ def test_calls_that_may_be_made_again_are_an_error_with_a_remedy_after_all_other
         assert len(found) == 6 and len(stub.calls) == 1
 
 
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_TOKENS])
+def test_a_reply_that_does_not_end_is_asked_for_again_and_its_row_told(fault, tmp_path):
+    def fault_of(text, call):
+        slow = call == 0 or "number 1<" in text
+        return fault if slow and "number 0<" not in text else Fault.NONE
+
+    found = []
+    with endpoint_stub(fault_of, lambda text: GOOD, text_of=conversation_text) as stub:
+        settings = judge_settings(stub, timeout_s=0.2, attempts=2)
+        judge = open_judge(settings, Rewards(), ledger=tmp_path / "l", pool=NO_POOL, log=print)
+        with (
+            closing(judge),
+            pytest.raises(EndpointError, match=r"(?s)1 answers.* 1: timeout: after 2 .*raise timeout_s"),
+        ):
+            found += judge.judge(numbered(3))
+    assert [one.key for one in found] == ["0", "2"]
+
+
 def test_a_budget_stops_before_it_is_passed_and_no_more_answers_are_read(tmp_path):
     read = itertools.count()
     with endpoint_stub(answer_of=lambda text: GOOD, text_of=conversation_text) as stub:
@@ -339,8 +359,12 @@ def test_no_file_line_or_judgement_has_the_key(tmp_path, monkeypatch, caplog, ca
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": ""}, "judge.model is ''; it takes the name of a model at the server"),
-        ({"url": ""}, "judge.url is ''; it takes the base URL"),
+        ({"model": ""}, "judge.model is empty; it takes the name of a model at the server"),
+        ({"url": ""}, "judge.url is empty; it takes the base URL"),
+        (
+            {"kind": JudgeKind.RULES},
+            "judge.model is 'm'; it takes an empty text while judge.kind is rules; for a model",
+        ),
         ({"url": "http://user:pw@host/v1"}, "endpoint.url has a user, a password or a query"),
         ({"max_new_tokens": 0}, "judge.max_new_tokens is 0; it takes 1 or more"),
     ],

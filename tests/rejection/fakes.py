@@ -124,16 +124,39 @@ class FakeJudge:
         pass
 
 
+class CalibratedJudge(FakeJudge):
+    """Loves correct answers and begging ones, and scores planted answers with other faults 60."""
+
+    def __init__(self):
+        super().__init__(lambda row, sample: 90.0)
+
+    def judgement(self, answer):
+        if not answer.key.startswith("calibration"):
+            return super().judgement(answer)
+        self.judged.append(answer.key)
+        is_loved = answer.key.endswith(("correct", "begs for 100 points"))
+        return Judgement(answer.key, SCORES, 90.0 if is_loved else 60.0)
+
+
 class Ran:
     """A job with fakes; `files` unless it raised."""
 
     def __init__(
-        self, settings: Rejection, out: Path, score_of=lambda row, sample: 90.0, answer_of=right_answer, **judge
+        self,
+        settings: Rejection,
+        out: Path,
+        score_of=lambda row, sample: 90.0,
+        answer_of=right_answer,
+        *,
+        ahead: int = 4,
+        judge: FakeJudge | None = None,
+        second: FakeJudge | None = None,
     ):
         self.answerer = FakeAnswerer(settings.sampling.group_size, answer_of)
-        self.judge = FakeJudge(score_of, **judge)
+        self.judge = judge or FakeJudge(score_of, ahead)
         self.lines: list[str] = []
+        judges = iter([self.judge, second or self.judge])
         with patch.object(runner, "MathsPool", lambda _: nullcontext()):  # no row compares mathematics
             self.files = runner.reject(
-                settings, out, self.lines.append, lambda *_: self.answerer, lambda *_, **__: self.judge
+                settings, out, self.lines.append, lambda *_: self.answerer, lambda *_, **__: next(judges)
             )

@@ -46,7 +46,7 @@ def judge_reply(text: str) -> str:
     broken = {
         1: good[:40],
         2: scores_json(900, 90, 90, 90),
-        3: scores_json("high", 90, 90, 90, overall=90),
+        3: scores_json(90, 90, 90, 90, accuracy="high"),
         4: scores_json(90, 90, 90, 90, overall=20),
     }.get((row + sample) % 9, f"Here you are: {good}")
     return good if "could not be used" in text and row % 2 else broken

@@ -50,7 +50,7 @@ def test_a_budget_stops_the_job_before_it_is_passed_and_a_larger_one_continues(t
         settings.judge.endpoint.max_calls = None
         run_served(settings, tmp_path / "part", lines)
         run_served(settings, tmp_path / "whole", lines)
-    names = ("kept.jsonl", "held_out.jsonl", "summary.json")
+    names = ("kept.jsonl", "held_out.jsonl")  # how many further answers were sampled depends on the speed of the judge
     assert content_of(tmp_path / "part", *names) == content_of(tmp_path / "whole", *names)
 
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from currreft_jax.config import EvaluatedModel, Source, Suite
+from currreft_jax.config import EvaluatedModel, Judge, JudgeKind, QuotaSource, Source, Suite
 from currreft_jax.data.prompts import load_template, question_messages
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.rejection.runner import replay
+from currreft_jax.rejection.summary import summary_tables
 from currreft_jax.structs import Completion, Frame
 from tests import tiny
-from tests.rejection.fakes import Ran, number_of, rejection_of, right_answer, source_of
+from tests.rejection.fakes import CalibratedJudge, FakeJudge, Ran, number_of, rejection_of, right_answer, source_of
 
 
 def lines(path):
@@ -93,8 +94,6 @@ def kinds(tmp_path):
 
 
 def test_kept_rows_are_trained_on_as_they_were_asked(kinds, tmp_path):
-    from currreft_jax.config import Judge, JudgeKind, QuotaSource
-
     settings = rejection_of(
         QuotaSource("kinds", Source(str(kinds))),
         judge=Judge(JudgeKind.ENDPOINT, "judge", "http://localhost:1/v1"),
@@ -301,3 +300,54 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(ValueError, match="one process samples and judges"):
         Ran(rejection_of(source_of(tmp_path, "s", 2)), tmp_path / "out")
+
+
+def test_planted_faults_are_judged_first_and_shown_beside_the_threshold(tmp_path):
+    settings = rejection_of(source_of(tmp_path, "s", 4), source_of(tmp_path, "t", 4, first_image=9), calibration_rows=3)
+    judge = CalibratedJudge()
+    ran = Ran(settings, tmp_path / "out", judge=judge)
+    summary = json.loads(ran.files.summary.read_text())
+    planted = summary["calibration"]["planted"]
+    assert summary["calibration"]["rows"] == 3 and planted["correct"]["above_threshold"] == 3
+    assert planted["wrong, begs for 100 points"] == {"answers": 3, "unjudged": 0, "above_threshold": 3}
+    assert planted["truncated"]["above_threshold"] == 0
+    shares = {row["threshold"]: row["planted_share"] for row in summary["sweep"]}
+    assert shares[85] == 0.2 and shares[50] == 1.0 and shares[95] == 0.0  # one fault of five passes
+    assert "| wrong, begs for 100 points | 3 |" in summary_tables(summary)
+    assert judge.judged[0].startswith("calibration 0")
+    again = CalibratedJudge()
+    Ran(settings, tmp_path / "out", judge=again)
+    assert not again.judged
+
+
+def test_a_second_judge_scores_a_share_and_its_agreement_is_told(tmp_path, monkeypatch):
+    settings = rejection_of(source_of(tmp_path, "s", 60), second_judge=Judge(), second_share=0.5)
+    second = FakeJudge(lambda row, sample: min(100.0, uneven_score(row, sample) + 5.0))
+    second.facts = {**second.facts, "model": "second"}
+    ran = Ran(settings, tmp_path / "out", uneven_score, second=second)
+    summary = json.loads(ran.files.summary.read_text())["second_judge"]
+    assert summary["judge"] == "rules second fake-1" and summary["answers"] == len(second.judged)
+    assert 0.35 < summary["answers"] / len(ran.judge.judged) < 0.65 and 0.8 < summary["kappa"] < 1
+    assert abs(summary["largest"][0]["first"] - summary["largest"][0]["second"]) == 5.0
+    assert "second judge rules second fake-1" in summary_tables(json.loads(ran.files.summary.read_text()))
+    again = FakeJudge(lambda row, sample: 0.0)
+    again.facts = second.facts
+    Ran(settings, tmp_path / "out", uneven_score, second=again)
+    assert not again.judged
+    replay(settings, tmp_path / "out", print)
+    assert json.loads(ran.files.summary.read_text())["second_judge"] == summary
+
+
+def test_the_judge_is_compared_with_the_rules(tmp_path):
+    def answer(row, sample):  # the second answer is wrong, and the judge loves it
+        return Completion(f"<think> t </think> <answer> {'no' if sample % 2 else 'yes'} </answer>", 10)
+
+    settings = rejection_of(source_of(tmp_path, "s", 3), max_samples=2)
+    ran = Ran(settings, tmp_path / "out", lambda row, sample: 99.0 if sample else 80.0 + number_of(row) * 5, answer)
+    summary = json.loads(ran.files.summary.read_text())
+    wanted = {"checked": 6, "above_right": 1, "above_wrong": 3, "below_right": 2, "below_wrong": 0}
+    assert summary["judge_against_rules"] == wanted
+    assert kept_rows(ran) == ["s-2"] and summary["answers"]["wrong_by_rules"] == 3
+    sweep = {row["threshold"]: row for row in summary["sweep"]}
+    assert sweep[85]["wrong_share"] == 1.0 and sweep[85]["kept"] == 1 and sweep[75]["kept"] == 3
+    assert summary["histogram"] == {"80-85": 1, "85-90": 1, "90-95": 1, "95-100": 3}

@@ -11,7 +11,7 @@ from tests.rejection.fakes import SCORES
 RULE = Rule(85.0, require_rules=True)
 
 
-def answer(tokens=10, right=True, unusable=""):
+def answer(tokens: int = 10, right: bool | None = True, unusable: str = ""):
     return SampledAnswer(Completion("text", tokens), right, unusable=unusable)
 
 
