@@ -221,9 +221,10 @@ def test_an_evaluated_step_is_saved_if_it_is_the_best_and_none_is_lost_or_repeat
     assert_same_weights(tmp_path / "model", finished_run / "model")
 
 
+@pytest.mark.slow
 def test_a_stage_that_forgets_keeps_the_model_of_a_better_step(checkpoint, rows, tmp_path, monkeypatch):
-    """Held-out answers are right in 30, 32, 34 and 8 of 40 rows; the loss is that of the rows which are trained on."""
-    right = {0: 28, 1: 30, 2: 34, 3: 32, 4: 8}
+    """The loss is that of the rows which are trained on; 40 held-out rows fall in the last step."""
+    right = {0: 28, 1: 30, 2: 34, 3: 32, 4: 31, 5: 30, 6: 8}
 
     def measure(context, policy, sets, stage, step, *, greedy):
         rewards = tuple([1.0] * right[step] + [0.0] * (40 - right[step]))
@@ -233,19 +234,19 @@ def test_a_stage_that_forgets_keeps_the_model_of_a_better_step(checkpoint, rows,
     monkeypatch.setattr(evaluator, "measure", measure)
     monkeypatch.setattr(session, "MathsPool", lambda *_: nullcontext())
     logging = Logging(log_every=1, save_every=9, keep_last=1, evaluate_every=1, tensorboard=False)
-    config = config_of(checkpoint, rows, steps=4, logging=logging)
+    config = config_of(checkpoint, rows, logging=logging)
     batch = [Source(str(rows), sample="first:8")]
-    config.stages = [Stage("one", batch, 4, held_out=batch, held_out_loss=batch, forgetting_margin=0.1)]
+    config.stages = [Stage("one", batch, 6, held_out=batch, held_out_loss=batch, forgetting_margin=0.1)]
     trainer.run(config, tmp_path)
 
     lines, matrix = logged_metrics(tmp_path), matrix_of(tmp_path)
-    assert [one.step for one in matrix.losses] == [0, 1, 2, 3, 4]
+    assert [one.step for one in matrix.losses] == list(right)
     losses = [one.loss for one in matrix.losses]
     np.testing.assert_allclose(losses[:-1], [line["loss"] for line in lines], rtol=1e-5)
     assert [line["held_out/one/loss"] for line in lines] == losses[1:]
 
     (decision,) = matrix.decisions
-    assert (decision.last_step, decision.kept_step, saved_steps(tmp_path)) == (4, 2, [2, 4])  # the best and the last
+    assert (decision.last_step, decision.kept_step, saved_steps(tmp_path)) == (6, 2, [2, 6])  # the best and the last
     model = tiny.model_of(mesh=make_mesh(data=4, fsdp=2))
     params = restore_item(tmp_path / "checkpoints" / "2", "params", model.abstract(np.float32))
     exported = load_file(tmp_path / "model" / "model.safetensors")
