@@ -39,6 +39,7 @@ def jobs(monkeypatch) -> list:
         log("one line")
         log("another line")
         calls.append((settings, out))
+        return SimpleNamespace(num_kept=9, num_held_out=1, kept=out / "kept.jsonl")
 
     monkeypatch.setattr(rejected_samples, "reject", run)
     return calls
@@ -52,7 +53,8 @@ def test_the_model_of_the_stage_before_answers_unless_the_settings_name_one(jobs
     ((settings, out),) = jobs
     assert settings.model == EvaluatedModel(str(tmp_path / "one" / "model")) and out == tmp_path / "reject"
     assert settings == dataclasses.replace(config.stages[1].rejection, model=settings.model)
-    assert "train: reject: another line" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "train: reject: another line" in said and "train: 9 rows kept to train on, 1 held out: " in said
     assert rejection_settings(config, config.stages[1].rejection, None).model.path == "base"
     named = Rejection(model=EvaluatedModel("teacher", endpoint="http://localhost:1/v1"))
     assert rejection_settings(config, named, tmp_path) is named

@@ -58,9 +58,10 @@ def keep_samples(
 
     say(f"stage {stage.name}: rejected sampling into {folder}")
     try:
-        reject(rejection_settings(config, stage.rejection, previous_dir), folder, log)
+        files = reject(rejection_settings(config, stage.rejection, previous_dir), folder, log)
     except _StopRequested:
         return False
+    say(f"{files.num_kept} rows kept to train on, {files.num_held_out} held out: {files.kept}")
     return True
 
 
