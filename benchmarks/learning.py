@@ -3,7 +3,7 @@
   python -m benchmarks.learning --seeds 1 2 3 4 5 --out learning.json
   python -m benchmarks.learning --seeds 1 2 3 4 5 --shuffled      # a control that must not gain
 
-Trains `configs/curriculum.py:tiny` once per seed and reads the forgetting matrices. Prints the gain in sampled reward
+Trains `configs/curr_rl.py:tiny` once per seed and reads the forgetting matrices. Prints the gain in sampled reward
 from the base model to the end of each stage, paired by seed, with the 95% interval of its mean (Student's t). With
 --shuffled, every completion is trained on the reward of another one in the batch; the evaluation is unchanged.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from configs import curriculum as recipe
+from configs import curr_rl as recipe
 from currreft_jax.config.output import output_path
 from currreft_jax.runtime.workdir import MATRIX
 from currreft_jax.training import grpo, trainer

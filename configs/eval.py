@@ -1,8 +1,8 @@
-"""The base and the three stages of the curriculum, in and out of domain (Tables 1, 2 and 4a).
+"""The base and the stages of the curriculum, in and out of domain (Tables 1, 2 and 4a).
 
 python -m currreft_jax.evaluate --config=configs/eval.py
 
-The variant :tiny needs `make demo` first, and takes under three minutes on two CPU cores: judge, choice and open rows
+The variant :tiny needs `make demo` first, and takes about three minutes on two CPU cores: judge, choice and open rows
 of the world in domain, and open rows of each axis out of domain. The variants :3b and :7b answer the test rows of
 `dataset build --recipe paper --out rows/paper`, and need the runs of `configs/curriculum.py`; they have not been run
 yet. `--model=PATH,PATH` takes other models.
@@ -23,7 +23,7 @@ from currreft_jax.config import (
     SuiteDomain,
 )
 
-_STAGES = ("stage1", "stage2", "stage3")
+_STAGES = ("stage1", "stage2", "stage3", "self_improve")
 _AXES = ("shapes", "colours", "pairs", "dark", "gradient", "noise", "counts", "straddle")
 
 

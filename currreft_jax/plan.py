@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from absl import app, flags
 
-from currreft_jax.config import ELSEWHERE, Config, Shapes, validate
+from currreft_jax.config import ELSEWHERE, Config, Shapes, stage_settings, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.planning.budget import Budget
 from currreft_jax.planning.compiled import (
@@ -79,6 +79,7 @@ def compile_stage(
     has_figures = topology.spec is not None
     budget = Budget(
         config,
+        stage_index,
         checkpoint_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stage.state)),
         export_bytes=stage.model.merged.num_parameters * stage.model.dtype.itemsize,
         step_seconds=step_seconds(largest, topology, efficiency) if has_figures else None,
@@ -98,8 +99,11 @@ def remedy(config: Config, stage_index: int, spec: ModelSpec, topology: Topology
         stage = stage_programs(config, stage_index, spec, topology.devices, topology.usable_bytes)
         return stage.step(stage.buckets()[-1])
 
+    own = f"stages[{stage_index}]." if config.stages[stage_index].microbatches else ""
+    config = stage_settings(config, stage_index)
     if found := Search(config, largest_step, topology, efficiency, log).run():
-        return f"fits, in {found.seconds:.2f} s a step: {found.flags}"
+        flags = found.flags.replace("--config.microbatches", f"--config.{own}microbatches")
+        return f"fits, in {found.seconds:.2f} s a step: {flags}"
     return (
         "no setting of microbatches, remat, mesh and sampling.mesh fits. Use more devices; or store less per parameter"
         " (--config.optimizer.moments=bfloat16, --config.optimizer.rule=ADAFACTOR, --config.model.lora.rank=16,"

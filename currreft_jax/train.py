@@ -24,6 +24,7 @@ from absl import app, flags, logging
 
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.config.output import local_path
+from currreft_jax.endpoint import EndpointError
 from currreft_jax.rewards import RewardError
 from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.rewards.registry import validate_reward_names
@@ -54,7 +55,7 @@ _PROFILE = flags.DEFINE(_ProfileParser(), "profile", None, "FROM:TO, steps of a 
 # Errors whose messages stand alone; --verbosity=1 adds the traceback.
 _REFUSALS = (
     *(ValueError, OSError, ModuleNotFoundError, NonFiniteError, LimitReached),
-    *(RewardError, MathsPoolError, distributed.MissingProcess),
+    *(RewardError, MathsPoolError, EndpointError, distributed.MissingProcess),
 )
 
 

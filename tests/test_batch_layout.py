@@ -27,6 +27,7 @@ from currreft_jax.config import (
     Method,
     Sampling,
     batch_layout,
+    stage_settings,
     validate,
 )
 from currreft_jax.config.files import load_config
@@ -180,7 +181,7 @@ def starts(config: Config, count: int, per_host: int = 8) -> None:
         refuse_uneven_sampling(config, layout, make_model(config.model, spec.config, mesh, spec.tokenizer_size))
 
 
-TRAIN_NOTHING = {"common.py", "eval.py"}
+TRAIN_NOTHING = {"common.py", "eval.py", "reject.py"}
 CONFIGS = sorted({path.name for path in (ROOT / "configs").glob("[!_]*.py")} - TRAIN_NOTHING)
 
 
@@ -190,11 +191,12 @@ def test_every_config_starts_on_any_number_of_devices(path, monkeypatch):
     monkeypatch.setenv(ELSEWHERE, "1")
     for variant in ["0"] if path == "world_base.py" else ["tiny", "3b", "7b"]:
         config = load_config(f"configs/{path}:{variant}")
-        if path.startswith("stage"):
+        if path.startswith(("stage", "self_improve")):
             config.grpo.reference_path = load_config(f"configs/rl.py:{variant}").model.path  # of the same shape
         for count in (1, 2, 4, 8, 16, 32):
             for per_host in {count, min(count, 8), min(count, 4)}:
-                starts(config, count, per_host)
+                for index in {0, len(config.stages) - 1}:
+                    starts(stage_settings(config, index), count, per_host)
 
 
 def test_the_papers_7b_has_programs_for_its_two_hosts(monkeypatch):
@@ -207,6 +209,16 @@ def test_the_papers_7b_has_programs_for_its_two_hosts(monkeypatch):
     assert batch.tokens.shape == (16, 2, 512) and batch.prompts.tokens.shape == (16, 2048)
     assert programs["decode"].shape == "16 x 2 x 512 tokens after 2048"
     assert programs["held-out decode"].shape == "32 x 1 x 512 tokens after 2048"
+
+
+def test_a_stage_with_a_method_of_its_own_has_that_methods_programs(monkeypatch):
+    monkeypatch.setenv(ELSEWHERE, "1")
+    config = load_config(str(ROOT / "configs/curriculum.py:7b"))
+    stage = stage_programs(config, 3, model_spec(config), devices(16))
+    programs = {program.name: program for program in stage.step(stage.buckets()[-1])}
+    assert not programs.keys() & {"prefix", "decode", "reference", "load reference"}
+    assert programs["gradient"].arguments[2].tokens.shape == (16, 1, 1024)  # 32 rows in 2 microbatches
+    assert programs["held-out decode"].shape == "32 x 1 x 512 tokens after 2048"  # as in the stages of GRPO
 
 
 # Parses each command line of a JSON list in a process of its own, and writes the configs.
@@ -245,7 +257,7 @@ def printed_commands() -> Iterator[tuple[str, list[str]]]:
     files += [*(ROOT / "launch").iterdir(), ROOT / "currreft_jax/train.py", ROOT / "currreft_jax/plan.py"]
     for path in files:
         text = path.read_text().replace("\\\n", " ")
-        for found in re.finditer(r"^(?!.*currreft_jax\.evaluate).*--config=configs/(?!.*\$).*$", text, re.M):
+        for found in re.finditer(r"^(?!.*currreft_jax\.(?:evaluate|reject)).*--config=configs/(?!.*\$).*$", text, re.M):
             line = re.sub(r"\s+#.*", "", found[0].lstrip("# "))
             for command in re.findall(r"`([^`]*--config=[^`]*)`", line) or [line]:
                 words = [word for word in shlex.split(command) if re.match("--.*=|--search$", word)]

@@ -131,7 +131,7 @@ def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path,
     current = [dataclasses.replace(BEST, stage=names[stage_index], held_out=name, reward=1.0) for name in names]
     monkeypatch.setattr(evaluator, "measure", lambda *_, **__: current)
     sets = [HeldOut(name, of_stage, (), rows=100) for of_stage, name in enumerate(names)]
-    metrics, ended = evaluator.Evaluator(context_of(stage_index), sets, matrix).evaluate({}, 5)
+    metrics, ended, _ = evaluator.Evaluator(context_of(stage_index), sets, matrix).evaluate({}, 5)
     expected = {f"held_out/{name}/{key}": value for name in names for key, value in (("reward", 1.0), ("pass", 0.8))}
     assert metrics.pop("time/evaluate") >= 0
     assert metrics == expected | regressions

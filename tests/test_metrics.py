@@ -186,7 +186,8 @@ def stage_of(method: Method, remat: Remat = Remat.NONE, devices: int = 1) -> Sta
     update = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
     spec = SimpleNamespace(config=model.config, max_pixels=28 * 28)
     shapes = config_buckets(config, spec, layout_on(config, model.mesh))
-    return StagePrograms(config, spec, (1,), model, abstract_state(model, optimizer.transform), update, shapes)
+    state = abstract_state(model, optimizer.transform)
+    return StagePrograms(config, spec, (1,), model, state, update, shapes, held_out_prompts=8)
 
 
 BUCKET = Bucket(BatchShape(64, 0, 0), 16)

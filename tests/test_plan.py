@@ -353,16 +353,16 @@ def test_a_budget_is_the_sum_of_all_stages():
     config = Config(stages=stages, data=Data(batch_size=8), sampling=Sampling(group_size=4))
     # 280 steps in 10 s; once at the start, twice 7 batches of 32 rows, and as many after each stage; steps 100, 200 and
     # 250 are saved, the last two are kept, and the only one of stage b.
-    assert budget.evaluation_batches(config) == 3 * 2 * 7
-    found = str(budget.Budget(config, 40 * 10**9, 6 * 10**9, 10.0, 20.0))
+    assert budget.evaluation_batches(config, (0, 1)) == 3 * 2 * 7
+    found = str(budget.Budget(config, 0, 40 * 10**9, 6 * 10**9, 10.0, 20.0))
     assert f"takes {(2800 + 42 * 20) / 3600:.1f} h, 280 steps in 10.00 s and 42 batches" in found
     assert "keeps 132 GB on disk: 3 checkpoints of 40.0 GB" in found and "2 exported models of 6.0 GB" in found
     # Steps 10 and 20 are evaluated within stage b, both ways before a gate, and its best step is kept besides the last.
     config.logging = Logging(evaluate_every=10)
-    assert budget.evaluation_batches(config) == (3 * 2 + 24 + 2) * 7
+    assert budget.evaluation_batches(config, (0, 1)) == (3 * 2 + 24 + 2) * 7
     stages[1].promote_above = 0.9
-    assert budget.evaluation_batches(config) == (3 * 2 + 24 + 4) * 7
-    unknown = str(budget.Budget(config, 40 * 10**9, 6 * 10**9, None, 0.0))
+    assert budget.evaluation_batches(config, (0, 1)) == (3 * 2 + 24 + 4) * 7
+    unknown = str(budget.Budget(config, 0, 40 * 10**9, 6 * 10**9, None, 0.0))
     assert unknown.startswith("the whole config keeps 212 GB on disk: 5 checkpoints")
 
 

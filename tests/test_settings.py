@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -48,6 +49,8 @@ def fields_of(settings: Any, place: str = "config") -> Iterator[tuple[str, Any, 
 
 def wrong_values(kind: Any) -> list[Any]:
     """Values that no setting of a type takes."""
+    if isinstance(kind, UnionType) and get_args(kind)[0] in (int, float):  # or None
+        return [wrong for wrong in wrong_values(get_args(kind)[0]) if wrong is not None]
     if kind is float:
         return [math.nan, math.inf, -math.inf, "1", True, None]
     if kind is int:
@@ -99,6 +102,10 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "stages[0].replay": [-0.1, 0.1, 1.0],
     "stages[0].learning_rate": [-1e-6],
     "stages[0].promote_above": [0.0, 1.1, -0.5],
+    "stages[0].forgetting_margin": [-0.1],
+    "stages[0].microbatches": [0, 3],
+    "stages[0].batch_size": [0, -8],
+    "stages[0].evaluate_every": [-1],
     "stages[0].sources[0].weight": [0.0, -1.0],
     "stages[0].sources[0].file": [""],
     "stages[0].held_out[0].weight": [0.0, -1.0],
@@ -172,7 +179,8 @@ def test_every_number_refuses_what_is_out_of_its_range(path):
 
 
 def test_every_number_of_the_config_has_a_range():
-    numbers = {path.removeprefix("config.") for path, (_, kind) in ALL_FIELDS.items() if kind in (int, float)}
+    kinds = (int, float, int | None, float | None)
+    numbers = {path.removeprefix("config.") for path, (_, kind) in ALL_FIELDS.items() if kind in kinds}
     assert numbers <= OUT_OF_RANGE.keys(), numbers - OUT_OF_RANGE.keys()
 
 
@@ -286,7 +294,7 @@ def parse_all(command_lines: list[list[str]], cwd: Path = ROOT) -> list[tuple[st
     return [(text, int(code)) for text, _, code in results]
 
 
-TINY = "--config=configs/stage1.py:tiny"
+TINY, CHAIN = "--config=configs/stage1.py:tiny", "--config=configs/curriculum.py:tiny"
 REFUSED = [
     ([], "--config is missing"),
     (["--config.data.batch_size=8"], "--config is missing"),
@@ -320,6 +328,13 @@ REFUSED = [
     ([TINY, "--config.=3"], "there is no config.: config takes Config"),
     ([TINY, "--config.optimizer.=3"], "there is no config.optimizer.: config.optimizer takes Optimizer"),
     ([TINY, "--config.stages[0].sources[0].kind=none"], "it takes one of judge, choice, open, chat"),
+    (
+        [TINY, "--config.stages[0].optimizer.learning_rate=1"],
+        "config.stages[0].optimizer takes Optimizer, whose settings",
+    ),
+    ([CHAIN, "--config.stages[3].rejection.treshold=90"], "nearest: threshold (see"),
+    ([CHAIN, "--config.stages[3].rejection.threshold=100"], "config.stages[3].rejection.threshold is 100.0; it takes"),
+    ([CHAIN, "--config.stages[3].method=grop"], "--config.stages[3].method=grop: it takes one of sft, grpo"),
     ([TINY, "--config.sampling.mesh=1"], "sampling.mesh is (1,); it takes (data, tensor)"),
     (["--config=README.md"], "README.md is no Python file"),
     (["--config=configs"], "there is no file configs in "),
@@ -342,7 +357,10 @@ def test_flags_set_lists_rewards_and_booleans():
     flags = [f"{stage}.sources=a.jsonl,b.jsonl", f"{stage}.held_out=[]", f"{stage}.kinds=judge,open"]
     flags += ["--config.rewards.weights=accuracy=1,my_gauge:within5=0.5", "--noconfig.plan_first"]
     flags += ["--config.data.prompt_lengths=(64,96)", "--config.optimizer.learning_rate", "3e-5"]
-    ((text, code),) = parse_all([[TINY, *flags]])
+    own = ["stages[0].method=sft", "stages[0].batch_size=64", "stages[3].rejection.threshold=90.5"]
+    own += ["stages[3].optimizer.learning_rate=1e-6", "stages[3].rejection.sources[1].quota=7"]
+    ((text, code), (_, code_of_own)) = parse_all([[TINY, *flags], [CHAIN, *(f"--config.{flag}" for flag in own)]])
+    assert code_of_own == 0
     weights = {"accuracy": 1.0, "my_gauge:within5": 0.5}
     expected = (["a.jsonl", "b.jsonl"], 0, ["judge", "open"], weights, False, (64, 96), 3e-5)
     assert code == 0 and text.strip() == " ".join(map(str, expected))

@@ -3,17 +3,32 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs import common, curriculum, rl, sft, stage1, stage2, stage3, world_base
+from configs import (
+    common,
+    curr_rl,
+    curriculum,
+    filtered_sft,
+    rl,
+    self_improve,
+    sft,
+    stage1,
+    stage2,
+    stage3,
+    world_base,
+)
 from currreft_jax.config import (
     Config,
     Data,
@@ -33,19 +48,25 @@ from currreft_jax.data import world_rows
 from currreft_jax.evaluation.held_out import HeldOut
 from currreft_jax.evaluation.measurement import Measurement
 from currreft_jax.models import hf
+from currreft_jax.runtime.checkpoint import restore_item
 from currreft_jax.runtime.metrics import Metrics, read_metrics
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.runtime.workdir import saved_steps
+from currreft_jax.session import session
 from currreft_jax.training import evaluator, start, trainer
 from currreft_jax.training.curriculum import ForgettingMatrix
+from currreft_jax.training.forgetting_gate import GateDecision
 from currreft_jax.training.limits import NonFiniteError
 from tests import tiny
 from tests.marks import quick
 from tests.test_checkpoints import flip_a_bit
 
 CONFIGS = {
+    "curr_rl": curr_rl,
     "curriculum": curriculum,
+    "filtered_sft": filtered_sft,
     "rl": rl,
+    "self_improve": self_improve,
     "sft": sft,
     "stage1": stage1,
     "stage2": stage2,
@@ -200,6 +221,55 @@ def test_an_evaluated_step_is_saved_if_it_is_the_best_and_none_is_lost_or_repeat
     assert_same_weights(tmp_path / "model", finished_run / "model")
 
 
+@pytest.mark.slow
+def test_a_stage_that_forgets_keeps_the_model_of_a_better_step(checkpoint, rows, tmp_path, monkeypatch):
+    """The loss is that of the rows which are trained on; 40 held-out rows fall in the last step."""
+    right = {0: 28, 1: 30, 2: 34, 3: 32, 4: 31, 5: 30, 6: 8}
+
+    def measure(context, policy, sets, stage, step, *, greedy):
+        rewards = tuple([1.0] * right[step] + [0.0] * (40 - right[step]))
+        return [Measurement(stage, step, "one", 40, right[step] / 40, 0.1, None, None, None, rewards=rewards)]
+
+    monkeypatch.setattr(trainer, "held_out_rows", lambda _: [HeldOut("one", 0, (), 40)])
+    monkeypatch.setattr(evaluator, "measure", measure)
+    monkeypatch.setattr(session, "MathsPool", lambda *_: nullcontext())
+    logging = Logging(log_every=1, save_every=9, keep_last=1, evaluate_every=1, tensorboard=False)
+    config = config_of(checkpoint, rows, logging=logging)
+    batch = [Source(str(rows), sample="first:8")]
+    config.stages = [Stage("one", batch, 6, held_out=batch, held_out_loss=batch, forgetting_margin=0.1)]
+    trainer.run(config, tmp_path)
+
+    lines, matrix = logged_metrics(tmp_path), matrix_of(tmp_path)
+    assert [one.step for one in matrix.losses] == list(right)
+    losses = [one.loss for one in matrix.losses]
+    np.testing.assert_allclose(losses[:-1], [line["loss"] for line in lines], rtol=1e-5)
+    assert [line["held_out/one/loss"] for line in lines] == losses[1:]
+
+    (decision,) = matrix.decisions
+    assert (decision.last_step, decision.kept_step, saved_steps(tmp_path)) == (6, 2, [2, 6])  # the best and the last
+    model = tiny.model_of(mesh=make_mesh(data=4, fsdp=2))
+    params = restore_item(tmp_path / "checkpoints" / "2", "params", model.abstract(np.float32))
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    for name, tensor in hf.hub_tensors(params):
+        np.testing.assert_array_equal(np.asarray(tensor), exported[name], err_msg=name)
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "model")  # as if the run had been killed before
+    monkeypatch.setattr(trainer, "take_step", lambda *_: crash())
+    trainer.run(config, tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    assert matrix_of(tmp_path).decisions == [decision]
+
+
+def test_a_stage_that_never_was_better_keeps_the_model_that_it_started_from(monkeypatch):
+    monkeypatch.setattr(trainer, "saved_steps", lambda _: [4])
+    monkeypatch.setattr(trainer, "start_params", lambda *of_stage: of_stage)
+    for kept, params in ((0, ("config", 3, "model", Path("before"))), (4, "the end")):
+        decision = GateDecision("one", 4, kept, 0.1, ())
+        context = SimpleNamespace(config="config", stage_index=3, model="model")
+        stage = SimpleNamespace(context=context, folder=None, evaluator=SimpleNamespace(decide=lambda _, d=decision: d))
+        assert trainer.kept_params(stage, SimpleNamespace(params="the end"), Path("before")) == params
+
+
 def crash() -> None:
     raise RuntimeError("a crash")
 
@@ -323,7 +393,7 @@ def test_random_weights_need_only_a_shape_and_a_tokenizer(checkpoint, rows, tmp_
 def test_every_config_is_valid(name):
     validate(CONFIGS[name].get_config("0" if name == "world_base" else "tiny"))
     assert sorted(path.stem for path in Path("configs").glob("*.py")) == sorted(
-        ["__init__", "common", "eval", *CONFIGS]
+        ["__init__", "common", "eval", "reject", *CONFIGS]
     )
 
 

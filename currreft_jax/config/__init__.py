@@ -1,7 +1,7 @@
 """Settings and their defaults, each in one place."""
 
 from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_parts
-from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Shapes, Source, Stage, Task
+from currreft_jax.config.data import Data, Kind, OnBadRow, Shapes, Source, Task
 from currreft_jax.config.endpoint import EndpointLimits, ImageEncoding
 from currreft_jax.config.evaluation import (
     EvaluatedModel,
@@ -12,8 +12,17 @@ from currreft_jax.config.evaluation import (
     SuiteDomain,
     validate_evaluation,
 )
+from currreft_jax.config.method import LossAverage, Method, Optimizer, Rule, Schedule
 from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
-from currreft_jax.config.rejection import Judge, JudgeKind, QuotaSource, Rejection
+from currreft_jax.config.rejection import (
+    Judge,
+    JudgeKind,
+    QuotaSource,
+    Rejection,
+    as_evaluation,
+    source_suites,
+    validate_rejection,
+)
 from currreft_jax.config.rewards import (
     BoxReading,
     DetectionScore,
@@ -32,23 +41,21 @@ from currreft_jax.config.sampling import (
     validate_sampling,
     validate_training_sampling,
 )
+from currreft_jax.config.stage import REJECT, Handover, Stage
+from currreft_jax.config.stage_settings import evaluation_batch_size, has_own_batches, stage_settings
 from currreft_jax.config.training import (
     ELSEWHERE,
     AdvantageScale,
     Config,
     Grpo,
     Logging,
-    LossAverage,
-    Method,
-    Optimizer,
     Reference,
-    Rule,
-    Schedule,
 )
 from currreft_jax.config.validation import validate
 
 __all__ = [
     "ELSEWHERE",
+    "REJECT",
     "AdvantageScale",
     "AttentionKernel",
     "BatchLayout",
@@ -97,10 +104,16 @@ __all__ = [
     "Suite",
     "SuiteDomain",
     "Task",
+    "as_evaluation",
     "batch_layout",
+    "evaluation_batch_size",
+    "has_own_batches",
+    "source_suites",
     "split_parts",
+    "stage_settings",
     "validate",
     "validate_evaluation",
+    "validate_rejection",
     "validate_rewards",
     "validate_sampling",
     "validate_training_sampling",

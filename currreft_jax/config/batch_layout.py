@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from currreft_jax.config.training import Config, Method
+from currreft_jax.config.method import Method
+from currreft_jax.config.training import Config
 
 _LARGEST_TENSOR = 8  # tensor sizes that a refusal offers: more parts than a host has devices are of no use
 

@@ -1,6 +1,6 @@
-"""Settings of rows, batches and stages."""
+"""Settings of rows and batches."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -43,13 +43,6 @@ class Shapes(Enum):
     BUCKETS = "buckets"
 
 
-class Handover(Enum):
-    """Optimizer state at the start of a stage that follows another: reset, or kept with the schedule restarted."""
-
-    RESET = "reset"
-    KEEP = "keep"
-
-
 @dataclass(slots=True)
 class Source:
     """One file of rows in a mixture.
@@ -72,36 +65,6 @@ class Source:
 
 
 @dataclass(slots=True)
-class Stage:
-    """One stage of the curriculum.
-
-    Attributes:
-        name: stage name, also of its folder and its metrics.
-        sources: files to mix.
-        steps: number of steps.
-        kinds: kinds of rows to use; all where empty.
-        tasks: tasks of rows to use; all where empty.
-        replay: share of the batches that comes from the sources of earlier stages.
-        held_out: held-out rows, evaluated in this stage and in all later ones.
-        moments: optimizer state at the start, after another stage.
-        learning_rate: overrides the optimizer's; 0 for the optimizer's.
-        promote_above: promotion gate: the stage ends early once the share of held-out rows with full accuracy is above
-            it with 97.5% confidence; 1 for no gate.
-    """
-
-    name: str = "train"
-    sources: list[Source] = field(default_factory=list)
-    steps: int = 1000
-    kinds: tuple[Kind, ...] = ()
-    tasks: tuple[Task, ...] = ()
-    replay: float = 0.0
-    held_out: list[Source] = field(default_factory=list)
-    moments: Handover = Handover.RESET
-    learning_rate: float = 0.0
-    promote_above: float = 1.0
-
-
-@dataclass(slots=True)
 class Data:
     """Batches of rows.
 
@@ -115,7 +78,8 @@ class Data:
             image of `max_pixels` per prompt.
         on_bad_row: response to rows that cannot be read, scored, shown or padded to these sizes.
         max_bad_rows: more of them stop the run in any case.
-        pass_rates: JSON lines file of `{"id", "pass_rate"}`, for `keep_pass_rates`; none where empty.
+        pass_rates: JSON lines file of `{"id", "pass_rate"}`, or of answers of `evaluate`, for `keep_pass_rates`; none
+            where empty.
         keep_pass_rates: lowest and highest pass rate, both excluded; rows outside are left out.
         world: folder of the embedded world, drawn there if a stage has files of it and it is missing.
         threads: threads per host that read images.

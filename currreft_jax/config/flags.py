@@ -12,10 +12,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from currreft_jax.config.checks import describe
-from currreft_jax.config.data import Kind, Source, Stage, Task
+from currreft_jax.config.data import Kind, Source, Task
 from currreft_jax.config.evaluation import EvaluatedModel, ImageCondition, Suite
 from currreft_jax.config.files import load_config
 from currreft_jax.config.names import nearest, nearest_settings, setting_type
+from currreft_jax.config.rejection import QuotaSource
+from currreft_jax.config.stage import Stage
 from currreft_jax.config.training import Config
 from currreft_jax.config.validation import validate
 
@@ -171,5 +173,6 @@ for _type, _collect in (
     (tuple[ImageCondition, ...], lambda items: tuple(ImageCondition(name.lower()) for name in items)),
     (list[EvaluatedModel], lambda items: [EvaluatedModel(path) for path in items]),
     (list[Suite], lambda items: [Suite(sources=[Source(file)]) for file in items]),
+    (list[QuotaSource], lambda items: [QuotaSource(source=Source(file)) for file in items]),
 ):
     config_flags.register_flag_parser_for_type(_type, _ItemsParser(_collect))

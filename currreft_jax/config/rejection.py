@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
+from currreft_jax.config.checks import Demand, refuse, refuse_wrong_types
 from currreft_jax.config.data import Source
 from currreft_jax.config.endpoint import EndpointLimits
-from currreft_jax.config.evaluation import EvaluatedModel, Suite
+from currreft_jax.config.evaluation import EvaluatedModel, Evaluation, Suite, validate_evaluation
 from currreft_jax.config.model import MeshShape, Pretrained
-from currreft_jax.config.rewards import Rewards
+from currreft_jax.config.rewards import Rewards, validate_rewards
 from currreft_jax.config.sampling import Sampling
 
 
@@ -26,12 +28,14 @@ class Judge:
         kind: rules, or a model at a server.
         model: its name at the server.
         url: base URL of the server, such as `http://localhost:8000/v1`.
+        max_new_tokens: token limit of a model's reply; one that thinks before it replies needs more.
         endpoint: how the server is asked, and what that may cost.
     """
 
     kind: JudgeKind = JudgeKind.RULES
     model: str = ""
     url: str = ""
+    max_new_tokens: int = 1024
     endpoint: EndpointLimits = field(default_factory=EndpointLimits)
 
 
@@ -40,7 +44,7 @@ class QuotaSource:
     """A file of rows, and how many of its rows are to be kept.
 
     Attributes:
-        name: name in provenance, tables and errors.
+        name: name in provenance, tables and errors; where empty, that of its file.
         source: its file; its weight has no effect.
         quota: rows to keep; 0 for all that pass.
         group: heading in the tables, such as maths.
@@ -50,6 +54,10 @@ class QuotaSource:
     source: Source = field(default_factory=Source)
     quota: int = 0
     group: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name and self.source.file:
+            self.name = Path(self.source.file).stem
 
 
 def _sampled() -> Sampling:
@@ -65,8 +73,8 @@ class Rejection:
         seed: seed of sampled answers, and of the order of rows.
         model: the model that answers.
         sources: files of rows, with quotas.
-        max_samples: answers to a row at most; a source that falls short is answered again, `sampling.group_size` more
-            answers to a row each time.
+        max_samples: answers to a row at most, a multiple of `sampling.group_size`; the rows of a source that falls
+            short are answered again, `sampling.group_size` more answers to a row each time.
         threshold: the best answer of a row is kept if its overall score is above it.
         require_rules: also drop answers that the rewards' rules find wrong, where the row's gold answer can be checked.
         judge: who scores the answers.
@@ -112,3 +120,72 @@ class Rejection:
     rewards: Rewards = field(default_factory=Rewards)
     endpoint: EndpointLimits = field(default_factory=EndpointLimits)
     threads: int = 4
+
+
+def as_evaluation(rejection: Rejection, suites: list[Suite]) -> Evaluation:
+    """Returns the settings by which the model answers the rows of suites."""
+    return Evaluation(
+        name=rejection.name,
+        seed=rejection.seed,
+        models=[rejection.model],
+        suites=suites,
+        template=rejection.template,
+        world=rejection.world,
+        dtype=rejection.dtype,
+        min_pixels=rejection.min_pixels,
+        max_pixels=rejection.max_pixels,
+        mesh=rejection.mesh,
+        batch_size=rejection.batch_size,
+        sampling=rejection.sampling,
+        aliases=rejection.rewards.aliases,
+        maths=rejection.rewards.maths,
+        endpoint=rejection.endpoint,
+        threads=rejection.threads,
+    )
+
+
+def source_suites(rejection: Rejection) -> list[Suite]:
+    """Returns the sources as suites, whose rows are answered."""
+    return [Suite(source.name, [source.source]) for source in rejection.sources]
+
+
+def validate_rejection(rejection: Rejection) -> None:
+    """Refuses impossible settings of rejected sampling.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    refuse_wrong_types("config", rejection, Rejection)
+    refuse("config", _settings(rejection))
+    validate_evaluation(as_evaluation(rejection, source_suites(rejection)))
+    validate_rewards(rejection.rewards)
+
+
+def _settings(rejection: Rejection) -> list[Demand]:
+    group_size, max_samples = rejection.sampling.group_size, rejection.max_samples
+    names = [source.name for source in rejection.sources]
+    unnamed = [name for name in names if not name.isprintable() or not name]
+    return [
+        (bool(rejection.model.path), "model.path", repr(rejection.model.path), "a model (--model=PATH)"),
+        (bool(rejection.sources), "sources", rejection.sources, "at least one source (--rows=FILE)"),
+        (not unnamed, "sources", names, "a name for each source"),
+        (len(set(names)) == len(names), "sources", ", ".join(names), "another name for each source"),
+        *(
+            (source.quota >= 0, "sources", f"{source.name}: quota {source.quota}", "quotas of 0, for all, or more")
+            for source in rejection.sources
+        ),
+        *(
+            (bool(source.source.file), "sources", f"{source.name}, without a file", "a file for each source")
+            for source in rejection.sources
+        ),
+        (
+            max_samples >= group_size and max_samples % max(1, group_size) == 0,
+            "max_samples",
+            max_samples,
+            f"a multiple of sampling.group_size ({group_size})",
+        ),
+        (0 <= rejection.threshold < 100, "threshold", rejection.threshold, "a score in [0, 100)"),
+        (0 < rejection.second_share <= 1, "second_share", rejection.second_share, "a share in (0, 1]"),
+        (rejection.calibration_rows >= 0, "calibration_rows", rejection.calibration_rows, "0, for none, or more"),
+        (0 <= rejection.held_out < 1, "held_out", rejection.held_out, "a share in [0, 1)"),
+    ]

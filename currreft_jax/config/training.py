@@ -1,21 +1,16 @@
-"""Settings of training: method, optimizer, logging; and of a whole run."""
+"""Settings of training: GRPO, logging; and of a whole run."""
 
 from dataclasses import dataclass, field
 from enum import Enum
 
-from currreft_jax.config.data import Data, Stage
+from currreft_jax.config.data import Data
+from currreft_jax.config.method import LossAverage, Method, Optimizer
 from currreft_jax.config.model import MeshShape, Pretrained
 from currreft_jax.config.rewards import Rewards
 from currreft_jax.config.sampling import Sampling
+from currreft_jax.config.stage import Stage
 
 ELSEWHERE = "CURRREFT_JAX_ELSEWHERE"  # environment variable: the configured run is for another machine
-
-
-class Method(Enum):
-    """Training method: supervised fine-tuning on gold answers, or GRPO."""
-
-    SFT = "sft"
-    GRPO = "grpo"
 
 
 class AdvantageScale(Enum):
@@ -34,26 +29,6 @@ class Reference(Enum):
 
     BASE = "base"
     STAGE = "stage"
-
-
-class Schedule(Enum):
-    """Learning rate after the warm-up: constant, or falling to zero linearly or along a cosine."""
-
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
-
-
-class LossAverage(Enum):
-    """Average of the loss over a batch.
-
-    `SEQUENCE`: over sequences of their means, as in GRPO. `TOKEN`: over tokens, as in DAPO and in fine-tuning.
-    `CONSTANT`: over sequences, each token counting 1 / `max_new_tokens`, as in Dr. GRPO.
-    """
-
-    TOKEN = "token"
-    SEQUENCE = "sequence"
-    CONSTANT = "constant"
 
 
 @dataclass(slots=True)
@@ -91,46 +66,6 @@ class Grpo:
     max_kl: float = 0.0
     min_entropy: float = 0.0
     max_truncated: float = 0.0
-
-
-class Rule(Enum):
-    """Optimizer: AdamW or Adafactor."""
-
-    ADAMW = "adamw"
-    ADAFACTOR = "adafactor"
-
-
-@dataclass(slots=True)
-class Optimizer:
-    """Optimizer of the fp32 masters.
-
-    Attributes:
-        rule: AdamW or Adafactor.
-        moments: precision of AdamW's first moment, bfloat16 or float32.
-        learning_rate: after the warm-up.
-        schedule: after the warm-up.
-        warmup: share of the updates.
-        weight_decay: decoupled, times the learning rate; biases and norms do not decay.
-        b1: decay of AdamW's first moment.
-        b2: decay of AdamW's second moment.
-        eps: added to the root of AdamW's second moment.
-        max_grad_norm: global norm to which gradients are clipped.
-        freeze_vision: freeze the vision tower, except its merger.
-        freeze_merger: freeze the merger.
-    """
-
-    rule: Rule = Rule.ADAMW
-    moments: str = "float32"
-    learning_rate: float = 1e-6
-    schedule: Schedule = Schedule.LINEAR
-    warmup: float = 0.0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0
-    freeze_vision: bool = False
-    freeze_merger: bool = False
 
 
 @dataclass(slots=True)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from currreft_jax.config.checks import Demand, is_mesh, is_range, is_rising, refuse, refuse_wrong_types
+from currreft_jax.config.evaluation import EvaluatedModel
+from currreft_jax.config.method import LossAverage, Method
+from currreft_jax.config.rejection import Rejection, validate_rejection
 from currreft_jax.config.rewards import validate_rewards
 from currreft_jax.config.sampling import CacheType, validate_sampling, validate_training_sampling
-from currreft_jax.config.training import Config, LossAverage, Method
+from currreft_jax.config.stage import REJECT, Handover, Stage
+from currreft_jax.config.stage_settings import stage_settings
+from currreft_jax.config.training import Config
 
 _PRECISIONS = ("bfloat16", "float32")
 
@@ -163,18 +170,115 @@ def _grpo_batch(config: Config) -> list[Demand]:
 
 
 def _validate_stage(config: Config, stage_index: int) -> None:
+    prefix, stage = f"config.stages[{stage_index}]", config.stages[stage_index]
+    refuse(prefix, [*_stage(config, stage_index), *_stage_overrides(stage)])
+    if stage.rejection:
+        _validate_stage_rejection(prefix, stage.rejection)
+    settings = stage_settings(config, stage_index)
+    refuse(prefix, [*_run(settings), *_data(settings), *_optimizer(settings), *_logging(settings)])
+    refuse(prefix, [*_stage_method(config, stage_index), *_promotion(settings, stage_index)])
+    if settings.method is Method.GRPO:
+        validate_training_sampling(settings.sampling)
+        refuse(prefix, _grpo_batch(settings))
+    for name, sources in (
+        ("sources", stage.sources),
+        ("held_out", stage.held_out),
+        ("held_out_loss", stage.held_out_loss),
+    ):
+        for index, source in enumerate(sources):
+            demands = [
+                (bool(source.file), "file", source.file, "a path"),
+                (source.weight > 0, "weight", source.weight, "a positive number"),
+            ]
+            refuse(f"{prefix}.{name}[{index}]", demands)
+
+
+def _validate_stage_rejection(prefix: str, rejection: Rejection) -> None:
+    model = rejection.model if rejection.model.path else EvaluatedModel("the model of the stage before")
+    try:
+        validate_rejection(replace(rejection, model=model))
+    except ValueError as error:
+        raise ValueError(f"{prefix}.rejection{str(error).removeprefix('config')}") from error
+
+
+def _stage(config: Config, stage_index: int) -> list[Demand]:
     stage, names = config.stages[stage_index], [stage.name for stage in config.stages]
-    has_gate = stage.promote_above != 1
-    prefix = f"config.stages[{stage_index}]"
-    demands = [
-        (bool(stage.sources), "sources", stage.sources, "at least one source"),
+    return [
+        (bool(stage.sources or stage.rejection), "sources", stage.sources, "at least one source"),
         (stage.steps >= 1, "steps", stage.steps, "1 or more"),
         (_is_folder_name(stage.name), "name", repr(stage.name), "the name of a folder"),
         (names.count(stage.name) == 1, "name", stage.name, "a name of its own"),
+        (stage.name != REJECT, "name", stage.name, "another name: this is the folder of rejected sampling"),
+        (
+            not stage.rejection or not any(other.rejection for other in config.stages[:stage_index]),
+            "rejection",
+            "that of a second stage",
+            "None: one stage of a run has it",
+        ),
         (0 <= stage.replay < 1, "replay", stage.replay, "a share in [0, 1)"),
         (not stage.replay or stage_index > 0, "replay", stage.replay, "0 in the first stage"),
         (stage.learning_rate >= 0, "learning_rate", stage.learning_rate, "0, for the optimizer's, or more"),
         (0 < stage.promote_above <= 1, "promote_above", stage.promote_above, "a share in (0, 1]"),
+    ]
+
+
+def _stage_overrides(stage: Stage) -> list[Demand]:
+    return [
+        (stage.microbatches is None or stage.microbatches >= 1, "microbatches", stage.microbatches, "1 or more"),
+        (stage.batch_size is None or stage.batch_size >= 1, "batch_size", stage.batch_size, "1 or more"),
+        (
+            stage.evaluate_every is None or stage.evaluate_every >= 0,
+            "evaluate_every",
+            stage.evaluate_every,
+            "0, for the end of the stage alone, or more",
+        ),
+        (
+            stage.forgetting_margin is None or stage.forgetting_margin >= 0,
+            "forgetting_margin",
+            stage.forgetting_margin,
+            "0 or more",
+        ),
+    ]
+
+
+def _stage_method(config: Config, stage_index: int) -> list[Demand]:
+    """Demands that depend on the method of a stage, and on the stages beside it."""
+    stage, settings = config.stages[stage_index], stage_settings(config, stage_index)
+    is_sft, is_last = settings.method is Method.SFT, stage_index == len(config.stages) - 1
+    optimizers = [stage_settings(config, index).optimizer for index in range(max(0, stage_index - 1), stage_index + 1)]
+    return [
+        (is_sft or not stage.rejection, "method", settings.method.value, "sft with rejection: no rule scores its rows"),
+        (
+            is_sft or not stage.held_out_loss,
+            "held_out_loss",
+            stage.held_out_loss,
+            "no rows in GRPO: it learns from no gold answers",
+        ),
+        (
+            stage.forgetting_margin is None or is_last,
+            "forgetting_margin",
+            stage.forgetting_margin,
+            "none in a stage that another one follows, which would start from the end in any case",
+        ),
+        (
+            stage.forgetting_margin is None or any(other.held_out for other in config.stages),
+            "forgetting_margin",
+            stage.forgetting_margin,
+            "none without held_out rows in any stage",
+        ),
+        (
+            stage.moments is Handover.RESET or optimizers[0] == optimizers[-1],
+            "moments",
+            stage.moments.value,
+            "reset in a stage whose optimizer is not that of the stage before it",
+        ),
+    ]
+
+
+def _promotion(config: Config, stage_index: int) -> list[Demand]:
+    stage = config.stages[stage_index]
+    has_gate = stage.promote_above != 1
+    return [
         (
             not has_gate or (bool(stage.held_out) and config.logging.evaluate_every > 0),
             "promote_above",
@@ -188,14 +292,6 @@ def _validate_stage(config: Config, stage_index: int) -> None:
             "1 where accuracy has no weight among the rewards",
         ),
     ]
-    refuse(prefix, demands)
-    for name, sources in (("sources", stage.sources), ("held_out", stage.held_out)):
-        for index, source in enumerate(sources):
-            demands = [
-                (bool(source.file), "file", source.file, "a path"),
-                (source.weight > 0, "weight", source.weight, "a positive number"),
-            ]
-            refuse(f"{prefix}.{name}[{index}]", demands)
 
 
 def _is_folder_name(name: str) -> bool:

@@ -17,7 +17,7 @@ def find_duplicates(rows: Sequence[LocatedRow], images: Mapping[str, ImageInfo])
         row = located.row
         pixels = tuple(image_key(image, images) for image in row.images)
         turns = tuple(turn.text for turn in row.messages)
-        key = (located.file, pixels, row.kind, row.task, _question_digest(row), row.frame, row.boxes, turns)
+        key = (located.file, pixels, row.kind, row.task, question_digest(row), row.frame, row.boxes, turns)
         earlier = first.setdefault(key, located)
         if earlier is not located:
             differs = "" if earlier.row.solution == row.solution else ", and its solution differs"
@@ -61,11 +61,11 @@ def image_key(path: str, images: Mapping[str, ImageInfo]) -> str:
 
 
 def _question_key(row: Row) -> tuple[str, bool]:
-    return _question_digest(row), bool(row.images)
+    return question_digest(row), bool(row.images)
 
 
-def _question_digest(row: Row) -> str:
-    """Hashes the question of a row, up to case and whitespace."""
+def question_digest(row: Row) -> str:
+    """Hashes the question of a row, with its options, up to case and whitespace."""
     turns = [turn.text for turn in row.messages if turn.role == "user"]
     text = "\0".join(" ".join(part.casefold().split()) for part in (row.problem, *row.options, *turns))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -203,17 +203,26 @@ def read_mixture_yaml(path: Path) -> list[tuple[str, str]]:
 def read_pass_rates(path: Path) -> dict[str, float]:
     """Reads the share of correct answers of each row, by its id.
 
+    A line is `{"id", "pass_rate"}`, or one of the answers of `evaluate`, of which those right by the strict reading
+    count. A row that a server did not answer has no pass rate.
+
     Raises:
-        MixtureError: a line is not `{"id", "pass_rate"}`.
+        MixtureError: a line is neither.
     """
     pass_rates = {}
     with path.open("rb") as file:
         for line_number, line in enumerate(file, 1):
             try:
                 keys: Any = json.loads(line)
-                pass_rates[str(keys["id"])] = float(keys["pass_rate"])
+                if "strict" in keys:
+                    verdicts = keys["strict"]
+                    pass_rates |= {str(keys["row"]): sum(verdicts) / len(verdicts)} if verdicts else {}
+                else:
+                    pass_rates[str(keys["id"])] = float(keys["pass_rate"])
             except (ValueError, KeyError, TypeError) as error:
-                raise MixtureError(f'{path}:{line_number}: write {{"id": …, "pass_rate": 0 to 1}} ({error})') from error
+                raise MixtureError(
+                    f'{path}:{line_number}: write {{"id": …, "pass_rate": 0 to 1}}, or an answer of evaluate ({error})'
+                ) from error
     return pass_rates
 
 

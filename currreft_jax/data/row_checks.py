@@ -13,6 +13,7 @@ import numpy as np
 from currreft_jax.config import Kind, Rewards, Task
 from currreft_jax.data.budget import PromptBudget, prompt_text, prompt_without_patches
 from currreft_jax.data.findings import Finding, Problem
+from currreft_jax.data.image_sketches import Sketch, sketch_image
 from currreft_jax.data.images import ImageError, open_image
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import Template
@@ -59,12 +60,14 @@ class ImageInfo:
         digest: hash of its size and pixels; empty if the image is unusable.
         problem: what is wrong with it, if anything.
         message: the problem in words, and the remedy.
+        sketch: what nearly equal images share; None if the image is unusable.
     """
 
     frames: tuple[Frame, Frame] | None
     digest: str
     problem: Problem | None = None
     message: str = ""
+    sketch: Sketch | None = None
 
 
 def inspect_image(path: str, budget: PromptBudget) -> ImageInfo:
@@ -81,7 +84,7 @@ def inspect_image(path: str, budget: PromptBudget) -> ImageInfo:
         return ImageInfo(None, "", Problem.UNREADABLE_IMAGE, message)
     digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=16)
     digest.update(image.tobytes())
-    info = ImageInfo((original, resized), digest.hexdigest())
+    info = ImageInfo((original, resized), digest.hexdigest(), sketch=sketch_image(image))
     colors = image.getcolors(maxcolors=1)
     if colors:
         ((_, color),) = colors

@@ -15,6 +15,7 @@ A row is a JSON object with the fields of `structs.Row`:
 | conversations | the same in the ShareGPT and LLaVA format: `{"from", "value"}` |
 | objects | of a chat row in the ms-swift format: names and boxes, see `data.grounding` |
 | source, split, origin | data set, its split, its licence |
+| provenance, judge | of rows kept by rejected sampling: the model, the sample and the scores of the answer; not read |
 
 A null counts as an absent key. Other keys are ignored, except for videos and sounds, which no row can have.
 """
@@ -37,7 +38,7 @@ from currreft_jax.structs import Frame, Row, Turn
 KEYS = frozenset(
     {
         *("id", "task", "kind", "problem", "solution", "image", "images", "options", "multiple", "frame", "boxes"),
-        *("messages", "conversations", OBJECTS, "source", "split", "origin"),
+        *("messages", "conversations", OBJECTS, "source", "split", "origin", "provenance", "judge"),
     }
 )
 MAX_OPTIONS = 26

@@ -19,8 +19,8 @@ SIZES = WorldSizes(captions=0, base=0, drills=0, axis=200)
 
 def is_used(config: Config) -> bool:
     """Returns true if a stage trains on files of the embedded world, or holds some out."""
-    sources = [source for stage in config.stages for source in (*stage.sources, *stage.held_out)]
-    return bool(config.data.world) and any(Path(config.data.world) in Path(source.file).parents for source in sources)
+    files = [Path(source.file) for stage in config.stages for source in stage.files]
+    return bool(config.data.world) and any(Path(config.data.world) in file.parents for file in files)
 
 
 def ensure_world(folder: Path, log: Callable[[str], None]) -> None:

@@ -195,7 +195,7 @@ class ModelAnswerer:
     def _prompt(self, question: SuiteQuestion) -> Prompt:
         images = [image.open() for image in question.images]
         example = make_example(question.row, self._processor, self._template, location=question.location, images=images)
-        return example.prompt
+        return dataclasses.replace(example.prompt, first_sample=question.first_sample)
 
     def _measure(self, questions: Sequence[SuiteQuestion]) -> list[Prompt]:
         """Makes the prompts of questions without reading pixels.

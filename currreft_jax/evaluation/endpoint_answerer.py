@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from currreft_jax.config import EvaluatedModel, Evaluation
 from currreft_jax.data.budget import PromptBudget
+from currreft_jax.data.images import resized_png
 from currreft_jax.data.processor import MIN_PIXELS
 from currreft_jax.data.prompts import load_template, question_messages
 from currreft_jax.endpoint import (
@@ -78,6 +76,7 @@ class EndpointAnswerer:
             n=sampling.group_size,
             seed=evaluation.seed,
         )
+        self._seed = evaluation.seed
         self._budget = (
             PromptBudget(min_pixels=evaluation.min_pixels or MIN_PIXELS, max_pixels=evaluation.max_pixels)
             if evaluation.max_pixels
@@ -149,15 +148,14 @@ class EndpointAnswerer:
                 items = [{"type": "text", "text": items}]
             parts = tuple(next(contents) if item["type"] == "image" else item["text"] for item in items)
             messages.append(Message(message["role"], parts))
-        return Request(key, tuple(messages), self._decoding)
+        decoding = dataclasses.replace(self._decoding, seed=self._seed + question.first_sample)
+        return Request(key, tuple(messages), decoding)
 
     def _content(self, question: SuiteQuestion, image: SeenImage, frame: Frame) -> bytes | Path:
         """Returns an image's file, or the resized image as a PNG file."""
         if not self._budget and image.path in question.row.images:
             return Path(image.path)
-        buffer = io.BytesIO()
-        image.open().resize((frame.width, frame.height), Image.Resampling.BICUBIC).save(buffer, "png")
-        return buffer.getvalue()
+        return resized_png(image.open(), frame)
 
     def _reply(self, outcome: Reply | Failure, frame: Frame | None) -> SuiteReply:
         if isinstance(outcome, Reply):

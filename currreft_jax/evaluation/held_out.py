@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from currreft_jax.config import OnBadRow, Stage
+from currreft_jax.config import OnBadRow, Stage, evaluation_batch_size
 from currreft_jax.data.examples import Example, make_example
 from currreft_jax.data.mixture import load_mixture
 from currreft_jax.data.prompts import load_template
@@ -35,12 +35,14 @@ class HeldOut:
         stage_index: its place in the curriculum.
         examples: this host's; the last one may be repeated, so that all hosts have as many.
         rows: number over all hosts.
+        images: key of the images of each row, of all hosts.
     """
 
     stage: str
     stage_index: int
     examples: tuple[Example, ...]
     rows: int
+    images: tuple[str, ...] = ()
 
 
 def held_out_rows(session: Session) -> list[HeldOut]:
@@ -70,7 +72,8 @@ def held_out_rows(session: Session) -> list[HeldOut]:
         examples = tuple(
             make_example(file[i], session.processor, prompt_template, location=file.location(i)) for file, i in own
         )
-        sets.append(HeldOut(stage.name, stage_index, examples, len(rows)))
+        images = tuple("\0".join(file[i].images) for file, i in rows)
+        sets.append(HeldOut(stage.name, stage_index, examples, len(rows), images))
         mixed.close()
     return sets
 
@@ -110,6 +113,7 @@ def measure(
                 format=_mean(sampled.get("format")),
                 passed=None if accuracy is None else int((accuracy == 1).sum()),
                 greedy=_mean(greedily["reward"]) if greedily else None,
+                rewards=tuple(map(float, reward)),
             )
         )
     return measurements
@@ -125,7 +129,7 @@ def _rewards(
     """Returns the rewards of one answer to each row, and their parts by name: `[rows]` each, over all hosts."""
     config, num_hosts = session.config, jax.process_count()
     settings = dataclasses.replace(config.sampling, group_size=1, temperature=temperature)
-    batch_size = config.data.batch_size * config.sampling.group_size // num_hosts
+    batch_size = evaluation_batch_size(config) // num_hosts
     batches: list[dict[str, np.ndarray]] = []
     for start in range(0, len(held_out.examples), batch_size):
         examples = held_out.examples[start : start + batch_size]

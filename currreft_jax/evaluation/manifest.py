@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from currreft_jax.runtime.digests import hash_files
 
 HASH_BYTES = 16
 _CHANGES_NOTHING = ("workers",)  # of the settings of math-verify
+_UNCOMPARED = ("leaks",)
 
 
 def answers_path(out: Path, model: str, suite: str, images: ImageCondition) -> Path:
@@ -42,33 +44,16 @@ def make_manifest(
         facts: of the model: `model`, with its name, path and hash; `pixels`, the bounds of its images' areas; `dtype`.
         leaks: number of rows that the model was trained on, or why it is unknown.
     """
-    sampling, template = evaluation.sampling, load_template(evaluation.template)
     maths = {k: v for k, v in dataclasses.asdict(evaluation.maths).items() if k not in _CHANGES_NOTHING}
     return {
         **facts,
         "rows": {
             "suite": suite.settings.name,
             "domain": suite.settings.domain.value,
-            "count": len(suite),
-            "excluded": suite.excluded,
-            "files": [
-                {"file": source.file, "sample": source.sample, "hash": hash_files(Path(source.file), size=HASH_BYTES)}
-                for source in suite.settings.sources
-            ],
-            "ids": _hash("\0".join(suite.ids)),
+            **rows_facts(suite),
         },
         "images": images.value,
-        "prompts": {"template": evaluation.template, "hash": _hash(repr(template))},
-        "decoding": {
-            "samples": sampling.group_size,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "max_new_tokens": sampling.max_new_tokens,
-            "precision": sampling.precision.value,
-            "cache": sampling.cache.value,
-            "seed": evaluation.seed,
-        },
+        **sampling_facts(evaluation),
         "scorer": {
             "name": evaluation.scorer.value,
             "version": verdicts.VERSION,
@@ -81,6 +66,37 @@ def make_manifest(
     }
 
 
+def rows_facts(suite: LoadedSuite) -> dict[str, Any]:
+    """Returns number, files and ids of the rows of a suite."""
+    return {
+        "count": len(suite),
+        "excluded": suite.excluded,
+        "files": [
+            {"file": source.file, "sample": source.sample, "hash": hash_files(Path(source.file), size=HASH_BYTES)}
+            for source in suite.settings.sources
+        ],
+        "ids": _hash("\0".join(suite.ids)),
+    }
+
+
+def sampling_facts(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the prompts and the decoding on which answers depend."""
+    sampling, template = evaluation.sampling, load_template(evaluation.template)
+    return {
+        "prompts": {"template": evaluation.template, "hash": _hash(repr(template))},
+        "decoding": {
+            "samples": sampling.group_size,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+            "precision": sampling.precision.value,
+            "cache": sampling.cache.value,
+            "seed": evaluation.seed,
+        },
+    }
+
+
 def open_manifest(answers: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest of an answers file, or compares it with the one that is there.
 
@@ -88,23 +104,46 @@ def open_manifest(answers: Path, manifest: dict[str, Any]) -> None:
         ValueError: the answers there are of other settings, which the message names; or there is no manifest.
     """
     path = manifest_path(answers)
-    now = json.loads(json.dumps(manifest))
-    if path.exists():
-        before = json.loads(path.read_text("utf-8"))
-        changed = [
-            f"{name} was {json.dumps(before.get(name))}, and is {json.dumps(now.get(name))}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and name != "leaks"
-        ]
-        if changed:
-            raise ValueError(f"{path}: {'; '.join(changed)}: write to another --out, or remove the old answers")
-        return
-    if answers.exists():
+    if not path.exists() and answers.exists():
         raise ValueError(f"{answers} has no manifest beside it: remove it, or write to another --out")
+    if path.exists():
+        refuse_changes(path, manifest, _UNCOMPARED)
+    else:
+        write_json(path, manifest)
+
+
+def refuse_changes(path: Path, manifest: dict[str, Any], uncompared: Sequence[str]) -> None:
+    """Compares a manifest with the one in a file.
+
+    Raises:
+        ValueError: they differ in other keys than `uncompared`; the message names these.
+    """
+    before, now = json.loads(path.read_text("utf-8")), json.loads(json.dumps(manifest))
+    changed = [
+        line
+        for name in sorted(before.keys() | now.keys())
+        if name not in uncompared
+        for line in _changes(name, before.get(name), now.get(name))
+    ]
+    if changed:
+        raise ValueError(f"{path}: {'; '.join(changed)}: write to another --out, or remove the old answers")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(now, indent=2) + "\n", "utf-8")
+    partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     partial.replace(path)
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
+    """Describes what differs between two JSON values, by its name."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _changes(f"{name}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        yield f"{name} was {json.dumps(before)}, and is {json.dumps(now)}"
 
 
 def _hash(text: str) -> str:

@@ -24,6 +24,7 @@ class Measurement:
         format: mean of the reward part; None where the part has no weight.
         passed: rows with full accuracy; None where accuracy has no weight.
         greedy: mean reward of greedy answers; None where there are none.
+        rewards: of each row, at the sampling temperature; None in files of earlier versions.
     """
 
     stage: str
@@ -36,11 +37,29 @@ class Measurement:
     format: float | None
     passed: int | None
     greedy: float | None = None
+    rewards: tuple[float, ...] | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% interval of the mean reward."""
         return self.reward - Z * self.error, self.reward + Z * self.error
+
+
+@dataclass(frozen=True, slots=True)
+class LossMeasurement:
+    """The loss on a stage's held-out rows with gold answers at one of its steps.
+
+    Attributes:
+        stage: the stage.
+        step: step number within the stage.
+        rows: number of rows.
+        loss: averaged as in training.
+    """
+
+    stage: str
+    step: int
+    rows: int
+    loss: float
 
 
 def regressed_from(history: Sequence[Measurement], now: Measurement) -> Measurement | None:

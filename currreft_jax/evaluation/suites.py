@@ -60,12 +60,14 @@ class SuiteQuestion:
         location: file and line.
         image: key of the row's own images, by their pixels; empty without images.
         images: as they are shown.
+        first_sample: number of its first completion; other numbers are other draws.
     """
 
     row: Row
     location: str
     image: str
     images: tuple[SeenImage, ...]
+    first_sample: int = 0
 
 
 class SuiteReply(NamedTuple):

@@ -12,7 +12,7 @@ from currreft_jax.data.leaks import find_leaks
 from currreft_jax.data.mixture import load_mixture
 from currreft_jax.data.row_checks import ImageInfo, LocatedRow
 from currreft_jax.evaluation.suites import LoadedSuite, SuiteError, inspect_images
-from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT, is_stage_dir, read_config
+from currreft_jax.runtime.workdir import CHECKPOINTS, EXPORT, is_stage_dir, read_config, with_kept_rows
 
 _SHOWN = 20
 
@@ -89,6 +89,7 @@ def _training_runs(model: Path) -> Iterator[tuple[Config, int]]:
     while (stage_dir := _stage_dir(model)) and stage_dir.resolve() not in seen:
         seen.add(stage_dir.resolve())
         config = read_config(stage_dir)
+        config = with_kept_rows(config, stage_dir.parent if len(config.stages) > 1 else stage_dir)
         names = [stage.name for stage in config.stages]
         # With a single stage, its folder is the run's, of any name.
         yield config, names.index(stage_dir.resolve().name) if len(names) > 1 else 0

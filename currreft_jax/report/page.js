@@ -413,7 +413,8 @@ function forgetting() {
     + " evaluation.");
   const tables = el("div");
   const show = (name) => tables.replaceChildren(...measured.flatMap((each) =>
-    [runs.length > 1 && el("h3", {}, each.label), el("div", { class: "scroll" }, matrixTable(each.matrix, name))].filter(Boolean)));
+    [runs.length > 1 && el("h3", {}, each.label), el("div", { class: "scroll" }, matrixTable(each.matrix, name)),
+      ...each.matrix.notes.map((note) => el("p", { class: "note" }, note))].filter(Boolean)));
   $("#forgetting .tools").append(segmented("Measure", MEASURES, "reward", show));
   $("#forgetting").append(tables);
   show("reward");

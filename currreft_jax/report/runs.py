@@ -47,12 +47,14 @@ class Run:
         config: all settings, from the latest stage that has begun.
         stages: those that have begun, in training order.
         measurements: rewards on held-out rows.
+        notes: losses on held-out rows, and decisions of forgetting gates.
     """
 
     workdir: Path
     config: dict[str, Any]
     stages: tuple[StageRun, ...]
     measurements: tuple[Measurement, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_run(workdir: Path) -> Run:
@@ -70,8 +72,8 @@ def read_run(workdir: Path) -> Run:
         )
     stages = sorted((_read_stage(folder, single_stage) for folder in folders), key=lambda stage: stage[0])
     _, config, _ = stages[-1]
-    measurements = ForgettingMatrix(workdir / MATRIX, writes=False).history
-    return Run(workdir, config, tuple(stage for _, _, stage in stages), measurements)
+    matrix = ForgettingMatrix(workdir / MATRIX, writes=False)
+    return Run(workdir, config, tuple(stage for _, _, stage in stages), matrix.history, tuple(matrix.notes()))
 
 
 def _read_stage(folder: Path, single_stage: bool) -> tuple[int, dict[str, Any], StageRun]:
@@ -102,7 +104,7 @@ def run_record(run: Run) -> dict[str, Any]:
             }
             for stage in run.stages
         ],
-        "matrix": forgetting_matrix(run.measurements),
+        "matrix": forgetting_matrix(run.measurements) | {"notes": run.notes},
     }
 
 

@@ -45,8 +45,8 @@ def refuse_differing_files(config: Config) -> None:
         ValueError: on every host, naming each difference from host 0.
     """
     if jax.process_count() > 1:
-        sources = [source for stage in config.stages for source in (*stage.sources, *stage.held_out)]
-        paths = [*(source.file for source in sources), *filter(None, [config.data.pass_rates])]
+        files = [source.file for stage in config.stages for source in stage.files]
+        paths = [*files, *filter(None, [config.data.pass_rates])]
         contents = {f"the content of {path}": hash_files(Path(path)) for path in dict.fromkeys(paths)}
         _refuse_differences(contents, "give all hosts the same files")
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from currreft_jax.config import Config
+from currreft_jax.config import REJECT, Config, Source
 
 CONFIG, CHECKPOINTS, EXPORT, ROLLOUTS = "config.json", "checkpoints", "model", "rollouts"
 MATRIX, SHAPES = "curriculum.json", "shapes.json"  # in the workdir; the others are in the folder of each stage
+KEPT, KEPT_HELD_OUT = "kept.jsonl", "held_out.jsonl"  # in the folder of rejected sampling
 # Settings that may change between the parts of an interrupted run: layout, logging, limits, and room for rows.
 _MAY_CHANGE = (
     *("name", "mesh.", "sampling.mesh", "microbatches", "model.remat", "plan_first", "rewards.maths.workers"),
@@ -25,6 +26,23 @@ _MAY_CHANGE = (
     *("model.attention", "data.completion_lengths", "data.slots"),
     *("grpo.max_kl", "grpo.min_entropy", "grpo.max_truncated"),
 )
+
+
+def with_kept_rows(config: Config, workdir: Path) -> Config:
+    """Adds the rows that rejected sampling has kept to the stage that it was run for."""
+    kept, held_out = (workdir / REJECT / name for name in (KEPT, KEPT_HELD_OUT))
+    has_held_out = held_out.is_file() and held_out.stat().st_size > 0
+    stages = [
+        dataclasses.replace(
+            stage,
+            sources=[*stage.sources, Source(str(kept))],
+            held_out_loss=[*stage.held_out_loss, *([Source(str(held_out))] if has_held_out else [])],
+        )
+        if stage.rejection
+        else stage
+        for stage in config.stages
+    ]
+    return dataclasses.replace(config, stages=stages)
 
 
 def is_stage_dir(path: Path) -> bool:

@@ -6,9 +6,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from currreft_jax.evaluation.measurement import Measurement
+from currreft_jax.evaluation.measurement import LossMeasurement, Measurement
 from currreft_jax.evaluation.statistics import Z, wilson_interval
+from currreft_jax.training.forgetting_gate import GateDecision
 
 
 def is_promoted(measurement: Measurement, promote_above: float) -> bool:
@@ -19,7 +21,12 @@ def is_promoted(measurement: Measurement, promote_above: float) -> bool:
 
 
 class ForgettingMatrix:
-    """All measurements of a run in the order in which they were made, kept in a JSON file."""
+    """All measurements of a run in the order in which they were made, kept in a JSON file.
+
+    Attributes:
+        losses: of held-out rows with gold answers.
+        decisions: of forgetting gates.
+    """
 
     def __init__(self, path: Path, *, writes: bool):
         """Reads the file if it exists.
@@ -33,10 +40,14 @@ class ForgettingMatrix:
         """
         self._path, self._writes = path, writes
         self._measurements: list[Measurement] = []
+        self.losses: list[LossMeasurement] = []
+        self.decisions: list[GateDecision] = []
         if path.exists():
             try:
-                records = json.loads(path.read_text("utf-8"))["measured"]
-                self._measurements = [Measurement(**measurement) for measurement in records]
+                content = json.loads(path.read_text("utf-8"))
+                self._measurements = [_read_measurement(keys) for keys in content["measured"]]
+                self.losses = [LossMeasurement(**keys) for keys in content.get("losses", [])]
+                self.decisions = [GateDecision.from_json(keys) for keys in content.get("decisions", [])]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged ({error}): mend or remove it") from error
 
@@ -54,11 +65,10 @@ class ForgettingMatrix:
 
     def resume_from(self, stage: str, step: int) -> None:
         """Drops measurements of later steps of a stage, which is trained again from `step`; in the file, too."""
-        kept = [
-            measurement for measurement in self._measurements if measurement.stage != stage or measurement.step <= step
-        ]
-        if len(kept) < len(self._measurements):
-            self._measurements = kept
+        kept = [one for one in self._measurements if one.stage != stage or one.step <= step]
+        losses = [one for one in self.losses if one.stage != stage or one.step <= step]
+        if (kept, losses) != (self._measurements, self.losses):
+            self._measurements, self.losses = kept, losses
             self._write()
 
     def add(self, measurements: Sequence[Measurement]) -> None:
@@ -66,11 +76,21 @@ class ForgettingMatrix:
         self._measurements += measurements
         self._write()
 
+    def add_loss(self, loss: LossMeasurement) -> None:
+        """Appends a loss and writes the file."""
+        self.losses.append(loss)
+        self._write()
+
+    def decide(self, decision: GateDecision) -> None:
+        """Puts a decision in the place of the stage's earlier one and writes the file."""
+        self.decisions = [*(other for other in self.decisions if other.stage != decision.stage), decision]
+        self._write()
+
     def _write(self) -> None:
         if self._writes:
             partial = self._path.with_name(f"{self._path.name}.partial")
-            records = {"measured": [dataclasses.asdict(measurement) for measurement in self._measurements]}
-            partial.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
+            lists = {"measured": self._measurements, "losses": self.losses, "decisions": self.decisions}
+            partial.write_text(f"{{{', '.join(_json_list(name, items) for name, items in lists.items())}}}\n", "utf-8")
             partial.replace(self._path)
 
     def table(self) -> str:
@@ -83,7 +103,27 @@ class ForgettingMatrix:
             row = [cells.get((stage, step, name)) for name in columns]
             label = f"{stage} {step}" if stage else "base"
             lines.append(f"{label:<20}" + "".join(f"{_format_cell(cell):>40}" for cell in row))
-        return "\n".join([*lines, "reward ± half its interval (greedy), format at the sampling temperature"])
+        lines.append("reward ± half its interval (greedy), format at the sampling temperature")
+        return "\n".join([*lines, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """Lists a line for the losses of each stage, and one for each decision of a forgetting gate."""
+        losses: dict[str, list[str]] = {}
+        for one in self.losses:
+            losses.setdefault(one.stage, []).append(f"{one.loss:.4f} at step {one.step}")
+        lines = [f"loss of the held-out rows of {stage}: {', '.join(steps)}" for stage, steps in losses.items()]
+        return [*lines, *map(str, self.decisions)]
+
+
+def _read_measurement(keys: dict[str, Any]) -> Measurement:
+    rewards = keys.get("rewards")
+    return Measurement(**{**keys, "rewards": None if rewards is None else tuple(rewards)})
+
+
+def _json_list(name: str, items: Sequence[Any]) -> str:
+    """Formats a list with a line for each item."""
+    lines = ",\n ".join(json.dumps(dataclasses.asdict(one)) for one in items)
+    return f"{json.dumps(name)}: [\n {lines}\n]" if items else f"{json.dumps(name)}: []"
 
 
 def _format_cell(cell: Measurement | None) -> str:

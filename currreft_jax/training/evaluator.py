@@ -1,58 +1,139 @@
-"""Evaluation during training: held-out rows of all stages, the forgetting matrix, and the promotion gate."""
+"""Evaluation during training: held-out rows of all stages, the forgetting matrix, and the gates of stages."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from currreft_jax.evaluation.held_out import HeldOut, measure
-from currreft_jax.evaluation.measurement import regressed_from
+from currreft_jax.evaluation.measurement import LossMeasurement, Measurement, regressed_from
 from currreft_jax.models.qwen2_5_vl import Parameters
+from currreft_jax.runtime.workdir import MATRIX
 from currreft_jax.training.batches import StageContext
 from currreft_jax.training.console import say
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
+from currreft_jax.training.forgetting_gate import (
+    GateDecision,
+    decide,
+    mean_reward,
+    reward_change,
+    start_measurements,
+)
+from currreft_jax.training.held_out_loss import LossRows, measure_loss
+
+
+class StepEvaluation(NamedTuple):
+    """The evaluation of a step.
+
+    Attributes:
+        metrics: metrics.
+        promoted: whether the stage is promoted.
+        score: by which the best checkpoint is chosen; None for one that is not to be chosen.
+    """
+
+    metrics: dict[str, float]
+    promoted: bool
+    score: float | None
 
 
 class Evaluator:
     """Evaluates the policy of a stage on the held-out rows of all stages; the context's model is the policy's."""
 
-    def __init__(self, context: StageContext, sets: Sequence[HeldOut], matrix: ForgettingMatrix) -> None:
-        self._context, self._sets, self._matrix = context, sets, matrix
+    def __init__(
+        self,
+        context: StageContext,
+        sets: Sequence[HeldOut],
+        matrix: ForgettingMatrix,
+        loss_rows: LossRows | None = None,
+    ) -> None:
+        self._context, self._sets, self._matrix, self._loss_rows = context, sets, matrix, loss_rows
+        self._images = {held_out.stage: held_out.images for held_out in sets}
 
     def begin(self, policy: Parameters, start: int) -> None:
-        """Drops evaluations after the resumed step. A new run first evaluates the base model."""
-        self._matrix.resume_from(self._context.stage.name, start)
-        if self._sets and self._context.stage_index == 0 and start == 0 and not self._matrix.has("", 0):
-            self._matrix.add(measure(self._context, policy, self._sets, "", 0, greedy=True))
-
-    def evaluate(self, policy: Parameters, step: int) -> tuple[dict[str, float], bool]:
-        """Evaluates after a step, and warns of a stage that has regressed.
-
-        Returns:
-            Metrics, and whether the stage is promoted.
-        """
-        if not self._sets:
-            return {}, False
+        """Drops evaluations after the resumed step. What a new stage is compared with is measured at its start."""
         stage = self._context.stage
-        greedy = step == stage.steps or stage.promote_above < 1
+        self._matrix.resume_from(stage.name, start)
+        has_gate = stage.forgetting_margin is not None
+        if start and has_gate and not start_measurements(self._matrix.history, stage.name):
+            raise ValueError(
+                f"{MATRIX} has no measurement of the start of {stage.name}, with which its forgetting gate compares:"
+                " put the file back, or remove the stage's folder, and the same command trains it again"
+            )
+        if start:
+            return
+        if self._sets and self._context.stage_index == 0 and not self._matrix.has("", 0):
+            self._matrix.add(measure(self._context, policy, self._sets, "", 0, greedy=True))
+        if has_gate and not start_measurements(self._matrix.history, stage.name):
+            self._matrix.add(measure(self._context, policy, self._sets, stage.name, 0, greedy=True))
+        if self._loss_rows and not any(one.stage == stage.name for one in self._matrix.losses):
+            say(f"loss of {self._loss_rows.rows} held-out rows at the start: {self._measure_loss(policy, 0):.4f}")
+
+    def evaluate(self, policy: Parameters, step: int) -> StepEvaluation:
+        """Evaluates after a step, and warns of a stage that has regressed."""
+        if not self._sets and not self._loss_rows:
+            return StepEvaluation({}, False, None)
+        stage = self._context.stage
         begun = time.perf_counter()
+        metrics: dict[str, float] = {}
+        if self._loss_rows:
+            metrics[f"held_out/{stage.name}/loss"] = self._measure_loss(policy, step)
+        greedy = step == stage.steps or stage.promote_above < 1
         measurements = measure(self._context, policy, self._sets, stage.name, step, greedy=greedy)
-        metrics = {"time/evaluate": time.perf_counter() - begun}
+        metrics["time/evaluate"] = time.perf_counter() - begun
         promoted = False
         for held_out, now in zip(self._sets, measurements, strict=True):
-            metrics[f"held_out/{held_out.stage}/reward"] = now.reward
-            if now.passed is not None:
-                metrics[f"held_out/{held_out.stage}/pass"] = now.passed / now.rows
-            best = regressed_from(self._matrix.history, now)
-            if best and held_out.stage_index < self._context.stage_index:
-                metrics[f"held_out/{held_out.stage}/regression"] = best.reward - now.reward
-                say(
-                    f"brick wall: {held_out.stage} fell from {best.reward:.3f} to {now.reward:.3f} while {stage.name}"
-                    " is trained; replay of earlier stages, a larger kl_coef or a lower learning rate may help"
-                )
+            metrics |= self._set_metrics(held_out, now)
             if held_out.stage == stage.name:
                 promoted = stage.promote_above < 1 and is_promoted(now, stage.promote_above)
+        score = self._score(measurements)
         self._matrix.add(measurements)
         if promoted and step < stage.steps:
             say(f"stage {stage.name} is promoted at step {step}: its pass rate is above its gate")
-        return metrics, promoted
+        return StepEvaluation(metrics, promoted, score)
+
+    def decide(self, saved_steps: Sequence[int]) -> GateDecision | None:
+        """Decides which model of the finished stage is kept, and writes it down; None without a forgetting gate.
+
+        Args:
+            saved_steps: steps that have a checkpoint.
+        """
+        stage = self._context.stage
+        if stage.forgetting_margin is None:
+            return None
+        decision = decide(self._matrix.history, stage.name, stage.forgetting_margin, saved_steps, self._images)
+        self._matrix.decide(decision)
+        say(str(decision))
+        return decision
+
+    def _set_metrics(self, held_out: HeldOut, now: Measurement) -> dict[str, float]:
+        """Returns the metrics of a set of held-out rows, and warns if an earlier stage has regressed."""
+        stage, metrics = self._context.stage, {f"held_out/{held_out.stage}/reward": now.reward}
+        if now.passed is not None:
+            metrics[f"held_out/{held_out.stage}/pass"] = now.passed / now.rows
+        best = regressed_from(self._matrix.history, now)
+        if best and held_out.stage_index < self._context.stage_index:
+            metrics[f"held_out/{held_out.stage}/regression"] = best.reward - now.reward
+            say(
+                f"brick wall: {held_out.stage} fell from {best.reward:.3f} to {now.reward:.3f} while {stage.name}"
+                " is trained; replay of earlier stages, a larger kl_coef or a lower learning rate may help"
+            )
+        return metrics
+
+    def _score(self, measurements: Sequence[Measurement]) -> float | None:
+        """Returns the reward on the stage's own rows; with a forgetting gate that on all sets, if none has fallen."""
+        stage = self._context.stage
+        if stage.forgetting_margin is None:
+            return next((now.reward for now in measurements if now.held_out == stage.name), None)
+        start = {before.held_out: before for before in start_measurements(self._matrix.history, stage.name)}
+        changes = (
+            reward_change(start[now.held_out], now, stage.forgetting_margin, self._images[now.held_out])
+            for now in measurements
+        )
+        return None if any(change.fallen for change in changes) else mean_reward(measurements)
+
+    def _measure_loss(self, policy: Parameters, step: int) -> float:
+        assert self._loss_rows is not None
+        loss = measure_loss(self._context.model, policy, self._loss_rows)
+        self._matrix.add_loss(LossMeasurement(self._context.stage.name, step, self._loss_rows.rows, loss))
+        return loss

@@ -77,13 +77,23 @@ def sft_gradient(
     Returns:
         The new sum, and the microbatch's share of the `loss`.
     """
-    whole_vocabulary = VocabMask(model.config.vocab_size, ())  # tokens that are never sampled must become unlikely, too
-
-    def loss(params: Parameters) -> jax.Array:
-        module = model.bind(params)
-        hidden = module.forward(batch.prompts, batch.tokens)
-        return sft_loss(module.logprobs(hidden, batch.tokens, vocab_mask=whole_vocabulary)[0], weights)
-
     trainable, frozen = partition(params, total)
-    value, gradient = jax.value_and_grad(lambda trainable: loss(combine(trainable, frozen)))(trainable)
+    value, gradient = jax.value_and_grad(
+        lambda trainable: gold_loss(model, combine(trainable, frozen), batch, weights)
+    )(trainable)
     return jax.tree.map(jnp.add, total, gradient), {"loss": value}
+
+
+def gold_loss(model: Model, params: Parameters, batch: GroupBatch, weights: Array) -> jax.Array:
+    """Computes `sft_loss` of a microbatch.
+
+    Args:
+        model: how to compute.
+        params: its parameters.
+        batch: gold completions, G = 1.
+        weights: `[P, 1, T]`, from `loss_weights`.
+    """
+    whole_vocabulary = VocabMask(model.config.vocab_size, ())  # tokens that are never sampled must become unlikely, too
+    module = model.bind(params)
+    hidden = module.forward(batch.prompts, batch.tokens)
+    return sft_loss(module.logprobs(hidden, batch.tokens, vocab_mask=whole_vocabulary)[0], weights)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.config import BatchLayout, Config, Method, Shapes
+from currreft_jax.config import BatchLayout, Config, Method, Shapes, evaluation_batch_size, stage_settings
 from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, config_buckets
 from currreft_jax.data.packing import BatchShape, collate, max_slots_per_image, smallest_bucket
 from currreft_jax.data.shape_fitting import NUM_COMPLETION_LENGTHS, NUM_SHAPES
@@ -54,6 +54,7 @@ class StagePrograms:
         state: abstract.
         update: programs of the update.
         shape_buckets: static shapes of the batches.
+        held_out_prompts: held-out rows that are answered at once.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class StagePrograms:
     state: TrainState
     update: UpdatePrograms
     shape_buckets: ShapeBuckets
+    held_out_prompts: int
 
     @property
     def is_grpo(self) -> bool:
@@ -243,12 +245,12 @@ class StagePrograms:
         )
 
     def _held_out(self) -> Iterator[StepProgram]:
-        """Yields the evaluation's programs: one completion of as many prompts as a step samples completions."""
+        """Yields the evaluation's programs: one completion of as many prompts as a batch of held-out rows has."""
         config, vision = self.config, self.spec.config.vision
         settings = dataclasses.replace(config.sampling, group_size=1)
         spec = sampler_spec(self.model.merged, settings, self.stop_token_ids)
         multiple = int(np.lcm(data_shards(self.model.mesh), spec.num_shards))
-        count = -(-config.data.batch_size * config.sampling.group_size // multiple) * multiple
+        count = -(-self.held_out_prompts // multiple) * multiple
         largest = max_slots_per_image(self.spec.max_pixels, vision)
         length = smallest_bucket(max(config.data.prompt_lengths), settings.prompt_lengths, "sampling.prompt_lengths")
         slots = next_power_of_two(largest * (count // data_shards(self.model.mesh)))
@@ -293,23 +295,37 @@ def stage_programs(
     Raises:
         ValueError: the mesh does not fill them.
     """
-    config = choose_meshes(config, spec.config, devices, usable_bytes)
+    held_out_prompts = evaluation_batch_size(config)
+    config = choose_meshes(stage_settings(config, stage_index), spec.config, devices, usable_bytes)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     model = make_model(config.model, spec.config, mesh, spec.tokenizer_size)
     optimizer = stage_optimizer(config, stage_index)
     update = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
     state = abstract_state(model, optimizer.transform)
     shapes = config_buckets(config, spec, layout_on(config, mesh))
-    return StagePrograms(config, spec, spec.stop_token_ids, model, state, update, shapes)
+    return StagePrograms(config, spec, spec.stop_token_ids, model, state, update, shapes, held_out_prompts)
 
 
 def session_programs(
-    session: Session, optimizer: StageOptimizer, programs: UpdatePrograms, shapes: ShapeBuckets
+    session: Session,
+    optimizer: StageOptimizer,
+    programs: UpdatePrograms,
+    shapes: ShapeBuckets,
+    held_out_prompts: int,
 ) -> StagePrograms:
     """Makes the programs of a stage from the jitted functions that its steps call."""
     state = abstract_state(session.model, optimizer.transform)
     processor = session.processor
-    return StagePrograms(session.config, processor, processor.eos_token_ids, session.model, state, programs, shapes)
+    return StagePrograms(
+        session.config,
+        processor,
+        processor.eos_token_ids,
+        session.model,
+        state,
+        programs,
+        shapes,
+        held_out_prompts,
+    )
 
 
 def compile_ahead(programs: Sequence[StepProgram], interrupt: Interrupt) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from currreft_jax.config import BatchLayout, Config, Method, OnBadRow, Shapes
+from currreft_jax.config import BatchLayout, Config, Method, OnBadRow, Shapes, has_own_batches
 from currreft_jax.data import pipeline
 from currreft_jax.data.buckets import BatchDims, ShapeBuckets, config_buckets
 from currreft_jax.data.mixture import load_mixture
@@ -36,14 +36,38 @@ _BASIS = (
 )
 
 
-def run_buckets(session: Session, workdir: Path) -> ShapeBuckets:
-    """Returns the static shapes of all stages of a run; fits them to the rows if the settings ask for it.
+def fit_run_buckets(session: Session, config: Config, stage_index: int, workdir: Path, stage_dir: Path) -> ShapeBuckets:
+    """Returns the static shapes of a stage: those of all stages that are batched alike.
 
-    Fitted shapes are kept in the workdir: a resumed run takes those that it began with. They are fitted again if the
+    A stage that may be batched in another way has shapes of its own, in its own folder. They are fitted when it begins:
+    its rows need not be there before.
+
+    Args:
+        session: session of the stage.
+        config: settings of the run.
+        stage_index: index of the stage.
+        workdir: folder of the run.
+        stage_dir: folder of the stage.
+    """
+    if has_own_batches(config.stages[stage_index]):
+        return run_buckets(session, stage_dir, [stage_index])
+    alike = [index for index, stage in enumerate(config.stages) if not has_own_batches(stage)]
+    return run_buckets(session, workdir, alike)
+
+
+def run_buckets(session: Session, folder: Path, stage_indices: Sequence[int] | None = None) -> ShapeBuckets:
+    """Returns the static shapes of stages that are batched alike; fits them to the rows if the settings ask for it.
+
+    Fitted shapes are kept in a folder: a resumed run takes those that it began with. They are fitted again if the
     settings or the layout of the batch have changed.
 
+    Args:
+        session: session of one of the stages.
+        folder: where the shapes are kept.
+        stage_indices: indices of the stages; None for all.
+
     Raises:
-        MixtureError: a row of any stage cannot be used, and the config does not skip it.
+        MixtureError: a row of one of the stages cannot be used, and the config does not skip it.
         ValueError: the file of shapes is damaged, or the hosts fit different shapes.
     """
     config = session.config
@@ -51,17 +75,18 @@ def run_buckets(session: Session, workdir: Path) -> ShapeBuckets:
     given = config_buckets(config, session.processor, layout)
     if config.data.shapes is Shapes.BUCKETS:
         return given
-    path, basis = workdir / SHAPES, _basis(config, layout)
+    stage_indices = range(len(config.stages)) if stage_indices is None else stage_indices
+    path, basis = folder / SHAPES, _basis(config, stage_indices, layout)
     buckets = _read_shapes(path, basis)
     is_fitted = buckets is None
     if buckets is None:
-        buckets = _fit_buckets(session, layout, given)
+        buckets = _fit_buckets(session, stage_indices, layout, given)
     fitted = {name: value for name, value in asdict(buckets).items() if name != "file"}
     content = json.dumps({**fitted, "basis": basis}, indent=1) + "\n"
     if not same_on_all_hosts(hashlib.blake2b(content.encode(), digest_size=16).digest()):
         raise ValueError("the hosts fit different shapes: give all of them the same images")
     if is_fitted and is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(content, "utf-8")
         partial.replace(path)
@@ -70,8 +95,9 @@ def run_buckets(session: Session, workdir: Path) -> ShapeBuckets:
     return replace(buckets, file=str(path))
 
 
-def _basis(config: Config, layout: BatchLayout) -> dict[str, Any]:
+def _basis(config: Config, stage_indices: Sequence[int], layout: BatchLayout) -> dict[str, Any]:
     """Returns what the shapes are fitted to, as JSON values by name."""
+    config = replace(config, stages=[config.stages[index] for index in stage_indices])
     settings = {name: value for name, value in flat_settings(config).items() if name.startswith(_BASIS)}
     return {**settings, **{f"layout.{name}": value for name, value in layout._asdict().items()}}
 
@@ -97,11 +123,13 @@ def _read_shapes(path: Path, basis: dict[str, Any]) -> ShapeBuckets | None:
     return buckets
 
 
-def _fit_buckets(session: Session, layout: BatchLayout, given: ShapeBuckets) -> ShapeBuckets:
-    """Fits shapes to the batches of all stages."""
+def _fit_buckets(
+    session: Session, stage_indices: Sequence[int], layout: BatchLayout, given: ShapeBuckets
+) -> ShapeBuckets:
+    """Fits shapes to the batches of stages."""
     config, model = session.config, session.processor.config
-    rows, microbatches, steps = _draw_batches(session, layout, given)
-    num_steps = sum(stage.steps for stage in config.stages)
+    rows, microbatches, steps = _draw_batches(session, stage_indices, layout, given)
+    num_steps = sum(config.stages[index].steps for index in stage_indices)
     is_complete = num_steps <= MAX_STEPS and config.data.on_bad_row is OnBadRow.ERROR
     limit = given.shapes[-1].length
 
@@ -124,27 +152,32 @@ def _fit_buckets(session: Session, layout: BatchLayout, given: ShapeBuckets) -> 
 
 
 def _draw_batches(
-    session: Session, layout: BatchLayout, given: ShapeBuckets
+    session: Session, stage_indices: Sequence[int], layout: BatchLayout, given: ShapeBuckets
 ) -> tuple[list[BatchDims], list[BatchDims], list[BatchDims]]:
-    """Draws the batches of all stages, or of the first steps of each if there are many.
+    """Draws the batches of stages, or of the first steps of each if there are many.
 
     Returns:
         The sizes of all rows; the dimensions of microbatches; and those of whole steps.
     """
     config = session.config
     template, with_answer = load_template(config.data.template), config.method is Method.SFT
-    share = min(1.0, MAX_STEPS / sum(stage.steps for stage in config.stages))
+    share = min(1.0, MAX_STEPS / sum(config.stages[index].steps for index in stage_indices))
     sizes: list[BatchDims] = []
     microbatches: list[BatchDims] = []
     whole: list[BatchDims] = []
-    for stage_index, stage in enumerate(config.stages):
+    for stage_index in stage_indices:
         with closing(load_mixture(config.stages, stage_index, config.data, config.seed)) as mixture:
             rows, of_rows = pipeline.measure_rows(
                 mixture, session.processor, template, config.data, given, with_answer=with_answer
             )
             sizes += of_rows.values()
             steps = draw_steps(
-                rows, of_rows, max(1, int(stage.steps * share)), layout, jax.process_count(), config.seed
+                rows,
+                of_rows,
+                max(1, int(config.stages[stage_index].steps * share)),
+                layout,
+                jax.process_count(),
+                config.seed,
             )
             microbatches += [dims for parts, _ in steps for dims in parts]
             whole += [dims for _, dims in steps]

@@ -10,19 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.config import Config, Method, Shapes, validate
+from currreft_jax.config import Config, Method, Shapes, evaluation_batch_size, stage_settings, validate
 from currreft_jax.config.output import local_path
 from currreft_jax.data import world_rows
 from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
 from currreft_jax.evaluation.held_out import held_out_rows
 from currreft_jax.models import hf
+from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.agreement import refuse_differing_files, refuse_differing_settings
-from currreft_jax.runtime.checkpoint import Checkpoints
+from currreft_jax.runtime.checkpoint import Checkpoints, restore_item
 from currreft_jax.runtime.metrics import Metrics
 from currreft_jax.runtime.profiler import ProfileSteps, StepProfiler
 from currreft_jax.runtime.workdir import (
@@ -32,6 +34,8 @@ from currreft_jax.runtime.workdir import (
     ROLLOUTS,
     only_run,
     refuse_changed_settings,
+    saved_steps,
+    with_kept_rows,
     write_config,
 )
 from currreft_jax.session.session import Session, open_session
@@ -41,6 +45,7 @@ from currreft_jax.training.console import say
 from currreft_jax.training.curriculum import ForgettingMatrix
 from currreft_jax.training.evaluator import Evaluator
 from currreft_jax.training.grpo import grpo_step
+from currreft_jax.training.held_out_loss import read_loss_rows
 from currreft_jax.training.interrupt import Interrupt
 from currreft_jax.training.limits import LimitReached, reached_limit
 from currreft_jax.training.metrics_buffer import MetricsBuffer
@@ -48,8 +53,9 @@ from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.programs import compile_ahead, session_programs
 from currreft_jax.training.records import drop_records, write_records
+from currreft_jax.training.rejected_samples import keep_samples, refuse_missing_rows
 from currreft_jax.training.sft import sft_step
-from currreft_jax.training.shapes import run_buckets
+from currreft_jax.training.shapes import fit_run_buckets
 from currreft_jax.training.start import (
     check_base_weights,
     checkpoint_items,
@@ -57,6 +63,7 @@ from currreft_jax.training.start import (
     read_rows,
     reference_params,
     refuse_uneven_batch,
+    start_params,
     start_state,
 )
 from currreft_jax.training.update import TrainState, UpdatePrograms, gradient_function, update_programs
@@ -89,6 +96,7 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     with only_run(workdir) if is_main else nullcontext(), Interrupt() as interrupt:
         if world_rows.is_used(config):
             draw_world(Path(config.data.world))
+        refuse_missing_rows(config)
         refuse_differing_files(config)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):
@@ -145,13 +153,27 @@ def train_stage(
     Returns:
         False if the run was asked to stop before the last step.
     """
+    if not keep_samples(config, stage_index, previous_dir, stage_dir, workdir, interrupt):
+        return False
     with open_stage(config, stage_index, previous_dir, stage_dir, workdir, interrupt, matrix, profile) as stage:
         state = train_steps(stage, interrupt)
         if state is None:
             return False
-    model = stage.context.model
-    hf.export(model.merged, to_policy(model)(state.params), stage.context.processor, stage_dir / EXPORT)
+    params, model = kept_params(stage, state, previous_dir), stage.context.model
+    hf.export(model.merged, to_policy(model)(params), stage.context.processor, stage_dir / EXPORT)
     return True
+
+
+def kept_params(stage: OpenStage, state: TrainState, previous_dir: Path | None) -> Parameters:
+    """Returns the masters of a finished stage's model: those of its end, unless its forgetting gate keeps others."""
+    context = stage.context
+    decision = stage.evaluator.decide(saved_steps(stage.folder))
+    if decision is None or decision.kept_step == decision.last_step:
+        return state.params
+    if decision.kept_step == 0:
+        return start_params(context.config, context.stage_index, context.model, previous_dir)
+    folder = stage.folder / CHECKPOINTS / str(decision.kept_step)
+    return restore_item(folder, "params", context.model.abstract(jnp.float32))
 
 
 @dataclass(slots=True)
@@ -205,31 +227,35 @@ def open_stage(
     profile: ProfileSteps | None,
 ) -> Iterator[OpenStage]:
     """Opens everything that a stage's steps need, in the order in which mistakes are cheapest to find."""
+    run_config, config = config, with_kept_rows(stage_settings(config, stage_index), workdir)
     stage, is_main = config.stages[stage_index], distributed.is_main()
     with ExitStack() as stack:
         session = stack.enter_context(open_session(config))
         check_base_weights(config, stage_dir, previous_dir)
         refuse_uneven_batch(session)
-        buckets = run_buckets(session, workdir)
+        buckets = fit_run_buckets(session, run_config, stage_index, workdir, stage_dir)
         rows = stack.enter_context(closing(read_rows(session, stage_index, buckets)))
         model = session.model
         optimizer = stage_optimizer(config, stage_index)
         programs = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
         devices = list(model.mesh.devices.flat)
-        stage_programs = session_programs(session, optimizer, programs, buckets)
+        held_out_prompts = evaluation_batch_size(run_config)
+        stage_programs = session_programs(session, optimizer, programs, buckets, held_out_prompts)
         if config.plan_first:
             refuse_too_large(stage_programs.step(stage_programs.buckets()[-1]), devices)
         if config.data.shapes is Shapes.AUTO:
             compile_ahead(stage_programs.every_program(), interrupt)
-        held_out = held_out_rows(session)
+        held_out, loss_rows = held_out_rows(session), read_loss_rows(session, stage)
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
         checkpoints = stack.enter_context(Checkpoints(stage_dir / CHECKPOINTS, config.logging.keep_last))
         state, step, ended = start_state(session, stage_index, optimizer, previous_dir, checkpoints, data_state)
         context = stage_context(session, stage_index, buckets, previous_dir)
         if is_main:
-            write_config(config, stage_dir)
+            write_config(run_config, stage_dir)
             drop_records(stage_dir / ROLLOUTS, after=step)
-        evaluator = Evaluator(replace(context, model=model.merged), held_out, matrix)
+        # The run's batches: a stage that is batched in another way is evaluated as the others are.
+        evaluated = replace(context, model=model.merged, config=replace(context.config, data=run_config.data))
+        evaluator = Evaluator(evaluated, held_out, matrix, loss_rows)
         evaluator.begin(to_policy(model)(state.params), step)
         metrics = stack.enter_context(
             Metrics(stage_dir, config.logging, name=config.name, step=step, steps=stage.steps, writes=is_main)
@@ -297,15 +323,14 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         if not (saves or evaluates or _is_due(logging.log_every, step)):
             continue
         lines, error = stage.buffer.flush()
-        ended = False
+        ended, score = False, None
         if evaluates and not error:
-            held_out_metrics, ended = stage.evaluator.evaluate(to_policy(context.model)(state.params), step)
+            held_out_metrics, ended, score = stage.evaluator.evaluate(to_policy(context.model)(state.params), step)
             lines[-1].update(held_out_metrics)
         write_metrics(stage, lines)
         if error:
             raise error
         limit = reached_limit(context.config, lines)
-        score = lines[-1].get(f"held_out/{stage_name}/reward")
         if saves or ended or limit or (score is not None and stage.checkpoints.is_best(score)):
             metadata = {**stage.data_state, "ended": ended}
             save = partial(stage.checkpoints.save, step, checkpoint_items(state), metadata, score=score)

@@ -10,6 +10,7 @@ import pytest
 from currreft_jax.config import Data, Kind, OnBadRow, Source, Stage, Task
 from currreft_jax.data.fields import LineError
 from currreft_jax.data.mixture import MixtureError, load_mixture, read_pass_rates, sample_indices
+from currreft_jax.evaluation.answers import Answer, answer_line
 
 
 def write(path: Path, rows: list) -> str:
@@ -173,6 +174,17 @@ def test_rows_are_left_out_by_source_and_index(tmp_path):
             "odd",
             Data(on_bad_row=OnBadRow.SKIP),
         )
+
+
+def test_answers_of_evaluate_are_pass_rates(tmp_path):
+    of_four = ("x",) * 4, (0, 1, 1, 1), (1,) * 4, (0.5,) * 4, (1.0,) * 4, (None,) * 4, ("",) * 4, (True,) * 4
+    answer = Answer("a", "", Task.MATH, Kind.OPEN, *of_four)
+    unanswered = Answer("b", "", Task.MATH, Kind.OPEN, *[()] * 8, failure="no server")
+    (tmp_path / "answers.jsonl").write_text(answer_line(answer) + answer_line(unanswered))
+    assert read_pass_rates(tmp_path / "answers.jsonl") == {"a": 0.75}  # by the strict reading; "b" has none
+    (tmp_path / "answers.jsonl").write_text('{"row": "a", "strict": [1, "yes"]}')
+    with pytest.raises(MixtureError, match=r"answers\.jsonl:1: write .*, or an answer of evaluate"):
+        read_pass_rates(tmp_path / "answers.jsonl")
 
 
 def test_a_byte_order_mark_may_precede_pass_rates(tmp_path):

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from currreft_jax.endpoint import Decoding, EndpointSettings, Message, Reply, Request, open_endpoint
-from currreft_jax.endpoint.ledger import LedgerError, open_ledger
+from currreft_jax.endpoint.ledger import open_ledger
 from currreft_jax.endpoint.request import ledger_key
+from currreft_jax.runtime.sealed_file import SealedFileError
 from tests.endpoint.test_client import answer, answers
 from tests.endpoint_stub import endpoint_stub, stub_settings, text_request
 
@@ -92,14 +93,14 @@ def test_a_changed_answer_is_noticed(path):
 def test_another_file_is_refused_and_not_changed(tmp_path, content):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(LedgerError, match=r"rows.jsonl:1: this is no ledger"), open_ledger(path):
+    with pytest.raises(SealedFileError, match=r"rows.jsonl:1: this is no ledger"), open_ledger(path):
         pass
     assert path.read_text() == content
 
 
 def test_a_ledger_of_another_version_is_refused(path, monkeypatch):
     monkeypatch.setattr("currreft_jax.endpoint.ledger.VERSION", 2)
-    with pytest.raises(LedgerError, match=r"ledger.jsonl: a ledger of version 1, which"), open_ledger(path):
+    with pytest.raises(SealedFileError, match=r"ledger.jsonl: a ledger of version 1, which"), open_ledger(path):
         pass
 
 

@@ -85,11 +85,14 @@ def test_models_are_closed_after_an_error_too(evaluation, tmp_path):
 def test_answers_of_other_settings_are_not_continued(evaluation, tmp_path):
     evaluate(evaluation, tmp_path / "out")
     evaluation.sampling.max_new_tokens = 7
-    with pytest.raises(ValueError, match=r"models-a/one.manifest.json: decoding was .*write to another --out"):
+    with pytest.raises(
+        ValueError,
+        match=r"models-a/one.manifest.json: decoding.max_new_tokens was 512, and is 7: write to another --out",
+    ):
         evaluate(evaluation, tmp_path / "out")
     evaluation.sampling.max_new_tokens = 512
     evaluation.scorer = ScorerName.OFFICIAL
-    with pytest.raises(ValueError, match="scorer was"):
+    with pytest.raises(ValueError, match=r"scorer\.name was"):
         evaluate(evaluation, tmp_path / "out")
 
 
@@ -97,7 +100,7 @@ def test_answers_to_changed_rows_are_not_continued(evaluation, tmp_path):
     evaluate(evaluation, tmp_path / "out")
     path = tmp_path / "rows" / "two.jsonl"
     path.write_text(path.read_text().replace('"solution": 2', '"solution": 5'))
-    with pytest.raises(ValueError, match=r"two.manifest.json: rows was"):
+    with pytest.raises(ValueError, match=r"two.manifest.json: rows.files was"):
         evaluate(evaluation, tmp_path / "out")
 
 

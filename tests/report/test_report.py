@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from currreft_jax.config import Config, Kind, Method, Source, Stage, Task
-from currreft_jax.evaluation.measurement import Measurement
+from currreft_jax.config import Config, Kind, Method, Optimizer, Rejection, Source, Stage, Task
+from currreft_jax.evaluation.measurement import LossMeasurement, Measurement
+from currreft_jax.evaluation.statistics import Interval
 from currreft_jax.report import __main__ as program
 from currreft_jax.report.embed import html_safe_json
 from currreft_jax.report.page import MAX_BYTES, render_page
@@ -16,6 +17,7 @@ from currreft_jax.report.rollouts import bisection_order, rollouts_json
 from currreft_jax.report.runs import forgetting_matrix, metric_columns, read_run, run_record
 from currreft_jax.runtime.workdir import read_config, write_config
 from currreft_jax.training.curriculum import ForgettingMatrix
+from currreft_jax.training.forgetting_gate import GateDecision, RewardChange
 from tests import tiny
 from tests.report.workdirs import (
     completion_record,
@@ -289,6 +291,8 @@ def test_the_program_writes_a_page_and_prints_its_path(tmp_path, capsys):
     other = write_run(tmp_path / "b", steps=5)
     matrix = ForgettingMatrix(workdir / "curriculum.json", writes=True)
     matrix.add([Measurement("", 0, "one", 10, 1.0, 0.1, 0.5, 0.5, 5)])
+    matrix.add_loss(LossMeasurement("two", 0, 7, 1.25))
+    matrix.decide(decision := GateDecision("two", 5, 0, 0.1, (RewardChange("one", -0.5, Interval(-0.7, -0.3), True),)))
     write_lines(workdir / "one" / "rollouts" / "1.jsonl", [rollout_row(1)])
     program.main([str(workdir), "--compare", str(other), "--out", str(tmp_path / "both.html")])
     shown = capsys.readouterr()
@@ -296,6 +300,9 @@ def test_the_program_writes_a_page_and_prints_its_path(tmp_path, capsys):
     assert "1 of 1 groups of completions, 0.1 MB" in shown.err
     (data,) = re.findall(r'id="data">(.*?)</script>', (tmp_path / "both.html").read_text(), re.S)
     assert [(run["name"], len(run["stages"])) for run in json.loads(data)["runs"]] == [("a", 2), ("b", 1)]
+    assert str(decision).endswith("one -0.500 (-0.700 to -0.300), fallen: the model is that of its start")
+    notes = ["loss of the held-out rows of two: 1.2500 at step 0", str(decision)]
+    assert [run["matrix"]["notes"] for run in json.loads(data)["runs"]] == [notes, []]
     program.main([str(workdir)])
     assert capsys.readouterr().out == f"{workdir / 'report.html'}\n"
 
@@ -326,7 +333,8 @@ def test_replay_prints_the_command_of_a_completion(tmp_path, capsys):
 
 def test_settings_round_trip_through_the_workdir(tmp_path):
     stage = Stage("one", [Source("a.jsonl", kind=Kind.OPEN)], kinds=(Kind.OPEN,), tasks=(Task.MATH,))
-    config = Config(stages=[stage, Stage("two", held_out=[Source("b.jsonl")])])
+    two = Stage("two", held_out=[Source("b.jsonl")], method=Method.SFT, optimizer=Optimizer(), rejection=Rejection())
+    config = Config(stages=[stage, two])
     config.rewards.weights["brief"] = 0.5
     write_config(config, tmp_path)
     assert read_config(tmp_path) == config

@@ -1,0 +1,79 @@
+"""Flags of the program reject, and the settings that they make. Loads no JAX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from currreft_jax.config import (
+    EvaluatedModel,
+    Judge,
+    JudgeKind,
+    QuotaSource,
+    Rejection,
+    Source,
+    Suite,
+    validate_rejection,
+)
+from currreft_jax.config.flags import define_config
+from currreft_jax.config.output import local_path
+from currreft_jax.judges import validate_judge
+
+
+def define_flags() -> None:
+    """Defines the program's flags, only when it runs: other programs have flags of the same names."""
+    define_config(Rejection())
+    flags.DEFINE_string("model", None, "model that answers, instead of the config's")
+    flags.DEFINE_string("endpoint", None, "base URL of an OpenAI-compatible server that has the model: distillation")
+    flags.DEFINE_list("rows", [], "files of rows, each a source without a quota, instead of the config's sources")
+    flags.DEFINE_list("suites", [], "files of rows to evaluate on, with which kept rows must share no image")
+    flags.DEFINE_string("judge", None, "rules, or the judge's name at --judge_endpoint")
+    flags.DEFINE_string("judge_endpoint", None, "base URL of the judge's server; by default the config's")
+    flags.DEFINE_float("threshold", None, "overall score above which an answer is kept")
+    flags.DEFINE_integer("budget", None, "calls of each server at most, those of earlier runs included")
+    flags.DEFINE_string("out", None, "folder of the job; runs/NAME by default, of the config's name")
+    flags.DEFINE_bool("replay", False, "select again from the recorded answers and judgements, without a call")
+
+
+def settings_of_flags(config: Rejection) -> Rejection:
+    """Puts the program's own flags into the settings.
+
+    Raises:
+        ValueError: the settings are impossible.
+    """
+    args = flags.FLAGS
+    if args.endpoint and not args.model:
+        raise ValueError("--endpoint needs --model, the model's name at the server")
+    if args.judge_endpoint and not args.judge:
+        raise ValueError("--judge_endpoint needs --judge, the judge's name at the server")
+    if args.model:
+        config.model = EvaluatedModel(args.model, endpoint=args.endpoint or "")
+    if args.rows:
+        config.sources = [QuotaSource(source=Source(file)) for file in args.rows]
+    if args.suites:
+        config.suites = [Suite(sources=[Source(file)]) for file in args.suites]
+    if args.judge == JudgeKind.RULES.value:
+        config.judge = Judge()
+    elif args.judge:
+        config.judge.kind, config.judge.model = JudgeKind.ENDPOINT, args.judge
+        config.judge.url = args.judge_endpoint or config.judge.url
+    if args.threshold is not None:
+        config.threshold = args.threshold
+    if args.budget is not None:
+        judges = [config.judge, *([config.second_judge] if config.second_judge else [])]
+        for limits in (config.endpoint, *(judge.endpoint for judge in judges)):
+            limits.max_calls = args.budget
+    validate_rejection(config)
+    for judge in filter(None, (config.judge, config.second_judge)):
+        validate_judge(judge)
+    return config
+
+
+def job_folder(config: Rejection) -> Path:
+    """Returns the folder of the job.
+
+    Raises:
+        ValueError: it is no local path.
+    """
+    return local_path(flags.FLAGS.out or f"runs/{config.name}")

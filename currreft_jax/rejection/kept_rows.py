@@ -1,0 +1,142 @@
+"""Kept answers as rows to train on, with the provenance of each. Loads no JAX."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from currreft_jax.data.fields import Fields, LineError
+from currreft_jax.data.prompts import Template, question_messages
+from currreft_jax.data.rows import IMAGE, parse_row
+from currreft_jax.evaluation.suites import SuiteQuestion
+from currreft_jax.rejection.selection import JudgedAnswer
+from currreft_jax.structs import Frame
+
+KEPT, HELD_OUT = "kept.jsonl", "held_out.jsonl"
+
+
+def training_row(
+    question: SuiteQuestion, source: str, text: str, frame: Frame | None, template: Template, folder: Path
+) -> dict[str, Any]:
+    """Returns a chat row of a prompt, as the model read it, and an answer.
+
+    Boxes of the prompt and of the answer are in pixels of the frame that the model saw.
+
+    Args:
+        question: the question.
+        source: name of its source.
+        text: the answer.
+        frame: the frame in which the first image was seen; None for its own.
+        template: prompt template.
+        folder: of the file, to which image paths are relative.
+    """
+    row = question.row
+    frames = [(image.frame, frame or image.frame) for image in question.images]
+    messages = [
+        {"role": message["role"], "content": _content_text(message["content"])}
+        for message in question_messages(row, template, frames)
+    ]
+    keys: dict[str, Any] = {
+        "id": f"{source}/{row.id}",
+        "task": row.task.value,
+        "kind": "chat",
+        "messages": [*messages, {"role": "assistant", "content": text}],
+        "images": [os.path.relpath(path, folder.absolute()) for path in row.images],
+        "source": source,
+        "split": row.split,
+        "origin": row.origin,
+    }
+    return {key: value for key, value in keys.items() if value}
+
+
+def is_readable(keys: dict[str, Any], folder: Path) -> bool:
+    """Returns whether training can read a row: an answer may hold marks of images or boxes, which it must not."""
+    try:
+        parse_row(Fields(keys, ""), image_root=folder)
+    except LineError:
+        return False
+    return True
+
+
+def provenance(
+    kept: JudgedAnswer, question: SuiteQuestion, manifest: dict[str, Any], distilled: bool
+) -> dict[str, Any]:
+    """Returns the keys of a kept row that say where its answer is from.
+
+    Args:
+        kept: the answer.
+        question: the question.
+        manifest: of the job.
+        distilled: whether the answers are those of another model than the one that is trained.
+    """
+    judgement = kept.judgement
+    assert judgement is not None and judgement.scores is not None  # only judged answers are kept
+    completion, frame = kept.answer.completion, kept.group.frame
+    return {
+        "provenance": {
+            "row": question.row.id,
+            "location": question.location,
+            "kind": question.row.kind.value,
+            "generator": manifest["model"],
+            "distilled": distilled,
+            "seed": manifest["decoding"]["seed"],
+            "sample": kept.sample,
+            "tokens": completion.num_tokens,
+            "template": manifest["prompts"],
+            "frame": frame and [frame.width, frame.height],
+            "right_by_rules": kept.answer.right,
+        },
+        "judge": {
+            **asdict(judgement.scores),
+            "overall": judgement.overall,
+            "rationale": judgement.rationale,
+            "reply": judgement.reply,
+            **manifest["judge"],
+        },
+    }
+
+
+def split_held_out(rows: Sequence[tuple[str, Any]], share: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """Splits rows into those to train on and a share to hold out; rows of one image stay together.
+
+    Args:
+        rows: key of a row's images, or of its question without any; and the row.
+        share: share of the rows to hold out; at least one row unless it is 0, or there is only one key.
+        seed: seed of the choice.
+    """
+    by_key = defaultdict[str, list[int]](list)
+    for index, (key, _) in enumerate(rows):
+        by_key[key].append(index)
+    wanted = math.ceil(share * len(rows)) if len(by_key) > 1 else 0
+    held_out: set[int] = set()
+    for key in sorted(by_key, key=lambda key: hashlib.blake2b(f"{seed}\0{key}".encode()).digest()):
+        if len(held_out) + len(by_key[key]) <= wanted:
+            held_out.update(by_key[key])
+    return (
+        [row for index, (_, row) in enumerate(rows) if index not in held_out],
+        [row for index, (_, row) in enumerate(rows) if index in held_out],
+    )
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows as JSON lines, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _content_text(content: str | list[dict[str, Any]]) -> str:
+    """Returns the text of a message, with `<image>` in place of an image."""
+    if isinstance(content, str):
+        return content
+    return "".join(IMAGE if item["type"] == "image" else item["text"] for item in content)

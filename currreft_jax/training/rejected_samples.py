@@ -1,0 +1,86 @@
+"""Rejected sampling before a stage, which trains on the best answers of the model that it starts from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from currreft_jax.config import REJECT, Config, EvaluatedModel, Rejection
+from currreft_jax.rejection.runner import reject
+from currreft_jax.runtime.workdir import CONFIG, EXPORT, KEPT
+from currreft_jax.training.console import say
+from currreft_jax.training.interrupt import Interrupt
+
+
+class _StopRequested(Exception):
+    """A signal has asked the run to stop while answers are sampled and judged."""
+
+
+def keep_samples(
+    config: Config, stage_index: int, previous_dir: Path | None, stage_dir: Path, workdir: Path, interrupt: Interrupt
+) -> bool:
+    """Samples and judges the rows of a stage with rejected sampling, into the folder `reject` of the workdir.
+
+    A job that was stopped goes on where it was. A stage that has begun keeps the rows that it began with.
+
+    Args:
+        config: settings of the run.
+        stage_index: index of the stage.
+        previous_dir: folder of the stage before it, whose model answers.
+        stage_dir: folder of the stage.
+        workdir: folder of the run.
+        interrupt: asked at every line of progress.
+
+    Returns:
+        False if the run was asked to stop before the rows were kept.
+
+    Raises:
+        ValueError: several processes run, and the rows are not kept yet; or rows, model or answers cannot be used.
+        EndpointError: a server cannot be reached, or its budget is spent.
+    """
+    stage, folder = config.stages[stage_index], workdir / REJECT
+    if not stage.rejection or (stage_dir / CONFIG).exists():
+        return True
+    if jax.process_count() > 1:
+        if (folder / KEPT).exists():
+            return True
+        raise ValueError(
+            f"stage {stage.name} begins with rejected sampling, which runs in one process: start the same command once"
+            f" without a launcher, and again with it when {folder / KEPT} is there"
+        )
+
+    def log(line: str) -> None:
+        say(f"reject: {line}")
+        if interrupt.requested:
+            raise _StopRequested
+
+    say(f"stage {stage.name}: rejected sampling into {folder}")
+    try:
+        files = reject(rejection_settings(config, stage.rejection, previous_dir), folder, log)
+    except _StopRequested:
+        return False
+    say(f"{files.num_kept} rows kept to train on, {files.num_held_out} held out: {files.kept}")
+    return True
+
+
+def refuse_missing_rows(config: Config) -> None:
+    """Refuses rejected sampling from files that do not exist, before the stages ahead of it are trained.
+
+    Raises:
+        FileNotFoundError: naming the file.
+    """
+    for stage_index, stage in enumerate(config.stages):
+        for index, source in enumerate(stage.rejection.sources if stage.rejection else ()):
+            if not Path(source.source.file).exists():
+                setting = f"config.stages[{stage_index}].rejection.sources[{index}]"
+                raise FileNotFoundError(f"{source.source.file} of {setting} does not exist")
+
+
+def rejection_settings(config: Config, rejection: Rejection, previous_dir: Path | None) -> Rejection:
+    """Returns the settings of rejected sampling, with the model that a stage starts from where they name none."""
+    if rejection.model.path:
+        return rejection
+    model = EvaluatedModel(str(previous_dir / EXPORT) if previous_dir else config.model.path)
+    return replace(rejection, model=model)

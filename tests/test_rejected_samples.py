@@ -1,0 +1,158 @@
+"""Rejected sampling before a stage: when it runs, with which model, and how it is stopped and refused."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from configs import curriculum, reject
+from currreft_jax.config import (
+    Config,
+    EvaluatedModel,
+    Method,
+    Pretrained,
+    QuotaSource,
+    Rejection,
+    Source,
+    Stage,
+    validate,
+)
+from currreft_jax.evaluation.training_leaks import find_training_leaks
+from currreft_jax.runtime.workdir import with_kept_rows, write_config
+from currreft_jax.training import rejected_samples
+from currreft_jax.training.rejected_samples import keep_samples, refuse_missing_rows, rejection_settings
+
+
+def config_of() -> Config:
+    rejection = Rejection(sources=[QuotaSource("rows", Source("rows.jsonl"))])
+    stages = [Stage("one", [Source("rows.jsonl")], 5), Stage("two", [Source("more.jsonl")], 5, rejection=rejection)]
+    return Config(model=Pretrained(path="base"), stages=stages)
+
+
+@pytest.fixture
+def jobs(monkeypatch) -> list:
+    """The settings and folders with which rejected sampling was called; each logs two lines."""
+    calls = []
+
+    def run(settings, out, log):
+        log("one line")
+        log("another line")
+        calls.append((settings, out))
+        return SimpleNamespace(num_kept=9, num_held_out=1, kept=out / "kept.jsonl")
+
+    monkeypatch.setattr(rejected_samples, "reject", run)
+    return calls
+
+
+def test_the_model_of_the_stage_before_answers_unless_the_settings_name_one(jobs, tmp_path, capsys):
+    config, interrupt = config_of(), SimpleNamespace(requested=False)
+    validate(config)
+    assert keep_samples(config, 0, None, tmp_path / "one", tmp_path, interrupt) and not jobs
+    assert keep_samples(config, 1, tmp_path / "one", tmp_path / "two", tmp_path, interrupt)
+    ((settings, out),) = jobs
+    assert settings.model == EvaluatedModel(str(tmp_path / "one" / "model")) and out == tmp_path / "reject"
+    assert settings == dataclasses.replace(config.stages[1].rejection, model=settings.model)
+    said = capsys.readouterr().err
+    assert "train: reject: another line" in said and "train: 9 rows kept to train on, 1 held out: " in said
+    assert rejection_settings(config, config.stages[1].rejection, None).model.path == "base"
+    named = Rejection(model=EvaluatedModel("teacher", endpoint="http://localhost:1/v1"))
+    assert rejection_settings(config, named, tmp_path) is named
+
+
+def test_a_stage_that_has_begun_keeps_its_rows(jobs, tmp_path):
+    config, interrupt = config_of(), SimpleNamespace(requested=False)
+    write_config(config, tmp_path / "two")
+    assert keep_samples(config, 1, tmp_path / "one", tmp_path / "two", tmp_path, interrupt) and not jobs
+
+
+def test_a_signal_stops_the_sampling_at_its_next_line(jobs, tmp_path):
+    interrupt = SimpleNamespace(requested=True)
+    assert not keep_samples(config_of(), 1, tmp_path / "one", tmp_path / "two", tmp_path, interrupt)
+    assert not jobs
+
+
+def test_several_processes_are_refused_until_the_rows_are_kept(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(rejected_samples.jax, "process_count", lambda: 2)
+    arguments = config_of(), 1, tmp_path / "one", tmp_path / "two", tmp_path, SimpleNamespace(requested=False)
+    with pytest.raises(
+        ValueError, match=r"stage two begins with rejected sampling, which runs in one process: start the"
+    ):
+        keep_samples(*arguments)
+    (tmp_path / "reject").mkdir()
+    (tmp_path / "reject" / "kept.jsonl").touch()
+    assert keep_samples(*arguments) and not jobs
+
+
+def test_missing_rows_are_refused_before_the_first_stage(tmp_path):
+    config = config_of()
+    with pytest.raises(
+        FileNotFoundError, match=r"rows\.jsonl of config\.stages\[1\]\.rejection\.sources\[0\] does not exist"
+    ):
+        refuse_missing_rows(config)
+    config.stages[1].rejection.sources[0].source.file = str(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").touch()
+    refuse_missing_rows(config)
+
+
+def test_the_kept_rows_are_the_stages_and_leaks_into_suites_are_looked_for_in_them(tmp_path):
+    config, folder = config_of(), tmp_path / "reject"
+    folder.mkdir()
+    row = {"id": "a/1", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
+    for name in ("kept", "held_out"):
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    one, two = with_kept_rows(config, tmp_path).stages
+    assert one == config.stages[0]
+    assert [source.file for source in two.sources] == ["more.jsonl", str(folder / "kept.jsonl")]
+    assert [source.file for source in two.held_out_loss] == [str(folder / "held_out.jsonl")]
+    (folder / "held_out.jsonl").write_text("")
+    assert with_kept_rows(config, tmp_path).stages[1].held_out_loss == []
+
+    for stage in config.stages:
+        stage.sources = []
+    config.stages[0].sources = [Source(str(folder / "held_out.jsonl"))]
+    (folder / "held_out.jsonl").write_text(json.dumps(row) + "\n")
+    write_config(config, tmp_path / "two")
+    (tmp_path / "two" / "checkpoints").mkdir()
+    report = find_training_leaks(EvaluatedModel(str(tmp_path / "two")), [], {}, 1)
+    assert report.unchecked == ""  # with no other rows of the stage, the kept ones are read
+    (folder / "kept.jsonl").unlink()
+    assert "kept.jsonl" in find_training_leaks(EvaluatedModel(str(tmp_path / "two")), [], {}, 1).unchecked
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: setattr(c.stages[1], "method", Method.GRPO),
+            r"stages\[1\]\.method is grpo; it takes sft with rejection",
+        ),
+        (
+            lambda c: setattr(c.stages[1].rejection, "threshold", 100.0),
+            r"config\.stages\[1\]\.rejection\.threshold is 100",
+        ),
+        (
+            lambda c: setattr(c.stages[0], "rejection", c.stages[1].rejection),
+            r"stages\[1\]\.rejection is that of a second",
+        ),
+    ],
+)
+def test_impossible_rejections_name_the_stage(change, message):
+    config = config_of()
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        validate(config)
+
+
+def test_the_curriculum_ends_with_the_settings_of_the_authors(monkeypatch):
+    from configs import common
+
+    monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
+    config = curriculum.get_config("3b")
+    validate(config)
+    stage = config.stages[3]
+    assert (stage.name, stage.method, stage.batch_size, stage.steps) == ("self_improve", Method.SFT, 32, 2000)
+    assert (stage.optimizer.learning_rate, stage.optimizer.warmup, stage.optimizer.freeze_vision) == (2e-7, 0.05, False)
+    quotas = sum(source.quota for source in stage.rejection.sources)
+    assert round(stage.steps * stage.batch_size / quotas) == 42
+    assert stage.rejection == dataclasses.replace(reject.get_config("3b"), model=EvaluatedModel())
