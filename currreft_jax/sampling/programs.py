@@ -43,9 +43,7 @@ def sampler_programs(spec: SamplerSpec) -> SamplerPrograms:
     """Makes the programs of a specification once."""
     mesh = spec.decoding.mesh
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
-    caches = NamedSharding(mesh, P(BATCH, "tensor" if splits_heads(spec.model.config, mesh) else None))
-    prompts: Any = PromptState(caches, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
-    state: Any = DecodeState(rows, replicated, rows, rows, caches, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    prompts, state = state_shardings(spec)
     return SamplerPrograms(
         prefill=jax.jit(partial(prefill, spec), out_shardings=(prompts, state)),
         decode=jax.jit(
@@ -61,6 +59,16 @@ def sampler_programs(spec: SamplerSpec) -> SamplerPrograms:
             static_argnames=("num_prompts", "length"),
         ),
     )
+
+
+def state_shardings(spec: SamplerSpec) -> tuple[Any, Any]:
+    """Returns the shardings of `PromptState` and `DecodeState` on the decoding mesh, as prefixes of their trees."""
+    mesh = spec.decoding.mesh
+    replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
+    caches = NamedSharding(mesh, P(BATCH, "tensor" if splits_heads(spec.model.config, mesh) else None))
+    prompts: Any = PromptState(caches, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    state: Any = DecodeState(rows, replicated, rows, rows, caches, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    return prompts, state
 
 
 def decode_options(mesh: Mesh) -> dict[str, int]:
@@ -263,6 +271,7 @@ def _repeat_rows(prefix: Prefix, parts: int) -> Prefix:
 
 
 def empty_segment(spec: SamplerSpec, num_prompts: int, group_size: int) -> Segment:
+    """Makes a segment without tokens."""
     shape = num_prompts, group_size, spec.segment
     zeros = jnp.zeros(shape, jnp.float32)
     return Segment(jnp.full(shape, spec.pad_token_id, jnp.int32), zeros, zeros)
