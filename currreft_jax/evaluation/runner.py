@@ -183,7 +183,7 @@ def _answer_parts(
             answerer.prepare(question for _, _, question in _unanswered(parts, done))
         for part, count in zip(parts, done, strict=True):
             progress.begin(part.name, len(part.suite), count)
-        with _report_compilations(parts[0].file.model, log):
+        with _report_compilations(answerer.facts["model"]["name"], log):
             for number, reply in answerer.answers(questions()) if left else ():
                 part, row, question = asked.pop(number)
                 if answers:

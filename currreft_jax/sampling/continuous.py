@@ -294,14 +294,14 @@ class _Resident:
     def group(self, spec: SamplerSpec) -> SampledGroup:
         """Cuts the completions off at their first stop token, or at the token limit."""
         tokens, logprobs = (np.concatenate(x, axis=1)[:, : spec.max_new_tokens] for x in (self.tokens, self.logprobs))
-        is_stop: np.ndarray = np.isin(tokens, spec.stop_token_ids)
-        finished = is_stop.any(axis=1)
+        is_stop = np.isin(tokens, spec.stop_token_ids)
+        finished = [bool(row.any()) for row in is_stop]
         lengths = np.where(finished, is_stop.argmax(axis=1) + 1, tokens.shape[1])
         return SampledGroup(
             self.number,
             [row[:length] for row, length in zip(tokens, lengths, strict=True)],
             [row[:length] for row, length in zip(logprobs, lengths, strict=True)],
-            finished.tolist(),
+            finished,
         )
 
 
