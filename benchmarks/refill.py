@@ -120,6 +120,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             seconds[name].append(time.perf_counter() - start)
         compiled += counter.take()
         seconds["evaluate"].append(_evaluate(folder / str(repeat), evaluation)[0])
+        print(", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()), flush=True)
         counter.take()  # `evaluate` loads the model; what it compiles later, it tells
     counter.close()
     lengths = [len(answer) for answer in answers["stream"]]
