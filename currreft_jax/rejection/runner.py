@@ -39,6 +39,7 @@ OpenJudge = Callable[..., AnswerJudge]
 
 JUDGE_LEDGER, SECOND_LEDGER = "judge.ledger", "second_judge.ledger"
 _SECONDS = 10.0  # between two lines of progress
+_ROUNDS_OF_SLOTS = 4  # rows of a batch for each slot of the sampler: more wait less for the longest, and may exceed quotas
 UNREADABLE_GOLD, NO_RULE = "unreadable_gold", "no_rule"
 
 
@@ -194,8 +195,7 @@ class _Job:
         self._rewards = verifying_rewards(settings.rewards)
         self._template: Template = load_template(settings.template)
         self._group_size = settings.sampling.group_size
-        # A server's batches are as large as the calls in flight allow, beyond what a small quota needs.
-        self._batch_size = settings.batch_size if settings.model.endpoint else answerer.batch_size
+        self._batch_size = _ROUNDS_OF_SLOTS * settings.batch_size
         self._passed: set[str] = set()
         self._logged = 0.0
 
@@ -244,6 +244,8 @@ class _Job:
         Batches begin at the same rows after a restart: an answer comes out of the same batch.
         """
         name = source.settings.name
+        if any(len(self._records.groups[name, row]) <= round_index for row in todo):
+            self._answerer.prepare(source.question(row, round_index * self._group_size) for row in todo)
         for start in range(0, len(todo), self._batch_size):
             batch = todo[start : start + self._batch_size]
             missing = [row for row in batch if len(self._records.groups[name, row]) <= round_index]
@@ -272,8 +274,8 @@ class _Job:
         """Samples a group of answers to each row of a batch, and records those that are not in the ledger."""
         first_sample = round_index * self._group_size
         questions = [source.question(row, first_sample) for row in batch]
-        self._answerer.prepare(lambda start, stop: questions[start:stop], 0, len(questions))
-        groups = self._groups(source, questions, self._answerer.answer(questions))
+        replies = dict(self._answerer.answers(questions))
+        groups = self._groups(source, questions, [replies[number] for number in range(len(questions))])
         for row, group in zip(batch, groups, strict=True):
             if len(self._records.groups[source.settings.name, row]) <= round_index:
                 self._records.add_group(source.settings.name, row, group)
