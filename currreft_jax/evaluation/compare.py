@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from currreft_jax.config import ImageCondition, Kind, SuiteDomain, Task
+from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.answers import SUFFIX, Answer, read_answers
 from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.statistics import (
@@ -165,7 +166,8 @@ def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
     answers = tuple(read_answers(answers_path))
     if len(answers) != count:
         raise ValueError(
-            f"{answers_path} has answers to {len(answers)} of {count} rows; evaluate again, which completes the file"
+            f"{answers_path} has answers to {len(answers)} of {plural(count, 'row')}; evaluate again, which completes"
+            " the file"
         )
     return SuiteAnswers(suite, domain, images, answers, files, settings, leaks)
 
@@ -186,7 +188,7 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
             raise ValueError(f"two models are called {name}; evaluate one of them under another name")
     notes = [note for first, second in pairwise(models) for note in _compare_settings(first, second)]
     notes += [
-        f"{suite.suite}: {model.name} was trained on the images of {suite.leaks} rows"
+        f"{suite.suite}: {model.name} was trained on the images of {plural(suite.leaks, 'row')}"
         for model in models
         for suite in model.suites
         if isinstance(suite.leaks, int) and suite.leaks
@@ -199,7 +201,7 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
         if answer.failure
     }
     notes += [
-        f"{count} rows are left out: the server of {name} could not take them"
+        f"{plural(count, 'row is', 'rows are')} left out: the server of {name} could not take them"
         for name, count in Counter(failed.values()).items()
     ]
     rows = {model.name: _rows_by_column(model, failed) for model in models}
@@ -299,8 +301,8 @@ def _difference(
     if before.keys() != after.keys():
         only_one = sorted(before.keys() ^ after.keys())
         raise ValueError(
-            f"{column.label}: {len(only_one)} rows are answered by {first} or {second} alone, such as"
-            f" {only_one[0][1]!r} of {only_one[0][0]}; evaluate both on the same suites"
+            f"{column.label}: {plural(len(only_one), 'row is', 'rows are')} answered by {first} or {second} alone,"
+            f" such as {only_one[0][1]!r} of {only_one[0][0]}; evaluate both on the same suites"
         )
     scores = METRICS[metric]
     difference = paired_difference(

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from currreft_jax.config import EvaluatedModel, Evaluation
+from currreft_jax.config.wording import plural
 from currreft_jax.data.budget import PromptBudget
 from currreft_jax.data.processor import MIN_PIXELS
 from currreft_jax.data.prompts import load_template, question_messages
@@ -121,7 +122,8 @@ class EndpointAnswerer:
         ]
         if open_failures:
             more = len(open_failures) - _SHOWN_ERRORS
-            head = f"{len(open_failures)} questions have no answer yet; run the same command to ask them again:"
+            count = plural(len(open_failures), "question has", "questions have")
+            head = f"{count} no answer yet; run the same command to ask again:"
             shown = [*open_failures[:_SHOWN_ERRORS], *([f"and {more} more"] if more > 0 else [])]
             raise EndpointError("\n  ".join([head, *shown]))
         return [self._reply(outcomes[index], next(iter(resized), None)) for index, resized in enumerate(frames)]

@@ -144,9 +144,7 @@ def test_the_csv_holds_all_numbers(tmp_path):
 
 def test_other_rows_files_and_names_are_refused():
     base = model("base", numbered(1, 0, 1))
-    with pytest.raises(
-        ValueError, match=r"detection in: 1 rows are answered by base or rl alone, such as '3' of boxes"
-    ):
+    with pytest.raises(ValueError, match=r"detection in: 1 row is answered by base or rl alone, such as '3' of boxes"):
         compare_models([base, model("rl", numbered(1, 0, 1, 1))])
     with pytest.raises(ValueError, match="two models are called base"):
         compare_models([base, base])
