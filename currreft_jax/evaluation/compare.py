@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from currreft_jax.config import ImageCondition, Kind, SuiteDomain, Task
+from currreft_jax.config import ImageCondition, Kind, Source, SuiteDomain, Task
 from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.answers import SUFFIX, Answer, read_answers
 from currreft_jax.evaluation.manifest import manifest_path
@@ -58,7 +58,8 @@ class SuiteAnswers:
         domain: in or out of the domain of training.
         images: the images that were shown.
         answers: one for each row.
-        files: what tells the suite's files from others.
+        files: sample and hash of each of the suite's files, which tell them from others.
+        sources: the same files as the evaluation named them.
         settings: what else the answers depend on, by name.
         leaks: rows whose images the model was trained on, or why their number is unknown.
     """
@@ -68,6 +69,7 @@ class SuiteAnswers:
     images: ImageCondition
     answers: tuple[Answer, ...]
     files: Any = None
+    sources: tuple[Source, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     leaks: int | str = 0
 
@@ -158,6 +160,7 @@ def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
         suite, count = str(rows["suite"]), int(rows["count"])
         domain, images = SuiteDomain(rows["domain"]), ImageCondition(manifest["images"])
         files = [(file["sample"], file["hash"]) for file in rows["files"]]
+        sources = tuple(_recorded_source(file) for file in rows["files"])
         settings, leaks = {name: manifest[name] for name in _SETTINGS}, manifest["leaks"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -169,7 +172,18 @@ def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
             f"{answers_path} has answers to {len(answers)} of {plural(count, 'row')}; evaluate again, which completes"
             " the file"
         )
-    return SuiteAnswers(suite, domain, images, answers, files, settings, leaks)
+    return SuiteAnswers(suite, domain, images, answers, files, sources, settings, leaks)
+
+
+def _recorded_source(file: dict[str, Any]) -> Source:
+    kind, task = file.get("kind"), file.get("task")
+    return Source(
+        file=str(file["file"]),
+        sample=str(file["sample"]),
+        image_root=str(file.get("image_root", "")),
+        kind=Kind(kind) if kind else None,
+        task=Task(task) if task else None,
+    )
 
 
 def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelComparison:
