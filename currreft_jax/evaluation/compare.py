@@ -62,6 +62,7 @@ class SuiteAnswers:
         sources: the same files as the evaluation named them.
         settings: what else the answers depend on, by name.
         leaks: rows whose images the model was trained on, or why their number is unknown.
+        model_path: path of the model.
     """
 
     suite: str
@@ -72,6 +73,7 @@ class SuiteAnswers:
     sources: tuple[Source, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     leaks: int | str = 0
+    model_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
         files = [(file["sample"], file["hash"]) for file in rows["files"]]
         sources = tuple(_recorded_source(file) for file in rows["files"])
         settings, leaks = {name: manifest[name] for name in _SETTINGS}, manifest["leaks"]
+        model_path = str(manifest["model"]["path"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no manifest of this version ({error!r}); evaluate again into another --out"
@@ -172,7 +175,7 @@ def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
             f"{answers_path} has answers to {len(answers)} of {plural(count, 'row')}; evaluate again, which completes"
             " the file"
         )
-    return SuiteAnswers(suite, domain, images, answers, files, sources, settings, leaks)
+    return SuiteAnswers(suite, domain, images, answers, files, sources, settings, leaks, model_path)
 
 
 def _recorded_source(file: dict[str, Any]) -> Source:

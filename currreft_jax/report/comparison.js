@@ -120,6 +120,33 @@ function accuracy() {
   choose(metric);
 }
 
+// -------------------------------------------------------------------------------------------------------------- steps
+
+/** Returns the steps before each stage of the evaluated checkpoints of a run, and the models' places on that axis. */
+function stepAxis() {
+  const evaluated = comparison.models.map(({ checkpoint }, model) => ({ ...checkpoint, model })).filter(({ run }) => run !== undefined);
+  const runs = [...new Set(evaluated.map(({ run }) => run))];
+  const own = evaluated.filter(({ run }) => run === runs[0]);
+  const stages = [...new Set(own.map(({ stage }) => stage))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  const lengths = stages.map((stage) => Math.max(...own.filter((each) => each.stage === stage).map(({ step }) => step)));
+  const before = stages.map((_, i) => lengths.slice(0, i).reduce((sum, length) => sum + length, 0));
+  const places = new Map(own.map(({ model, stage, step }) => [model, before[stages.indexOf(stage)] + step]));
+  return { run: runs[0], others: runs.slice(1), bounds: stages.length > 1 ? stages.map((stage, i) => [before[i], stage]) : [], places };
+}
+
+function steps() {
+  const { run, others, bounds, places } = stepAxis();
+  const series = (group, task) => Object.entries(DOMAINS).map(([domain, label]) => ({ label,
+    points: comparison.bars.filter((bar) => bar.metric === "readable" && bar.group === group && bar.task === task && bar.domain === domain && places.has(bar.model))
+      .map(({ model, mean: share, interval }) => [places.get(model), share, ...(interval || [share, share])]).sort((a, b) => a[0] - b[0]) })).filter(({ points }) => points.length > 1);
+  const tasks = [...new Set(comparison.bars.map(({ task }) => task))];
+  const charts = comparison.groups.flatMap((title, group) => tasks.map((task) => ({ title: `${task}: ${title.toLowerCase()}`, unit: "share of rows", series: series(group, task), bounds, range: [0, 1] })))
+    .filter((chart) => chart.series.length);
+  if (!charts.length) { $("#steps").remove(); return; }
+  $("#steps .note").append(`Checkpoints of ${run}: readable accuracy with 95% intervals.${others.length ? ` Those of ${others.join(", ")} have no place on this axis.` : ""}`);
+  $("#steps .charts").append(...charts.map((chart) => new IntervalChart(chart).node));
+}
+
 // ------------------------------------------------------------------------------------------------------------- tables
 
 function tables() {
@@ -200,6 +227,7 @@ function settings() {
 
 overview();
 accuracy();
+steps();
 tables();
 differingAnswers();
 settings();

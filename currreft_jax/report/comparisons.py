@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 from currreft_jax.config import ImageCondition, Kind
 from currreft_jax.evaluation.compare import ModelAnswers, TableColumn, compare_models, read_model_answers
 from currreft_jax.evaluation.comparison_tables import CAPTION, comparison_tables, fault_notes, metric_title
+from currreft_jax.runtime.workdir import CHECKPOINTS
 
 _MANIFESTS = "*.manifest.json"
+_DIGITS = re.compile(r"([0-9]+)")  # at odd places of a split, so that numbers meet numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,13 @@ class EvaluatedModels:
 
 
 def answer_folders(folder: Path) -> list[Path]:
-    """Returns the folders of models' answers: the folder itself, or those in an evaluation's; none elsewhere."""
+    """Returns the folders of models' answers: itself, or those in an evaluation by name; none elsewhere."""
     if any(folder.glob(_MANIFESTS)):
         return [folder]
-    return sorted({path.parent for path in folder.glob(f"*/{_MANIFESTS}")})
+    found = {path.parent for path in folder.glob(f"*/{_MANIFESTS}")}
+    return sorted(
+        found, key=lambda path: [int(part) if part.isdecimal() else part for part in _DIGITS.split(path.name)]
+    )
 
 
 def read_evaluated_models(folders: Sequence[Path]) -> EvaluatedModels:
@@ -88,7 +94,6 @@ def _group(column: TableColumn) -> str:
 
 
 def _model_record(model: ModelAnswers) -> dict[str, Any]:
-    settings = dict(model.suites[0].settings)
     own = [suite for suite in model.suites if suite.images is ImageCondition.ORIGINAL]
     return {
         "name": model.name,
@@ -96,5 +101,14 @@ def _model_record(model: ModelAnswers) -> dict[str, Any]:
         "suites": [suite.suite for suite in own],
         "failed": sum(bool(answer.failure) for suite in own for answer in suite.answers),
         "cut_off": sum(not all(answer.finished) for suite in own for answer in suite.answers),
-        "settings": settings,
+        "settings": dict(model.suites[0].settings),
+        "checkpoint": _checkpoint(Path(model.suites[0].model_path)),
     }
+
+
+def _checkpoint(path: Path) -> dict[str, Any] | None:
+    """Returns run, stage and step of a checkpoint of a run; None for any other model."""
+    if path.parent.name != CHECKPOINTS or not path.name.isdecimal():
+        return None
+    stage = path.parent.parent
+    return {"run": str(stage.parent), "stage": stage.name, "step": int(path.name)}

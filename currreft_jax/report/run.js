@@ -342,6 +342,66 @@ function curves() {
   smooth();
 }
 
+// --------------------------------------------------------------------------------------------- stability and held-out rows
+
+const stageBounds = () => (run.stages.length > 1 ? run.stages.map((stage, i) => [offsets[0][i], stage.name]) : []);
+
+/** Moving means of a metric with one standard deviation to each side: [x, mean, low, high], over `span` points of a stage. */
+function movingSpread(name, runIndex, span) {
+  return runs[runIndex].stages.flatMap((stage, i) => {
+    const values = stage.metrics[name] || [];
+    const known = stage.steps.map((step, k) => [offsets[runIndex][i] + step, values[k]]).filter(([, value]) => value !== null && value !== undefined);
+    return known.map(([x], k) => {
+      const window = known.slice(Math.max(0, k - span + 1), k + 1).map(([, value]) => value);
+      const center = mean(window), spread = Math.sqrt(mean(window.map((value) => (value - center) ** 2)));
+      return [x, center, center - spread, center + spread];
+    }).slice(Math.min(span - 1, known.length - 1));
+  });
+}
+
+function stability() {
+  const wanted = [["rewards/accuracy/mean", "Accuracy"], ["reward", "Reward"]].filter(([name]) => runs.every((each) => each.stages.some((stage) => name in stage.metrics)));
+  const span = Math.max(5, Math.round(LAST_STEP / 50));
+  const charts = wanted.map(([name, title]) => ({ title, unit: "of sampled completions", bounds: stageBounds(),
+    series: runs.map((each, i) => ({ label: each.label, points: movingSpread(name, i, span) })).filter(({ points }) => points.length > 1) })).filter(({ series }) => series.length);
+  if (!charts.length) { $("#stability").remove(); return; }
+  $("#stability .note").append(`Means over ${span} points of a stage; the band is one standard deviation between them to each side, the wider the less stable.`
+    + (runs.length > 1 ? (aligned ? "" : ` The stages marked are those of ${run.label}.`) : " Add runs with --compare, such as one without a curriculum."));
+  $("#stability .charts").append(...charts.map((chart) => new IntervalChart(chart).node));
+}
+
+/** Wilson's 95% interval of a share of rows. */
+function wilson(share, rows) {
+  const z2 = 1.96 ** 2, center = (share + z2 / (2 * rows)) / (1 + z2 / rows);
+  const half = (1.96 / (1 + z2 / rows)) * Math.sqrt((share * (1 - share)) / rows + z2 / (4 * rows * rows));
+  return [Math.max(0, center - half), Math.min(1, center + half)];
+}
+
+/** Points of a run's held-out rows: the pass rate with Wilson's interval where all evaluations have it, else the reward. */
+function heldOutPoints(runIndex, name, passes) {
+  const { times, names: sets, cells } = runs[runIndex].matrix;
+  const k = sets.indexOf(name), order = runs[runIndex].stages.map((stage) => stage.name);
+  return times.flatMap(([stage, step], i) => {
+    const cell = k < 0 ? null : cells[i][k];
+    if (!cell || (stage && !order.includes(stage))) return [];
+    const x = stage ? offsets[runIndex][order.indexOf(stage)] + step : 0;
+    return [passes ? [x, cell.passed, ...wilson(cell.passed, cell.rows)] : [x, cell.reward, cell.reward - cell.half_interval, cell.reward + cell.half_interval]];
+  });
+}
+
+function heldOut() {
+  const sets = [...new Set(runs.flatMap((each) => each.matrix.names))];
+  const passes = runs.every((each) => each.matrix.cells.every((row) => row.every((cell) => !cell || cell.passed !== null)));
+  const unit = passes ? "share of rows with full accuracy" : "mean reward";
+  const lines = runs.flatMap((each, i) => sets.map((name) => ({ run: i, set: name, points: heldOutPoints(i, name, passes) }))).filter(({ points }) => points.length > 1);
+  if (!lines.length) { $("#held-out").remove(); return; }
+  const charts = runs.length === 1 ? [{ title: "All stages", series: lines.map(({ set, points }) => ({ label: `rows of ${set}`, points })) }]
+    : sets.map((name) => ({ title: `Rows of ${name}`, series: lines.filter(({ set }) => set === name).map(({ run: i, points }) => ({ label: runs[i].label, points })) }));
+  $("#held-out .note").append("Evaluations every logging.evaluate_every steps, with 95% intervals. The rows of a stage are in the domain of training while it is trained, and after it;"
+    + " for rows out of every stage's domain, evaluate checkpoints (docs/report.md).");
+  $("#held-out .charts").append(...charts.filter(({ series }) => series.length).map((chart) => new IntervalChart({ ...chart, unit, bounds: stageBounds(), range: passes ? [0, 1] : null }).node));
+}
+
 // --------------------------------------------------------------------------------------------------------- forgetting
 
 const MEASURES = [["reward", "Reward"], ["accuracy", "Accuracy"], ["format", "Format"], ["passed", "Pass rate"], ["greedy", "Greedy reward"]];
@@ -656,6 +716,8 @@ function settings() {
 
 overview();
 curves();
+stability();
+heldOut();
 forgetting();
 rolloutsSection();
 checkpoints();

@@ -60,6 +60,62 @@ function ticks(low, high, count) {
   return found;
 }
 
+// --------------------------------------------------------------------------------------------------------- intervals
+
+const MARKERS = [ // told apart without colours, of radius r around x, y
+  (x, y, r) => `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0`,
+  (x, y, r) => `M${x - r} ${y - r}h${2 * r}v${2 * r}h${-2 * r}z`,
+  (x, y, r) => `M${x} ${y - 1.3 * r}L${x + 1.2 * r} ${y + r}H${x - 1.2 * r}z`,
+  (x, y, r) => `M${x} ${y - 1.4 * r}L${x + 1.4 * r} ${y}L${x} ${y + 1.4 * r}L${x - 1.4 * r} ${y}z`,
+];
+const MOST_WHISKERS = 40; // of a series; the intervals of more points are a band
+
+/** Lines over steps, with an interval at each point: `series` of {label, points: [[x, y, low, high]]}, `bounds` of [x, title]. */
+class IntervalChart {
+  constructor({ title, unit, series, bounds, range }) {
+    Object.assign(this, { series, bounds, range });
+    this.plot = svg("svg", { role: "img", "aria-label": `${title}, ${unit}, over steps. ` + series.map(({ label, points }) => {
+      const [x, y, low, high] = points[points.length - 1];
+      return `${label}: ${number(y)} at step ${x}, from ${number(low)} to ${number(high)}`;
+    }).join("; ") });
+    this.node = el("article", { class: "chart intervals" }, el("header", {}, el("h4", {}, title, el("small", {}, unit))),
+      el("div", { class: "legend" }, series.map(({ label }, i) => el("span", { class: `d${i % 4}`, "--c": `var(--s${i % 8})` },
+        svg("svg", { class: "swatch", width: 22, height: 13, "aria-hidden": "true" }, svg("path", { class: "line", d: "M0 6.5H22" }), svg("path", { class: "dot", d: MARKERS[i % 4](11, 6.5, 3.5) })), label))), this.plot);
+    new ResizeObserver(() => this.draw()).observe(this.plot);
+  }
+
+  draw() {
+    const { clientWidth: width, clientHeight: height } = this.plot;
+    const points = this.series.flatMap((each) => each.points);
+    if (!width || !points.length) return;
+    const [low, high] = this.range || [Math.min(0, ...points.map((point) => point[2])), Math.max(...points.map((point) => point[3])) || 1];
+    const first = Math.min(...points.map(([x]) => x), ...this.bounds.map(([x]) => x)), last = Math.max(first + 1, ...points.map(([x]) => x));
+    const frame = { left: 44, right: width - 12, top: this.bounds.length ? 20 : 8, bottom: height - 34 };
+    const toX = (x) => frame.left + 6 + ((x - first) / (last - first)) * (frame.right - frame.left - 6);
+    const toY = (y) => frame.top + ((high - y) / (high - low)) * (frame.bottom - frame.top);
+    this.plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.plot.replaceChildren(
+      ...ticks(low, high, 4).flatMap((mark) => [svg("line", { class: "grid", x1: frame.left, x2: frame.right, y1: toY(mark), y2: toY(mark) }),
+        svg("text", { class: "axis", x: frame.left - 7, y: toY(mark) + 3.5, "text-anchor": "end" }, number(mark))]),
+      ...ticks(first, last, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger).map((step) =>
+        svg("text", { class: "axis", x: toX(step), y: frame.bottom + 14, "text-anchor": "middle" }, step.toLocaleString("en"))),
+      svg("text", { class: "axis", x: (frame.left + frame.right) / 2, y: height - 4, "text-anchor": "middle" }, "steps"),
+      ...this.bounds.flatMap(([x, title], i) => [i > 0 && svg("line", { class: "bound", x1: toX(x), x2: toX(x), y1: 4, y2: frame.bottom }),
+        svg("text", { class: "axis", x: toX(x) + 4, y: 12 }, title)].filter(Boolean)),
+      ...this.series.map((each, i) => this.#series(each, i, toX, toY)));
+  }
+
+  #series({ points }, i, toX, toY) {
+    const line = (column, list) => list.map((point, k) => `${k ? "L" : "M"}${toX(point[0]).toFixed(1)} ${toY(point[column]).toFixed(1)}`).join("");
+    const band = points.length > MOST_WHISKERS;
+    return svg("g", { class: `d${i % 4}`, "--c": `var(--s${i % 8})` },
+      band ? svg("path", { class: "area", d: `${line(3, points)}${line(2, [...points].reverse()).replace("M", "L")}z` })
+        : points.map(([x, , low, high]) => svg("path", { class: "whisker", d: `M${toX(x)} ${toY(low)}V${toY(high)}M${toX(x) - 4} ${toY(low)}h8M${toX(x) - 4} ${toY(high)}h8` })),
+      svg("path", { class: "line", d: line(1, points) }),
+      !band && points.map(([x, y]) => svg("path", { class: "dot", d: MARKERS[i % 4](toX(x), toY(y), 3.5) })));
+  }
+}
+
 // ------------------------------------------------------------------------------------------------------------- images
 
 /** The images of a row; the first one carries its boxes. */

@@ -175,6 +175,7 @@ def test_other_settings_and_leaks_are_noted():
 
 
 MANIFEST = {
+    "model": {"name": "base", "path": "models/base"},
     "rows": {"suite": "boxes", "domain": "out", "count": 3, "files": [{"file": "x", "sample": "", "hash": "ab"}]},
     **{
         "images": "original",

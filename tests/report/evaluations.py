@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,15 @@ def detection_answer(number: int, right: bool, text: str = "", **changes: Any) -
     return Answer(**fields | changes)
 
 
-def write_answers(folder: Path, suite: str, rows: Path, answers: Sequence[Answer], domain: str = "in") -> Path:
-    """Writes the answers of a model to a suite with its manifest."""
+def write_answers(
+    folder: Path, suite: str, rows: Path, answers: Sequence[Answer], domain: str = "in", model: str = "models/a"
+) -> Path:
+    """Writes the answers of the model at a path to a suite, with its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{suite}.jsonl").write_text("".join(map(answer_line, answers)), "utf-8")
     file = {"file": str(rows), "sample": "all", "hash": hash_files(rows, size=HASH_BYTES)}
     manifest = {
+        "model": {"name": folder.name, "path": model},
         "rows": {"suite": suite, "domain": domain, "count": len(answers), "files": [file]},
         **{"images": "original", "pixels": {"min": 1}, "dtype": "", "prompts": {"template": "world"}},
         **{"decoding": {"temperature": 0.0}, "scorer": {"name": "rules"}, "leaks": 0},
@@ -60,7 +63,7 @@ def write_answers(folder: Path, suite: str, rows: Path, answers: Sequence[Answer
     return folder
 
 
-def write_evaluation(out: Path, models: dict[str, Sequence[int]], domain: str = "in") -> Path:
+def write_evaluation(out: Path, models: Mapping[str, Sequence[int]], domain: str = "in") -> Path:
     """Writes an evaluation: a list of 0 and 1 for each model, whether it has the row right."""
     rows = write_detection_rows(out.parent / "rows" / "boxes.jsonl", max(map(len, models.values())))
     for name, rights in models.items():

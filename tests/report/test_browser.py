@@ -111,7 +111,7 @@ def pixels(locator) -> np.ndarray:
 
 def test_every_section_is_drawn(opened, workdir):
     page = opened(workdir)
-    assert page.locator("main > section").count() == 6
+    assert page.locator("main > section").count() == 8
     titles = page.locator(".chart h4").all_inner_texts()
     assert any(title.startswith("Reward") for title in titles) and any(title.startswith("KL") for title in titles)
     page.locator("#curves").scroll_into_view_if_needed()
@@ -419,3 +419,34 @@ def test_a_narrow_page_of_an_evaluation_does_not_scroll_sideways(opened, evaluat
         "[...document.querySelectorAll('.barchart text')].map(text => text.getBoundingClientRect().right)"
     )
     assert max(edges) <= width
+
+
+def test_accuracy_of_checkpoints_is_drawn_over_the_steps_of_all_stages(opened, tmp_path):
+    rows = write_detection_rows(tmp_path / "rows.jsonl", 20)
+    folders = []
+    for stage, step, right in (("stage1", 50, 5), ("stage1", 100, 10), ("stage2", 100, 15)):
+        for domain in ("in", "out"):
+            answers = [detection_answer(number, number < right - 5 * (domain == "out")) for number in range(20)]
+            folder = tmp_path / f"{stage}-{step}"
+            write_answers(folder, domain, rows, answers, domain, f"runs/demo/{stage}/checkpoints/{step}")
+        folders.append(folder)
+    page = opened(*folders)
+    chart = page.locator("#steps .chart")
+    until(page, "document.querySelectorAll('#steps .chart > svg .dot').length === 6")
+    label = chart.locator("> svg").get_attribute("aria-label")
+    assert "in domain: 0.75 at step 200, from 0.531 to 0.888" in label  # Wilson, 15 of 20
+    assert "out of domain: 0.5 at step 200" in label
+    assert chart.locator("> svg .whisker").count() == 6
+    assert chart.locator("> svg .axis").all_text_contents()[-2:] == ["stage1", "stage2"]
+
+
+def test_stability_and_held_out_rows_of_runs_are_drawn_with_their_spread(opened, workdir, tmp_path):
+    other = write_run(tmp_path / "other", stages=("one", "two"))
+    page = opened(workdir, other)
+    until(page, "document.querySelectorAll('#stability .area, #stability .whisker').length > 1")
+    assert page.locator("#stability .chart h4").all_inner_texts()[0].startswith("Accuracy")
+    assert page.locator("#stability .chart").first.locator(".legend").inner_text().split() == ["made", "other"]
+    until(page, "document.querySelectorAll('#held-out .chart > svg .dot').length === 3")
+    label = page.locator("#held-out .chart > svg").get_attribute("aria-label")
+    assert "share of rows with full accuracy" in label
+    assert "made: 0.4 at step 40, from 0.309 to 0.498" in label  # Wilson, 40 of 100

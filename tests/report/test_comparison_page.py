@@ -7,7 +7,7 @@ import pytest
 
 from currreft_jax.report import __main__ as program
 from currreft_jax.report.answer_pairs import ROWS_PER_CELL, pairs_json
-from currreft_jax.report.comparisons import comparison_record, read_evaluated_models
+from currreft_jax.report.comparisons import answer_folders, comparison_record, read_evaluated_models
 from currreft_jax.report.page import MAX_BYTES, render_comparison
 from tests.report.evaluations import (
     detection_answer,
@@ -78,6 +78,25 @@ def test_the_last_model_is_paired_with_the_first_and_each_with_the_one_before_it
     found, _ = pairs_of(read_evaluated_models([out / name for name in "cab"]))
     assert [pair["models"] for pair in found["pairs"]] == [["c", "b"], ["c", "a"], ["a", "b"]]
     assert found["pairs"][2]["rows"] == []
+
+
+def test_models_of_an_evaluation_are_in_the_order_of_their_numbers(tmp_path):
+    rights = dict.fromkeys(("stage1-100", "stage1-50", "base", "2-rl"), FIRST)
+    out = write_evaluation(tmp_path / "eval", rights)
+    assert [folder.name for folder in answer_folders(out)] == ["2-rl", "base", "stage1-50", "stage1-100"]
+    assert answer_folders(out / "base") == [out / "base"] and answer_folders(tmp_path / "none") == []
+
+
+def test_checkpoints_have_their_place_in_a_run(tmp_path):
+    rows = write_detection_rows(tmp_path / "rows.jsonl", 1)
+    paths = {"a": "runs/demo/stage2/checkpoints/40", "b": "runs/demo/stage2", "c": "Qwen/Qwen2.5-VL-3B-Instruct"}
+    folders = [
+        write_answers(tmp_path / name, "boxes", rows, [detection_answer(0, True)], model=path)
+        for name, path in paths.items()
+    ]
+    models = comparison_record(read_evaluated_models(folders))["models"]
+    place = {"run": "runs/demo", "stage": "stage2", "step": 40}
+    assert [model["checkpoint"] for model in models] == [place, None, None]
 
 
 def test_changed_and_missing_rows_are_told(evaluation, capsys):
