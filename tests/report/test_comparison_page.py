@@ -151,7 +151,7 @@ def test_the_program_writes_the_page_of_an_evaluation_or_of_chosen_models(evalua
     program.main([str(evaluation)])
     shown = capsys.readouterr()
     assert shown.out == f"{evaluation / 'report.html'}\n"
-    assert "2 models, 5 rows that two answer otherwise, 0.0 MB" in shown.err
+    assert "2 models, 5 rows that two answer otherwise, 0." in shown.err
     program.main([str(evaluation / "rl"), str(evaluation / "base"), "--out", str(tmp_path / "turned.html")])
     (data,) = re.findall(r'id="data">(.*?)</script>', (tmp_path / "turned.html").read_text(), re.S)
     assert [model["name"] for model in json.loads(data)["comparison"]["models"]] == ["rl", "base"]
