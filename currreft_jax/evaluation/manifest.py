@@ -9,14 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from currreft_jax.config import Evaluation, ImageCondition
+from currreft_jax.config import Evaluation, ImageCondition, Source
 from currreft_jax.data.prompts import load_template
 from currreft_jax.evaluation import verdicts
 from currreft_jax.evaluation.suites import LoadedSuite
 from currreft_jax.runtime.digests import hash_files
 
 HASH_BYTES = 16
-_ROW_DEFAULTS = ("image_root", "kind", "task")  # of a source; a manifest has those that are set
 _CHANGES_NOTHING = ("workers",)  # of the settings of math-verify
 
 
@@ -56,7 +55,7 @@ def make_manifest(
                 {
                     **{"file": source.file, "sample": source.sample},
                     "hash": hash_files(Path(source.file), size=HASH_BYTES),
-                    **{name: str(value) for name in _ROW_DEFAULTS if (value := dataclasses.asdict(source)[name])},
+                    **_row_defaults(source),
                 }
                 for source in suite.settings.sources
             ],
@@ -84,6 +83,16 @@ def make_manifest(
         "leaks": leaks,
         "currreft_jax": version("currreft_jax"),
     }
+
+
+def _row_defaults(source: Source) -> dict[str, str]:
+    """Returns what a source says of rows that do not say it themselves."""
+    defaults = {
+        "image_root": source.image_root,
+        "kind": source.kind.value if source.kind else "",
+        "task": source.task.value if source.task else "",
+    }
+    return {name: value for name, value in defaults.items() if value}
 
 
 def open_manifest(answers: Path, manifest: dict[str, Any]) -> None:
