@@ -15,7 +15,8 @@ in training, and readable, what a careful person reads in the same text. Rows th
 are refused.
 
 --compare takes folders of models' answers, and prints means with intervals, the difference of each model and the one
-before it, and what that decides. --check-table finds figures of a published table that no number of rows gives.
+before it, and what that decides; `python -m currreft_jax.report` shows the same as a page, with figures. --check-table
+finds figures of a published table that no number of rows gives.
 
 Every setting is a flag, --config.NAME=VALUE, with and without a config file; `python -m pydoc
 currreft_jax.config.Evaluation` describes them. docs/evaluate_program.md describes the files, and docs/evaluation.md the

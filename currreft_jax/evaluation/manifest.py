@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from currreft_jax.config import Evaluation, ImageCondition
+from currreft_jax.config import Evaluation, ImageCondition, Source
 from currreft_jax.data.prompts import load_template
 from currreft_jax.evaluation import verdicts
 from currreft_jax.evaluation.suites import LoadedSuite
@@ -72,7 +72,11 @@ def rows_facts(suite: LoadedSuite) -> dict[str, Any]:
         "count": len(suite),
         "excluded": suite.excluded,
         "files": [
-            {"file": source.file, "sample": source.sample, "hash": hash_files(Path(source.file), size=HASH_BYTES)}
+            {
+                **{"file": source.file, "sample": source.sample},
+                "hash": hash_files(Path(source.file), size=HASH_BYTES),
+                **_row_defaults(source),
+            }
             for source in suite.settings.sources
         ],
         "ids": _hash("\0".join(suite.ids)),
@@ -95,6 +99,16 @@ def sampling_facts(evaluation: Evaluation) -> dict[str, Any]:
             "seed": evaluation.seed,
         },
     }
+
+
+def _row_defaults(source: Source) -> dict[str, str]:
+    """Returns what a source says of rows that do not say it themselves."""
+    defaults = {
+        "image_root": source.image_root,
+        "kind": source.kind.value if source.kind else "",
+        "task": source.task.value if source.task else "",
+    }
+    return {name: value for name, value in defaults.items() if value}
 
 
 def open_manifest(answers: Path, manifest: dict[str, Any]) -> None:

@@ -39,7 +39,9 @@ OpenJudge = Callable[..., AnswerJudge]
 
 JUDGE_LEDGER, SECOND_LEDGER = "judge.ledger", "second_judge.ledger"
 _SECONDS = 10.0  # between two lines of progress
-_ROUNDS_OF_SLOTS = 4  # rows of a batch for each slot of the sampler: more wait less for the longest, and may exceed quotas
+_ROUNDS_OF_SLOTS = (
+    4  # rows of a batch for each slot of the sampler: more wait less for the longest, and may exceed quotas
+)
 UNREADABLE_GOLD, NO_RULE = "unreadable_gold", "no_rule"
 
 

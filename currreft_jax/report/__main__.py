@@ -1,10 +1,14 @@
-"""Write the report of a run: its curves, its forgetting matrix and its rollouts, in one HTML file that opens anywhere.
+"""Write the report of a run or of an evaluation, in one HTML file that opens anywhere.
 
   python -m currreft_jax.report runs/demo
   python -m currreft_jax.report runs/demo --compare runs/other --out compared.html
   python -m currreft_jax.report runs/demo --replay stage1:1:3:5
+  python -m currreft_jax.report runs/eval-tiny
+  python -m currreft_jax.report runs/eval-tiny/base runs/eval-tiny/stage3 --out compared.html
 
-The page needs no network, and can be written while the run is going. docs/report.md describes its sections.
+A run's page has its curves, its forgetting matrix and its rollouts, and can be written while the run is going. An
+evaluation's page has the tables and bars of its models, and rows that two of them answer otherwise; name the folders of
+models to choose them and their order. The page needs no network. docs/report.md describes its sections.
 With --replay, prints the command that samples one completion again; it is named by stage, step, row and g.
 """
 
@@ -17,7 +21,9 @@ from pathlib import Path
 
 from currreft_jax.config.arguments import CommandParser
 from currreft_jax.config.output import output_path
-from currreft_jax.report.page import render_page
+from currreft_jax.config.wording import plural
+from currreft_jax.report.comparisons import answer_folders, read_evaluated_models
+from currreft_jax.report.page import render_comparison, render_page
 from currreft_jax.report.rollouts import find_groups
 from currreft_jax.report.runs import Run, read_run
 
@@ -28,19 +34,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     options = _parser().parse_args(arguments)
     try:
-        run = read_run(options.workdir)
+        if any(map(answer_folders, options.folders)):
+            _write(*_comparison_page(options))
+            return
+        if len(options.folders) > 1:
+            raise ValueError(f"{options.folders[1]} is another run; add runs with --compare")
+        run = read_run(options.folders[0])
         if options.replay:
-            return print(replay_command(run, options.replay))
-        out = options.out or options.workdir / FILE_NAME
+            print(replay_command(run, options.replay))
+            return
         text, counts = render_page(run, [read_run(workdir) for workdir in options.compare])
-        partial = out.with_name(f"{out.name}.partial")
-        partial.write_text(text, "utf-8")
-        partial.replace(out)
+        groups = f"{counts['shown']} of {plural(counts['found'], 'group')} of completions"
+        _write(options.out or options.folders[0] / FILE_NAME, text, groups, counts["missing"])
     except (ValueError, OSError) as error:
         sys.exit(f"report: {error}")
-    groups = f"{counts['shown']} of {counts['found']} groups of completions"
-    missing = f", {counts['missing']} images missing" if counts["missing"] else ""
-    print(f"report: {groups}{missing}, {out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+
+
+def _comparison_page(options: argparse.Namespace) -> tuple[Path, str, str, int]:
+    """Returns the path and the text of an evaluation's page, its contents in words, and the number of missing images.
+
+    Raises:
+        ValueError: a folder holds no answers, or an option is for runs.
+    """
+    folders: list[Path] = options.folders
+    if options.compare or options.replay:
+        raise ValueError("--compare and --replay are for runs; name all folders of models one after another")
+    if others := [folder for folder in folders if not answer_folders(folder)]:
+        raise ValueError(f"{others[0]} holds no answers; name folders of models of an evaluation, or a run alone")
+    evaluated = read_evaluated_models(folders)
+    text, counts = render_comparison(evaluated)
+    is_evaluation = len(folders) == 1 and answer_folders(folders[0]) != folders
+    out = options.out or (folders[0] if is_evaluation else folders[0].parent) / FILE_NAME
+    contents = f"{plural(len(evaluated.models), 'model')}, {plural(counts['shown'], 'row')} that two answer otherwise"
+    if counts["suites"]:
+        contents += f"; rows of {plural(counts['suites'], 'suite')} cannot be shown, the page says why"
+    return out, text, contents, counts["missing"]
+
+
+def _write(out: Path, text: str, contents: str, missing_images: int) -> None:
+    """Writes a page, whole or not at all, and prints what is in it, and its path."""
+    partial = out.with_name(f"{out.name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(out)
+    missing = f", {plural(missing_images, 'image')} missing" if missing_images else ""
+    print(f"report: {contents}{missing}, {out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
     print(out)
 
 
@@ -76,9 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m currreft_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("workdir", metavar="WORKDIR", type=output_path, help="workdir of a run with one or several stages")
+    add("folders", metavar="FOLDER", type=output_path, nargs="+", help="a run's workdir, an evaluation, or its models")
     add("--compare", metavar="WORKDIR", type=Path, nargs="+", default=[], help="runs to add to the curves")
-    add("--out", metavar="FILE", type=output_path, help=f"path of the page (default WORKDIR/{FILE_NAME})")
+    add(
+        "--out",
+        metavar="FILE",
+        type=output_path,
+        help=f"path of the page (default {FILE_NAME} in the run or the evaluation)",
+    )
     add("--replay", metavar="STAGE:STEP:ROW:G", help="print the command that samples this completion again")
     return parser
 

@@ -1,4 +1,4 @@
-"""Assembles the page: one HTML file with its style, script and data inlined."""
+"""Assembles pages: one HTML file each, with its style, script and data inlined."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import hashlib
 import html
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 
+from currreft_jax.report.answer_pairs import pairs_json
+from currreft_jax.report.comparisons import EvaluatedModels, comparison_record
 from currreft_jax.report.embed import html_safe_json
 from currreft_jax.report.rollouts import rollouts_json
 from currreft_jax.report.runs import Run, run_record
@@ -17,10 +20,18 @@ MAX_BYTES = 19_500_000  # of the whole page
 _HERE = Path(__file__).parent
 
 
+class PageKind(StrEnum):
+    """What a page is about: the name of its sections' file and of its script."""
+
+    RUN = "run"
+    COMPARISON = "comparison"
+
+
+_LONGEST = {PageKind.RUN: "rollouts", PageKind.COMPARISON: "answers"}  # the section that a link at the top skips to
+
+
 def render_page(run: Run, others: Sequence[Run] = (), max_bytes: int = MAX_BYTES) -> tuple[str, dict[str, int]]:
     """Renders the report of a run, with the curves of other runs.
-
-    The page's content security policy allows only this script and this style, by their hashes, and no requests.
 
     Args:
         run: its rollouts are shown.
@@ -33,19 +44,59 @@ def render_page(run: Run, others: Sequence[Run] = (), max_bytes: int = MAX_BYTES
     Raises:
         ValueError: a file is damaged; the message names file and line.
     """
-    template, style, script = ((_HERE / f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js"))
     runs = html_safe_json([run_record(each) for each in (run, *others)])
-    room = max_bytes - sum(len(text.encode()) for text in (template, style, script, runs)) - 1000
-    rollouts, counts = rollouts_json(run, room)
+    rollouts, counts = rollouts_json(run, max_bytes - _size(PageKind.RUN) - len(runs.encode()))
+    return _assemble(PageKind.RUN, run.workdir.resolve().name, f'{{"runs":{runs},"rollouts":{rollouts}}}'), counts
+
+
+def render_comparison(evaluated: EvaluatedModels, max_bytes: int = MAX_BYTES) -> tuple[str, dict[str, int]]:
+    """Renders the report of an evaluation: tables, bars, and rows that two models answer otherwise.
+
+    Args:
+        evaluated: the models.
+        max_bytes: size limit; rows that would exceed it are left out.
+
+    Returns:
+        The page, and the counts of `pairs_json`.
+
+    Raises:
+        ValueError: a file is damaged; the message names file and line.
+    """
+    comparison = html_safe_json(comparison_record(evaluated))
+    room = max_bytes - _size(PageKind.COMPARISON) - len(comparison.encode())
+    pairs, counts = pairs_json(evaluated.models, room)
+    data = f'{{"comparison":{comparison},"answers":{pairs}}}'
+    return _assemble(PageKind.COMPARISON, evaluated.title, data), counts
+
+
+def _assemble(kind: PageKind, title: str, data: str) -> str:
+    """Fills the template.
+
+    The page's content security policy allows only its own script and style, by their hashes, and no requests.
+    """
+    template, style, script = _parts(kind)
     fields = {
-        "title": html.escape(run.workdir.resolve().name),
+        "title": html.escape(title),
+        "skip": _LONGEST[kind],
         "policy": f"default-src 'none'; img-src data:; style-src {_csp_hash(style)}; script-src {_csp_hash(script)};"
         " base-uri 'none'; form-action 'none'",
         "style": style,
         "script": script,
-        "data": f'{{"runs":{runs},"rollouts":{rollouts}}}',
+        "data": data,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], template), counts
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], template)
+
+
+def _parts(kind: PageKind) -> tuple[str, str, str]:
+    """Returns the template, the style and the script of a page."""
+    names = ("page.html", f"{kind}.html", "page.css", "shared.js", f"{kind}.js")
+    template, sections, style, *scripts = ((_HERE / name).read_text("utf-8") for name in names)
+    return template.replace("{{sections}}", sections), style, "".join(scripts)
+
+
+def _size(kind: PageKind) -> int:
+    """Returns the bytes of a page without its data."""
+    return sum(len(text.encode()) for text in _parts(kind)) + 1000
 
 
 def _csp_hash(text: str) -> str:

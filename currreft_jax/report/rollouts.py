@@ -179,7 +179,7 @@ def group_record(group: RolloutGroup, embedded: EmbeddedImages) -> dict[str, Any
     frame = fields.frame("resized") or row.frame
     completions = fields.take("completions", list, "a list of completions")
     try:
-        gold_boxes, question_boxes = _relative_boxes(gold_corners(row), row.frame), _question_boxes(row)
+        gold, asked = relative_boxes(gold_corners(row), row.frame), question_boxes(row)
     except RowError as error:
         raise LineError(group.location, error.problem) from error
     images = [embedded.index_of(path) for path in row.images]
@@ -194,8 +194,8 @@ def group_record(group: RolloutGroup, embedded: EmbeddedImages) -> dict[str, Any
         "solution": row.solution,
         "images": images,
         "missing": [path for path, index in zip(row.images, images, strict=True) if index is None],
-        "gold_boxes": gold_boxes,
-        "question_boxes": question_boxes,
+        "gold_boxes": gold,
+        "question_boxes": asked,
         "completions": [
             _completion_record(
                 Fields(value if isinstance(value, dict) else {}, f"{group.location}: completion {number}"), row, frame
@@ -206,11 +206,11 @@ def group_record(group: RolloutGroup, embedded: EmbeddedImages) -> dict[str, Any
     }
 
 
-def _question_boxes(row: Row) -> list[dict[str, Any]]:
+def question_boxes(row: Row) -> list[dict[str, Any]]:
     """Boxes that the question names, labelled by option letters or number, and whether the option is correct."""
     gold_letters = choice.gold_letters(row) if row.boxes and row.kind is Kind.CHOICE else frozenset[str]()
     records = []
-    for index, box in enumerate(_relative_boxes(np.array(row.boxes).reshape(-1, 4), row.frame)):
+    for index, box in enumerate(relative_boxes(np.array(row.boxes).reshape(-1, 4), row.frame)):
         options = zip(ascii_uppercase, row.options, strict=False)
         letters = [letter for letter, option in options if f"{{box:{index}}}" in option]
         label = "/".join(letters) or ("asked" if len(row.boxes) == 1 else str(index + 1))
@@ -250,10 +250,10 @@ def _predicted_boxes(completion: Completion, row: Row, frame: Frame | None) -> l
         return []
     answer = extract_answer(completion)
     corners = answer if isinstance(answer, Reason) else boxes.named_corners(answer)
-    return [] if isinstance(corners, Reason) else _relative_boxes(corners[~boxes.degenerate(corners)], frame)
+    return [] if isinstance(corners, Reason) else relative_boxes(corners[~boxes.degenerate(corners)], frame)
 
 
-def _relative_boxes(corners: np.ndarray, frame: Frame | None) -> list[list[float]]:
+def relative_boxes(corners: np.ndarray, frame: Frame | None) -> list[list[float]]:
     """Divides boxes `[n, 4]` by their frame's sides; returns none if the frame is unknown."""
     if frame is None:
         return []

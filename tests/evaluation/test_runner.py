@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from currreft_jax.config import EvaluatedModel, ImageCondition, ScorerName
+from currreft_jax.config import EvaluatedModel, ImageCondition, Kind, ScorerName
 from currreft_jax.evaluation import runner
 from currreft_jax.evaluation.answers import read_answers
+from currreft_jax.evaluation.compare import read_model_answers
 from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.progress import Progress
 from currreft_jax.evaluation.statistics import pass_at_k
@@ -46,6 +47,14 @@ def test_each_model_and_suite_has_its_file_and_its_manifest(evaluation, tmp_path
     manifest = json.loads(manifest_path(files[1].path).read_text())
     assert manifest["images"] == "blank" and manifest["rows"]["count"] == 7
     assert manifest["rows"]["files"][0]["hash"] != "missing"
+
+
+def test_a_manifest_names_the_files_of_rows_with_their_defaults(evaluation, tmp_path):
+    ((one,), (two,)) = (suite.sources for suite in evaluation.suites)
+    two.kind, two.image_root = Kind.OPEN, str(tmp_path)
+    evaluate(evaluation, tmp_path / "out")
+    suites = read_model_answers(tmp_path / "out" / "models-a").suites
+    assert {suite.suite: suite.sources for suite in suites} == {"one": (one,), "two": (two,)}
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2.5, 3, 6.2])

@@ -80,6 +80,7 @@ def test_a_hit_is_the_whole_answer_and_the_score_is_graded(name, text, hit, grad
 def test_boxes_are_measured_in_the_frame_that_the_model_saw():
     assert score("boxes", laid_out("[0, 0, 20, 10]"), frame=Frame(200, 100)).strict == (1,)
     assert score("boxes", laid_out("[0, 0, 20, 10]"), frame=Frame(100, 100)).strict == (0,)
+    assert score("boxes", "a", frame=Frame(200, 100)).resized == (200, 100) and score("boxes", "a").resized is None
 
 
 def test_what_is_right_strictly_is_readable_even_where_the_reader_finds_another():

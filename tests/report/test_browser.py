@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from currreft_jax.evaluation.measurement import Measurement
-from currreft_jax.report.page import render_page
+from currreft_jax.report.comparisons import answer_folders, read_evaluated_models
+from currreft_jax.report.page import render_comparison, render_page
 from currreft_jax.report.runs import read_run
 from currreft_jax.training.curriculum import ForgettingMatrix
+from tests.report.evaluations import detection_answer, write_answers, write_detection_rows, write_evaluation
 from tests.report.test_report import HOSTILE
 from tests.report.workdirs import (
     completion_record,
@@ -49,7 +51,11 @@ def opened(chromium, tmp_path):
 
     def open_report(workdir: Path, *others: Path, **settings):
         file = tmp_path / "page.html"
-        file.write_text(render_page(read_run(workdir), [read_run(other) for other in others])[0], "utf-8")
+        if answer_folders(workdir):
+            text, _ = render_comparison(read_evaluated_models([workdir, *others]))
+        else:
+            text, _ = render_page(read_run(workdir), [read_run(other) for other in others])
+        file.write_text(text, "utf-8")
         page = chromium.new_page(**{"viewport": {"width": 1300, "height": 900}, **settings})
         page.context.set_offline(True)
         page.on("console", lambda message: problems.append(message.text))
@@ -105,7 +111,7 @@ def pixels(locator) -> np.ndarray:
 
 def test_every_section_is_drawn(opened, workdir):
     page = opened(workdir)
-    assert page.locator("main > section").count() == 6
+    assert page.locator("main > section").count() == 8
     titles = page.locator(".chart h4").all_inner_texts()
     assert any(title.startswith("Reward") for title in titles) and any(title.startswith("KL") for title in titles)
     page.locator("#curves").scroll_into_view_if_needed()
@@ -218,24 +224,32 @@ def test_boxes_are_drawn_at_their_coordinates(opened, workdir):
     image = page.locator(".image").first
     image.scroll_into_view_if_needed()
     page.mouse.move(0, 0)
+    near = colours_near(image)
+    along = np.linspace(0.3, 0.7, 30)
+    gold = [near(x, y, GREEN) for t in along for x, y in ((0.25, t), (0.75, t), (t, 0.25), (t, 0.75))]
+    assert np.mean(gold) > 0.95  # (21, 21, 63, 63) of 84, in one line that the dashes cross
+    assert 0.4 < np.mean(dashes_of_a_wrong_box(near)) < 1  # in dashes
+    assert not any(near(0.5, y, colour) for y in (0.4, 0.6) for colour in (GREEN, ORANGE))
+
+
+def colours_near(image):
+    """Returns a function that is true if a colour is within two pixels of a point, in fractions of the image's side."""
     shot = pixels(image)
     side = shot.shape[0]
     assert abs(shot.shape[0] - shot.shape[1]) <= 1
 
     def near(x, y, colour):
-        """True if a colour is within two pixels of a point, in fractions of the image's side."""
         x, y = round(x * side), round(y * side)
         part = shot[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].reshape(-1, 3)
         return bool((np.abs(part - colour).max(axis=1) < 30).any())
 
-    along = np.linspace(0.3, 0.7, 30)
-    gold = [near(x, y, GREEN) for t in along for x, y in ((0.25, t), (0.75, t), (t, 0.25), (t, 0.75))]
-    assert all(gold)  # (21, 21, 63, 63) of 84, in one line
-    left, right, top, bottom = 10 / 168, 60 / 168, 100 / 168, 150 / 168
-    along = np.linspace(top + 0.02, bottom - 0.06, 40)
-    dashes = [near(x, y, ORANGE) for y in along for x in (left, right)]
-    assert 0.4 < np.mean(dashes) < 1  # of 168, in dashes
-    assert not any(near(0.5, y, colour) for y in (0.4, 0.6) for colour in (GREEN, ORANGE))
+    return near
+
+
+def dashes_of_a_wrong_box(near) -> list[bool]:
+    """Looks along the upright sides of the box (10, 100, 60, 150) of 168 x 168 pixels."""
+    along = np.linspace(100 / 168 + 0.02, 150 / 168 - 0.06, 40)
+    return [near(x, y, ORANGE) for y in along for x in (10 / 168, 60 / 168)]
 
 
 def test_hostile_text_stays_text(opened, tmp_path):
@@ -316,3 +330,123 @@ def test_ten_thousand_steps_draw_within_seconds(opened, tmp_path):
     )
     print(f"drawn after {drawn:.2f} s")
     assert drawn < 5
+
+
+# -------------------------------------------------------------------------------------------------------- evaluations
+
+
+@pytest.fixture
+def evaluation(tmp_path) -> Path:
+    """Two models, with rows that either has right alone."""
+    first, second = [0] * 6 + [1, 1, 1, 0], [1] * 6 + [0, 0, 1, 0]
+    return write_evaluation(tmp_path / "eval", {"base": first, "rl": second})
+
+
+def test_bars_have_the_heights_of_the_means_and_whiskers_those_of_the_intervals(opened, evaluation):
+    page = opened(evaluation)
+    until(page, "document.querySelectorAll('.mean').length === 2")
+    heights = [float(bar.get_attribute("height")) for bar in page.locator(".mean .edge").all()]
+    grid = [float(line.get_attribute("y1")) for line in page.locator(".barchart .grid").all()]
+    scale = max(grid) - min(grid)  # from 0% to 100%
+    assert heights == pytest.approx([0.3 * scale, 0.7 * scale], abs=0.01)
+    low, high = (max(grid) - share * scale for share in (0.1078, 0.6032))  # Wilson, 3 of 10
+    path = page.locator(".mean .whisker").first.get_attribute("d").split("M")[1]
+    assert [float(part) for part in path.replace("V", " ").split()[1:]] == pytest.approx([low, high], abs=0.1)
+    assert page.locator(".mean title").first.text_content() == "base 30.0%, interval 10.8 to 60.3, 10 rows"
+    fills = {bar.get_attribute("fill") for bar in page.locator(".mean .edge").all()}
+    assert fills == {"url(#hatch-0)", "url(#hatch-1)"}  # told apart without colours
+    assert "in domain: base 30.0%" in page.locator(".barchart svg").get_attribute("aria-label")
+
+
+def test_tables_show_the_papers_figures_and_their_faults(opened, evaluation):
+    page = opened(evaluation)
+    tables = page.locator("#tables")
+    assert "Table 1: Qwen2.5-VL-3B\t61.8†" in tables.locator("tr.printed").first.inner_text()
+    assert tables.get_by_text("† Table 1 and Tables 2 and 4a disagree").is_visible()
+    assert tables.locator("tbody tr").first.inner_text().split() == ["base", "30.0", "[10.8,", "60.3]", "n", "=", "10"]
+    tables.get_by_role("button", name="Strict", exact=True).click()
+    assert tables.get_by_text("rl above base").count() == 1
+
+
+def test_both_answers_to_a_row_stand_side_by_side_with_their_boxes(opened, evaluation):
+    page = opened(evaluation)
+    cards = page.locator("#cards .card")
+    assert cards.count() == 5
+    headings = page.locator("#cards h3").all_inner_texts()
+    assert headings == ["rl is right, base is not: 6 rows, 3 shown", "base is right, rl is not: 2 rows, 2 shown"]
+    sides = cards.first.locator(".side-answer")
+    assert [side.get_attribute("class") for side in sides.all()] == ["side-answer wrong", "side-answer right"]
+    left, right = (sides.nth(i).bounding_box() for i in range(2))
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    cards.first.scroll_into_view_if_needed()
+    wrong, rightly = (colours_near(sides.nth(i).locator(".image")) for i in range(2))
+    gold_side = [(0.25, y) for y in np.linspace(0.3, 0.7, 20)]
+    assert np.mean([wrong(x, y, GREEN) for x, y in gold_side]) >= 0.9  # the dashes cross it
+    assert 0.4 < np.mean(dashes_of_a_wrong_box(wrong)) < 1
+    overlaid = [[rightly(x, y, colour) for x, y in gold_side] for colour in (GREEN, ORANGE)]
+    assert all(map(any, overlaid))  # dashes of the answer over the line of the gold box
+    assert not any(dashes_of_a_wrong_box(rightly))
+
+
+def test_hostile_names_and_answers_of_models_stay_text(opened, tmp_path):
+    rows = write_detection_rows(tmp_path / "rows.jsonl", 2, problem=HOSTILE)
+    name = "<img src=x onerror='window.hacked = 1'>"
+    folders = [
+        write_answers(
+            tmp_path / f"{name}{k}",
+            f"<b>{name}",
+            rows,
+            [detection_answer(n, (n + k) % 2 == 0, HOSTILE) for n in (0, 1)],
+        )
+        for k in (0, 1)
+    ]
+    page = opened(*folders)
+    page.get_by_role("button", name="Strict", exact=True).first.click()
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hacked") is None
+    assert (
+        page.locator("script").count() == 2 and page.locator("#cards img").count() == page.locator("img").count() == 4
+    )
+    assert page.locator(".side-answer .text").first.inner_text().startswith("</script><script>")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (800, "dark")])
+def test_a_narrow_page_of_an_evaluation_does_not_scroll_sideways(opened, evaluation, width, scheme):
+    page = opened(evaluation, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    until(page, "document.querySelectorAll('.mean').length === 2")
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    edges = page.evaluate(
+        "[...document.querySelectorAll('.barchart text')].map(text => text.getBoundingClientRect().right)"
+    )
+    assert max(edges) <= width
+
+
+def test_accuracy_of_checkpoints_is_drawn_over_the_steps_of_all_stages(opened, tmp_path):
+    rows = write_detection_rows(tmp_path / "rows.jsonl", 20)
+    folders = []
+    for stage, step, right in (("stage1", 50, 5), ("stage1", 100, 10), ("stage2", 100, 15)):
+        for domain in ("in", "out"):
+            answers = [detection_answer(number, number < right - 5 * (domain == "out")) for number in range(20)]
+            folder = tmp_path / f"{stage}-{step}"
+            write_answers(folder, domain, rows, answers, domain, f"runs/demo/{stage}/checkpoints/{step}")
+        folders.append(folder)
+    page = opened(*folders)
+    chart = page.locator("#steps .chart")
+    until(page, "document.querySelectorAll('#steps .chart > svg .dot').length === 6")
+    label = chart.locator("> svg").get_attribute("aria-label")
+    assert "in domain: 0.75 at step 200, from 0.531 to 0.888" in label  # Wilson, 15 of 20
+    assert "out of domain: 0.5 at step 200" in label
+    assert chart.locator("> svg .whisker").count() == 6
+    assert chart.locator("> svg .axis").all_text_contents()[-2:] == ["stage1", "stage2"]
+
+
+def test_stability_and_held_out_rows_of_runs_are_drawn_with_their_spread(opened, workdir, tmp_path):
+    other = write_run(tmp_path / "other", stages=("one", "two"))
+    page = opened(workdir, other)
+    until(page, "document.querySelectorAll('#stability .area, #stability .whisker').length > 1")
+    assert page.locator("#stability .chart h4").all_inner_texts()[0].startswith("Accuracy")
+    assert page.locator("#stability .chart").first.locator(".legend").inner_text().split() == ["made", "other"]
+    until(page, "document.querySelectorAll('#held-out .chart > svg .dot').length === 3")
+    label = page.locator("#held-out .chart > svg").get_attribute("aria-label")
+    assert "share of rows with full accuracy" in label
+    assert "made: 0.4 at step 40, from 0.309 to 0.498" in label  # Wilson, 40 of 100

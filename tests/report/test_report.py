@@ -297,7 +297,7 @@ def test_the_program_writes_a_page_and_prints_its_path(tmp_path, capsys):
     program.main([str(workdir), "--compare", str(other), "--out", str(tmp_path / "both.html")])
     shown = capsys.readouterr()
     assert shown.out == f"{tmp_path / 'both.html'}\n"
-    assert "1 of 1 groups of completions, 0.1 MB" in shown.err
+    assert "1 of 1 group of completions, 0.1 MB" in shown.err
     (data,) = re.findall(r'id="data">(.*?)</script>', (tmp_path / "both.html").read_text(), re.S)
     assert [(run["name"], len(run["stages"])) for run in json.loads(data)["runs"]] == [("a", 2), ("b", 1)]
     assert str(decision).endswith("one -0.500 (-0.700 to -0.300), fallen: the model is that of its start")

@@ -1,56 +1,6 @@
 
-"use strict";
-// Text from files and models enters the page as textContent only, never as markup.
-const { runs, rollouts } = JSON.parse(document.getElementById("data").textContent);
+const { runs, rollouts } = DATA;
 const run = runs[0];
-const $ = (selector) => document.querySelector(selector);
-
-// ------------------------------------------------------------------------------------------------------- helpers
-
-function filled(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name.startsWith("--")) node.style.setProperty(name, value);
-    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
-  return node;
-}
-const el = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
-const svg = (tag, attributes = {}, ...children) =>
-  filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-
-/** Formats a number with three significant digits, and all digits before the point. */
-function number(value) {
-  if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
-  if (size && (size < 1e-4 || size >= 1e7)) return value.toExponential(1).replace("-", "−");
-  const digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : size >= 0.1 ? 3 : size ? 4 : 0;
-  return value.toLocaleString("en", { maximumFractionDigits: digits }).replace("-", "−");
-}
-const signed = (value, digits) => (value > 0 ? "+" : "") + value.toFixed(digits).replace("-", "−");
-function bytes(count) {
-  const unit = ["B", "kB", "MB", "GB", "TB"];
-  const power = count ? Math.min(4, Math.floor(Math.log10(count) / 3)) : 0;
-  return `${number(count / 1000 ** power)} ${unit[power]}`;
-}
-function duration(seconds) {
-  if (seconds < 90) return `${seconds.toFixed(0)} s`;
-  return seconds < 5400 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(1)} h`;
-}
-const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
-
-/** A group of buttons of which one is pressed. */
-function segmented(label, options, selected, select) {
-  const buttons = options.map(([value, text]) =>
-    el("button", { type: "button", "aria-pressed": String(value === selected), onclick: () => press(value) }, text));
-  function press(value) {
-    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(options[i][0] === value)));
-    select(value);
-  }
-  return el("div", { class: "segmented", role: "group", "aria-label": label }, buttons);
-}
 
 // ----------------------------------------------------------------------------------------------------------- overview
 
@@ -189,15 +139,6 @@ function perPixel({ x, y }, toPixel, width) {
     start = end;
   }
   return out;
-}
-
-function ticks(low, high, count) {
-  const rough = (high - low) / count;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-  const found = [];
-  for (let k = Math.ceil(low / step); k * step <= high + step * 1e-9; k++) found.push(Number((k * step).toPrecision(12)));
-  return found;
 }
 
 function nearest(xs, x) {
@@ -401,6 +342,66 @@ function curves() {
   smooth();
 }
 
+// --------------------------------------------------------------------------------------------- stability and held-out rows
+
+const stageBounds = () => (run.stages.length > 1 ? run.stages.map((stage, i) => [offsets[0][i], stage.name]) : []);
+
+/** Moving means of a metric with one standard deviation to each side: [x, mean, low, high], over `span` points of a stage. */
+function movingSpread(name, runIndex, span) {
+  return runs[runIndex].stages.flatMap((stage, i) => {
+    const values = stage.metrics[name] || [];
+    const known = stage.steps.map((step, k) => [offsets[runIndex][i] + step, values[k]]).filter(([, value]) => value !== null && value !== undefined);
+    return known.map(([x], k) => {
+      const window = known.slice(Math.max(0, k - span + 1), k + 1).map(([, value]) => value);
+      const center = mean(window), spread = Math.sqrt(mean(window.map((value) => (value - center) ** 2)));
+      return [x, center, center - spread, center + spread];
+    }).slice(Math.min(span - 1, known.length - 1));
+  });
+}
+
+function stability() {
+  const wanted = [["rewards/accuracy/mean", "Accuracy"], ["reward", "Reward"]].filter(([name]) => runs.every((each) => each.stages.some((stage) => name in stage.metrics)));
+  const span = Math.max(5, Math.round(LAST_STEP / 50));
+  const charts = wanted.map(([name, title]) => ({ title, unit: "of sampled completions", bounds: stageBounds(),
+    series: runs.map((each, i) => ({ label: each.label, points: movingSpread(name, i, span) })).filter(({ points }) => points.length > 1) })).filter(({ series }) => series.length);
+  if (!charts.length) { $("#stability").remove(); return; }
+  $("#stability .note").append(`Means over ${span} points of a stage; the band is one standard deviation between them to each side, the wider the less stable.`
+    + (runs.length > 1 ? (aligned ? "" : ` The stages marked are those of ${run.label}.`) : " Add runs with --compare, such as one without a curriculum."));
+  $("#stability .charts").append(...charts.map((chart) => new IntervalChart(chart).node));
+}
+
+/** Wilson's 95% interval of a share of rows. */
+function wilson(share, rows) {
+  const z2 = 1.96 ** 2, center = (share + z2 / (2 * rows)) / (1 + z2 / rows);
+  const half = (1.96 / (1 + z2 / rows)) * Math.sqrt((share * (1 - share)) / rows + z2 / (4 * rows * rows));
+  return [Math.max(0, center - half), Math.min(1, center + half)];
+}
+
+/** Points of a run's held-out rows: the pass rate with Wilson's interval where all evaluations have it, else the reward. */
+function heldOutPoints(runIndex, name, passes) {
+  const { times, names: sets, cells } = runs[runIndex].matrix;
+  const k = sets.indexOf(name), order = runs[runIndex].stages.map((stage) => stage.name);
+  return times.flatMap(([stage, step], i) => {
+    const cell = k < 0 ? null : cells[i][k];
+    if (!cell || (stage && !order.includes(stage))) return [];
+    const x = stage ? offsets[runIndex][order.indexOf(stage)] + step : 0;
+    return [passes ? [x, cell.passed, ...wilson(cell.passed, cell.rows)] : [x, cell.reward, cell.reward - cell.half_interval, cell.reward + cell.half_interval]];
+  });
+}
+
+function heldOut() {
+  const sets = [...new Set(runs.flatMap((each) => each.matrix.names))];
+  const passes = runs.every((each) => each.matrix.cells.every((row) => row.every((cell) => !cell || cell.passed !== null)));
+  const unit = passes ? "share of rows with full accuracy" : "mean reward";
+  const lines = runs.flatMap((each, i) => sets.map((name) => ({ run: i, set: name, points: heldOutPoints(i, name, passes) }))).filter(({ points }) => points.length > 1);
+  if (!lines.length) { $("#held-out").remove(); return; }
+  const charts = runs.length === 1 ? [{ title: "All stages", series: lines.map(({ set, points }) => ({ label: `rows of ${set}`, points })) }]
+    : sets.map((name) => ({ title: `Rows of ${name}`, series: lines.filter(({ set }) => set === name).map(({ run: i, points }) => ({ label: runs[i].label, points })) }));
+  $("#held-out .note").append("Evaluations every logging.evaluate_every steps, with 95% intervals. The rows of a stage are in the domain of training while it is trained, and after it;"
+    + " for rows out of every stage's domain, evaluate checkpoints (docs/report.md).");
+  $("#held-out .charts").append(...charts.filter(({ series }) => series.length).map((chart) => new IntervalChart({ ...chart, unit, bounds: stageBounds(), range: passes ? [0, 1] : null }).node));
+}
+
 // --------------------------------------------------------------------------------------------------------- forgetting
 
 const MEASURES = [["reward", "Reward"], ["accuracy", "Accuracy"], ["format", "Format"], ["passed", "Pass rate"], ["greedy", "Greedy reward"]];
@@ -573,7 +574,7 @@ function card(group) {
   const node = el("article", { class: "card", tabindex: 0, "aria-label": label, onkeydown: (event) => onCardKey(event, node) },
     el("header", {}, el("b", {}, `${group.stageName} · step ${group.step}`), el("span", {}, `row ${group.row}`), el("span", {}, `${group.kind} · ${group.task}`),
       el("span", {}, `mean reward ${group.mean.toFixed(2)}`), el("code", {}, group.id)),
-    el("div", { class: "body" }, el("div", { class: "side" }, imageFigures(group), el("p", { class: "prompt" }, group.prompt),
+    el("div", { class: "body" }, el("div", { class: "side" }, imageFigures(group, rollouts.images), el("p", { class: "prompt" }, group.prompt),
       el("p", { class: "answer" }, el("span", {}, "Solution"), group.solution)),
       el("ol", { class: "group", "aria-label": "Completions" }, group.completions.map((completion, g) => completionItem(group, completion, g, (on) => activate(node, on ? g : null))))));
   return node;
@@ -582,38 +583,6 @@ function card(group) {
 function activate(node, g) {
   if (g === null) delete node.dataset.active; else node.dataset.active = g;
   node.querySelectorAll(".predicted").forEach((box) => box.classList.toggle("active", box.dataset.g === String(g)));
-}
-
-function imageFigures(group) {
-  const shown = group.images.map((index, i) => {
-    if (index === null) return el("div", { class: "missing" }, "missing image", el("br"), group.missing.shift() ?? "");
-    const image = rollouts.images[index];
-    const small = Math.max(image.width, image.height) <= 160;
-    const img = el("img", { src: image.uri, alt: `image ${i + 1} of ${group.id}`, width: image.width, height: image.height, class: small ? "small" : "" });
-    return el("div", { class: "image" }, img, i === 0 && overlay(group, image));
-  });
-  const key = [["g", group.gold_boxes.length || group.question_boxes.some((box) => box.correct), "gold"], ["p", group.completions.some((completion) => completion.boxes.length), "predicted, by completion"],
-    ["q", group.question_boxes.some((box) => !box.correct), "in the question"]].filter(([, present]) => present);
-  return shown.map((figure, i) => el("figure", {}, figure,
-    i === 0 && key.length > 0 && el("figcaption", {}, key.map(([name, , text]) => el("span", { class: name }, el("i"), text)))));
-}
-
-/** Boxes over an image: gold solid, predicted dashed with the completion's number, boxes of the question dotted. */
-function overlay(group, image) {
-  const width = 236, height = (width * image.height) / image.width;
-  const drawBox = (box, label, kind, g) => {
-    const [x, y, x2, y2] = [box[0] * width, box[1] * height, box[2] * width, box[3] * height];
-    const shape = { x, y, width: Math.max(0, x2 - x), height: Math.max(0, y2 - y) };
-    const wide = 6.4 * label.length + 6, tx = Math.max(0, Math.min(x, width - wide));
-    const ty = g === undefined ? Math.max(0, y - 14) : Math.min(y2, height - 14);
-    const tagX = g === undefined ? tx : Math.max(0, Math.min(width - wide, x2 - wide * (1 + (g % 3) * 1.1)));
-    return svg("g", { class: kind, "data-g": g }, svg("rect", { class: "halo", ...shape }), svg("rect", { class: "box", ...shape }),
-      svg("rect", { class: "tag", x: tagX, y: ty, width: wide, height: 14, rx: 3 }), svg("text", { x: tagX + 3, y: ty + 10.5 }, label));
-  };
-  return svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
-    group.question_boxes.map((question) => drawBox(question.box, question.label, question.correct ? "question correct" : "question")),
-    group.completions.flatMap((completion, g) => completion.boxes.map((box) => drawBox(box, String(g + 1), "predicted", g))),
-    group.gold_boxes.map((box) => drawBox(box, "gold", "gold")));
 }
 
 function completionItem(group, completion, g, activated) {
@@ -746,23 +715,12 @@ function settings() {
 
 // --------------------------------------------------------------------------------------------------------------- page
 
-function theme() {
-  const order = ["auto", "light", "dark"];
-  const button = $("#theme");
-  button.addEventListener("click", () => {
-    const next = order[(order.indexOf(button.dataset.theme || "auto") + 1) % 3];
-    button.dataset.theme = next;
-    button.textContent = `Theme: ${next}`;
-    document.documentElement.style.colorScheme = next === "auto" ? "" : next;
-  });
-}
-
-theme();
 overview();
 curves();
+stability();
+heldOut();
 forgetting();
 rolloutsSection();
 checkpoints();
 settings();
-$(".top nav").append(...[...document.querySelectorAll("main section[id]")].map((section) =>
-  el("a", { href: `#${section.id}` }, section.id === "overview" ? "Overview" : section.querySelector("h2").textContent)));
+finish();
