@@ -29,7 +29,7 @@ def rejection_of(*sources: QuotaSource, **settings) -> Rejection:
         max_samples=settings.pop("max_samples", 6),
         held_out=settings.pop("held_out", 0.0),
         calibration_rows=settings.pop("calibration_rows", 0),
-        batch_size=3,
+        batch_size=1,
         **settings,
     )
 
@@ -55,22 +55,20 @@ class FakeAnswerer:
 
     def __init__(self, group_size: int, answer_of: Callable[[str, int], Completion | str] = right_answer):
         self.facts = {"model": {"name": "a", "path": "a", "hash": "0"}, "pixels": {}, "dtype": ""}
-        self.batch_size, self.group_size, self.answer_of = 3, group_size, answer_of
+        self.group_size, self.answer_of = group_size, answer_of
         self.asked: list[tuple[str, int]] = []
 
-    def prepare(self, read, start, stop):
-        assert len(read(start, stop)) <= self.batch_size
+    def prepare(self, questions):
+        assert list(questions)
 
-    def answer(self, questions):
-        replies = []
-        for question in questions:
+    def answers(self, questions):
+        for number, question in enumerate(questions):
             self.asked.append((question.row.id, question.first_sample))
             own = [self.answer_of(question.row.id, question.first_sample + g) for g in range(self.group_size)]
             frame = question.images[0].frame if question.images else None
             failures = [one for one in own if isinstance(one, str)]
             completions = tuple(one for one in own if isinstance(one, Completion))
-            replies.append(SuiteReply((), frame, failures[0]) if failures else SuiteReply(completions, frame))
-        return replies
+            yield number, SuiteReply((), frame, failures[0]) if failures else SuiteReply(completions, frame)
 
     def close(self):
         pass
