@@ -458,9 +458,9 @@ def test_the_curriculum_reads_the_files_of_the_recipe(monkeypatch):
     files = [[source.file for source in stage.sources] for stage in config.stages]
     assert files[0] == [f"rows/paper/train/judge-{task}.jsonl" for task in ("detection", "classify", "math")]
     assert "`test/in-{judge,choice}-{detection," in page
-    held_out = [stage.held_out[0].file for stage in config.stages]
+    held_out = [stage.held_out[0].file for stage in config.stages[:3]]
     assert held_out == [f"rows/paper/test/in-{kind}detection.jsonl" for kind in ("judge-", "choice-", "")]
-    assert [stage.steps for stage in config.stages] == [600, 500, 2500]
+    assert [stage.steps for stage in config.stages] == [600, 500, 2500, 2000]
     assert (config.data.batch_size, config.sampling.group_size, config.optimizer.learning_rate) == (8, 4, 2e-5)
     assert config.model.max_pixels == 401_408
     assert rl.get_config("3b").stages[0].steps == 2500

@@ -184,10 +184,8 @@ def _without_text(
 def _message_text(message: dict[str, Any]) -> str:
     """Returns a message's text, after the thought that some servers cut out of it."""
     text = _text(message.get("content"))
-    for field in _THOUGHTS:
-        if isinstance(message.get(field), str) and message[field]:
-            return f"<think>{message[field]}</think>{text}" if text else f"<think>{message[field]}"
-    return text
+    thoughts = [message[field] for field in _THOUGHTS if isinstance(message.get(field), str) and message[field]]
+    return f"<think>{thoughts[0]}</think>{text}" if thoughts and text else text
 
 
 def _text(content: Any) -> str:
