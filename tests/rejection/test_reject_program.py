@@ -63,7 +63,7 @@ REFUSED = [
     (["--model=x"], "config.sources is []; it takes at least one source (--rows=FILE)"),
     (["--endpoint=http://localhost:1/v1", "--rows=a.jsonl"], "--endpoint needs --model"),
     ([*GIVEN, "--judge_endpoint=http://localhost:1/v1"], "--judge_endpoint needs --judge"),
-    ([*GIVEN, "--judge=q"], "judge.url is ''; it takes the base URL of a server"),
+    ([*GIVEN, "--judge=q"], "judge.url is empty; it takes the base URL of a server"),
     (["--model=x", "--rows=a/a.jsonl,b/a.jsonl"], "config.sources is a, a; it takes another name for each source"),
     ([*GIVEN, "--threshold=100"], "config.threshold is 100.0; it takes a score in [0, 100)"),
     ([*GIVEN, "--config.max_samples=6"], "max_samples is 6; it takes a multiple of sampling.group_size (4)"),
