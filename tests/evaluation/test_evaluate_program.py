@@ -96,11 +96,11 @@ def test_command_lines_are_parsed_or_refused_in_one_line():
 
 
 @pytest.mark.parametrize("variant", ["tiny", "3b", "7b"])
-def test_the_config_is_valid_and_evaluates_the_base_and_three_stages(variant, monkeypatch):
+def test_the_config_is_valid_and_evaluates_the_base_and_every_stage(variant, monkeypatch):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
     config = eval_config.get_config(variant)
     validate_evaluation(config)
-    assert [model.name for model in config.models] == ["base", "stage1", "stage2", "stage3"]
+    assert [model.name for model in config.models] == ["base", "stage1", "stage2", "stage3", "self_improve"]
     assert {suite.domain for suite in config.suites} == set(SuiteDomain)
 
 
