@@ -40,7 +40,7 @@ _HOPELESS = (FailureReason.BUDGET, FailureReason.ACCESS, FailureReason.MODEL, Fa
 
 
 class ReplyForm(Enum):
-    """How the server is asked for JSON; the values are those of `response_format`."""
+    """How the server is asked for JSON; the values stand in messages."""
 
     SCHEMA = "JSON of a schema"
     JSON_OBJECT = "a JSON object"
@@ -183,22 +183,22 @@ class EndpointJudge:
         """Yields the judgements of outcomes; an unreadable reply becomes a repair, once."""
         for outcome in outcomes:
             asked = progress.asked.pop(outcome.key)
-            if isinstance(outcome, Failure) and outcome.reason not in (*_NO_TEXT, *_UNASKABLE):
-                progress.failures.append(f"{outcome.key}: {outcome.reason}: {outcome.message}")
-                progress.hopeless |= outcome.reason in _HOPELESS or len(progress.failures) == _SHOWN_FAILURES
+            if isinstance(outcome, Failure):
+                if outcome.reason in (*_NO_TEXT, *_UNASKABLE):
+                    yield self._counted(_judge_failure(outcome))
+                else:
+                    progress.failures.append(f"{outcome.key}: {outcome.reason}: {outcome.message}")
+                    progress.hopeless |= outcome.reason in _HOPELESS or len(progress.failures) == _SHOWN_FAILURES
                 continue
             try:
-                judgement = _judge_failure(outcome) if isinstance(outcome, Failure) else _judge_reply(outcome, asked)
+                judgement = _judge_reply(outcome, asked)
             except UnreadableReply as error:
-                assert isinstance(outcome, Reply)
-                if asked.repaired:
-                    judgement = Judgement(
-                        outcome.key, None, None, f"after a repair: {error}", outcome.texts[0], Unjudged.UNREADABLE
-                    )
-                else:
+                if not asked.repaired:
                     self._counts["repairs"] += 1
                     progress.repair(asked, outcome, str(error), self._response_format())
                     continue
+                problem = f"after a repair: {error}"
+                judgement = Judgement(outcome.key, None, None, problem, outcome.texts[0], Unjudged.UNREADABLE)
             yield self._counted(judgement)
 
     def _counted(self, judgement: Judgement) -> Judgement:

@@ -10,12 +10,13 @@ from itertools import islice
 from currreft_jax.config import DetectionScore, Rewards
 from currreft_jax.judges.judgement import Judged, Judgement, Scores, Unjudged, overall_score
 from currreft_jax.rewards import RULES, MathsPool, score_completions
-from currreft_jax.structs import Row
+from currreft_jax.rewards.penalties import repetition_penalty
+from currreft_jax.structs import Completion, Row
 
 RULES_VERSION = "rules-1"  # of the table in docs/judges.md
 _BATCH_SIZE = 32  # answers that are compared together, by all workers of the pool
 _REPEATS_FACTOR = 2.0  # fluency lost for a share of repeated n-grams: 30% of them leave 40, and no more than 85 overall
-_PENALTIES = ("repetition", "length", "overlong")
+_LENGTH_PENALTIES = ("length", "overlong")
 
 
 class RulesJudge:
@@ -36,7 +37,7 @@ class RulesJudge:
             pool: compares mathematical answers.
         """
         self.facts = {"kind": "rules", "model": "", "prompt_version": RULES_VERSION}
-        self._penalties = [name for name in _PENALTIES if name == "repetition" or rewards.weights.get(name)]
+        self._penalties = [name for name in _LENGTH_PENALTIES if rewards.weights.get(name)]
         weights = dict.fromkeys(["accuracy", "format", *self._penalties], 1.0)
         self._rewards = dataclasses.replace(verifying_rewards(rewards), weights=weights)
         self._pool = pool
@@ -85,11 +86,14 @@ class RulesJudge:
             index += 1
             self._counts["judged"] += 1
             self._counts["right"] += parts["accuracy"] == 1
-            yield self._judgement(answer.key, parts, reasons)
+            yield self._judgement(answer, parts, reasons)
 
-    def _judgement(self, key: str, parts: dict[str, float], reasons: dict[str, str]) -> Judgement:
+    def _judgement(self, answer: Judged, parts: dict[str, float], reasons: dict[str, str]) -> Judgement:
         """Maps rewards to scores; the table is in docs/judges.md."""
-        losses = sum((_REPEATS_FACTOR if name == "repetition" else 1.0) * parts[name] for name in self._penalties)
+        # An answer repeats the end of the thoughts, and must: a list of labels or boxes would cost fluency.
+        thoughts = Completion(answer.completion.text.partition("<answer>")[0])
+        repetition = repetition_penalty(thoughts, self._rewards.repetition).value
+        losses = _REPEATS_FACTOR * repetition + sum(parts[name] for name in self._penalties)
         scores = Scores(
             accuracy=100 * parts["accuracy"],
             consistency=100.0 if parts["accuracy"] == 1 else 0.0,  # thoughts that end in a wrong answer went wrong
@@ -97,9 +101,10 @@ class RulesJudge:
             fluency=max(0.0, 100 * (1 + losses)),
         )
         rationale = ", ".join(
-            f"{name} {value:g}" + (f" ({reasons[name]})" if name in reasons else "") for name, value in parts.items()
+            f"{name} {value:g}" + (f" ({reasons[name]})" if name in reasons else "")
+            for name, value in (parts | {"repetition": repetition}).items()
         )
-        return Judgement(key, scores, overall_score(scores), rationale)
+        return Judgement(answer.key, scores, overall_score(scores), rationale)
 
 
 def has_rule(row: Row) -> bool:

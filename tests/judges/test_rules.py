@@ -72,11 +72,17 @@ def test_a_truncated_answer_fails(pool):
 
 @pytest.mark.parametrize(("repeats", "fluency"), [(0, 100), (29, 42), (30, 40), (90, 0)])
 def test_repetition_costs_fluency(repeats, fluency, pool):
-    # 98 words between tags and 5 tags are 100 runs of four words; m equal words are m - 3 runs, m - 4 of them repeats.
-    words = [*(f"w{index}" for index in range(94 - repeats)), *["again"] * (repeats + 4)]
+    # 101 words between two tags are 100 runs of four words; m equal words are m - 3 runs, m - 4 of them repeats.
+    words = [*(f"w{index}" for index in range(97 - repeats)), *["again"] * (repeats + 4)]
     judgement = score(YES, Completion(f"<think> {' '.join(words)} </think> <answer> yes </answer>"), pool)
     assert judgement.scores.fluency == pytest.approx(fluency)
     assert (judgement.overall > 85) is (repeats < 30)
+
+
+def test_an_answer_may_repeat_its_thoughts(pool):
+    labels = "cat, dog, cow, hen, pig"
+    judgement = score(LABELS, Completion(f"<think>{labels}</think><answer>{labels}</answer>"), pool)
+    assert judgement.overall == 100
 
 
 def test_length_counts_if_its_penalty_has_a_weight(pool):

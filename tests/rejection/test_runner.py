@@ -351,3 +351,16 @@ def test_the_judge_is_compared_with_the_rules(tmp_path):
     sweep = {row["threshold"]: row for row in summary["sweep"]}
     assert sweep[85]["wrong_share"] == 1.0 and sweep[85]["kept"] == 1 and sweep[75]["kept"] == 3
     assert summary["histogram"] == {"80-85": 1, "85-90": 1, "90-95": 1, "95-100": 3}
+
+
+def test_a_batch_that_was_half_recorded_is_sampled_whole_and_its_rest_recorded(tmp_path):
+    """An answer comes out of the same batch as without the stop: rounding differs between batches."""
+    settings = rejection_of(source_of(tmp_path, "s", 6), max_samples=2)
+    whole = Ran(settings, tmp_path / "out")
+    ledger = tmp_path / "out" / "ledger.jsonl"
+    opened, first, *_ = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(opened + first)
+    rest = Ran(settings, tmp_path / "out")
+    assert rest.answerer.asked == whole.answerer.asked
+    groups = [event["row"] for event in lines(ledger) if event["event"] == "answers"]
+    assert sorted(groups) == sorted(f"s-{index}" for index in range(6))
