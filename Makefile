@@ -69,7 +69,7 @@ golden: .venv-oracle-5.23.0/.installed  ## Regenerates the golden files.
 lowest: .venv-lowest/.installed  ## Runs the quick suite with the lowest versions that pyproject.toml allows.
 	.venv-lowest/bin/python -m pytest $(PARALLEL) -m '$(QUICK)'
 
-demo: install  ## Trains the small model through the curriculum, and writes the report (minutes on a laptop).
+demo: install  ## Trains the small model through the curriculum and self-improvement, and writes the report (minutes on a laptop).
 	$(RUN) currreft_jax.train --config=configs/curriculum.py:tiny --workdir=runs/demo
 	$(RUN) currreft_jax.report runs/demo
 

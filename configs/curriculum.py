@@ -6,9 +6,9 @@ Each stage starts from the end of the last one. Before the last, the model of st
 `configs/reject.py`, and the judge there keeps the best answers to fine-tune on. If held-out rows of a stage fall while
 that is done, the better checkpoint is the run's model.
 
-The variant :tiny takes about ten minutes on two CPU cores; the README has its results. The variants :3b and :7b need
-the rows that docs/reject.md lists, and a judge at a server; they have not been run yet. `configs/curr_rl.py` ends after
-stage 3.
+The three stages of the variant :tiny take about ten minutes on two CPU cores; the README has their results. The
+variants :3b and :7b need the rows that docs/reject.md lists, and a judge at a server; they have not been run yet.
+`configs/curr_rl.py` ends after stage 3.
 
 The learning rate is the paper's, 2e-5. The authors' scripts set none and so ran TRL's 1e-6, with a KL weight of 0.04
 and 256 new tokens. `--config.optimizer.learning_rate=1e-6` sets their rate. The last stage has theirs, 2e-7, and their

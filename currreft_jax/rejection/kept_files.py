@@ -11,10 +11,11 @@ from currreft_jax.config import Rejection
 from currreft_jax.data.prompts import load_template
 from currreft_jax.evaluation.manifest import write_json
 from currreft_jax.rejection.candidates import CandidateSource, question_words
-from currreft_jax.rejection.kept_rows import HELD_OUT, KEPT, provenance, split_held_out, training_row, write_lines
+from currreft_jax.rejection.kept_rows import provenance, split_held_out, training_row, write_lines
 from currreft_jax.rejection.records import Records
 from currreft_jax.rejection.selection import Rule
 from currreft_jax.rejection.summary import select_sources, summarize
+from currreft_jax.runtime.workdir import KEPT, KEPT_HELD_OUT
 
 SUMMARY = "summary.json"
 
@@ -80,7 +81,7 @@ def write_kept_files(
             keyed.append((key, row | provenance(kept, question, manifest, distilled)))
     train, held_out = split_held_out(keyed, settings.held_out, settings.seed)
     write_lines(out / KEPT, train)
-    write_lines(out / HELD_OUT, held_out)
+    write_lines(out / KEPT_HELD_OUT, held_out)
     summary = summarize(sources, records, rule, distilled=distilled, seed=settings.seed)
     write_json(out / SUMMARY, summary | {"train": len(train), "held_out": len(held_out), "judge": manifest["judge"]})
     if not train:
@@ -90,5 +91,5 @@ def write_kept_files(
             " raise max_samples, or answer with a better model"
         )
     return KeptFiles(
-        out / KEPT, out / HELD_OUT if held_out else None, out / SUMMARY, len(train), len(held_out), shortfall
+        out / KEPT, out / KEPT_HELD_OUT if held_out else None, out / SUMMARY, len(train), len(held_out), shortfall
     )

@@ -19,8 +19,6 @@ from currreft_jax.evaluation.suites import SuiteQuestion
 from currreft_jax.rejection.selection import JudgedAnswer
 from currreft_jax.structs import Frame
 
-KEPT, HELD_OUT = "kept.jsonl", "held_out.jsonl"
-
 
 def training_row(
     question: SuiteQuestion, source: str, text: str, frame: Frame | None, template: Template, folder: Path

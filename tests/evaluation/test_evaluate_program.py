@@ -96,7 +96,7 @@ def test_command_lines_are_parsed_or_refused_in_one_line():
 
 
 @pytest.mark.parametrize("variant", ["tiny", "3b", "7b"])
-def test_the_config_is_valid_and_evaluates_the_base_and_all_stages(variant, monkeypatch):
+def test_the_config_is_valid_and_evaluates_the_base_and_every_stage(variant, monkeypatch):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
     config = eval_config.get_config(variant)
     validate_evaluation(config)
