@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from currreft_jax.data.fields import Fields, LineError
-from currreft_jax.data.rows import parse_row, split_conversation
+from currreft_jax.data.rows import IMAGE, parse_row, split_conversation
 from currreft_jax.models.folder import read_json
 from currreft_jax.report.embed import html_safe_json
 from currreft_jax.report.rollouts import EmbeddedImages
+from currreft_jax.structs import Turn
 
 SUMMARY, KEPT, HELD_OUT = "summary.json", "kept.jsonl", "held_out.jsonl"
 ROWS_PER_SOURCE = 5
@@ -158,5 +159,6 @@ def _kept_record(fields: Fields, embedded: EmbeddedImages) -> dict[str, Any]:
     }
 
 
-def _texts(turns: Sequence[Any]) -> str:
-    return "\n".join(turn.text for turn in turns)
+def _texts(turns: Sequence[Turn]) -> str:
+    """Joins the texts of turns, without the marks of images, which are shown beside them."""
+    return "\n".join(turn.text.replace(IMAGE, "") for turn in turns)

@@ -38,7 +38,7 @@ def test_kept_answers_are_drawn_from_each_source_with_image_rationale_and_scores
     assert (sources.count("geometry"), sources.count("general")) == (ROWS_PER_SOURCE, 3)
     assert found["found"] == 11 and counts == {"shown": 8, "missing": 0}  # the held-out row counts, too
     row = found["rows"][0]
-    assert row["prompt"] == "<image>how many?" and row["answer"] == "<answer> 3 </answer>"
+    assert row["prompt"] == "how many?" and row["answer"] == "<answer> 3 </answer>"
     assert (row["rationale"], row["scores"]["overall"], row["right"]) == ("adds up", 97.0, True)
     assert found["images"][row["images"][0]]["width"] == 84
     assert kept_of(job)[0] == found
