@@ -1,14 +1,16 @@
-"""Write the report of a run or of an evaluation, in one HTML file that opens anywhere.
+"""Write the report of a run, an evaluation or a job of rejected sampling, in one HTML file that opens anywhere.
 
   python -m currreft_jax.report runs/demo
   python -m currreft_jax.report runs/demo --compare runs/other --out compared.html
   python -m currreft_jax.report runs/demo --replay stage1:1:3:5
   python -m currreft_jax.report runs/eval-tiny
   python -m currreft_jax.report runs/eval-tiny/base runs/eval-tiny/stage3 --out compared.html
+  python -m currreft_jax.report runs/reject-tiny
 
 A run's page has its curves, its forgetting matrix and its rollouts, and can be written while the run is going. An
 evaluation's page has the tables and bars of its models, and rows that two of them answer otherwise; name the folders of
-models to choose them and their order. The page needs no network. docs/report.md describes its sections.
+models to choose them and their order. A job's page has what was kept and why, and some of the kept answers. No page
+needs a network. docs/report.md describes their sections.
 With --replay, prints the command that samples one completion again; it is named by stage, step, row and g.
 """
 
@@ -23,7 +25,8 @@ from currreft_jax.config.arguments import CommandParser
 from currreft_jax.config.output import output_path
 from currreft_jax.config.wording import plural
 from currreft_jax.report.comparisons import answer_folders, read_evaluated_models
-from currreft_jax.report.page import render_comparison, render_page
+from currreft_jax.report.page import render_comparison, render_page, render_rejection
+from currreft_jax.report.rejections import is_rejection, read_rejection
 from currreft_jax.report.rollouts import find_groups
 from currreft_jax.report.runs import Run, read_run
 
@@ -36,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if any(map(answer_folders, options.folders)):
             _write(*_comparison_page(options))
+            return
+        if any(map(is_rejection, options.folders)):
+            _write(*_rejection_page(options))
             return
         if len(options.folders) > 1:
             raise ValueError(f"{options.folders[1]} is another run; add runs with --compare")
@@ -69,6 +75,19 @@ def _comparison_page(options: argparse.Namespace) -> tuple[Path, str, str, int]:
     if counts["suites"]:
         contents += f"; rows of {plural(counts['suites'], 'suite')} cannot be shown, the page says why"
     return out, text, contents, counts["missing"]
+
+
+def _rejection_page(options: argparse.Namespace) -> tuple[Path, str, str, int]:
+    """Returns the same of a job of rejected sampling.
+
+    Raises:
+        ValueError: there are several folders, an option is for runs, or a file is damaged.
+    """
+    if len(options.folders) > 1 or options.compare or options.replay:
+        raise ValueError("the page of a job of rejected sampling is its own; name its folder alone")
+    (folder,) = options.folders
+    text, counts = render_rejection(read_rejection(folder))
+    return options.out or folder / FILE_NAME, text, plural(counts["shown"], "kept row"), counts["missing"]
 
 
 def _write(out: Path, text: str, contents: str, missing_images: int) -> None:
@@ -113,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m currreft_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("folders", metavar="FOLDER", type=output_path, nargs="+", help="a run's workdir, an evaluation, or its models")
+    add("folders", metavar="FOLDER", type=output_path, nargs="+", help="a run, an evaluation, models of one, or a job")
     add("--compare", metavar="WORKDIR", type=Path, nargs="+", default=[], help="runs to add to the curves")
     add(
         "--out",

@@ -13,6 +13,7 @@ from pathlib import Path
 from currreft_jax.report.answer_pairs import pairs_json
 from currreft_jax.report.comparisons import EvaluatedModels, comparison_record
 from currreft_jax.report.embed import html_safe_json
+from currreft_jax.report.rejections import RejectionJob, kept_json, rejection_record
 from currreft_jax.report.rollouts import rollouts_json
 from currreft_jax.report.runs import Run, run_record
 
@@ -25,9 +26,14 @@ class PageKind(StrEnum):
 
     RUN = "run"
     COMPARISON = "comparison"
+    REJECTION = "rejection"
 
 
-_LONGEST = {PageKind.RUN: "rollouts", PageKind.COMPARISON: "answers"}  # the section that a link at the top skips to
+_LONGEST = {
+    PageKind.RUN: "rollouts",
+    PageKind.COMPARISON: "answers",
+    PageKind.REJECTION: "kept",
+}  # the section that a link at the top skips to
 
 
 def render_page(run: Run, others: Sequence[Run] = (), max_bytes: int = MAX_BYTES) -> tuple[str, dict[str, int]]:
@@ -67,6 +73,21 @@ def render_comparison(evaluated: EvaluatedModels, max_bytes: int = MAX_BYTES) ->
     pairs, counts = pairs_json(evaluated.models, room)
     data = f'{{"comparison":{comparison},"answers":{pairs}}}'
     return _assemble(PageKind.COMPARISON, evaluated.title, data), counts
+
+
+def render_rejection(job: RejectionJob, max_bytes: int = MAX_BYTES) -> tuple[str, dict[str, int]]:
+    """Renders the report of a job of rejected sampling: what was kept and why, with a draw of the kept answers.
+
+    Returns:
+        The page, and the counts of `kept_json`.
+
+    Raises:
+        ValueError: a file is damaged; the message names it.
+    """
+    rejection = html_safe_json(rejection_record(job))
+    kept, counts = kept_json(job, max_bytes - _size(PageKind.REJECTION) - len(rejection.encode()))
+    title = job.folder.resolve().name
+    return _assemble(PageKind.REJECTION, title, f'{{"rejection":{rejection},"kept":{kept}}}'), counts
 
 
 def _assemble(kind: PageKind, title: str, data: str) -> str:

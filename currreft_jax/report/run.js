@@ -34,12 +34,6 @@ function tile(stage) {
     el("dl", { class: "pairs" }, rows.map(([title, value]) => [el("dt", {}, title), el("dd", {}, value)])));
 }
 
-function progressBar(fraction) {
-  const fill = el("i");
-  fill.style.width = `${Math.min(100, 100 * fraction)}%`;
-  return fill;
-}
-
 // ------------------------------------------------------------------------------------------------------------- curves
 
 // Heading, then panels: title, unit, and metrics as [name, label] or as a pattern whose group is the label.

@@ -60,6 +60,27 @@ function ticks(low, high, count) {
   return found;
 }
 
+// ------------------------------------------------------------------------------------------------------------ tables
+
+function progressBar(fraction) {
+  const fill = el("i");
+  fill.style.width = `${Math.min(100, 100 * fraction)}%`;
+  return fill;
+}
+
+/** A table; the paper's rows are set off, and the interval of a cell stands below its value. */
+function dataTable({ header, rows, printed }) {
+  const isNumber = (text) => /^[+\d<[-]/.test(text);
+  const cell = (text, i) => {
+    const [, value, rest] = text.match(/^([\d.]+)( \[.*)$/) || [null, text, ""];
+    const verdict = { holds: "holds", "does not hold": "fails" }[text];
+    return el(i ? "td" : "th", { scope: i ? false : "row", class: verdict || (i && isNumber(text) ? "number" : "") }, value, rest && el("small", {}, rest.trim()));
+  };
+  const heading = (name, i) => el("th", { scope: "col", class: i && rows.some((row) => isNumber(row[i])) ? "number" : "" }, name);
+  return el("table", { class: "plain data" }, el("thead", {}, el("tr", {}, header.map(heading))),
+    el("tbody", {}, rows.map((row, i) => el("tr", { class: i >= rows.length - printed ? "printed" : "" }, row.map(cell)))));
+}
+
 // --------------------------------------------------------------------------------------------------------- intervals
 
 const MARKERS = [ // told apart without colours, of radius r around x, y

@@ -13,10 +13,12 @@ from PIL import Image
 
 from currreft_jax.evaluation.measurement import Measurement
 from currreft_jax.report.comparisons import answer_folders, read_evaluated_models
-from currreft_jax.report.page import render_comparison, render_page
+from currreft_jax.report.page import render_comparison, render_page, render_rejection
+from currreft_jax.report.rejections import is_rejection, read_rejection
 from currreft_jax.report.runs import read_run
 from currreft_jax.training.curriculum import ForgettingMatrix
 from tests.report.evaluations import detection_answer, write_answers, write_detection_rows, write_evaluation
+from tests.report.jobs import write_job
 from tests.report.test_report import HOSTILE
 from tests.report.workdirs import (
     completion_record,
@@ -53,6 +55,8 @@ def opened(chromium, tmp_path):
         file = tmp_path / "page.html"
         if answer_folders(workdir):
             text, _ = render_comparison(read_evaluated_models([workdir, *others]))
+        elif is_rejection(workdir):
+            text, _ = render_rejection(read_rejection(workdir))
         else:
             text, _ = render_page(read_run(workdir), [read_run(other) for other in others])
         file.write_text(text, "utf-8")
@@ -450,3 +454,33 @@ def test_stability_and_held_out_rows_of_runs_are_drawn_with_their_spread(opened,
     label = page.locator("#held-out .chart > svg").get_attribute("aria-label")
     assert "share of rows with full accuracy" in label
     assert "made: 0.4 at step 40, from 0.309 to 0.498" in label  # Wilson, 40 of 100
+
+
+# --------------------------------------------------------------------------------------------------- rejected sampling
+
+
+def test_a_job_of_rejected_sampling_shows_its_composition_scores_judge_and_answers(opened, tmp_path):
+    page = opened(write_job(tmp_path / "job"))
+    assert page.locator("main > section").count() == 6
+    assert page.locator(".meter").all_inner_texts() == ["geometry\n8 of 10", "general\n3 of 10", "all maths\n11 of 20"]
+    until(page, "document.querySelectorAll('#scores .score').length === 2")
+    below, above = page.locator("#scores .score").all()
+    assert (below.get_attribute("class"), above.get_attribute("class")) == ("score below", "score above")
+    assert float(below.get_attribute("height")) > 2 * float(above.get_attribute("height"))
+    threshold = float(page.locator("#scores .threshold").get_attribute("x1"))
+    assert float(below.get_attribute("x")) < threshold < float(above.get_attribute("x"))
+    judged = page.locator("#judge table").first.inner_text().split("\n")
+    assert judged[-2:] == ["above the threshold\t10\t1", "not above it\t2\t27"]
+    card = page.locator("#cards .card").first
+    answer, judge = (card.locator(".side-answer").nth(i).bounding_box() for i in range(2))
+    image = card.locator("img").bounding_box()
+    assert image["x"] + image["width"] <= answer["x"] and answer["x"] + answer["width"] <= judge["x"]
+    assert "adds up" in card.inner_text() and "right by rules" in card.inner_text()
+
+
+def test_hostile_answers_of_a_job_stay_text_on_a_narrow_page(opened, tmp_path):
+    page = opened(write_job(tmp_path / "job", text=HOSTILE), viewport={"width": 360, "height": 800})
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hacked") is None and page.locator("script").count() == 2
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+    assert page.locator(".side-answer .text").first.inner_text().startswith("</script><script>")
