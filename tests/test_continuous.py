@@ -171,6 +171,7 @@ def test_a_ring_that_grows_keeps_its_tokens_in_their_order():
         token = jnp.full((1, 1, 1, 2), float(number))
         ring = update_cache(ring, token, token, jnp.int32(place))
         assert seen(ring, place, number - 6) == list(range(6, number + 1))
+        assert seen(ring, place, 1) == [number - 1, number]
         place += 1
 
 
