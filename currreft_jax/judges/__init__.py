@@ -3,7 +3,7 @@
 from currreft_jax.judges.agreement import Agreement, Disagreement, compare_judges, length_correlation
 from currreft_jax.judges.calibration import Calibration, PlantedFault, calibrate
 from currreft_jax.judges.endpoint_judge import self_judging_warning, validate_judge
-from currreft_jax.judges.judgement import AnswerJudge, Judged, Judgement, Scores, Unjudged, overall_score
+from currreft_jax.judges.judgement import AnswerJudge, CriterionScores, Judged, Judgement, Unjudged, overall_score
 from currreft_jax.judges.opening import open_judge
 from currreft_jax.judges.rules import has_rule, verifying_rewards
 
@@ -11,11 +11,11 @@ __all__ = [
     "Agreement",
     "AnswerJudge",
     "Calibration",
+    "CriterionScores",
     "Disagreement",
     "Judged",
     "Judgement",
     "PlantedFault",
-    "Scores",
     "Unjudged",
     "calibrate",
     "compare_judges",

@@ -42,7 +42,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class CriterionScores:
     """Scores of the paper's four criteria, each 0 to 100.
 
     Attributes:
@@ -58,7 +58,7 @@ class Scores:
     fluency: float
 
 
-def overall_score(scores: Scores) -> float:
+def overall_score(scores: CriterionScores) -> float:
     """Computes the overall score: the mean of the four criteria, each with the same weight."""
     return fsum(astuple(scores)) / 4
 
@@ -77,7 +77,7 @@ class Judgement:
     """
 
     key: str
-    scores: Scores | None
+    scores: CriterionScores | None
     overall: float | None
     rationale: str = ""
     reply: str = ""

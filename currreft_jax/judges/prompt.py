@@ -24,7 +24,7 @@ CRITERIA = {
     "logical_consistency": "consistency",
     "format_compliance": "format",
     "linguistic_fluency": "fluency",
-}  # the paper's names, as keys of a reply, and the fields of `Scores`
+}  # the paper's names, as keys of a reply, and the fields of `CriterionScores`
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from currreft_jax.config import DetectionScore, Rewards
-from currreft_jax.judges.judgement import Judged, Judgement, Scores, Unjudged, overall_score
+from currreft_jax.judges.judgement import CriterionScores, Judged, Judgement, Unjudged, overall_score
 from currreft_jax.rewards import RULES, MathsPool, score_completions
 from currreft_jax.rewards.penalties import repetition_penalty
 from currreft_jax.structs import Completion, Row
@@ -94,7 +94,7 @@ class RulesJudge:
         thoughts = Completion(answer.completion.text.partition("<answer>")[0])
         repetition = repetition_penalty(thoughts, self._rewards.repetition).value
         losses = _REPEATS_FACTOR * repetition + sum(parts[name] for name in self._penalties)
-        scores = Scores(
+        scores = CriterionScores(
             accuracy=100 * parts["accuracy"],
             consistency=100.0 if parts["accuracy"] == 1 else 0.0,  # thoughts that end in a wrong answer went wrong
             format=100 * parts["format"],

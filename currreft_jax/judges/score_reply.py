@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from currreft_jax.judges.judgement import Scores
+from currreft_jax.judges.judgement import CriterionScores
 from currreft_jax.judges.prompt import CRITERIA
 
 
@@ -26,7 +26,7 @@ class ScoreReply:
         rationale: its reasons.
     """
 
-    scores: Scores
+    scores: CriterionScores
     overall: float
     rationale: str
 
@@ -52,7 +52,9 @@ def parse_score_reply(reply: str, answer: str) -> ScoreReply:
     rationale = fields.get("rationale")
     if not isinstance(rationale, str):
         raise UnreadableReply(f"rationale is {_shown(rationale)}, not a text")
-    return ScoreReply(Scores(**{field: scores[name] for name, field in CRITERIA.items()}), scores["overall"], rationale)
+    return ScoreReply(
+        CriterionScores(**{field: scores[name] for name, field in CRITERIA.items()}), scores["overall"], rationale
+    )
 
 
 def _find_objects(reply: str, answer: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from currreft_jax.judges import Calibration, Judgement, PlantedFault, Scores, Unjudged
+from currreft_jax.judges import Calibration, CriterionScores, Judgement, PlantedFault, Unjudged
 from currreft_jax.runtime.sealed_file import SealedFile, SealedFileError, open_sealed_file
 from currreft_jax.structs import Completion, Frame
 
@@ -151,7 +151,7 @@ def _group(event: dict[str, Any]) -> AnswerGroup:
 def _judgement(event: dict[str, Any]) -> Judgement:
     return Judgement(
         event["key"],
-        Scores(**event["scores"]) if event["scores"] else None,
+        CriterionScores(**event["scores"]) if event["scores"] else None,
         event["overall"],
         event["rationale"],
         event["reply"],

@@ -46,10 +46,7 @@ def keep_samples(
     if jax.process_count() > 1:
         if (folder / KEPT).exists():
             return True
-        raise ValueError(
-            f"stage {stage.name} begins with rejected sampling, which runs in one process: start the same command once"
-            f" without a launcher, and again with it when {folder / KEPT} is there"
-        )
+        raise ValueError(_one_process(stage.name, folder))
 
     def log(line: str) -> None:
         say(f"reject: {line}")
@@ -76,6 +73,22 @@ def refuse_missing_rows(config: Config) -> None:
             if not Path(source.source.file).exists():
                 setting = f"config.stages[{stage_index}].rejection.sources[{index}]"
                 raise FileNotFoundError(f"{source.source.file} of {setting} does not exist")
+
+
+def announce_one_process(config: Config, workdir: Path) -> None:
+    """Says at the start of a run of several processes that it will stop where rejected sampling begins."""
+    if jax.process_count() == 1 or (workdir / REJECT / KEPT).exists():
+        return
+    for stage in config.stages:
+        if stage.rejection:
+            say(_one_process(stage.name, workdir / REJECT))
+
+
+def _one_process(stage_name: str, folder: Path) -> str:
+    return (
+        f"stage {stage_name} begins with rejected sampling, which runs in one process: then start the same command once"
+        f" without a launcher, and again with it when {folder / KEPT} is there"
+    )
 
 
 def rejection_settings(config: Config, rejection: Rejection, previous_dir: Path | None) -> Rejection:

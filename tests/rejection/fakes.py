@@ -12,12 +12,12 @@ from unittest.mock import patch
 from currreft_jax.config import EvaluatedModel, Maths, QuotaSource, Rejection, Rewards, Sampling, Source
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.evaluation.suites import SuiteReply
-from currreft_jax.judges import Judgement, Scores, Unjudged
+from currreft_jax.judges import CriterionScores, Judgement, Unjudged
 from currreft_jax.rejection import runner
 from currreft_jax.structs import Completion
 from tests.evaluation.suites import write_rows
 
-SCORES = Scores(accuracy=90.0, consistency=90.0, format=90.0, fluency=90.0)
+SCORES = CriterionScores(accuracy=90.0, consistency=90.0, format=90.0, fluency=90.0)
 
 
 def rejection_of(*sources: QuotaSource, **settings) -> Rejection:
