@@ -101,7 +101,7 @@ class EndpointJudge:
             RowError: the gold answer of a row is malformed.
             ValueError: two answers have the same key.
         """
-        progress, remaining = _Progress(), iter(answers)
+        progress, remaining = _AskedAnswers(), iter(answers)
         while self._form is None and not progress.hopeless and (answer := next(remaining, None)):
             request = self._request(answer, progress)
             if request:
@@ -150,7 +150,7 @@ class EndpointJudge:
             raise EndpointError(f"{self._model}: the server rejects every request: {rejections[-1].message}")
         return rejections[-1]
 
-    def _requests(self, answers: Iterator[Judged], progress: _Progress) -> Iterator[Request]:
+    def _requests(self, answers: Iterator[Judged], progress: _AskedAnswers) -> Iterator[Request]:
         """Yields the repairs that are due, and the requests of the answers."""
         while not progress.hopeless:
             while progress.repairs:
@@ -162,7 +162,7 @@ class EndpointJudge:
             if request:
                 yield request
 
-    def _request(self, answer: Judged, progress: _Progress) -> Request | None:
+    def _request(self, answer: Judged, progress: _AskedAnswers) -> Request | None:
         """Builds the request of an answer; None if an image cannot be read."""
         if answer.key in progress.asked:
             raise ValueError(f"two answers have the key {answer.key!r}; give each a key of its own")
@@ -179,7 +179,7 @@ class EndpointJudge:
     def _response_format(self) -> dict[str, Any] | None:
         return (self._form or ReplyForm.SCHEMA).response_format()
 
-    def _settle(self, outcomes: Iterable[Reply | Failure], progress: _Progress) -> Iterator[Judgement]:
+    def _settle(self, outcomes: Iterable[Reply | Failure], progress: _AskedAnswers) -> Iterator[Judgement]:
         """Yields the judgements of outcomes; an unreadable reply becomes a repair, once."""
         for outcome in outcomes:
             asked = progress.asked.pop(outcome.key)
@@ -205,7 +205,7 @@ class EndpointJudge:
         self._counts[judgement.unjudged or "judged"] += 1
         return judgement
 
-    def _error(self, progress: _Progress) -> EndpointError:
+    def _error(self, progress: _AskedAnswers) -> EndpointError:
         more = len(progress.failures) - _SHOWN_FAILURES
         rest = " and no more were read" if progress.hopeless else ""
         head = (
@@ -266,7 +266,7 @@ class _Asked:
 
 
 @dataclass(slots=True)
-class _Progress:
+class _AskedAnswers:
     """One stream of answers.
 
     Attributes:

@@ -13,7 +13,7 @@ from currreft_jax.evaluation.manifest import write_json
 from currreft_jax.rejection.candidates import CandidateSource, question_words
 from currreft_jax.rejection.kept_rows import provenance, split_held_out, training_row, write_lines
 from currreft_jax.rejection.records import Records
-from currreft_jax.rejection.selection import Rule
+from currreft_jax.rejection.selection import KeepRule
 from currreft_jax.rejection.summary import select_sources, summarize
 from currreft_jax.runtime.workdir import KEPT, KEPT_HELD_OUT
 
@@ -62,7 +62,7 @@ def write_kept_files(
     Raises:
         ValueError: no answer is kept.
     """
-    rule = Rule(settings.threshold, settings.require_rules)
+    rule = KeepRule(settings.threshold, settings.require_rules)
     template, distilled = load_template(settings.template), bool(settings.model.endpoint)
     keyed: list[tuple[str, dict[str, Any]]] = []
     shortfall: dict[str, int] = {}

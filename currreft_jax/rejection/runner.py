@@ -28,7 +28,7 @@ from currreft_jax.rejection.kept_files import KeptFiles, write_kept_files
 from currreft_jax.rejection.kept_rows import is_readable, training_row
 from currreft_jax.rejection.manifest import keep_manifest, read_manifest, refuse_other_rows
 from currreft_jax.rejection.records import LEDGER, AnswerGroup, Records, SampledAnswer, answer_key, open_records
-from currreft_jax.rejection.selection import Rule, best_answer, judged_answers
+from currreft_jax.rejection.selection import KeepRule, best_answer, judged_answers
 from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
 from currreft_jax.runtime.workdir import only_run
 from currreft_jax.structs import Completion, Row
@@ -193,7 +193,7 @@ class _Job:
     ) -> None:
         self._settings, self._out, self._rows, self._records = settings, out, rows, records
         self._answerer, self._judge, self._pool, self._log = answerer, judge, pool, log
-        self._rule = Rule(settings.threshold, settings.require_rules)
+        self._rule = KeepRule(settings.threshold, settings.require_rules)
         self._rewards = verifying_rewards(settings.rewards)
         self._template: Template = load_template(settings.template)
         self._group_size = settings.sampling.group_size

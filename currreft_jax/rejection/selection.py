@@ -14,7 +14,7 @@ BELOW_THRESHOLD, WRONG, NOT_JUDGED = "below_threshold", "wrong_by_rules", "not_j
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class KeepRule:
     """When an answer may be kept.
 
     Attributes:
@@ -110,13 +110,13 @@ def judged_answers(records: Records, source: str, row: str) -> list[list[JudgedA
     return rounds
 
 
-def best_answer(answers: Iterable[JudgedAnswer], rule: Rule) -> JudgedAnswer | None:
+def best_answer(answers: Iterable[JudgedAnswer], rule: KeepRule) -> JudgedAnswer | None:
     """Returns the answer with the highest overall score that may be kept; the shorter one of equals, then the first."""
     passing = [one for one in answers if not rule.refuses(one.answer, one.judgement)]
     return min(passing, key=lambda one: (-(one.overall or 0.0), one.length, one.sample), default=None)
 
 
-def select(name: str, group: str, quota: int, rows: Sequence[str], records: Records, rule: Rule) -> SourceSelection:
+def select(name: str, group: str, quota: int, rows: Sequence[str], records: Records, rule: KeepRule) -> SourceSelection:
     """Selects the kept answers of a source.
 
     Rows count in the order of the round that gave them their first passing answer, then in their own order, so that

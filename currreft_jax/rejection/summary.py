@@ -13,13 +13,13 @@ from typing import Any
 from currreft_jax.judges import PlantedFault, compare_judges, length_correlation
 from currreft_jax.rejection.candidates import CandidateSource
 from currreft_jax.rejection.records import Records
-from currreft_jax.rejection.selection import JudgedAnswer, Rule, SourceSelection, judged_answers, select
+from currreft_jax.rejection.selection import JudgedAnswer, KeepRule, SourceSelection, judged_answers, select
 
 THRESHOLDS = tuple(range(50, 100, 5))
 _BIN = 5  # points
 
 
-def select_sources(sources: Sequence[CandidateSource], records: Records, rule: Rule) -> list[SourceSelection]:
+def select_sources(sources: Sequence[CandidateSource], records: Records, rule: KeepRule) -> list[SourceSelection]:
     """Selects the kept answers of all sources."""
     return [
         select(source.settings.name, source.settings.group, source.settings.quota, list(source.places), records, rule)
@@ -28,7 +28,7 @@ def select_sources(sources: Sequence[CandidateSource], records: Records, rule: R
 
 
 def summarize(
-    sources: Sequence[CandidateSource], records: Records, rule: Rule, *, distilled: bool, seed: int
+    sources: Sequence[CandidateSource], records: Records, rule: KeepRule, *, distilled: bool, seed: int
 ) -> dict[str, Any]:
     """Returns the content of the summary.
 
@@ -213,11 +213,13 @@ def _confusion(answers: Sequence[JudgedAnswer], threshold: float) -> dict[str, i
     }
 
 
-def _sweep_row(sources: Sequence[CandidateSource], records: Records, rule: Rule, threshold: float) -> dict[str, Any]:
+def _sweep_row(
+    sources: Sequence[CandidateSource], records: Records, rule: KeepRule, threshold: float
+) -> dict[str, Any]:
     """Returns what another threshold would keep, of the answers that there are."""
     selections = select_sources(sources, records, replace(rule, threshold=threshold))
     kept = [answer for selection in selections for answer in selection.kept]
-    unchecked = select_sources(sources, records, Rule(threshold, require_rules=False))
+    unchecked = select_sources(sources, records, KeepRule(threshold, require_rules=False))
     verdicts = [one.answer.right for selection in unchecked for one in selection.kept if one.answer.right is not None]
     return {
         "threshold": threshold,

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,7 +52,7 @@ from currreft_jax.training.limits import LimitReached, reached_limit
 from currreft_jax.training.metrics_buffer import MetricsBuffer
 from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
-from currreft_jax.training.programs import compile_ahead, session_programs
+from currreft_jax.training.programs import StagePrograms, compile_ahead, session_programs
 from currreft_jax.training.records import drop_records, write_records
 from currreft_jax.training.rejected_samples import announce_one_process, keep_samples, refuse_missing_rows
 from currreft_jax.training.sft import sft_step
@@ -242,10 +243,7 @@ def open_stage(
         devices = list(model.mesh.devices.flat)
         held_out_prompts = evaluation_batch_size(run_config)
         stage_programs = session_programs(session, optimizer, programs, buckets, held_out_prompts)
-        if config.plan_first:
-            refuse_too_large(stage_programs.step(stage_programs.buckets()[-1]), devices)
-        if config.data.shapes is Shapes.AUTO:
-            compile_ahead(stage_programs.every_program(), interrupt)
+        prepare_programs(config, stage_programs, devices, interrupt)
         held_out, loss_rows = held_out_rows(session), read_loss_rows(session, stage)
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
         checkpoints = stack.enter_context(Checkpoints(stage_dir / CHECKPOINTS, config.logging.keep_last))
@@ -254,9 +252,7 @@ def open_stage(
         if is_main:
             write_config(run_config, stage_dir)
             drop_records(stage_dir / ROLLOUTS, after=step)
-        # The run's batches: a stage that is batched in another way is evaluated as the others are.
-        evaluated = replace(context, model=model.merged, config=replace(context.config, data=run_config.data))
-        evaluator = Evaluator(evaluated, held_out, matrix, loss_rows)
+        evaluator = Evaluator(evaluated_context(context, run_config), held_out, matrix, loss_rows)
         evaluator.begin(to_policy(model)(state.params), step)
         metrics = stack.enter_context(
             Metrics(stage_dir, config.logging, name=config.name, step=step, steps=stage.steps, writes=is_main)
@@ -282,6 +278,19 @@ def open_stage(
             profiler,
             reward_thread,
         )
+
+
+def prepare_programs(config: Config, programs: StagePrograms, devices: list[jax.Device], interrupt: Interrupt) -> None:
+    """Refuses a batch that the devices cannot hold, and compiles all programs where their shapes are known."""
+    if config.plan_first:
+        refuse_too_large(programs.step(programs.buckets()[-1]), devices)
+    if config.data.shapes is Shapes.AUTO:
+        compile_ahead(programs.every_program(), interrupt)
+
+
+def evaluated_context(context: StageContext, run_config: Config) -> StageContext:
+    """Returns the context of held-out rows: merged parameters, and the run's batches in a stage of other ones, too."""
+    return replace(context, model=context.model.merged, config=replace(context.config, data=run_config.data))
 
 
 def stage_context(session: Session, stage_index: int, buckets: ShapeBuckets, previous_dir: Path | None) -> StageContext:

@@ -4,11 +4,11 @@ import pytest
 
 from currreft_jax.judges import Judgement, Unjudged
 from currreft_jax.rejection.records import AnswerGroup, SampledAnswer, answer_key, open_records
-from currreft_jax.rejection.selection import Rule, select
+from currreft_jax.rejection.selection import KeepRule, select
 from currreft_jax.structs import Completion
 from tests.rejection.fakes import SCORES
 
-RULE = Rule(85.0, require_rules=True)
+RULE = KeepRule(85.0, require_rules=True)
 
 
 def answer(tokens: int = 10, right: bool | None = True, unusable: str = ""):
@@ -56,7 +56,11 @@ def test_answers_that_the_judge_loves_are_dropped_where_the_rules_find_them_wron
     add(records, "unchecked", (answer(right=None), 100.0))
     rows = ["wrong", "all wrong", "unchecked"]
     assert kept(records, rows) == [("wrong", 1), ("unchecked", 0)]
-    assert kept(records, rows, Rule(85.0, require_rules=False)) == [("wrong", 0), ("all wrong", 0), ("unchecked", 0)]
+    assert kept(records, rows, KeepRule(85.0, require_rules=False)) == [
+        ("wrong", 0),
+        ("all wrong", 0),
+        ("unchecked", 0),
+    ]
     assert select("s", "", 0, rows, records, RULE).reasons["wrong_by_rules"] == 2
 
 
@@ -66,7 +70,9 @@ def test_what_has_no_score_is_never_kept_and_counted_by_reason(records):
         add(records, reason.value, (answer(), reason))
     add(records, "cut", (answer(unusable="truncated"), 100.0))
     add(records, "waiting", (answer(), None))
-    selection = select("s", "", 0, [*rows, "cut", "waiting", "never sampled"], records, Rule(0.0, require_rules=False))
+    selection = select(
+        "s", "", 0, [*rows, "cut", "waiting", "never sampled"], records, KeepRule(0.0, require_rules=False)
+    )
     assert not selection.kept
     assert selection.reasons == {**dict.fromkeys(rows, 1), "truncated": 1, "not_judged": 1}
     assert (selection.rows, selection.sampled) == (len(rows) + 3, len(rows) + 2)
@@ -90,4 +96,4 @@ def test_answers_of_later_rounds_change_no_row_that_has_one(records):
     add(records, "a", (answer(), 90.0))
     add(records, "a", (answer(), 99.0))
     assert kept(records, ["a"]) == [("a", 0)]
-    assert kept(records, ["a"], Rule(95.0, require_rules=True)) == [("a", 1)]
+    assert kept(records, ["a"], KeepRule(95.0, require_rules=True)) == [("a", 1)]
