@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -280,7 +279,7 @@ def open_stage(
         )
 
 
-def prepare_programs(config: Config, programs: StagePrograms, devices: list[jax.Device], interrupt: Interrupt) -> None:
+def prepare_programs(config: Config, programs: StagePrograms, devices: list[Any], interrupt: Interrupt) -> None:
     """Refuses a batch that the devices cannot hold, and compiles all programs where their shapes are known."""
     if config.plan_first:
         refuse_too_large(programs.step(programs.buckets()[-1]), devices)
