@@ -140,7 +140,7 @@ def test_a_script_passes_signals_on_and_waits_for_the_save(stand_ins, tmp_path, 
     with started([*SCRIPTS[script], "--flag=a b"], stand_ins) as running:
         wait_until_ready(tmp_path, processes_of(script))
         send(running.pid, number)
-        _, stderr = running.communicate(timeout=30)
+        _, stderr = running.communicate(timeout=120)
     assert running.returncode == REQUEUE, stderr
     for process in range(processes_of(script)):
         assert (tmp_path / f"saved-{process}").exists()
@@ -156,7 +156,7 @@ def test_signals_during_the_save_do_not_end_it(stand_ins, tmp_path, script):
         for number in (signal.SIGTERM, signal.SIGUSR1) * 6:
             running.send_signal(number)
             time.sleep(0.02)
-        _, stderr = running.communicate(timeout=30)
+        _, stderr = running.communicate(timeout=120)
     assert running.returncode == REQUEUE, stderr
     assert all((tmp_path / f"saved-{process}").exists() for process in range(processes_of(script)))
 
@@ -169,7 +169,7 @@ def test_a_second_ctrl_c_ends_all_processes_at_once(stand_ins, tmp_path, script)
         assert running.stderr and "press Ctrl-C again to stop at once" in running.stderr.readline()
         assert running.poll() is None
         os.killpg(running.pid, signal.SIGINT)
-        running.communicate(timeout=20)
+        running.communicate(timeout=120)
     assert running.returncode == 130
     pids = [int((tmp_path / f"ready-{process}").read_text()) for process in range(processes_of(script))]
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10)
@@ -178,7 +178,7 @@ def test_a_second_ctrl_c_ends_all_processes_at_once(stand_ins, tmp_path, script)
 
 def test_a_failed_process_ends_the_others_and_gives_its_code(stand_ins, tmp_path):
     with started(SCRIPTS["processes.sh"], stand_ins | {"SCENARIO": "crash"}) as running:
-        _, stderr = running.communicate(timeout=30)
+        _, stderr = running.communicate(timeout=120)
     assert running.returncode == 9
     assert re.search(r"process 1 \(pid \d+\) ended with 9; the others are killed", stderr)
     assert not list(tmp_path.glob("saved-*"))

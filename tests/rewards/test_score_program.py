@@ -61,7 +61,7 @@ def lines(rows) -> str:
 
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "currreft_jax.score", *arguments]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture
