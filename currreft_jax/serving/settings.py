@@ -64,6 +64,10 @@ class ServedModel:
     min_pixels: int | None = None
     max_pixels: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ValueError(f"slots = {self.slots}: choose a positive number")
+
     def sampling(self, limits: ServerLimits) -> Sampling:
         """Returns the settings of the sampler."""
         return Sampling(
