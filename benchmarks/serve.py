@@ -2,8 +2,8 @@
 
   python -m benchmarks.serve [--size 2m] [--waiting 16,64] [--tokens 128] [--repeats 5] [--out serve.json]
 
-Random weights, a small image in each prompt, sampled answers of up to `--tokens` tokens. So many requests wait at once as
-there are slots; the server is a process of its own, and its client is in this one. Server and sampler alternate; the
+Random weights, a small image in each prompt, sampled answers of up to `--tokens` tokens. As many requests wait at once
+as there are slots; the server is a process of its own, and its client is in this one. Server and sampler alternate; the
 medians of tokens per second and of the paired ratios are shown.
 
   sample       `sample` of all prompts in one batch

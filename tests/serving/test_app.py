@@ -105,7 +105,7 @@ def test_token_limits_and_stops_cut_answers(server):
     assert clamped["choices"][0]["finish_reason"] == "length" and clamped["usage"]["completion_tokens"] == 64
 
 
-# ------------------------------------------------------------------------------------------------- what answers depend on
+# ------------------------------------------------------------------------------------------ what answers depend on
 
 
 def test_an_answer_depends_on_seed_prompt_and_choice_alone(server):
