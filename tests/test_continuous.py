@@ -11,11 +11,13 @@ import pytest
 
 import currreft_jax as cr
 from currreft_jax.data.packing import BudgetError
+from currreft_jax.models.cache import init_cache, ring_mask, update_cache
 from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.timing import CompilationCounter
 from currreft_jax.sampling import continuous
 from currreft_jax.sampling.continuous import SampledGroup, sample_stream, slot_layout, warm_up_stream
-from currreft_jax.sampling.slots import slot_programs
+from currreft_jax.sampling.slots import grow_slots, slot_programs
+from currreft_jax.sampling.state import DecodeState
 from currreft_jax.structs import TokenSampling
 from tests.marks import quick
 from tests.test_rollout import EXACT, G, rollout, world  # noqa: F401
@@ -108,8 +110,9 @@ def test_prompts_may_arrive_while_others_are_decoded(prompts, expected, stream):
 
     def arriving():
         yield from (None, prompts[0], prompts[1], None, prompts[2], None, None, None)
-        while len(groups) < 3:
-            yield None
+        for _ in range(99):
+            if len(groups) < 3:
+                yield None
         yield prompts[3]
 
     for part in stream(arriving()):
@@ -140,6 +143,37 @@ def test_an_entering_prompt_leaves_nothing_of_the_last_one(world, prompts, layou
     for layer, read in zip(filled[0].caches, entering.prompts.caches, strict=True):
         np.testing.assert_array_equal(layer.keys[2], read.keys[0])
         np.testing.assert_array_equal(layer.values[2], read.values[0])
+
+
+def test_a_ring_that_grows_keeps_its_tokens_in_their_order():
+    """The keys and values are the numbers of the tokens, of which a completion of five has the last ones."""
+    ring = init_cache(jnp.zeros((1, 1, 1, 4, 2)), jnp.zeros((1, 1, 1, 4, 2)), jnp.dtype("float32"))
+    place = 0
+
+    def write(ring, last):
+        nonlocal place
+        while place < last:
+            token = jnp.full((1, 1, 1, 2), float(place))
+            ring = update_cache(ring, token, token, jnp.int32(place))
+            place += 1
+        return ring
+
+    def seen(ring, place, token_index):
+        mask = ring_mask(jnp.int32(place), jnp.array([token_index]), ring.values.shape[3])[0]
+        assert (ring.keys[0, 0, 0, 0] == ring.values[0, 0, 0, :, 0]).all()
+        return sorted(ring.values[0, 0, 0, mask, 0].tolist())
+
+    ring = write(ring, 10)  # more than twice round
+    assert seen(ring, 9, 3) == [6, 7, 8, 9] and seen(ring, 9, 1) == [8, 9] and seen(ring, 9, -1) == []
+    free = dict.fromkeys(DecodeState._fields)
+    grown = grow_slots(DecodeState(**{**free, "caches": (ring,), "place": jnp.int32(place)}))
+    (ring,), place = grown.caches, int(grown.place)
+    for number in range(10, 13):
+        token = jnp.full((1, 1, 1, 2), float(number))
+        ring = update_cache(ring, token, token, jnp.int32(place))
+        assert seen(ring, place, number - 6) == list(range(6, number + 1))
+        assert seen(ring, place, 1) == [number - 1, number]
+        place += 1
 
 
 @pytest.mark.slow

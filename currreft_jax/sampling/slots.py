@@ -69,7 +69,7 @@ def slot_programs(spec: SamplerSpec) -> SlotPrograms:
             donate_argnums=2,
             compiler_options=decode_options(mesh),
         ),
-        grow=jax.jit(partial(grow_slots, spec), out_shardings=state),
+        grow=jax.jit(grow_slots, out_shardings=state),
         end=jax.jit(lambda done, ends: done | ends[:, None], out_shardings=NamedSharding(mesh, P(BATCH))),
     )
 
@@ -154,7 +154,7 @@ def decode_slots(
     return state, SlotCounts(count_active(spec, state), jnp.max(ages))
 
 
-def grow_slots(spec: SamplerSpec, state: DecodeState) -> DecodeState:
+def grow_slots(state: DecodeState) -> DecodeState:
     """Doubles the caches of the completions."""
     capacity = state.caches[0].values.shape[3]
     caches = tuple(grow_cache(roll_cache(cache, state.place % capacity), capacity) for cache in state.caches)

@@ -14,6 +14,7 @@ from currreft_jax.endpoint import EndpointError
 from currreft_jax.evaluation import runner
 from currreft_jax.evaluation.answers import read_answers
 from currreft_jax.evaluation.compare import compare_models, read_model_answers
+from currreft_jax.evaluation.endpoint_answerer import EndpointAnswerer
 from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.summary import summary_table
 from tests.endpoint_stub import MODEL, Fault, endpoint_stub
@@ -100,6 +101,25 @@ def test_rows_without_an_answer_yet_end_the_run_and_are_asked_again(evaluation, 
         files, _ = evaluate(evaluation, stub, tmp_path)
         assert len(stub.calls) - before == 2  # the other rows are in the ledger
     assert len(list(read_answers(files[0].path))) == ROWS
+
+
+def test_a_slow_question_holds_up_no_other(evaluation, tmp_path):
+    evaluation.endpoint.timeout_s = 3.0
+    with endpoint_stub(
+        lambda text, call: Fault.HANG if (number_of(text), call) == (5, 0) else Fault.NONE, right
+    ) as stub:
+        model = EvaluatedModel(MODEL, "served", stub.url)
+        (suite,), _ = runner.load_suites(evaluation)
+        answerer = EndpointAnswerer(model, evaluation, tmp_path, print)
+        questions = suite.questions(0, ROWS, ImageCondition.ORIGINAL)
+        answerer.prepare(questions)
+        numbers = []
+        for number, reply in answerer.answers(iter(questions)):
+            assert reply.completions[0].text == right(questions[number].row.problem)
+            numbers.append(number)
+        answerer.close()
+        suite.close()
+    assert numbers[-1] == 5 and sorted(numbers) == list(range(ROWS))
 
 
 def test_several_processes_do_not_ask_a_server(evaluation, tmp_path, monkeypatch):
