@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -86,6 +86,20 @@ class Prompt:
     name: str
     key: int = 0
     first_sample: int = 0
+
+
+class TokenSampling(NamedTuple):
+    """How tokens are sampled where each prompt has settings of its own: numbers of one prompt, or arrays of P prompts.
+
+    Attributes:
+        temperature: divides the logits; 0 samples greedily, whatever the others are.
+        top_k: samples from the k likeliest tokens; 0 for all.
+        top_p: samples from the fewest likeliest tokens with this total probability; 1 for all.
+    """
+
+    temperature: Float32[Array, " P"] | float
+    top_k: Int32[Array, " P"] | int
+    top_p: Float32[Array, " P"] | float
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from currreft_jax.sampling import continuous
 from currreft_jax.sampling.continuous import SampledGroup, sample_stream, slot_layout, warm_up_stream
 from currreft_jax.sampling.slots import grow_slots, slot_programs
 from currreft_jax.sampling.state import DecodeState
+from currreft_jax.structs import TokenSampling
 from tests.marks import quick
 from tests.test_rollout import EXACT, G, rollout, world  # noqa: F401
 
@@ -77,9 +78,9 @@ def stream(world, prompts, layout):
     arguments = {"layout": layout, "weights": cr.decode_params(model, parameters, EXACT)}
     warm_up_stream(model, parameters, processor, [[prompt] for prompt in prompts[:2]], EXACT, **arguments)
 
-    def run(source):
+    def run(source, **more):
         counter = CompilationCounter()
-        yield from sample_stream(model, parameters, processor, source, EXACT, **arguments, **SEEDS)
+        yield from sample_stream(model, parameters, processor, source, EXACT, **arguments, **SEEDS, **more)
         counter.close()
         assert counter.take() == 0
 
@@ -206,3 +207,38 @@ def test_a_prompt_longer_than_a_slot_is_refused(world, layout):
     short = replace(layout, length=32)
     with pytest.raises(BudgetError, match=r"0: \d+ tokens, but a slot holds 32"):
         list(sample_stream(model, parameters, processor, prompts, EXACT, layout=short))
+
+
+def test_prompts_with_settings_of_their_own_share_a_batch(world, prompts, expected, layout):
+    """Those of the batch's temperature sample its tokens; a top-k of 1 is greedy."""
+    model, parameters, processor, _ = world
+    own = {prompt.name: TokenSampling(EXACT.temperature, 0, 1.0) for prompt in prompts}
+    own[prompts[1].name], own[prompts[2].name] = TokenSampling(0.0, 0, 0.5), TokenSampling(0.7, 1, 1.0)
+    sampling = {"token_sampling": lambda prompt: own[prompt.name], **SEEDS}
+    parts = sample_stream(model, parameters, processor, prompts, EXACT, layout=layout, **sampling)
+    groups = sorted(flat(parts), key=lambda group: group.number)
+    sampled = [number for number in range(len(prompts)) if number not in (1, 2)]
+    assert_same_groups([groups[number] for number in sampled], [expected[number] for number in sampled])
+    greedy = cr.sample(model, parameters, processor, prompts[1:3], EXACT, temperature=0.0)
+    for row, group in enumerate(groups[1:3]):
+        for g, tokens in enumerate(group.tokens):
+            np.testing.assert_array_equal(tokens, np.asarray(greedy.tokens)[row, g, : len(tokens)])
+            assert len(tokens) == greedy.lengths[row, g]
+
+
+def test_tokens_are_reported_as_they_come_and_unwanted_prompts_leave(world, prompts, expected, stream):
+    reported = {number: [] for number in range(len(prompts))}
+    longest = max(range(len(prompts)), key=lambda number: max(map(len, expected[number].tokens)))
+
+    def keep(sampled):
+        reported[sampled.number].append(sampled)
+        return sampled.number != longest
+
+    groups = sorted(flat(stream(prompts, on_tokens=keep)), key=lambda group: group.number)
+    assert_same_groups(groups, [group for group in expected if group.number != longest])
+    assert len(reported[longest]) == 1
+    for number, parts in reported.items():
+        for g, whole in enumerate(expected[number].tokens if parts else []):
+            tokens = np.concatenate([part.tokens[g] for part in parts])
+            shorter = min(len(tokens), len(whole))
+            np.testing.assert_array_equal(tokens[:shorter], whole[:shorter])

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from currreft_jax.models.layers import MASK_VALUE
 from currreft_jax.runtime.sharding import BATCH, constrain
-from currreft_jax.structs import Array
+from currreft_jax.structs import Array, TokenSampling
 
 BLOCK_SIZE = 128  # tokens of a vocabulary block
 _EXP_UNDERFLOW = -200.0  # exp of it is 0 in fp32, and so is its product with that; for -inf the product is NaN
@@ -53,6 +53,57 @@ def sample_token(
             filtered = _split_blocks(_top_p(_top_k(logits, top_k), top_p))
             filtered_sumexp = _block_sumexp(filtered, num_blocks, mesh)[1]
         block, column = _gumbel_max(filtered, filtered_sumexp, keys, token_index)
+    return _sampled(blocks, block, column, max_logit, sumexp)
+
+
+def sample_token_by_prompt(
+    logits: jax.Array,
+    keys: Array,
+    token_index: Array,
+    settings: TokenSampling,
+    num_padded: int = 0,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Samples as `sample_token`, with settings of each prompt; greedy ones have log-probabilities at temperature 1.
+
+    Args:
+        logits: fp32 `[P, G, V]`, masked, at temperature 1.
+        keys: see `sample_token`, as the other arguments and the results.
+        token_index: see `sample_token`.
+        settings: arrays `[P]`.
+        num_padded: see `sample_token`.
+        mesh: see `sample_token`.
+    """
+    temperature, top_k, top_p = map(jnp.asarray, settings)
+    is_greedy = temperature == 0
+    divisor = jnp.where(is_greedy, 1, temperature)[:, None, None]
+    logits = jnp.where(logits > MASK_VALUE, logits / divisor, MASK_VALUE)
+    num_blocks = -(-(logits.shape[-1] - num_padded) // BLOCK_SIZE)
+    blocks = _split_blocks(logits)
+    max_logit, sumexp = _block_sumexp(blocks, num_blocks, mesh)
+    is_filtered = ~is_greedy & ((top_k > 0) | (top_p < 1))
+
+    def sample() -> tuple[jax.Array, jax.Array]:
+        filtered = jax.lax.cond(
+            jnp.any(is_filtered),
+            lambda: jnp.where(is_filtered[:, None, None], _filter_by_prompt(logits, top_k, top_p), logits),
+            lambda: logits,
+        )
+        filtered_blocks = _split_blocks(filtered)
+        filtered_sumexp = _block_sumexp(filtered_blocks, num_blocks, mesh)[1]
+        block, column = _gumbel_max(filtered_blocks, filtered_sumexp, keys, token_index)
+        greedy_block, greedy_column = _argmax(blocks, mesh)
+        greedy = is_greedy[:, None]
+        return jnp.where(greedy, greedy_block, block), jnp.where(greedy, greedy_column, column)
+
+    block, column = jax.lax.cond(jnp.all(is_greedy), lambda: _argmax(blocks, mesh), sample)
+    return _sampled(blocks, block, column, max_logit, sumexp)
+
+
+def _sampled(
+    blocks: jax.Array, block: jax.Array, column: jax.Array, max_logit: jax.Array, sumexp: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns tokens, log-probabilities and entropies of the columns that were sampled."""
     token_logit = jnp.take_along_axis(_take_block(blocks, block), column[..., None], axis=-1)[..., 0]
     total = jnp.sum(sumexp, axis=-1)
     shifted = jnp.maximum(blocks - max_logit[..., None, None], _EXP_UNDERFLOW)
@@ -135,4 +186,18 @@ def _top_p(logits: jax.Array, p: float) -> jax.Array:
     probabilities = jax.nn.softmax(descending, axis=-1)
     kept = jnp.cumsum(probabilities, axis=-1) - probabilities < p
     threshold = jnp.min(descending, axis=-1, where=kept, initial=jnp.inf, keepdims=True)
+    return jnp.where(logits >= threshold, logits, MASK_VALUE)
+
+
+def _filter_by_prompt(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Masks as `_top_k`, then `_top_p`, with settings of each prompt, arrays `[P]`."""
+    top_k, top_p = top_k[:, None, None], top_p[:, None, None]
+    descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+    last = jnp.broadcast_to(jnp.clip(top_k, 1, logits.shape[-1]) - 1, (*logits.shape[:-1], 1))
+    smallest = jnp.where(top_k > 0, jnp.take_along_axis(descending, last, axis=-1), MASK_VALUE)
+    descending = jnp.where(descending >= smallest, descending, MASK_VALUE)
+    probabilities = jax.nn.softmax(descending, axis=-1)
+    kept = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
+    threshold = jnp.min(descending, axis=-1, where=kept, initial=jnp.inf, keepdims=True)
+    threshold = jnp.maximum(smallest, jnp.where(top_p < 1, threshold, MASK_VALUE))
     return jnp.where(logits >= threshold, logits, MASK_VALUE)

@@ -8,7 +8,8 @@ however many prompts there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import lcm
@@ -29,7 +30,7 @@ from currreft_jax.sampling.programs import sampler_programs
 from currreft_jax.sampling.sampler import collate_prompts, processor_spec, with_changes
 from currreft_jax.sampling.slots import slot_programs
 from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec
-from currreft_jax.structs import Prompt
+from currreft_jax.structs import Prompt, TokenSampling
 
 _ENTERING_SHARE = 8  # of the slots, one in so many is filled at a time
 
@@ -110,6 +111,20 @@ class SampledGroup(NamedTuple):
     finished: list[bool]
 
 
+class SampledTokens(NamedTuple):
+    """The next tokens of the completions of one prompt.
+
+    Attributes:
+        number: of the prompt, as in `SampledGroup`.
+        tokens: int32 `[G, n]`; only padding follows the stop token of a completion that has ended.
+        logprobs: fp32 `[G, n]`.
+    """
+
+    number: int
+    tokens: np.ndarray
+    logprobs: np.ndarray
+
+
 def sample_stream(
     model: Model,
     parameters: Parameters,
@@ -122,6 +137,8 @@ def sample_stream(
     seed: int = 0,
     stage: int = 0,
     step: int = 0,
+    token_sampling: Callable[[Prompt], TokenSampling] | None = None,
+    on_tokens: Callable[[SampledTokens], bool] | None = None,
     **changes: Any,
 ) -> Iterator[list[SampledGroup]]:
     """Samples G completions of every prompt, and yields the groups that have ended, in any order.
@@ -138,6 +155,9 @@ def sample_stream(
         seed: as in `sample`, as `stage` and `step`.
         stage: index of the stage in the curriculum.
         step: step number within the stage.
+        token_sampling: returns how a prompt's tokens are sampled; by default all are sampled by the settings.
+        on_tokens: called with the next tokens of each prompt that has not ended, at least once a segment. Where it
+            returns false, the prompt leaves its slot, and no group is yielded for it. For one host.
         changes: settings by name, such as `group_size=4`.
 
     Yields:
@@ -145,11 +165,14 @@ def sample_stream(
 
     Raises:
         TypeError: a change that is no setting.
-        ValueError: impossible settings.
+        ValueError: impossible settings, or `on_tokens` on several hosts.
         BudgetError: a prompt longer than a slot.
     """
+    if on_tokens and jax.process_count() > 1:
+        raise ValueError("on_tokens decides on one host alone; start one process")
     settings = with_changes(settings, changes)
-    reader = _PromptReader(model, parameters, processor, settings, layout, weights, (seed, stage, step))
+    seeds = seed, stage, step
+    reader = _PromptReader(model, parameters, processor, settings, layout, weights, seeds, token_sampling)
     source, batch, finished = iter(prompts), None, list[SampledGroup]()
     entering = reader.read(source)
     while True:
@@ -166,7 +189,7 @@ def sample_stream(
         batch.decode(layout.slots_per_shard - entering.rows if entering else 0)
         yield finished
         entering = entering or reader.read(source)
-        finished = batch.collect()
+        finished = batch.collect(on_tokens)
 
 
 def warm_up_stream(
@@ -178,6 +201,7 @@ def warm_up_stream(
     *,
     layout: SlotLayout,
     weights: Parameters | None = None,
+    token_sampling: Callable[[Prompt], TokenSampling] | None = None,
     **changes: Any,
 ) -> None:
     """Compiles every program of `sample_stream` for prompts of these shapes, and samples first tokens alone.
@@ -190,12 +214,14 @@ def warm_up_stream(
         settings: sampling settings.
         layout: from `slot_layout`.
         weights: the copy for decoding.
+        token_sampling: as in `sample_stream`.
         changes: settings by name.
     """
     settings = with_changes(settings, changes)
-    reader = _PromptReader(model, parameters, processor, settings, layout, weights, (0, 0, 0))
+    reader = _PromptReader(model, parameters, processor, settings, layout, weights, (0, 0, 0), token_sampling)
     read = [reader.prefill(prompts, finished=True) for prompts in entries]
     batch = _SlotBatch(reader, read[0])
+    batch.end(())
     while True:
         for entering in read:
             batch.insert(entering)
@@ -241,11 +267,13 @@ class _PromptReader:
         layout: SlotLayout,
         weights: Parameters | None,
         seeds: tuple[int, int, int],
+        token_sampling: Callable[[Prompt], TokenSampling] | None = None,
     ) -> None:
         self.spec, self.layout = processor_spec(model, processor, settings), layout
         self.decoding_params = decoding_weights(model, parameters, self.spec.decoding) if weights is None else weights
         self.exhausted = False
         self._model, self._parameters, self._settings, self._seeds = model, parameters, settings, seeds
+        self._token_sampling = token_sampling
         self._count = 0
 
     def read(self, source: Iterator[Prompt | None]) -> _Entering | None:
@@ -277,19 +305,39 @@ class _PromptReader:
             batch,
             to_devices(done, self._model.mesh),
             np.array(self._seeds, np.uint32),
+            self._sampling_rows(layout.entering_rows(prompts)),
         )
         numbers = tuple(range(self._count, self._count + len(prompts)))
         self._count += len(prompts)
         return _Entering(prompt_state, state, numbers, -(-len(prompts) // layout.num_shards))
 
+    def _sampling_rows(self, rows: Sequence[Prompt]) -> TokenSampling | None:
+        if self._token_sampling is None:
+            return None
+        columns = zip(*map(self._token_sampling, rows), strict=True)
+        dtypes = np.float32, np.int32, np.float32
+        arrays = [np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)]
+        return TokenSampling(*to_devices(arrays, self._model.mesh))
+
 
 @dataclass(slots=True)
 class _Resident:
-    """A prompt in a slot: its number, and the tokens and log-probs of its completions so far, `[G, n]` each."""
+    """A prompt in a slot: its number, and the tokens and log-probs of its completions so far, `[G, n]` each.
+
+    Attributes:
+        num_reported: items of both lists that `unreported` has returned.
+    """
 
     number: int
     tokens: list[np.ndarray]
     logprobs: list[np.ndarray]
+    num_reported: int = 0
+
+    def unreported(self) -> SampledTokens:
+        """Returns the tokens since the last call."""
+        new = [np.concatenate(x[self.num_reported :], axis=1) for x in (self.tokens, self.logprobs)]
+        self.num_reported = len(self.tokens)
+        return SampledTokens(self.number, *new)
 
     def group(self, spec: SamplerSpec) -> SampledGroup:
         """Cuts the completions off at their first stop token, or at the token limit."""
@@ -368,8 +416,11 @@ class _SlotBatch:
         self._place = self.capacity
         self.capacity *= 2
 
-    def collect(self) -> list[SampledGroup]:
-        """Waits for the decoding; frees the slots of the groups that have ended, and returns these."""
+    def collect(self, on_tokens: Callable[[SampledTokens], bool] | None = None) -> list[SampledGroup]:
+        """Waits for the decoding; frees the slots of the groups that have ended, and returns these.
+
+        Slots of other prompts are freed where `on_tokens`, called with their next tokens, returns false.
+        """
         for entering, placed in self._entered:
             first, logprobs = local_rows(entering.state.token), local_rows(entering.state.logprobs)[:, :, 0]
             for row, slot in placed.items():
@@ -380,10 +431,25 @@ class _SlotBatch:
         place = int(self._state.place)
         done, tokens, logprobs = map(local_rows, (self._state.done, self._state.tokens, self._state.logprobs))
         num_tokens, self._place = place - self._place, place
-        ended = []
+        ended, unwanted = list[SampledGroup](), list[int]()
         for slot, resident in list(self._residents.items()):
             resident.tokens.append(tokens[slot, :, :num_tokens])
             resident.logprobs.append(logprobs[slot, :, :num_tokens])
             if done[slot].all():
                 ended.append(self._residents.pop(slot).group(self._spec))
+            elif on_tokens and not on_tokens(resident.unreported()):
+                unwanted.append(slot)
+        if unwanted:
+            self.end(unwanted)
         return sorted(ended, key=lambda group: group.number)
+
+    def end(self, slots: Sequence[int]) -> None:
+        """Frees slots whose completions are not wanted any more."""
+        ends = np.zeros(self._layout.num_slots, bool)
+        ends[list(slots)] = True
+        done = self._programs.end(self._state.done, to_devices(ends, self._spec.decoding.mesh))
+        self._state = self._state._replace(done=done)
+        for slot in slots:
+            del self._residents[slot]
+        occupied = Counter(slot // self._layout.slots_per_shard for slot in self._residents)
+        self.active = max(occupied.values(), default=0)

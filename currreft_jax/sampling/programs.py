@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 from currreft_jax.models.cache import grow_cache
 from currreft_jax.models.decoder import Decoder, bind_decoder, prompt_caches
 from currreft_jax.models.qwen2_5_vl import Parameters
-from currreft_jax.models.sampling import sample_token
+from currreft_jax.models.sampling import sample_token, sample_token_by_prompt
 from currreft_jax.models.text import splits_heads
 from currreft_jax.runtime.sharding import BATCH, constrain
 from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec, Segment
-from currreft_jax.structs import Array, Prefix, PromptBatch, Rollout
+from currreft_jax.structs import Array, Prefix, PromptBatch, Rollout, TokenSampling
 
 
 class SamplerPrograms(NamedTuple):
@@ -66,7 +66,7 @@ def state_shardings(spec: SamplerSpec) -> tuple[Any, Any]:
     mesh = spec.decoding.mesh
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
     caches = NamedSharding(mesh, P(BATCH, "tensor" if splits_heads(spec.model.config, mesh) else None))
-    prompts: Any = PromptState(caches, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    prompts: Any = PromptState(caches, rows, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
     state: Any = DecodeState(rows, replicated, rows, rows, caches, rows, rows, rows)  # pyright: ignore[reportArgumentType]
     return prompts, state
 
@@ -83,6 +83,7 @@ def prefill(
     batch: PromptBatch,
     done: Array,
     seeds: Array,
+    sampling: TokenSampling | None = None,
 ) -> tuple[PromptState, DecodeState]:
     """Reads each prompt once, and samples the first token of its G completions.
 
@@ -94,6 +95,7 @@ def prefill(
         done: bool `[R, G]`, completions that only fill the batch. R is P, or a multiple of P where each prompt's
             completions are split over that many rows of the decoding mesh.
         seeds: uint32 `[3]`: seed, stage, step.
+        sampling: how each prompt's tokens are sampled, arrays `[P]`; by default, as the specification says.
     """
     num_rows, group_size = done.shape
     parts = num_rows // batch.tokens.shape[0]
@@ -106,6 +108,7 @@ def prefill(
         next_position=prefix.next_position,
         keys=completion_keys(seeds, jnp.asarray(batch.key), sample_ids).reshape(num_rows, group_size, 2),
         rows=jnp.tile(jnp.arange(num_rows // spec.num_shards, dtype=jnp.int32), spec.num_shards),
+        sampling=jax.tree.map(lambda x: jnp.repeat(x, parts), sampling),
     )
     state = DecodeState(
         slot=jnp.zeros(num_rows, jnp.int32),
@@ -116,8 +119,8 @@ def prefill(
         **empty_segment(spec, num_rows, group_size)._asdict(),
     )
     hidden = constrain(prefix.last_hidden.astype(spec.decoding.dtype), spec.decoding.mesh, BATCH)
-    logits = jnp.repeat(decoder.masked_logits(hidden[:, None], spec.temperature or 1.0), group_size, axis=1)
-    return prompts, _append(spec, state, logits, prompts.keys, 0)
+    logits = jnp.repeat(_logits(spec, decoder, prompts, hidden[:, None]), group_size, axis=1)
+    return prompts, _append(spec, state, logits, prompts, 0)
 
 
 def decode(
@@ -140,8 +143,8 @@ def decode_token(
     hidden, caches = decoder(
         state.token, state.slot - 1, state.place, prompts.next_position, prompts.lengths, prompts.caches, state.caches
     )
-    logits = decoder.masked_logits(hidden, spec.temperature or 1.0)
-    return _append(spec, state._replace(place=state.place + 1, caches=caches), logits, prompts.keys, index)
+    logits = _logits(spec, decoder, prompts, hidden)
+    return _append(spec, state._replace(place=state.place + 1, caches=caches), logits, prompts, index)
 
 
 def count_active(spec: SamplerSpec, state: DecodeState) -> jax.Array:
@@ -234,18 +237,21 @@ def completion_keys(seeds: Array, prompt_keys: jax.Array, sample_ids: Array) -> 
     return jax.vmap(jax.vmap(key_of, in_axes=(None, 0)))(prompt_keys, sample_ids)
 
 
-def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Array, index: Array | int) -> DecodeState:
+def _logits(spec: SamplerSpec, decoder: Decoder, prompts: PromptState, hidden: Array) -> jax.Array:
+    """Computes logits, divided by the temperature if all prompts have the same."""
+    return decoder.masked_logits(hidden, spec.temperature if prompts.sampling is None and spec.temperature else 1.0)
+
+
+def _append(
+    spec: SamplerSpec, state: DecodeState, logits: jax.Array, prompts: PromptState, index: Array | int
+) -> DecodeState:
     """Samples a token of each completion from its logits, and records it at `index` of the segment."""
-    sampled = sample_token(
-        logits,
-        keys,
-        state.slot,
-        spec.temperature,
-        spec.top_k,
-        spec.top_p,
-        num_padded=logits.shape[-1] - spec.decoding.config.vocab_size,
-        mesh=spec.decoding.mesh,
-    )
+    num_padded, mesh = logits.shape[-1] - spec.decoding.config.vocab_size, spec.decoding.mesh
+    if prompts.sampling is None:
+        settings = spec.temperature, spec.top_k, spec.top_p
+        sampled = sample_token(logits, prompts.keys, state.slot, *settings, num_padded=num_padded, mesh=mesh)
+    else:
+        sampled = sample_token_by_prompt(logits, prompts.keys, state.slot, prompts.sampling, num_padded, mesh)
     token, logprob, entropy = (
         jnp.where(state.done, padding, x) for padding, x in zip((spec.pad_token_id, 0, 0), sampled, strict=True)
     )

@@ -2,7 +2,7 @@
 
 `init` makes free slots. The sampler's `prefill` reads a few prompts at a time, and `insert` puts them into free slots.
 `decode` samples tokens of all slots until enough of them are free, and `grow` doubles the caches of the completions
-when the oldest one has filled them.
+when the oldest one has filled them. `end` ends completions early.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from currreft_jax.models.cache import grow_cache, roll_cache
 from currreft_jax.models.decoder import bind_decoder
 from currreft_jax.models.qwen2_5_vl import Parameters
+from currreft_jax.runtime.sharding import BATCH
 from currreft_jax.sampling.programs import (
     count_active,
     decode_options,
@@ -37,6 +38,7 @@ class SlotPrograms(NamedTuple):
     insert: Any
     decode: Any
     grow: Any
+    end: Any
 
 
 class SlotCounts(NamedTuple):
@@ -68,6 +70,7 @@ def slot_programs(spec: SamplerSpec) -> SlotPrograms:
             compiler_options=decode_options(mesh),
         ),
         grow=jax.jit(grow_slots, out_shardings=state),
+        end=jax.jit(lambda done, ends: done | ends[:, None], out_shardings=NamedSharding(mesh, P(BATCH))),
     )
 
 

@@ -14,7 +14,7 @@ from currreft_jax.models.decoder import decoding_model
 from currreft_jax.models.flash import say_einsum
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.runtime.sharding import data_shards
-from currreft_jax.structs import Array
+from currreft_jax.structs import Array, TokenSampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ class PromptState(NamedTuple):
         next_position: int32 `[R]`.
         keys: uint32 `[R, G, 2]`, random key data of each completion.
         rows: int32 `[R]`, each prompt's row in the full batch, counted within its data shard.
+        sampling: how each prompt's tokens are sampled, `[R]` each; None where the specification says it.
     """
 
     caches: tuple[Cache, ...]
@@ -102,6 +103,7 @@ class PromptState(NamedTuple):
     next_position: Array
     keys: Array
     rows: Array
+    sampling: TokenSampling | None = None
 
 
 class DecodeState(NamedTuple):
