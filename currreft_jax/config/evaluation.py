@@ -101,7 +101,7 @@ class Evaluation:
         min_pixels: area that smaller images are enlarged to; 0 for the checkpoint's own.
         max_pixels: area that larger images are shrunk to; 0 for the checkpoint's own.
         mesh: axes of the device mesh.
-        batch_size: rows of a batch over all hosts; rounded up to a multiple of the devices.
+        batch_size: rows that are answered at a time, over all hosts; rounded up to what the devices divide.
         sampling: decoding; `group_size` is the number of completions of a row.
         aliases: label -> the label it stands for, both in lower case with single spaces.
         maths: limits of math-verify.

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +29,9 @@ from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.digests import hash_files
 from currreft_jax.runtime.multihost import gather_bytes
 from currreft_jax.runtime.sharding import make_mesh
-from currreft_jax.sampling.abstract import warm_up
-from currreft_jax.sampling.completions import decode_completions
-from currreft_jax.sampling.sampler import batch_shape, decode_params, prompt_dims, sample
+from currreft_jax.sampling.completions import decode_group
+from currreft_jax.sampling.continuous import SlotLayout, sample_stream, slot_layout, warm_up_stream
+from currreft_jax.sampling.sampler import batch_shape, decode_params, prompt_dims
 from currreft_jax.session.meshes import most_copies
 from currreft_jax.session.sources import LoadedModel, load_source, load_source_processor, resolve_source
 from currreft_jax.structs import Completion, Frame, Prompt
@@ -37,14 +39,7 @@ from currreft_jax.structs import Completion, Frame, Prompt
 # Answers are sampled under a stage number that no run has, so that two models differ by their parameters alone.
 _STAGE = (1 << 20) - 1
 _SHOWN_ERRORS = 20
-
-
-class QuestionReader(Protocol):
-    """The questions of a suite, by index."""
-
-    def __call__(self, start: int, stop: int) -> list[SuiteQuestion]:
-        """Reads the questions from `start` up to `stop`, or the last one."""
-        ...
+_PREFILLS_AHEAD = 2  # prompts of so many prefills are read before their use
 
 
 class Answerer(Protocol):
@@ -52,22 +47,30 @@ class Answerer(Protocol):
 
     Attributes:
         facts: what a manifest says of the model.
-        batch_size: number of questions that are answered together.
     """
 
     facts: dict[str, Any]
-    batch_size: int
 
-    def prepare(self, read: QuestionReader, start: int, stop: int) -> None:
-        """Makes ready to answer the questions from `start`, a multiple of the batch size, up to `stop`.
+    def check(self, questions: Iterable[SuiteQuestion]) -> None:
+        """Refuses questions that cannot be asked; nothing is loaded.
 
         Raises:
-            SuiteError: some of them cannot be asked.
+            SuiteError: naming them.
         """
         ...
 
-    def answer(self, questions: Sequence[SuiteQuestion]) -> list[SuiteReply]:
-        """Answers up to a batch of questions; all hosts get all replies."""
+    def prepare(self, questions: Iterable[SuiteQuestion]) -> None:
+        """Makes ready to answer these questions, in this order."""
+        ...
+
+    def answers(self, questions: Iterable[SuiteQuestion]) -> Iterator[tuple[int, SuiteReply]]:
+        """Answers the questions that it was prepared for.
+
+        Questions are read as they can be asked, a bounded number ahead.
+
+        Yields:
+            The number of a question, counted from 0, and its reply, as soon as there is one; all hosts get all replies.
+        """
         ...
 
     def close(self) -> None:
@@ -108,11 +111,10 @@ class ModelAnswerer:
         }
         mesh = evaluation.mesh
         self._mesh = make_mesh(mesh.data or most_copies(mesh, jax.devices()), mesh.fsdp, mesh.tensor)
-        self.batch_size = -(-evaluation.batch_size // self._mesh.size) * self._mesh.size
         self._template = load_template(evaluation.template)
         self._loaded: LoadedModel | None = None
         self._decoding: Parameters | None = None
-        self._shapes: set[BatchShape] = set()
+        self._layout: SlotLayout | None = None
         self._processor = load_source_processor(model.path, **self._options)
         folder = resolve_source(model.path)
         is_main = jax.process_index() == 0  # the host that writes manifests
@@ -123,47 +125,77 @@ class ModelAnswerer:
             "dtype": evaluation.dtype,
         }
 
-    def prepare(self, read: QuestionReader, start: int, stop: int) -> None:
-        """Compiles the programs for all batch shapes of the questions, which are few: nothing compiles later."""
-        loaded = self._load()
-        representatives: dict[BatchShape, int] = {}
-        for first in range(start, stop, self.batch_size):
-            questions = read(first, min(first + self.batch_size, stop))
-            dims = [prompt_dims(loaded.model, self._measure(own)) for own in self._split(questions)]
-            shape = batch_shape(np.max(dims, axis=0), self._evaluation.sampling)
-            if shape not in self._shapes:
-                representatives.setdefault(shape, first)
-        for shape, first in representatives.items():
-            prompts = self._prompts(self._own(read(first, min(first + self.batch_size, stop))))
-            model, params, settings = loaded.model, loaded.params, self._evaluation.sampling
-            warm_up(model, params, loaded.processor, prompts, settings, weights=self._decoding)
-            self._shapes.add(shape)
+    def check(self, questions: Iterable[SuiteQuestion]) -> None:
+        """Refuses prompts that are longer than the largest bucket; pixels are not read."""
+        longest, count, shown = max(self._evaluation.sampling.prompt_lengths), 0, list[str]()
+        for question in questions:
+            length = len(self._measure(question).tokens)
+            if length > longest:
+                count += 1
+                if count <= _SHOWN_ERRORS:
+                    shown.append(f"{question.location}: {length} tokens")
+        if count:
+            head = (
+                f"{count} prompts are longer than {longest} tokens; raise --config.sampling.prompt_lengths, or shrink"
+                " images:"
+            )
+            more = [f"and {count - _SHOWN_ERRORS} more"] if count > _SHOWN_ERRORS else []
+            raise SuiteError("\n  ".join([head, *shown, *more]))
 
-    def answer(self, questions: Sequence[SuiteQuestion]) -> list[SuiteReply]:
-        """Samples the completions of a batch; the last question is repeated to fill it."""
-        loaded = self._load()
-        prompts = self._prompts(self._own(questions))
-        rollout = sample(
+    def prepare(self, questions: Iterable[SuiteQuestion]) -> None:
+        """Compiles the programs for the prompts that are read together, of few shapes: nothing compiles later."""
+        loaded, sampling = self._load(), self._evaluation.sampling
+        layout = slot_layout(loaded.model, sampling, self._evaluation.batch_size, 1)
+        representatives: dict[BatchShape, list[_Numbered]] = {}
+        for together in _chunks(questions, layout.num_entering):
+            measured = [[self._measure(question) for _, question in own] for own in _split(together)]
+            dims = [prompt_dims(loaded.model, layout.entering_rows(own)) for own in measured]
+            representatives.setdefault(batch_shape(np.max(dims, axis=0), sampling), together)
+        if not representatives:
+            return
+        self._layout = dataclasses.replace(layout, length=max(shape.length for shape in representatives))
+        warm_up_stream(
             loaded.model,
             loaded.params,
             loaded.processor,
-            prompts,
+            [[self._prompt(question) for _, question in _own(together)] for together in representatives.values()],
+            sampling,
+            layout=self._layout,
+            weights=self._decoding,
+        )
+
+    def answers(self, questions: Iterable[SuiteQuestion]) -> Iterator[tuple[int, SuiteReply]]:
+        """Samples completions; a question enters as soon as there is room for it."""
+        loaded, layout = self._load(), self._layout
+        assert layout  # by `prepare`
+        asked: dict[int, tuple[int | None, list[int] | None]] = {}  # by this host's number
+
+        def prompts() -> Iterator[Prompt]:
+            for own_number, (number, prompt) in enumerate(self._read_ahead(questions, layout)):
+                frame = prompt.images[0].resized if prompt.images else None
+                asked[own_number] = number, frame and [frame.width, frame.height]
+                yield prompt
+
+        for groups in sample_stream(
+            loaded.model,
+            loaded.params,
+            loaded.processor,
+            prompts(),
             self._evaluation.sampling,
+            layout=layout,
             weights=self._decoding,
             seed=self._evaluation.seed,
             stage=_STAGE,
-        )
-        texts = decode_completions(loaded.processor, rollout).texts
-        frames = [prompt.images[0].resized if prompt.images else None for prompt in prompts]
-        own = [
-            [[dataclasses.astuple(completion) for completion in group], frame and [frame.width, frame.height]]
-            for group, frame in zip(texts, frames, strict=True)
-        ]
-        gathered = [reply for content in gather_bytes(json.dumps(own).encode()) for reply in json.loads(content)]
-        return [
-            SuiteReply(tuple(Completion(*fields) for fields in group), Frame(*frame) if frame else None)
-            for group, frame in gathered[: len(questions)]
-        ]
+        ):
+            own = []
+            for group in groups:
+                completions = decode_group(loaded.processor, group)
+                own.append([*asked.pop(group.number), list(map(dataclasses.astuple, completions))])
+            for content in gather_bytes(json.dumps(own).encode()):
+                for number, frame, completions in json.loads(content):
+                    if number is not None:
+                        replied = tuple(Completion(*fields) for fields in completions)
+                        yield number, SuiteReply(replied, Frame(*frame) if frame else None)
 
     def close(self) -> None:
         """Frees the parameters."""
@@ -176,47 +208,49 @@ class ModelAnswerer:
             self._loaded = loaded
         return self._loaded
 
-    def _split(self, questions: Sequence[SuiteQuestion]) -> list[Sequence[SuiteQuestion]]:
-        """Splits a batch, filled with its last question, over the hosts."""
-        full = [*questions, *[questions[-1]] * (self.batch_size - len(questions))]
-        size = self.batch_size // jax.process_count()
-        return [full[start : start + size] for start in range(0, self.batch_size, size)]
-
-    def _own(self, questions: Sequence[SuiteQuestion]) -> Sequence[SuiteQuestion]:
-        return self._split(questions)[jax.process_index()]
-
-    def _prompts(self, questions: Sequence[SuiteQuestion]) -> list[Prompt]:
-        """Reads images and tokenizes texts; a repeated question once."""
-        unique = {question.row.id: question for question in questions}
+    def _read_ahead(
+        self, questions: Iterable[SuiteQuestion], layout: SlotLayout
+    ) -> Iterator[tuple[int | None, Prompt]]:
+        """Reads images and tokenizes the texts of this host's questions, in threads, ahead of their use."""
+        reading: deque[tuple[int | None, Future[Prompt]]] = deque()
         with ThreadPoolExecutor(self._evaluation.threads) as pool:
-            prompts = dict(zip(unique, pool.map(self._prompt, unique.values()), strict=True))
-        return [prompts[question.row.id] for question in questions]
+            for together in _chunks(questions, layout.num_entering):
+                reading += [(number, pool.submit(self._prompt, question)) for number, question in _own(together)]
+                while len(reading) > _PREFILLS_AHEAD * layout.host_entering:
+                    number, prompt = reading.popleft()
+                    yield number, prompt.result()
+            for number, prompt in reading:
+                yield number, prompt.result()
 
     def _prompt(self, question: SuiteQuestion) -> Prompt:
         images = [image.open() for image in question.images]
         example = make_example(question.row, self._processor, self._template, location=question.location, images=images)
         return example.prompt
 
-    def _measure(self, questions: Sequence[SuiteQuestion]) -> list[Prompt]:
-        """Makes the prompts of questions without reading pixels.
-
-        Raises:
-            SuiteError: some are longer than the largest bucket; the message names each of them.
-        """
+    def _measure(self, question: SuiteQuestion) -> Prompt:
+        """Makes the prompt of a question without reading pixels."""
         processor, longest = self._processor, max(self._evaluation.sampling.prompt_lengths)
         budget = PromptBudget(longest, processor.min_pixels, processor.max_pixels, processor.config.vision)
-        unique: dict[str, Prompt] = {}
-        for question in questions:
-            if question.row.id not in unique:
-                frames = [(image.frame, budget.resized_frame(image.frame)) for image in question.images]
-                unique[question.row.id] = prompt_without_patches(
-                    question.row, processor, self._template, frames, budget, question.location
-                )
-        long = [prompt for prompt in unique.values() if len(prompt.tokens) > longest]
-        if long:
-            named = [f"{prompt.name}: {len(prompt.tokens)} tokens" for prompt in long[:_SHOWN_ERRORS]]
-            head = (
-                f"prompts are longer than {longest} tokens; raise --config.sampling.prompt_lengths, or shrink images:"
-            )
-            raise SuiteError("\n  ".join([head, *named]))
-        return [unique[question.row.id] for question in questions]
+        frames = [(image.frame, budget.resized_frame(image.frame)) for image in question.images]
+        return prompt_without_patches(question.row, processor, self._template, frames, budget, question.location)
+
+
+_Numbered = tuple[int | None, SuiteQuestion]  # a question that only fills the last prefill has no number
+
+
+def _chunks(questions: Iterable[SuiteQuestion], size: int) -> Iterator[list[_Numbered]]:
+    """Yields numbered questions that are read together; the last ones are filled up to a multiple of the hosts."""
+    numbered: Iterator[_Numbered] = iter(enumerate(questions))
+    while together := list(islice(numbered, size)):
+        missing = -len(together) % jax.process_count()
+        yield [*together, *[(None, together[-1][1])] * missing]
+
+
+def _split(together: Sequence[_Numbered]) -> list[Sequence[_Numbered]]:
+    """Splits questions over the hosts."""
+    size = len(together) // jax.process_count()
+    return [together[start : start + size] for start in range(0, len(together), size)]
+
+
+def _own(together: Sequence[_Numbered]) -> Sequence[_Numbered]:
+    return _split(together)[jax.process_index()]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -32,7 +31,7 @@ from currreft_jax.evaluation.suites import SeenImage, SuiteQuestion, SuiteReply
 from currreft_jax.structs import Completion, Frame
 
 LEDGER = "calls.ledger"  # in the folder of the model's answers
-_BATCH_SIZE = 256  # questions; a batch waits for its slowest
+_MAX_OPEN = 256  # questions without an answer yet, after which a run ends
 _SHOWN_ERRORS = 20
 _NO_TEXT = (FailureReason.EMPTY, FailureReason.REFUSED)  # the model answered, and wrong
 _UNASKABLE = (FailureReason.OVERFLOW, FailureReason.REJECTED, FailureReason.IMAGE)  # never graded
@@ -47,7 +46,6 @@ class EndpointAnswerer:
 
     Attributes:
         facts: what a manifest says of the model.
-        batch_size: number of questions that are answered together.
     """
 
     def __init__(self, model: EvaluatedModel, evaluation: Evaluation, out: Path, log: Callable[[str], None]) -> None:
@@ -86,7 +84,6 @@ class EndpointAnswerer:
         self._template, self._log = load_template(evaluation.template), log
         self._stack = ExitStack()
         self._endpoint: Endpoint | None = None
-        self.batch_size = _BATCH_SIZE
         self.facts = {
             "model": {"name": model.name, "path": model.path, "endpoint": model.endpoint},
             "pixels": {"min": self._budget.min_pixels, "max": self._budget.max_pixels} if self._budget else {},
@@ -94,37 +91,45 @@ class EndpointAnswerer:
             "image_encoding": evaluation.endpoint.image_encoding.value,
         }
 
-    def prepare(self, read: Any, start: int, stop: int) -> None:
+    def check(self, questions: Iterable[SuiteQuestion]) -> None:
+        """Accepts all questions: the server alone knows what it takes."""
+
+    def prepare(self, questions: Iterable[SuiteQuestion]) -> None:
         """Opens the ledger."""
         if self._endpoint is None:
             self._settings.ledger.parent.mkdir(parents=True, exist_ok=True)
             self._endpoint = self._stack.enter_context(open_endpoint(self._settings))
 
-    def answer(self, questions: Sequence[SuiteQuestion]) -> list[SuiteReply]:
-        """Asks all questions at once.
+    def answers(self, questions: Iterable[SuiteQuestion]) -> Iterator[tuple[int, SuiteReply]]:
+        """Asks questions, as many at once as the server takes; yields the replies as they come.
 
         Raises:
             EndpointError: the server cannot be reached, or some questions have no answer yet; what was answered is in
                 the ledger, and is not asked again.
         """
         assert self._endpoint is not None  # opened by `prepare`
-        frames = [[self._seen_frame(image) for image in question.images] for question in questions]
-        requests = (
-            self._request(str(index), question, resized)
-            for index, (question, resized) in enumerate(zip(questions, frames, strict=True))
-        )
-        outcomes: dict[int, Reply | Failure] = {int(one.key): one for one in self._endpoint.answers(requests)}
-        open_failures = [
-            f"{questions[index].location}: {outcome.reason}: {outcome.message}"
-            for index, outcome in sorted(outcomes.items())
-            if isinstance(outcome, Failure) and outcome.reason not in (*_NO_TEXT, *_UNASKABLE)
-        ]
-        if open_failures:
-            more = len(open_failures) - _SHOWN_ERRORS
-            head = f"{len(open_failures)} questions have no answer yet; run the same command to ask them again:"
-            shown = [*open_failures[:_SHOWN_ERRORS], *([f"and {more} more"] if more > 0 else [])]
-            raise EndpointError("\n  ".join([head, *shown]))
-        return [self._reply(outcomes[index], next(iter(resized), None)) for index, resized in enumerate(frames)]
+        asked: dict[int, tuple[str, Frame | None]] = {}  # location and frame of the questions in flight
+
+        def requests() -> Iterator[Request]:
+            for number, question in enumerate(questions):
+                resized = [self._seen_frame(image) for image in question.images]
+                asked[number] = question.location, next(iter(resized), None)
+                yield self._request(str(number), question, resized)
+
+        unanswered: dict[int, str] = {}
+        for outcome in self._endpoint.answers(requests()):
+            location, frame = asked.pop(int(outcome.key))
+            if isinstance(outcome, Failure) and outcome.reason not in (*_NO_TEXT, *_UNASKABLE):
+                unanswered[int(outcome.key)] = f"{location}: {outcome.reason}: {outcome.message}"
+                if len(unanswered) == _MAX_OPEN:
+                    break
+            else:
+                yield int(outcome.key), self._reply(outcome, frame)
+        if unanswered:
+            more = len(unanswered) - _SHOWN_ERRORS
+            head = f"{len(unanswered)} questions have no answer yet; run the same command to ask them again:"
+            shown = [unanswered[number] for number in sorted(unanswered)][:_SHOWN_ERRORS]
+            raise EndpointError("\n  ".join([head, *shown, *([f"and {more} more"] if more > 0 else [])]))
 
     def close(self) -> None:
         """Closes the connections and the ledger, and says what was asked; a second call does nothing."""

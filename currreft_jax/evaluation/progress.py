@@ -24,21 +24,23 @@ class Progress:
         self._done = self._answered = 0
         self._busy = 0.0  # seconds in which `self._answered` rows were answered
         self._logged = self._last = clock()
-        self._part, self._part_total, self._part_done = "", 0, 0
+        self._parts: dict[str, tuple[int, int]] = {}  # rows, and those of them that are answered
 
     def begin(self, part: str, rows: int, done: int) -> None:
         """Begins a part, of which an earlier run has answered `done` rows; time before it does not count."""
-        self._part, self._part_total, self._part_done = part, rows, done
+        self._parts[part] = rows, done
         self._done += done
         self._last = self._clock()
 
-    def add(self, rows: int) -> None:
-        """Counts rows that were answered since the last call."""
+    def add(self, part: str, rows: int = 1) -> None:
+        """Counts rows of a part that were answered since the last call."""
         now = self._clock()
         self._busy, self._last = self._busy + now - self._last, now
-        self._done, self._answered, self._part_done = self._done + rows, self._answered + rows, self._part_done + rows
-        if now - self._logged >= _SECONDS or self._part_done == self._part_total:
+        self._done, self._answered = self._done + rows, self._answered + rows
+        total, done = self._parts[part]
+        self._parts[part] = total, done + rows
+        if now - self._logged >= _SECONDS or done + rows == total:
             self._logged = now
             rate = self._answered / max(self._busy, 1e-9)
             left = timedelta(seconds=round((self._total - self._done) / rate))
-            self._log(f"{self._part}: {self._part_done}/{self._part_total} rows, {rate:.1f} rows/s, {left} left in all")
+            self._log(f"{part}: {done + rows}/{total} rows, {rate:.1f} rows/s, {left} left in all")

@@ -14,10 +14,10 @@ import numpy as np
 from currreft_jax.config import EvaluatedModel, Evaluation, ImageCondition, Rewards
 from currreft_jax.data.world_rows import ensure_world
 from currreft_jax.evaluation.answerers import Answerer, open_answerer
-from currreft_jax.evaluation.answers import AnswersWriter
+from currreft_jax.evaluation.answers import Answer, AnswersWriter
 from currreft_jax.evaluation.manifest import answers_path, make_manifest, open_manifest
 from currreft_jax.evaluation.progress import Progress
-from currreft_jax.evaluation.suites import LoadedSuite, load_suites, refuse_unscorable_rows
+from currreft_jax.evaluation.suites import LoadedSuite, SuiteQuestion, load_suites, refuse_unscorable_rows
 from currreft_jax.evaluation.summary import AnswersFile
 from currreft_jax.evaluation.training_leaks import LeakReport, find_training_leaks, refuse_leaks
 from currreft_jax.evaluation.verdicts import AnsweredRow, score_answers, scoring_rewards
@@ -28,6 +28,7 @@ from currreft_jax.runtime.workdir import only_run
 
 Log = Callable[[str], None]
 OpenAnswerer = Callable[[EvaluatedModel, Evaluation, Path, Log], Answerer]
+_ROWS_PER_WRITE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +91,17 @@ def evaluate(
             if report.unchecked:
                 log(f"{model.name}: leaks of training rows into the suites are not checked: {report.unchecked}")
             reports.append(report)
+        for answerer in answerers:
+            answerer.check(
+                suite.question(row, ImageCondition.ORIGINAL) for suite in suites for row in range(len(suite))
+            )
         parts = [_parts(model, suites, evaluation.images, out) for model in evaluation.models]
         if is_main:
             for answerer, report, own in zip(answerers, reports, parts, strict=True):
                 _open_manifests(evaluation, answerer, report, own)
         progress = Progress(sum(len(part.suite) for own in parts for part in own), log)
         for answerer, own in zip(answerers, parts, strict=True):
-            for part in own:
-                _answer_suite(evaluation, part, answerer, rewards, pool, progress, log)
+            _answer_parts(evaluation, own, answerer, rewards, pool, progress, log)
             answerer.close()
     return [part.file for own in parts for part in own]
 
@@ -121,40 +125,77 @@ def _open_manifests(
         open_manifest(part.file.path, make_manifest(evaluation, part.suite, part.file.images, answerer.facts, leaks))
 
 
-def _answer_suite(
+class _OrderedAnswers:
+    """Scores the answers of a part and writes them in the order of its rows, whatever the order in which they come."""
+
+    def __init__(
+        self, num_rows: int, writer: AnswersWriter, score: Callable[[Sequence[AnsweredRow]], list[Answer]]
+    ) -> None:
+        self._num_rows, self._writer, self._score = num_rows, writer, score
+        self._next, self._ready = writer.count, list[AnsweredRow]()
+        self._early: dict[int, AnsweredRow] = {}  # answers that wait for one of an earlier row
+
+    def add(self, row: int, answered: AnsweredRow) -> None:
+        """Takes the answer of a row, and writes those that are ready, a few at a time."""
+        self._early[row] = answered
+        while self._next in self._early:
+            self._ready.append(self._early.pop(self._next))
+            self._next += 1
+        if len(self._ready) >= _ROWS_PER_WRITE or self._next == self._num_rows:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the answers that are ready."""
+        ready, self._ready = self._ready, []
+        if ready:
+            self._writer.write(self._score(ready))
+
+
+def _answer_parts(
     evaluation: Evaluation,
-    part: AnswersPart,
+    parts: Sequence[AnswersPart],
     answerer: Answerer,
     rewards: Rewards,
     pool: MathsPool | None,
     progress: Progress,
     log: Log,
 ) -> None:
-    """Answers the rows of a suite that have no answer yet, a batch at a time.
-
-    Batches begin at multiples of the batch size, also after a restart: an answer comes out of the same batch.
-    """
+    """Answers the rows of a model's suites that have no answer yet, all in one stream."""
     with ExitStack() as stack:
-        writer = stack.enter_context(AnswersWriter(part.file.path, part.suite.ids)) if pool else None
-        done = int(max_over_hosts(np.array([writer.count if writer else 0]))[0])
-        total, size = len(part.suite), answerer.batch_size
-        first = done // size * size
-        if done < total:
-            answerer.prepare(partial(part.suite.questions, images=part.file.images), first, total)
-        progress.begin(part.name, total, done)
-        with _report_compilations(part.name, log):
-            for start in range(first, total, size) if done < total else ():
-                questions = part.suite.questions(start, start + size, part.file.images)
-                replies = answerer.answer(questions)
-                if writer and pool:
-                    answered = [
-                        AnsweredRow(question.row, question.image, *reply)
-                        for question, reply in zip(questions, replies, strict=True)
-                    ]
-                    domain = part.suite.settings.domain
-                    answers = score_answers(answered, rewards, pool, scorer=evaluation.scorer, domain=domain)
-                    writer.write(answers[writer.count - start :])
-                progress.add(min(start + size, total) - max(start, done))
+        writers = [stack.enter_context(AnswersWriter(part.file.path, part.suite.ids)) for part in parts if pool]
+        answers = []
+        for part, writer in zip(parts, writers, strict=False):
+            settings = {"scorer": evaluation.scorer, "domain": part.suite.settings.domain}
+            score = partial(score_answers, settings=rewards, pool=pool, **settings)
+            answers.append(_OrderedAnswers(len(part.suite), writer, score))
+            stack.callback(answers[-1].flush)
+        counts = [writer.count for writer in writers] or [0] * len(parts)
+        done: list[int] = max_over_hosts(np.array(counts)).tolist()
+        asked: dict[int, tuple[int, int, SuiteQuestion]] = {}
+
+        def questions() -> Iterator[SuiteQuestion]:
+            for number, (part, row, question) in enumerate(_unanswered(parts, done)):
+                asked[number] = part, row, question
+                yield question
+
+        left = sum(len(part.suite) for part in parts) - sum(done)
+        if left:
+            answerer.prepare(question for _, _, question in _unanswered(parts, done))
+        for part, count in zip(parts, done, strict=True):
+            progress.begin(part.name, len(part.suite), count)
+        with _report_compilations(answerer.facts["model"]["name"], log):
+            for number, reply in answerer.answers(questions()) if left else ():
+                part, row, question = asked.pop(number)
+                if answers:
+                    answers[part].add(row, AnsweredRow(question.row, question.image, *reply))
+                progress.add(parts[part].name)
+
+
+def _unanswered(parts: Sequence[AnswersPart], done: Sequence[int]) -> Iterator[tuple[int, int, SuiteQuestion]]:
+    """Reads the questions of all parts after the first ones of each, with the numbers of their parts and rows."""
+    for index, part in enumerate(parts):
+        for row in range(done[index], len(part.suite)):
+            yield index, row, part.suite.question(row, part.file.images)
 
 
 @contextmanager

@@ -60,16 +60,35 @@ def bitcast_to_bfloat16(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
-def update_cache(cache: Cache, key: jax.Array, value: jax.Array, token_index: jax.Array) -> Cache:
-    """Writes one token's key and value, `[P, K, G, head]`, at `token_index` of a completion cache."""
+def update_cache(cache: Cache, key: jax.Array, value: jax.Array, place: jax.Array) -> Cache:
+    """Writes one token's key and value, `[P, K, G, head]`, at `place` of a completion cache, modulo its length."""
     token = init_cache(key[..., None, :], value[..., None, :], cache.keys.dtype)
-    return _map_arrays(
-        cache, lambda x, new, axis: jax.lax.dynamic_update_slice_in_dim(x, new, token_index, axis), token
-    )
+    place %= cache.values.shape[3]
+    return _map_arrays(cache, lambda x, new, axis: jax.lax.dynamic_update_slice_in_dim(x, new, place, axis), token)
+
+
+def ring_mask(place: jax.Array, token_index: jax.Array, length: int) -> jax.Array:
+    """Returns which of the places of a completion cache hold the tokens of a completion: bool `[P, T]`.
+
+    All completions write their tokens at the same place, one after another and round and round. So the tokens of one
+    are the latest: `token_index` of them, and the one that has just been written.
+
+    Args:
+        place: int32 scalar, place of the latest tokens, counted on from round to round.
+        token_index: int32 `[P]`, index of that token in the completions of a prompt; less than `length`.
+        length: T, number of places.
+    """
+    age = (place - jnp.arange(length)) % length
+    return age <= token_index[:, None]
+
+
+def roll_cache(cache: Cache, num_places: jax.Array) -> Cache:
+    """Rotates the tokens of a completion cache by `num_places` places to the front."""
+    return _map_arrays(cache, lambda x, _, axis: jnp.roll(x, -num_places, axis), cache)
 
 
 def grow_cache(cache: Cache, num_tokens: int) -> Cache:
-    """Appends room for `num_tokens` tokens to a completion cache."""
+    """Appends room for `num_tokens` tokens to a cache."""
 
     def pad(x: jax.Array, _: jax.Array, axis: int) -> jax.Array:
         widths = [(0, 0)] * x.ndim

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from currreft_jax.config import AttentionKernel
-from currreft_jax.models.cache import Cache, bitcast_to_bfloat16, bitcast_to_uint16, init_cache
+from currreft_jax.models.cache import Cache, bitcast_to_bfloat16, bitcast_to_uint16, init_cache, ring_mask
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.lora import merge_layer_adapters
 from currreft_jax.models.qwen2_5_vl import LanguageModel, Model, Parameters
@@ -53,6 +53,7 @@ class Decoder(LanguageModel):
         self,
         tokens: jax.Array,
         token_index: jax.Array,
+        place: jax.Array,
         next_position: Array,
         lengths: Array,
         prompts: tuple[Cache, ...],
@@ -62,20 +63,23 @@ class Decoder(LanguageModel):
 
         Args:
             tokens: int `[P, G]`.
-            token_index: int32 scalar, index of these tokens in their completions.
+            token_index: int32 `[P]`, index of these tokens in the completions of each prompt.
+            place: int32 scalar, where they are cached; see `ring_mask`.
             next_position: int32 `[P]`, position of the first token of a completion.
             lengths: int32 `[P]`, lengths of the prompts.
             prompts: each layer's cache of the prompts.
-            suffixes: each layer's cache of the completions, filled up to `token_index`.
+            suffixes: each layer's cache of the completions, with the tokens before these.
 
         Returns:
             Hidden states `[P, G, D]` after the final norm, which predict the next tokens; the updated suffix caches.
         """
-        x, angles = self.embed(tokens), self.completion_angles(next_position, token_index[None])[:, 0]
+        positions = jnp.asarray(next_position) + token_index
+        x, angles = self.embed(tokens), self.completion_angles(positions, jnp.zeros(1, jnp.int32))[:, 0]
         prompt_mask = jnp.arange(prompts[0].values.shape[2]) < jnp.asarray(lengths)[:, None]
+        suffix_mask = ring_mask(place, token_index, suffixes[0].values.shape[3])
         updated = []
         for layer, prompt, suffix in zip(self.layers, prompts, suffixes, strict=True):
-            x, suffix = layer.decode(x, angles, prompt, prompt_mask, suffix, token_index)
+            x, suffix = layer.decode(x, angles, prompt, prompt_mask, suffix, suffix_mask, place)
             updated.append(suffix)
         return self.norm(x), tuple(updated)
 

@@ -32,7 +32,7 @@ def sample_token(
     Args:
         logits: fp32 `[P, G, V]`, masked and divided by the temperature.
         keys: uint32 `[P, G, 2]`, PRNG key data of each completion.
-        token_index: int32 scalar, the token's index in its completion; folded into the keys.
+        token_index: int32 scalar or `[P]`, the token's index in the completions of each prompt; folded into the keys.
         temperature: 0 for greedy decoding; any other value is already in the logits.
         top_k: number of tokens to sample from; 0 for all.
         top_p: cumulative probability of the tokens to sample from; 1 for all.
@@ -96,11 +96,12 @@ def _gumbel_max(blocks: jax.Array, sumexp: jax.Array, keys: Array, token_index: 
     """
     num_blocks = sumexp.shape[-1]
 
-    def random_bits(key: jax.Array) -> jax.Array:
-        token_key = jax.random.fold_in(jax.random.wrap_key_data(key), token_index)
+    def random_bits(key: jax.Array, index: jax.Array) -> jax.Array:
+        token_key = jax.random.fold_in(jax.random.wrap_key_data(key), index)
         return jax.random.bits(token_key, (num_blocks + BLOCK_SIZE,))
 
-    noise = _gumbel(jax.vmap(jax.vmap(random_bits))(keys))
+    indices = jnp.broadcast_to(jnp.asarray(token_index), keys.shape[:1])
+    noise = _gumbel(jax.vmap(jax.vmap(random_bits, in_axes=(0, None)))(keys, indices))
     block = jnp.argmax(jnp.log(sumexp) + noise[..., :num_blocks], axis=-1)
     return block, jnp.argmax(_take_block(blocks, block) + noise[..., num_blocks:], axis=-1)
 

@@ -154,7 +154,8 @@ class DecoderLayer(nnx.Module):
         prompt: Cache,
         prompt_mask: jax.Array,
         suffix: Cache,
-        token_index: jax.Array,
+        suffix_mask: jax.Array,
+        place: jax.Array,
     ) -> tuple[jax.Array, Cache]:
         """Runs the layer on one token of each completion, which attends to its prompt and to the tokens before it.
 
@@ -163,26 +164,26 @@ class DecoderLayer(nnx.Module):
             angles: fp32 `[P, 1, head / 2]`.
             prompt: cache of the prompts, L tokens each.
             prompt_mask: bool `[P, L]`, false on padding.
-            suffix: cache of the completions, filled up to `token_index`.
-            token_index: int32 scalar, index of these tokens in their completions.
+            suffix: cache of the completions.
+            suffix_mask: bool `[P, T]`, true on their tokens, with these.
+            place: int32 scalar, where these tokens are written.
 
         Returns:
             Hidden states `[P, G, D]`, and the suffix cache with these tokens.
         """
         query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
         query, key, value = (jnp.moveaxis(a, 1, 2) for a in (query, key, value))
-        suffix = update_cache(suffix, key, value, token_index)
+        suffix = update_cache(suffix, key, value, place)
 
         def source(axes: str, cache: Cache, mask_axes: str, mask: jax.Array) -> KVSource:
             keys, values = jnp.swapaxes(bitcast_to_bfloat16(cache.keys), -1, -2), bitcast_to_bfloat16(cache.values)
             return KVSource(axes, keys, values, mask_axes, mask, cache.key_scale, cache.value_scale)
 
-        suffix_mask = jnp.arange(suffix.values.shape[3]) <= token_index
         attended = attend(
             "pkcgd",
             query,
             source("pksd", prompt, "ps", prompt_mask),
-            source("pkcsd", suffix, "s", suffix_mask),
+            source("pkcsd", suffix, "ps", suffix_mask),
         )
         return self.finish(x, jnp.moveaxis(attended, 2, 1)), suffix
 

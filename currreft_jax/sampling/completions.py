@@ -8,6 +8,7 @@ import numpy as np
 
 from currreft_jax.data.processor import Processor
 from currreft_jax.runtime.multihost import local_rows
+from currreft_jax.sampling.continuous import SampledGroup
 from currreft_jax.structs import Completion, Rollout
 
 
@@ -36,3 +37,9 @@ def decode_completions(processor: Processor, rollout: Rollout) -> Completions:
         for p, group in enumerate(tokens)
     ]
     return Completions(texts, lengths, finished)
+
+
+def decode_group(processor: Processor, group: SampledGroup) -> list[Completion]:
+    """Decodes the completions of one prompt of `sample_stream`, `[G]`."""
+    pairs = zip(group.tokens, group.finished, strict=True)
+    return [Completion(processor.decode(tokens), len(tokens), finished) for tokens, finished in pairs]

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from currreft_jax.models.cache import grow_cache
-from currreft_jax.models.decoder import bind_decoder, prompt_caches
+from currreft_jax.models.decoder import Decoder, bind_decoder, prompt_caches
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.models.sampling import sample_token
 from currreft_jax.models.text import splits_heads
@@ -43,13 +43,11 @@ def sampler_programs(spec: SamplerSpec) -> SamplerPrograms:
     """Makes the programs of a specification once."""
     mesh = spec.decoding.mesh
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
-    caches = NamedSharding(mesh, P(BATCH, "tensor" if splits_heads(spec.model.config, mesh) else None))
-    prompts: Any = PromptState(caches, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
-    state: Any = DecodeState(replicated, rows, rows, caches, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    prompts, state = state_shardings(spec)
     return SamplerPrograms(
         prefill=jax.jit(partial(prefill, spec), out_shardings=(prompts, state)),
         decode=jax.jit(
-            partial(decode, spec), out_shardings=state, donate_argnums=2, compiler_options=_decode_options(mesh)
+            partial(decode, spec), out_shardings=state, donate_argnums=2, compiler_options=decode_options(mesh)
         ),
         count_active=jax.jit(partial(count_active, spec), out_shardings=replicated),
         compact=jax.jit(partial(compact, spec), out_shardings=(prompts, state), static_argnames="rows"),
@@ -63,7 +61,17 @@ def sampler_programs(spec: SamplerSpec) -> SamplerPrograms:
     )
 
 
-def _decode_options(mesh: Mesh) -> dict[str, int]:
+def state_shardings(spec: SamplerSpec) -> tuple[Any, Any]:
+    """Returns the shardings of `PromptState` and `DecodeState` on the decoding mesh, as prefixes of their trees."""
+    mesh = spec.decoding.mesh
+    replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
+    caches = NamedSharding(mesh, P(BATCH, "tensor" if splits_heads(spec.model.config, mesh) else None))
+    prompts: Any = PromptState(caches, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    state: Any = DecodeState(rows, replicated, rows, rows, caches, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    return prompts, state
+
+
+def decode_options(mesh: Mesh) -> dict[str, int]:
     """Keeps XLA on GPUs from merging the products of a layer: merging copies the layer's weights for every token."""
     return {"xla_gpu_dot_merger_threshold_mb": 0} if mesh.devices.flat[0].platform == "gpu" else {}
 
@@ -100,11 +108,12 @@ def prefill(
         rows=jnp.tile(jnp.arange(num_rows // spec.num_shards, dtype=jnp.int32), spec.num_shards),
     )
     state = DecodeState(
-        slot=jnp.int32(0),
+        slot=jnp.zeros(num_rows, jnp.int32),
+        place=jnp.int32(0),
         token=jnp.zeros((num_rows, group_size), jnp.int32),
         done=jnp.asarray(done),
         caches=decoder.init_caches(num_rows, group_size, spec.segment, jnp.dtype(spec.cache_dtype)),
-        **_empty_segment(spec, num_rows, group_size)._asdict(),
+        **empty_segment(spec, num_rows, group_size)._asdict(),
     )
     hidden = constrain(prefix.last_hidden.astype(spec.decoding.dtype), spec.decoding.mesh, BATCH)
     logits = jnp.repeat(decoder.masked_logits(hidden[:, None], spec.temperature or 1.0), group_size, axis=1)
@@ -119,42 +128,49 @@ def decode(
     first_slot = state.caches[0].values.shape[3] - spec.segment
 
     def step(state: DecodeState) -> DecodeState:
-        hidden, caches = decoder(
-            state.token, state.slot - 1, prompts.next_position, prompts.lengths, prompts.caches, state.caches
-        )
-        logits = decoder.masked_logits(hidden, spec.temperature or 1.0)
-        return _append(spec, state._replace(caches=caches), logits, prompts.keys, first_slot)
+        return decode_token(spec, decoder, prompts, state, state.place + 1 - first_slot)
 
-    return jax.lax.while_loop(lambda state: (state.slot < stop) & ~jnp.all(state.done), step, state)
+    return jax.lax.while_loop(lambda state: (state.place + 1 < stop) & ~jnp.all(state.done), step, state)
+
+
+def decode_token(
+    spec: SamplerSpec, decoder: Decoder, prompts: PromptState, state: DecodeState, index: Array
+) -> DecodeState:
+    """Reads the latest token of each completion, samples the next one, and records it at `index` of the segment."""
+    hidden, caches = decoder(
+        state.token, state.slot - 1, state.place, prompts.next_position, prompts.lengths, prompts.caches, state.caches
+    )
+    logits = decoder.masked_logits(hidden, spec.temperature or 1.0)
+    return _append(spec, state._replace(place=state.place + 1, caches=caches), logits, prompts.keys, index)
 
 
 def count_active(spec: SamplerSpec, state: DecodeState) -> jax.Array:
     """Counts the prompts with unfinished completions on the data shard that has most of them."""
-    return jnp.max(jnp.sum(_is_active(spec, state), axis=1))
+    return jnp.max(jnp.sum(is_active(spec, state), axis=1))
 
 
 def compact(spec: SamplerSpec, prompts: PromptState, state: DecodeState, rows: int) -> tuple[PromptState, DecodeState]:
     """Keeps `rows` prompts of each data shard, the unfinished ones first."""
-    order = jnp.argsort(~_is_active(spec, state), axis=1, stable=True)[:, :rows]
+    order = jnp.argsort(~is_active(spec, state), axis=1, stable=True)[:, :rows]
 
     def take(x: jax.Array) -> jax.Array:
         by_shard = x.reshape(spec.num_shards, -1, *x.shape[1:])
         taken = jnp.take_along_axis(by_shard, order.reshape(*order.shape, *(1,) * (by_shard.ndim - 2)), axis=1)
         return taken.reshape(-1, *x.shape[1:])
 
-    kept = jax.tree.map(take, state._replace(slot=None))
-    return jax.tree.map(take, prompts), kept._replace(slot=state.slot)
+    kept = jax.tree.map(take, state._replace(place=None))
+    return jax.tree.map(take, prompts), kept._replace(place=state.place)
 
 
 def grow(spec: SamplerSpec, state: DecodeState) -> DecodeState:
     """Lengthens the caches by a segment, and starts an empty one."""
     caches = tuple(grow_cache(cache, spec.segment) for cache in state.caches)
-    return state._replace(caches=caches, **_empty_segment(spec, *state.token.shape)._asdict())
+    return state._replace(caches=caches, **empty_segment(spec, *state.token.shape)._asdict())
 
 
 def scatter(spec: SamplerSpec, rows: Array, segment: Segment, rows_per_shard: int) -> Segment:
     """Puts a segment `[R, G, S]` back into the rows of the full batch, `[P, G, S]`; other rows are padding."""
-    full = _empty_segment(spec, spec.num_shards * rows_per_shard, segment.tokens.shape[1])
+    full = empty_segment(spec, spec.num_shards * rows_per_shard, segment.tokens.shape[1])
 
     def put(target: jax.Array, x: jax.Array) -> jax.Array:
         targets, values = (a.reshape(spec.num_shards, -1, *a.shape[1:]) for a in (target, x))
@@ -218,8 +234,8 @@ def completion_keys(seeds: Array, prompt_keys: jax.Array, sample_ids: Array) -> 
     return jax.vmap(jax.vmap(key_of, in_axes=(None, 0)))(prompt_keys, sample_ids)
 
 
-def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Array, first_slot: int) -> DecodeState:
-    """Samples a token of each completion from its logits, and records it in the segment that began at `first_slot`."""
+def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Array, index: Array | int) -> DecodeState:
+    """Samples a token of each completion from its logits, and records it at `index` of the segment."""
     sampled = sample_token(
         logits,
         keys,
@@ -233,7 +249,6 @@ def _append(spec: SamplerSpec, state: DecodeState, logits: jax.Array, keys: Arra
     token, logprob, entropy = (
         jnp.where(state.done, padding, x) for padding, x in zip((spec.pad_token_id, 0, 0), sampled, strict=True)
     )
-    index = state.slot - first_slot
     return state._replace(
         slot=state.slot + 1,
         token=token,
@@ -255,13 +270,14 @@ def _repeat_rows(prefix: Prefix, parts: int) -> Prefix:
     )
 
 
-def _empty_segment(spec: SamplerSpec, num_prompts: int, group_size: int) -> Segment:
+def empty_segment(spec: SamplerSpec, num_prompts: int, group_size: int) -> Segment:
+    """Makes a segment without tokens."""
     shape = num_prompts, group_size, spec.segment
     zeros = jnp.zeros(shape, jnp.float32)
     return Segment(jnp.full(shape, spec.pad_token_id, jnp.int32), zeros, zeros)
 
 
-def _is_active(spec: SamplerSpec, state: DecodeState) -> jax.Array:
+def is_active(spec: SamplerSpec, state: DecodeState) -> jax.Array:
     """Returns which prompts have unfinished completions: bool `[N, R / N]`."""
     return jnp.any(~state.done, axis=1).reshape(spec.num_shards, -1)
 

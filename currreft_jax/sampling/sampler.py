@@ -70,7 +70,7 @@ def sample(
         ValueError: impossible settings, or a batch that does not divide over the mesh.
         BudgetError: a prompt longer than the largest bucket.
     """
-    settings = _with_changes(settings, changes)
+    settings = with_changes(settings, changes)
     run = start(model, parameters, processor, prompts, settings, weights, (seed, stage, step))
     if on_prefill:
         on_prefill(run.prompts.keys)
@@ -93,7 +93,7 @@ def stream(
     **changes: Any,
 ) -> Iterator[Rollout]:
     """Yields the rollout of `sample`, with the same arguments, as it grows: after every `every` tokens, last whole."""
-    settings = _with_changes(settings, changes)
+    settings = with_changes(settings, changes)
     run = start(model, parameters, processor, prompts, settings, weights, (seed, stage, step))
     for progress in _decode(run, every):
         yield _join(run, progress)
@@ -117,7 +117,7 @@ def replay(
 
     The prompt must have its key; the other arguments are those of the `sample` that made it.
     """
-    settings = _with_changes(settings, {**changes, "group_size": 1})
+    settings = with_changes(settings, {**changes, "group_size": 1})
     prompt = dataclasses.replace(prompt, first_sample=g)
     run = start(model, parameters, processor, [prompt], settings, weights, (seed, stage, step))
     *_, last = _decode(run, run.spec.segment)
@@ -187,16 +187,11 @@ def start(
         seeds: seed, stage, step.
         finished: whether all completions count as ended, to compile the programs alone.
     """
-    if model.vocab_mask.tokenizer_size > processor.tokenizer_size:
-        raise ValueError(
-            f"the model may sample {model.vocab_mask.tokenizer_size} tokens, but the tokenizer of {processor.folder}"
-            f" knows {processor.tokenizer_size}: load both from one folder, or set the model's tokenizer_size"
-        )
-    spec = sampler_spec(model, settings, processor.eos_token_ids)
+    spec = processor_spec(model, processor, settings)
     programs = sampler_programs(spec)
     decoding_params = decoding_weights(model, parameters, spec.decoding) if weights is None else weights
     num_prompts = None if isinstance(prompts, PromptBatch) else len(prompts)
-    batch = prompts if isinstance(prompts, PromptBatch) else _collate(model, spec.decoding, prompts, settings)
+    batch = prompts if isinstance(prompts, PromptBatch) else collate_prompts(model, spec.decoding, prompts, settings)
     count = batch.tokens.shape[0]
     parts = decoding_parts(count, spec.decoding, settings)
     done = np.full((count // jax.process_count(), settings.group_size), finished)
@@ -207,6 +202,20 @@ def start(
     rows = count * parts // spec.num_shards
     sizes = smaller_sizes(rows, settings)
     return SamplerRun(spec, programs, decoding_params, prompt_state, state, rows, sizes, count, num_prompts)
+
+
+def processor_spec(model: Model, processor: Processor, settings: Sampling) -> SamplerSpec:
+    """Makes the specification of a model's sampler, which ends completions at the processor's stop tokens.
+
+    Raises:
+        ValueError: the model may sample tokens that the processor's tokenizer does not know.
+    """
+    if model.vocab_mask.tokenizer_size > processor.tokenizer_size:
+        raise ValueError(
+            f"the model may sample {model.vocab_mask.tokenizer_size} tokens, but the tokenizer of {processor.folder}"
+            f" knows {processor.tokenizer_size}: load both from one folder, or set the model's tokenizer_size"
+        )
+    return sampler_spec(model, settings, processor.eos_token_ids)
 
 
 def decoding_parts(count: int, decoding: Model, settings: Sampling) -> int:
@@ -235,7 +244,8 @@ def smaller_sizes(rows_per_shard: int, settings: Sampling) -> tuple[int, ...]:
     return tuple(sorted({ceil(rows_per_shard * share) for share in settings.ladder} - {rows_per_shard}, reverse=True))
 
 
-def _with_changes(settings: Sampling | None, changes: dict[str, Any]) -> Sampling:
+def with_changes(settings: Sampling | None, changes: dict[str, Any]) -> Sampling:
+    """Returns the settings, or the defaults, with changes by name; refuses impossible ones."""
     settings = dataclasses.replace(settings or Sampling(), **changes)
     validate_sampling(settings)
     return settings
@@ -283,7 +293,7 @@ def _join(run: SamplerRun, progress: _Progress, completion_lengths: Sequence[int
     return jax.tree.map(lambda x: x[: run.num_prompts], rollout)
 
 
-def _collate(model: Model, decoding: Model, prompts: Sequence[Prompt], settings: Sampling) -> PromptBatch:
+def collate_prompts(model: Model, decoding: Model, prompts: Sequence[Prompt], settings: Sampling) -> PromptBatch:
     """Collates prompts in the buckets of their lengths and images; the last one is repeated to fill the mesh."""
     hosts = jax.process_count()
     shards = shards_per_host(model.mesh)

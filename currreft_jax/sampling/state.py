@@ -108,7 +108,8 @@ class DecodeState(NamedTuple):
     """Completions as they grow.
 
     Attributes:
-        slot: int32, number of tokens sampled so far.
+        slot: int32 `[R]`, number of tokens sampled so far of each prompt's completions.
+        place: int32, where the latest tokens will be cached; see `models.cache.ring_mask`.
         token: int32 `[R, G]`, the latest.
         done: bool `[R, G]`.
         caches: each layer's keys and values of the completions, without the latest token.
@@ -118,6 +119,7 @@ class DecodeState(NamedTuple):
     """
 
     slot: Array
+    place: Array
     token: Array
     done: Array
     caches: tuple[Cache, ...]

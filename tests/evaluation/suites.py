@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 from currreft_jax.config import EvaluatedModel, Evaluation, Source, Suite
@@ -34,25 +35,30 @@ def evaluation_of(files: list[Path], **settings) -> Evaluation:
 
 
 class Echo:
-    """Answers with the row's number, in batches of three, and remembers what it was asked."""
+    """Answers with the row's number, the later of three questions first, and remembers what it was asked."""
 
     def __init__(self, model, evaluation, *, stop_after=None):
         self.facts = {"model": {"name": model.name, "path": model.path, "hash": "0"}, "pixels": {}, "dtype": ""}
-        self.batch_size = 3
-        self.asked, self.prepared, self._stop_after = [], [], stop_after
+        self.asked, self.prepared, self.checked = [], [], []
+        self._stop_after = stop_after
         self.closed = False
         self._right = model.name.endswith("a")
 
-    def prepare(self, read, start, stop):
-        self.prepared.append((start, stop, len(read(start, stop))))
+    def check(self, questions):
+        self.checked += [question.row.id for question in questions]
 
-    def answer(self, questions):
-        assert len(questions) <= self.batch_size
-        if self._stop_after is not None and len(self.asked) == self._stop_after:
-            raise KeyboardInterrupt
-        self.asked.append(questions)
-        number = [int(question.row.solution) + (not self._right) for question in questions]
-        return [SuiteReply((Completion(f"<think> t </think> <answer> {n} </answer>"),), None) for n in number]
+    def prepare(self, questions):
+        self.prepared += [question.row.id for question in questions]
+
+    def answers(self, questions):
+        numbered = enumerate(questions)
+        while together := list(islice(numbered, 3)):
+            for number, question in reversed(together):
+                if len(self.asked) == self._stop_after:
+                    raise KeyboardInterrupt
+                self.asked.append(question.row.id)
+                value = int(question.row.solution) + (not self._right)
+                yield number, SuiteReply((Completion(f"<think> t </think> <answer> {value} </answer>"),), None)
 
     def close(self):
         self.closed = True

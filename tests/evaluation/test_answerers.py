@@ -25,7 +25,7 @@ from tests.test_processes import START, run_two_processes
 
 
 def evaluation_of(checkpoint, folder, *, images: int = 2, segment: int = 4) -> Evaluation:
-    """Eleven rows in batches of eight; the last four have `images` images among them."""
+    """Eleven rows in eight slots; the last four have `images` images among them."""
     files = [write_rows(folder, "seen", 7), write_rows(folder, "unseen", 4, images=images)]
     return Evaluation(
         models=[EvaluatedModel(str(checkpoint), "tied")],
@@ -52,7 +52,7 @@ def evaluate(evaluation, out):
 
 @pytest.mark.parametrize(("images", "segment"), quick([(2, 4), (0, 2)]))
 def test_nothing_compiles_after_the_warm_up_and_a_restart_changes_no_byte(checkpoint, tmp_path, images, segment):
-    """With all rows in batches of one shape, and with two shapes and two segments."""
+    """With all rows of one shape, and with two shapes and two segments."""
     evaluation = evaluation_of(checkpoint, tmp_path / "rows", images=images, segment=segment)
     path, lines = evaluate(evaluation, tmp_path / "whole")
     assert not any("compiled" in line for line in lines), lines
@@ -94,14 +94,16 @@ def test_blank_images_change_what_the_model_sees_and_not_the_shape(checkpoint, t
 
 
 def test_prompts_beyond_the_largest_bucket_are_all_told_before_the_first_answer(checkpoint, tmp_path):
+    """Of all suites, also of those that come last."""
     evaluation = evaluation_of(checkpoint, tmp_path / "rows")
-    evaluation.sampling.prompt_lengths = (64, 80)
-    (suite,), _ = runner.load_suites(evaluation)
-    answerer = answerers.ModelAnswerer(evaluation.models[0], evaluation)
-    with pytest.raises(SuiteError, match="longer than 80 tokens") as error:
-        answerer._measure(suite.questions(0, 11, ImageCondition.ORIGINAL))
+    long = write_rows(tmp_path / "rows", "long", 3, problem="how many? " * 9)
+    evaluation.suites.append(Suite("long", [Source(str(long))]))
+    evaluation.sampling.prompt_lengths = (96, 128)
+    with pytest.raises(SuiteError, match="3 prompts are longer than 128 tokens") as error:
+        evaluate(evaluation, tmp_path / "out")
     lines = str(error.value).splitlines()[1:]
-    assert all("seen.jsonl:" in line and line.endswith(" tokens") for line in lines) and len(lines) == 11
+    assert all(f"long.jsonl:{number}:" in line and line.endswith(" tokens") for number, line in enumerate(lines, 1))
+    assert len(lines) == 3 and not list((tmp_path / "out").rglob("*.jsonl"))
 
 
 PROGRAM = (

@@ -59,9 +59,32 @@ def test_an_evaluation_that_was_killed_ends_with_the_same_bytes(evaluation, tmp_
     part.write_bytes(b"".join(lines[: int(kept)]) + rest[: round(len(rest) * (kept % 1))])
     _, echoes, _ = evaluate(evaluation, tmp_path / "part")
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
-    asked = [question.row.id for batch in echoes[0].asked for question in batch if question.row.id.startswith("one")]
-    first = int(kept) // 3 * 3  # batches begin where they would have begun
-    assert asked[: 7 - first] == [f"one-{index}" for index in range(first, 7)]
+    rest = [f"one-{index}" for index in range(int(kept), 7)]
+    assert echoes[0].prepared[: len(rest)] == rest
+    assert sorted(echoes[0].asked) == sorted(echoes[0].prepared)  # each row that has no answer, once
+
+
+def test_what_is_in_order_is_written_when_a_run_ends_early(evaluation, tmp_path):
+    """Answers come in the order 2 1 0, 5 4 3, ...: after four of them three can be written, after six all."""
+    for stop_after, written in ((2, 0), (4, 3), (6, 6)):
+        out = tmp_path / str(stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(evaluation, out, stop_after=stop_after)
+        rows = [answer.row for answer in read_answers(out / "models-a" / "one.jsonl")]
+        assert rows == [f"one-{index}" for index in range(written)]
+
+
+def test_every_suite_is_checked_before_the_first_answer(evaluation, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        echoes = []
+
+        def open_echo(model, evaluation, out, log):
+            echoes.append(Echo(model, evaluation, stop_after=0))
+            return echoes[-1]
+
+        runner.evaluate(evaluation, tmp_path, lambda _: None, open_echo)
+    for echo in echoes:
+        assert echo.checked == [f"one-{index}" for index in range(7)] + [f"two-{index}" for index in range(3)]
 
 
 def test_a_finished_evaluation_asks_nothing_again(evaluation, tmp_path):
@@ -150,7 +173,7 @@ def test_progress_tells_the_time_left_from_the_rows_answered_now():
     progress.begin("a/one", 60, done=20)
     for _ in range(4):
         now += 6
-        progress.add(10)
+        progress.add("a/one", 10)
     assert lines == [
         "a/one: 40/60 rows, 1.7 rows/s, 0:00:36 left in all",
         "a/one: 60/60 rows, 1.7 rows/s, 0:00:24 left in all",
@@ -158,5 +181,5 @@ def test_progress_tells_the_time_left_from_the_rows_answered_now():
     now = 100.0  # compiling
     progress.begin("a/two", 40, done=0)
     now = 106.0
-    progress.add(10)
+    progress.add("a/two", 10)
     assert lines[-1].startswith("a/two: 10/40 rows, 1.7 rows/s, 0:00:18 left")

@@ -1,0 +1,389 @@
+"""Continuous batching: prompts whose completions have ended leave the batch, and waiting ones enter their slots.
+
+A completion depends on its own key alone, as in `sample`, which samples the same tokens up to rounding. The host sees
+the device when enough slots are free for the prompts that are to enter next, or after a segment; while the device
+decodes, the host reads the next prompts, and the caller works on the last completions. Memory is that of the slots,
+however many prompts there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import lcm
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from currreft_jax.config import Sampling
+from currreft_jax.data.packing import BudgetError, smallest_bucket
+from currreft_jax.data.processor import Processor
+from currreft_jax.models.decoder import decoding_model, decoding_weights
+from currreft_jax.models.qwen2_5_vl import Model, Parameters
+from currreft_jax.runtime.multihost import local_rows, shards_per_host, to_devices
+from currreft_jax.runtime.sharding import data_shards
+from currreft_jax.sampling.programs import sampler_programs
+from currreft_jax.sampling.sampler import collate_prompts, processor_spec, with_changes
+from currreft_jax.sampling.slots import slot_programs
+from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec
+from currreft_jax.structs import Prompt
+
+_ENTERING_SHARE = 8  # of the slots, one in so many is filled at a time
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLayout:
+    """The slots of a continuous batch.
+
+    Attributes:
+        num_slots: R, prompts that are decoded together, over all hosts.
+        num_entering: E, prompts that are read together, over all hosts.
+        length: prompt tokens that a slot holds.
+        num_shards: data shards of the decoding mesh that belong to a host.
+    """
+
+    num_slots: int
+    num_entering: int
+    length: int
+    num_shards: int
+
+    @property
+    def slots_per_shard(self) -> int:
+        """Slots of a data shard."""
+        return self.num_slots // (self.num_shards * jax.process_count())
+
+    @property
+    def host_entering(self) -> int:
+        """Prompts of a host that are read together."""
+        return self.num_entering // jax.process_count()
+
+    def entering_rows(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Returns a host's rows of a prefill: its prompts dealt out to its data shards, the last one repeated."""
+        filled = [*prompts, *[prompts[-1]] * (self.host_entering - len(prompts))]
+        return [filled[number] for number in self.entering_order()]
+
+    def entering_order(self) -> list[int]:
+        """Returns the number of the prompt in each of a host's rows of a prefill."""
+        return np.arange(self.host_entering).reshape(-1, self.num_shards).T.reshape(-1).tolist()
+
+
+def slot_layout(model: Model, settings: Sampling, num_slots: int, prompt_length: int) -> SlotLayout:
+    """Lays slots out over the devices.
+
+    Args:
+        model: as it is trained.
+        settings: sampling settings.
+        num_slots: slots over all hosts, at least; rounded up.
+        prompt_length: tokens of the longest prompt.
+
+    Raises:
+        BudgetError: the prompt is longer than the largest bucket.
+        ValueError: a data shard spans hosts.
+    """
+    mesh = decoding_model(model, settings.mesh, jnp.dtype(settings.precision.value)).mesh
+    multiple = lcm(data_shards(model.mesh), data_shards(mesh))
+    num_entering = multiple * max(1, num_slots // (_ENTERING_SHARE * multiple))
+    return SlotLayout(
+        num_slots=-(-num_slots // num_entering) * num_entering,
+        num_entering=num_entering,
+        length=smallest_bucket(prompt_length, settings.prompt_lengths, "sampling.prompt_lengths"),
+        num_shards=shards_per_host(mesh),
+    )
+
+
+class SampledGroup(NamedTuple):
+    """The completions of one prompt.
+
+    Attributes:
+        number: of the prompt among this host's, counted from 0.
+        tokens: int32 `[n]` of each completion, with its stop token.
+        logprobs: fp32 `[n]` of each completion, as in `Rollout`.
+        finished: False where the token limit cut a completion off.
+    """
+
+    number: int
+    tokens: list[np.ndarray]
+    logprobs: list[np.ndarray]
+    finished: list[bool]
+
+
+def sample_stream(
+    model: Model,
+    parameters: Parameters,
+    processor: Processor,
+    prompts: Iterable[Prompt | None],
+    settings: Sampling | None = None,
+    *,
+    layout: SlotLayout,
+    weights: Parameters | None = None,
+    seed: int = 0,
+    stage: int = 0,
+    step: int = 0,
+    **changes: Any,
+) -> Iterator[list[SampledGroup]]:
+    """Samples G completions of every prompt, and yields the groups that have ended, in any order.
+
+    Args:
+        model: as it is trained, on its own mesh.
+        parameters: model parameters.
+        processor: its stop tokens end a completion.
+        prompts: this host's prompts, read as slots become free; every host has as many. None says that no prompt waits
+            for now: the completions in the slots go on, and the next prompt is asked for later.
+        settings: sampling settings; the defaults where absent. `ladder` has no effect.
+        layout: from `slot_layout`.
+        weights: the copy for decoding, from `decode_params`; made here where absent.
+        seed: as in `sample`, as `stage` and `step`.
+        stage: index of the stage in the curriculum.
+        step: step number within the stage.
+        changes: settings by name, such as `group_size=4`.
+
+    Yields:
+        This host's groups that ended in the last decoding call, perhaps none; hosts yield together.
+
+    Raises:
+        TypeError: a change that is no setting.
+        ValueError: impossible settings.
+        BudgetError: a prompt longer than a slot.
+    """
+    settings = with_changes(settings, changes)
+    reader = _PromptReader(model, parameters, processor, settings, layout, weights, (seed, stage, step))
+    source, batch, finished = iter(prompts), None, list[SampledGroup]()
+    entering = reader.read(source)
+    while True:
+        while entering and (batch is None or batch.has_room(entering)):
+            batch = batch or _SlotBatch(reader, entering)
+            batch.insert(entering)
+            entering = reader.read(source)
+        if batch is None or not batch.active:
+            yield finished  # before the next prompt is waited for
+            if reader.exhausted:
+                return
+            finished, entering = [], reader.read(source)
+            continue
+        batch.decode(layout.slots_per_shard - entering.rows if entering else 0)
+        yield finished
+        entering = entering or reader.read(source)
+        finished = batch.collect()
+
+
+def warm_up_stream(
+    model: Model,
+    parameters: Parameters,
+    processor: Processor,
+    entries: Sequence[Sequence[Prompt]],
+    settings: Sampling | None = None,
+    *,
+    layout: SlotLayout,
+    weights: Parameters | None = None,
+    **changes: Any,
+) -> None:
+    """Compiles every program of `sample_stream` for prompts of these shapes, and samples first tokens alone.
+
+    Args:
+        model: as it is trained.
+        parameters: model parameters.
+        processor: processor of the model.
+        entries: this host's prompts that are read together, up to `host_entering` each, of every shape.
+        settings: sampling settings.
+        layout: from `slot_layout`.
+        weights: the copy for decoding.
+        changes: settings by name.
+    """
+    settings = with_changes(settings, changes)
+    reader = _PromptReader(model, parameters, processor, settings, layout, weights, (0, 0, 0))
+    read = [reader.prefill(prompts, finished=True) for prompts in entries]
+    batch = _SlotBatch(reader, read[0])
+    while True:
+        for entering in read:
+            batch.insert(entering)
+            batch.decode(0)
+            batch.collect()
+        if batch.capacity >= settings.max_new_tokens:
+            return
+        batch.grow()
+
+
+class _Entering(NamedTuple):
+    """Prompts that have been read and wait for slots.
+
+    Attributes:
+        prompts: E prompts after their prefill.
+        state: their completions, of one token each.
+        numbers: numbers of this host's prompts; those of its rows are in `SlotLayout.entering_order`.
+        rows: slots of each data shard that they take.
+    """
+
+    prompts: PromptState
+    state: DecodeState
+    numbers: tuple[int, ...]
+    rows: int
+
+
+class _PromptReader:
+    """Reads prompts: collates a few of them and prefills them.
+
+    Attributes:
+        spec: sampler specification.
+        layout: the slots.
+        decoding_params: the copy for decoding.
+        exhausted: whether all prompts have been read.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        parameters: Parameters,
+        processor: Processor,
+        settings: Sampling,
+        layout: SlotLayout,
+        weights: Parameters | None,
+        seeds: tuple[int, int, int],
+    ) -> None:
+        self.spec, self.layout = processor_spec(model, processor, settings), layout
+        self.decoding_params = decoding_weights(model, parameters, self.spec.decoding) if weights is None else weights
+        self.exhausted = False
+        self._model, self._parameters, self._settings, self._seeds = model, parameters, settings, seeds
+        self._count = 0
+
+    def read(self, source: Iterator[Prompt | None]) -> _Entering | None:
+        """Prefills the next prompts; None if none waits."""
+        taken: list[Prompt] = []
+        for prompt in islice(source, self.layout.host_entering):
+            if prompt is None:
+                break
+            taken.append(prompt)
+        else:
+            self.exhausted = len(taken) < self.layout.host_entering
+        return self.prefill(taken) if taken else None
+
+    def prefill(self, prompts: Sequence[Prompt], *, finished: bool = False) -> _Entering:
+        """Dispatches the prefill of up to `host_entering` prompts; where `finished`, to compile alone."""
+        layout, spec = self.layout, self.spec
+        longest = max(prompts, key=lambda prompt: len(prompt.tokens))
+        if len(longest.tokens) > layout.length:
+            raise BudgetError(
+                f"{longest.name}: {len(longest.tokens)} tokens, but a slot holds {layout.length}: lay slots out for the"
+                " longest prompt"
+            )
+        batch = collate_prompts(self._model, spec.decoding, layout.entering_rows(prompts), self._settings)
+        repeated = np.array(layout.entering_order()) >= len(prompts)
+        done = np.tile((repeated | finished)[:, None], self._settings.group_size)
+        prompt_state, state = sampler_programs(spec).prefill(
+            self._parameters,
+            self.decoding_params,
+            batch,
+            to_devices(done, self._model.mesh),
+            np.array(self._seeds, np.uint32),
+        )
+        numbers = tuple(range(self._count, self._count + len(prompts)))
+        self._count += len(prompts)
+        return _Entering(prompt_state, state, numbers, -(-len(prompts) // layout.num_shards))
+
+
+@dataclass(slots=True)
+class _Resident:
+    """A prompt in a slot: its number, and the tokens and log-probs of its completions so far, `[G, n]` each."""
+
+    number: int
+    tokens: list[np.ndarray]
+    logprobs: list[np.ndarray]
+
+    def group(self, spec: SamplerSpec) -> SampledGroup:
+        """Cuts the completions off at their first stop token, or at the token limit."""
+        tokens, logprobs = (np.concatenate(x, axis=1)[:, : spec.max_new_tokens] for x in (self.tokens, self.logprobs))
+        is_stop = np.isin(tokens, spec.stop_token_ids)
+        finished = [bool(row.any()) for row in is_stop]
+        lengths = np.where(finished, is_stop.argmax(axis=1) + 1, tokens.shape[1])
+        return SampledGroup(
+            self.number,
+            [row[:length] for row, length in zip(tokens, lengths, strict=True)],
+            [row[:length] for row, length in zip(logprobs, lengths, strict=True)],
+            finished,
+        )
+
+
+class _SlotBatch:
+    """The resident batch.
+
+    Attributes:
+        active: prompts with unfinished completions on the data shard that has most of them, at most.
+        capacity: tokens of a completion that its caches hold.
+    """
+
+    def __init__(self, reader: _PromptReader, entering: _Entering) -> None:
+        """Makes free slots for prompts like those that are about to enter."""
+        self._spec, self._layout, self._decoding_params = reader.spec, reader.layout, reader.decoding_params
+        self._programs = slot_programs(reader.spec)
+        self._prompts, self._state = self._programs.init(
+            entering.prompts, entering.state, num_slots=reader.layout.num_slots, length=reader.layout.length
+        )
+        self.active, self.capacity = 0, reader.spec.segment
+        self._oldest = self._place = 0
+        self._counts: Any = None
+        self._residents: dict[int, _Resident] = {}  # by slot, counted over this host's shards
+        self._entered: list[tuple[_Entering, dict[int, int]]] = []  # whose first tokens are to be fetched: row -> slot
+
+    def has_room(self, entering: _Entering) -> bool:
+        """Returns true if every data shard has free slots for these prompts."""
+        return self.active + entering.rows <= self._layout.slots_per_shard
+
+    def insert(self, entering: _Entering) -> None:
+        """Puts prompts into free slots."""
+        layout, none = self._layout, self._layout.slots_per_shard
+        order, rows_per_shard = layout.entering_order(), layout.host_entering // layout.num_shards
+        slots, placed = np.full(layout.host_entering, none, np.int32), dict[int, int]()
+        for shard in range(layout.num_shards):
+            free = (slot for slot in range(none) if shard * none + slot not in self._residents)
+            for row in range(shard * rows_per_shard, (shard + 1) * rows_per_shard):
+                if order[row] < len(entering.numbers):
+                    slots[row] = next(free)
+                    placed[row] = shard * none + int(slots[row])
+        for row, slot in placed.items():
+            self._residents[slot] = _Resident(entering.numbers[order[row]], [], [])
+        self._prompts, self._state = self._programs.insert(
+            self._prompts,
+            self._state,
+            entering.prompts,
+            entering.state,
+            to_devices(slots, self._spec.decoding.mesh),
+        )
+        self._entered.append((entering, placed))
+        self.active, self._oldest = self.active + entering.rows, max(self._oldest, 1)
+
+    def decode(self, max_active: int) -> None:
+        """Dispatches decoding until every shard has at most `max_active` active prompts, or for a segment."""
+        if self._oldest > self.capacity:
+            self.grow()
+        num_tokens = min(self._spec.segment, self.capacity + 1 - self._oldest)
+        self._state, self._counts = self._programs.decode(
+            self._decoding_params, self._prompts, self._state, np.int32(num_tokens), np.int32(max_active)
+        )
+
+    def grow(self) -> None:
+        """Doubles the caches of the completions."""
+        self._state = self._programs.grow(self._state)
+        self._place = self.capacity
+        self.capacity *= 2
+
+    def collect(self) -> list[SampledGroup]:
+        """Waits for the decoding; frees the slots of the groups that have ended, and returns these."""
+        for entering, placed in self._entered:
+            first, logprobs = local_rows(entering.state.token), local_rows(entering.state.logprobs)[:, :, 0]
+            for row, slot in placed.items():
+                self._residents[slot].tokens.append(first[row][:, None])
+                self._residents[slot].logprobs.append(logprobs[row][:, None])
+        self._entered.clear()
+        self.active, self._oldest = int(self._counts.active), int(self._counts.oldest)
+        place = int(self._state.place)
+        done, tokens, logprobs = map(local_rows, (self._state.done, self._state.tokens, self._state.logprobs))
+        num_tokens, self._place = place - self._place, place
+        ended = []
+        for slot, resident in list(self._residents.items()):
+            resident.tokens.append(tokens[slot, :, :num_tokens])
+            resident.logprobs.append(logprobs[slot, :, :num_tokens])
+            if done[slot].all():
+                ended.append(self._residents.pop(slot).group(self._spec))
+        return sorted(ended, key=lambda group: group.number)

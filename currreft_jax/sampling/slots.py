@@ -1,0 +1,162 @@
+"""The programs of continuous batching, in which every prompt has a slot of a resident batch until its completions end.
+
+`init` makes free slots. The sampler's `prefill` reads a few prompts at a time, and `insert` puts them into free slots.
+`decode` samples tokens of all slots until enough of them are free, and `grow` doubles the caches of the completions
+when the oldest one has filled them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from currreft_jax.models.cache import grow_cache, roll_cache
+from currreft_jax.models.decoder import bind_decoder
+from currreft_jax.models.qwen2_5_vl import Parameters
+from currreft_jax.sampling.programs import (
+    count_active,
+    decode_options,
+    decode_token,
+    empty_segment,
+    is_active,
+    state_shardings,
+)
+from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec
+from currreft_jax.structs import Array
+
+
+class SlotPrograms(NamedTuple):
+    """The programs, jitted for one specification."""
+
+    init: Any
+    insert: Any
+    decode: Any
+    grow: Any
+
+
+class SlotCounts(NamedTuple):
+    """Numbers that all hosts decide by.
+
+    Attributes:
+        active: int32, prompts with unfinished completions on the data shard that has most of them.
+        oldest: int32, tokens sampled of the longest of these completions.
+    """
+
+    active: Array
+    oldest: Array
+
+
+@lru_cache(maxsize=32)
+def slot_programs(spec: SamplerSpec) -> SlotPrograms:
+    """Makes the programs of a specification once."""
+    mesh = spec.decoding.mesh
+    prompts, state = state_shardings(spec)
+    return SlotPrograms(
+        init=jax.jit(
+            partial(init_slots, spec), out_shardings=(prompts, state), static_argnames=("num_slots", "length")
+        ),
+        insert=jax.jit(partial(insert, spec), out_shardings=(prompts, state), donate_argnums=(0, 1)),
+        decode=jax.jit(
+            partial(decode_slots, spec),
+            out_shardings=(state, NamedSharding(mesh, P())),
+            donate_argnums=2,
+            compiler_options=decode_options(mesh),
+        ),
+        grow=jax.jit(partial(grow_slots, spec), out_shardings=state),
+    )
+
+
+def init_slots(
+    spec: SamplerSpec, prompts: PromptState, state: DecodeState, num_slots: int, length: int
+) -> tuple[PromptState, DecodeState]:
+    """Makes free slots.
+
+    Args:
+        spec: sampler specification.
+        prompts: state of any prompts after their prefill, whose shapes and types alone matter.
+        state: state of their completions.
+        num_slots: R, slots.
+        length: prompt tokens that a slot holds.
+    """
+    caches = tuple(grow_cache(cache, length - cache.values.shape[2]) for cache in prompts.caches)
+    free_prompts, free = jax.tree.map(
+        lambda x: jnp.zeros((num_slots, *x.shape[1:]), x.dtype),
+        (prompts._replace(caches=caches), state._replace(place=None)),
+    )
+    return free_prompts, free._replace(place=jnp.int32(0), done=jnp.ones_like(free.done))
+
+
+def insert(
+    spec: SamplerSpec,
+    prompts: PromptState,
+    state: DecodeState,
+    entering_prompts: PromptState,
+    entering_state: DecodeState,
+    slots: Array,
+) -> tuple[PromptState, DecodeState]:
+    """Puts prompts into free slots, of which it leaves nothing: padding, and empty caches of completions, are put, too.
+
+    Args:
+        spec: sampler specification.
+        prompts: prompts of the R slots.
+        state: their completions.
+        entering_prompts: E prompts after their prefill.
+        entering_state: their completions, of one token each.
+        slots: int32 `[E]`, slots counted within the data shard; R / N for what is not to enter.
+    """
+
+    def put(x: jax.Array, entering: jax.Array) -> jax.Array:
+        targets, indices, values = (a.reshape(spec.num_shards, -1, *a.shape[1:]) for a in (x, slots, entering))
+        return jax.vmap(lambda a, index, b: a.at[index].set(b, mode="drop"))(targets, indices, values).reshape(x.shape)
+
+    length, capacity = prompts.caches[0].values.shape[2], state.caches[0].values.shape[3]
+    entering_caches = tuple(grow_cache(cache, length - cache.values.shape[2]) for cache in entering_prompts.caches)
+    entering_prompts = entering_prompts._replace(caches=entering_caches)
+    empty = tuple(grow_cache(cache, capacity - spec.segment) for cache in entering_state.caches)
+    done = _end_at_limit(spec, entering_state).done
+    entering_state = entering_state._replace(place=None, caches=empty, done=done)
+    filled = jax.tree.map(put, state._replace(place=None), entering_state)
+    return jax.tree.map(put, prompts, entering_prompts), filled._replace(place=state.place)
+
+
+def decode_slots(
+    spec: SamplerSpec,
+    decoding_params: Parameters,
+    prompts: PromptState,
+    state: DecodeState,
+    num_tokens: Array,
+    max_active: Array,
+) -> tuple[DecodeState, SlotCounts]:
+    """Samples up to `num_tokens` tokens of all slots, until no data shard has more than `max_active` active prompts.
+
+    The tokens are the first ones of the state's segment, `num_tokens` at most its length.
+    """
+    decoder = bind_decoder(spec.decoding, decoding_params)
+    first = state.place
+
+    def step(state: DecodeState) -> DecodeState:
+        return _end_at_limit(spec, decode_token(spec, decoder, prompts, state, state.place - first))
+
+    def continues(state: DecodeState) -> jax.Array:
+        return (state.place - first < num_tokens) & (count_active(spec, state) > max_active)
+
+    state = state._replace(**empty_segment(spec, *state.token.shape)._asdict())
+    state = jax.lax.while_loop(continues, step, state)
+    ages = jnp.where(is_active(spec, state), state.slot.reshape(spec.num_shards, -1), 0)
+    return state, SlotCounts(count_active(spec, state), jnp.max(ages))
+
+
+def grow_slots(spec: SamplerSpec, state: DecodeState) -> DecodeState:
+    """Doubles the caches of the completions."""
+    capacity = state.caches[0].values.shape[3]
+    caches = tuple(grow_cache(roll_cache(cache, state.place % capacity), capacity) for cache in state.caches)
+    return state._replace(caches=caches, place=jnp.int32(capacity))
+
+
+def _end_at_limit(spec: SamplerSpec, state: DecodeState) -> DecodeState:
+    return state._replace(done=state.done | (state.slot >= spec.max_new_tokens)[:, None])
