@@ -45,8 +45,11 @@ class Fault(Enum):
     NO_ROUTE = auto()  # 404 of a path
     OVERFLOW = auto()  # 400, context
     REJECTED = auto()  # 400, another
+    NO_SCHEMA = auto()  # 400 for a response format of a JSON Schema, else an answer
+    NO_JSON = auto()  # 400 for any response format, else an answer
     NO_ACCESS = auto()  # 401, which repeats the key
     KEY_IN_ANSWER = auto()  # an answer that repeats the key
+    CUT_OFF = auto()  # half an answer, finish_reason length
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class StubCall:
     """One call as the server saw it.
 
     Attributes:
-        text: text parts of the last message.
+        text: text parts of the last message, or of those that `text_of` takes.
         body: the JSON.
         fault: what it met.
     """
@@ -62,6 +65,12 @@ class StubCall:
     text: str
     body: dict[str, Any]
     fault: Fault
+
+
+def last_text(messages: list[dict[str, Any]]) -> str:
+    """Text parts of the last message."""
+    content = messages[-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 @dataclass
@@ -73,6 +82,7 @@ class EndpointStub:
         calls: the chat completions that were asked for, in order.
         peak: most calls in flight at once.
         latency_s: seconds before every response.
+        text_of: the text of a call's messages, by which faults, answers and counts are told apart.
     """
 
     fault_of: Callable[[str, int], Fault]
@@ -82,6 +92,7 @@ class EndpointStub:
     calls: list[StubCall] = field(default_factory=list)
     peak: int = 0
     on_call: Callable[[int], None] = lambda number: None
+    text_of: Callable[[list[dict[str, Any]]], str] = last_text
     _counts: Counter[str] = field(default_factory=Counter)
     _in_flight: int = 0
 
@@ -109,9 +120,7 @@ class EndpointStub:
 
     async def _respond(self, body: dict[str, Any], authorization: str, writer: asyncio.StreamWriter) -> bool:
         """Responds to one chat completion; returns whether the connection goes on."""
-        content = body["messages"][-1]["content"]
-        texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-        text = "".join(texts)
+        text = self.text_of(body["messages"])
         fault = self.fault_of(text, self._counts[text])
         self._counts[text] += 1
         self.calls.append(StubCall(text, body, fault))
@@ -142,6 +151,9 @@ class EndpointStub:
         self, fault: Fault, text: str, body: dict[str, Any], authorization: str
     ) -> tuple[int, Any, dict[str, str]]:
         """Returns status, body and further headers of a whole response."""
+        form = body.get("response_format", {}).get("type")
+        if (fault is Fault.NO_SCHEMA and form == "json_schema") or (fault is Fault.NO_JSON and form):
+            return 400, _error(f"response_format of type {form} is not supported", "BadRequestError"), {}
         model, page = body["model"], "<html><body>Bad gateway</body></html>"
         missing = {"message": f"The model `{model}` does not exist.", "type": "NotFoundError", "param": "model"}
         long = "This model's maximum context length is 64 tokens. However, you requested 99 tokens."
@@ -171,6 +183,8 @@ class EndpointStub:
         finish_reason = "stop"
         if fault is Fault.EMPTY:
             message["content"] = ""
+        elif fault is Fault.CUT_OFF:
+            message["content"], finish_reason = answer[: len(answer) // 2], "length"
         elif fault is Fault.NULL:
             message, finish_reason = {"content": None, "reasoning_content": "Hm"}, "length"
         elif fault is Fault.REFUSED:
@@ -188,15 +202,17 @@ def endpoint_stub(
     fault_of: Callable[[str, int], Fault] = lambda text, call: Fault.NONE,
     answer_of: Callable[[str], str] = lambda text: f"answer to {text}",
     latency_s: float = 0.0,
+    text_of: Callable[[list[dict[str, Any]]], str] = last_text,
 ) -> Iterator[EndpointStub]:
     """Runs a server in a thread.
 
     Args:
-        fault_of: (text of the last message, earlier calls with this text) to the fault of a call.
-        answer_of: text of the last message to the answer.
+        fault_of: (text of the call, earlier calls with this text) to the fault of a call.
+        answer_of: text of the call to the answer.
         latency_s: seconds before every response.
+        text_of: messages to the text of a call; by default that of the last message.
     """
-    stub = EndpointStub(fault_of, answer_of, latency_s)
+    stub = EndpointStub(fault_of, answer_of, latency_s, text_of=text_of)
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(stub.serve, "127.0.0.1", 0, limit=2**26))
     stub.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"

@@ -29,6 +29,7 @@ def modules_after(statement: str) -> set[str]:
         "currreft_jax.world.write",
         "currreft_jax.dataset",
         "currreft_jax.endpoint",
+        "currreft_jax.judges",
         "currreft_jax.report.__main__",
     ],
 )

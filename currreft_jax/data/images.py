@@ -85,6 +85,13 @@ def image_size(source: str | Path | bytes | Image.Image) -> Frame:
         raise ImageError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error
 
 
+def resized_png(image: Image.Image, frame: Frame) -> bytes:
+    """Returns a PNG file of an image, resized as for a model of this program."""
+    buffer = io.BytesIO()
+    image.resize((frame.width, frame.height), Image.Resampling.BICUBIC).save(buffer, "png")
+    return buffer.getvalue()
+
+
 def _upright_size(image: Image.Image) -> Frame:
     # The method of the base class: that of PNG files decodes the pixels, in case an orientation follows them.
     orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)

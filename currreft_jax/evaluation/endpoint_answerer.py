@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from PIL import Image
-
 from currreft_jax.config import EvaluatedModel, Evaluation
 from currreft_jax.data.budget import PromptBudget
+from currreft_jax.data.images import resized_png
 from currreft_jax.data.processor import MIN_PIXELS
 from currreft_jax.data.prompts import load_template, question_messages
 from currreft_jax.endpoint import (
@@ -160,9 +158,7 @@ class EndpointAnswerer:
         """Returns an image's file, or the resized image as a PNG file."""
         if not self._budget and image.path in question.row.images:
             return Path(image.path)
-        buffer = io.BytesIO()
-        image.open().resize((frame.width, frame.height), Image.Resampling.BICUBIC).save(buffer, "png")
-        return buffer.getvalue()
+        return resized_png(image.open(), frame)
 
     def _reply(self, outcome: Reply | Failure, frame: Frame | None) -> SuiteReply:
         if isinstance(outcome, Reply):

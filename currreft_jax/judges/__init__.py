@@ -1,1 +1,29 @@
 """Judges of answers: the rewards' rules, or a model at an OpenAI-compatible server. Loads no JAX."""
+
+from currreft_jax.judges.agreement import Agreement, Disagreement, compare_judges, length_correlation
+from currreft_jax.judges.calibration import Calibration, PlantedFault, calibrate
+from currreft_jax.judges.endpoint_judge import self_judging_warning, validate_judge
+from currreft_jax.judges.judgement import AnswerJudge, Judged, Judgement, Scores, Unjudged, overall_score
+from currreft_jax.judges.opening import open_judge
+from currreft_jax.judges.rules import has_rule, verifying_rewards
+
+__all__ = [
+    "Agreement",
+    "AnswerJudge",
+    "Calibration",
+    "Disagreement",
+    "Judged",
+    "Judgement",
+    "PlantedFault",
+    "Scores",
+    "Unjudged",
+    "calibrate",
+    "compare_judges",
+    "has_rule",
+    "length_correlation",
+    "open_judge",
+    "overall_score",
+    "self_judging_warning",
+    "validate_judge",
+    "verifying_rewards",
+]

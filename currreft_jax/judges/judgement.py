@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
+from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ class Unjudged(StrEnum):
     INCONSISTENT = "inconsistent"  # the overall score and that of the four criteria differ by more than 10
     REFUSED = "refused"  # the judge declined, or answered nothing
     FAILED = "failed"  # the judge could not be asked
+    NO_RULE = "no_rule"  # no rule scores such a row, and the judge is the rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ class Scores:
     consistency: float
     format: float
     fluency: float
+
+
+def overall_score(scores: Scores) -> float:
+    """Computes the overall score: the mean of the four criteria, each with the same weight."""
+    return fsum(astuple(scores)) / 4
 
 
 @dataclass(frozen=True, slots=True)

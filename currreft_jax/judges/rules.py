@@ -1,0 +1,120 @@
+"""The judge of the rewards' rules: a score from 0 to 100 without a network. Loads no JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from currreft_jax.config import DetectionScore, Rewards
+from currreft_jax.judges.judgement import Judged, Judgement, Scores, Unjudged, overall_score
+from currreft_jax.rewards import RULES, MathsPool, score_completions
+from currreft_jax.structs import Row
+
+RULES_VERSION = "rules-1"  # of the table in docs/judges.md
+_BATCH_SIZE = 32  # answers that are compared together, by all workers of the pool
+_REPEATS_FACTOR = 2.0  # fluency lost for a share of repeated n-grams: 30% of them leave 40, and no more than 85 overall
+_PENALTIES = ("repetition", "length", "overlong")
+
+
+class RulesJudge:
+    """Scores answers by the rewards' rules; an `AnswerJudge`.
+
+    Only an answer that is right, well laid out, whole and not repetitive scores above 85: wrong ones have 75 at most,
+    as have right ones in another layout.
+
+    Attributes:
+        facts: what manifest and provenance say of the judge.
+    """
+
+    def __init__(self, rewards: Rewards, pool: MathsPool) -> None:
+        """Chooses the rewards that are scored.
+
+        Args:
+            rewards: the settings of the rules. Of the penalties on length, those with a weight count.
+            pool: compares mathematical answers.
+        """
+        self.facts = {"kind": "rules", "model": "", "prompt_version": RULES_VERSION}
+        self._penalties = [name for name in _PENALTIES if name == "repetition" or rewards.weights.get(name)]
+        weights = dict.fromkeys(["accuracy", "format", *self._penalties], 1.0)
+        self._rewards = dataclasses.replace(verifying_rewards(rewards), weights=weights)
+        self._pool = pool
+        self._counts: Counter[str] = Counter()
+
+    def judge(self, answers: Iterable[Judged]) -> Iterator[Judgement]:
+        """Judges answers in their order.
+
+        Raises:
+            RowError: the gold answer of a row cannot be read.
+            RewardError: a penalty on length has a weight, and the length of an answer is unknown.
+        """
+        remaining = iter(answers)
+        while batch := list(islice(remaining, _BATCH_SIZE)):
+            yield from self._judge_batch(batch)
+
+    def summary(self) -> str:
+        """Describes the answers so far in one line."""
+        unjudged = self._counts[Unjudged.NO_RULE]
+        return (
+            f"rules: {self._counts['judged']:,} answers judged, {self._counts['right']:,} of them right;"
+            f" {unjudged:,} of rows that no rule scores"
+        )
+
+    def close(self) -> None:
+        """Does nothing: the pool is the caller's."""
+
+    def _judge_batch(self, answers: Sequence[Judged]) -> Iterator[Judgement]:
+        scored = [answer for answer in answers if has_rule(answer.row)]
+        scores = score_completions(
+            [answer.row for answer in scored],
+            [[answer.completion] for answer in scored],
+            self._rewards,
+            frames=[answer.frame for answer in scored],
+            pool=self._pool,
+        )
+        index = 0
+        for answer in answers:
+            if not has_rule(answer.row):
+                self._counts[Unjudged.NO_RULE] += 1
+                rationale = f"no rule scores {answer.row.kind.value} rows: let a model judge them"
+                yield Judgement(answer.key, None, None, rationale, unjudged=Unjudged.NO_RULE)
+                continue
+            parts = {name: float(values[index, 0]) for name, values in scores.parts.items()}
+            reasons = {name: values[index, 0] for name, values in scores.reasons.items() if values[index, 0]}
+            index += 1
+            self._counts["judged"] += 1
+            self._counts["right"] += parts["accuracy"] == 1
+            yield self._judgement(answer.key, parts, reasons)
+
+    def _judgement(self, key: str, parts: dict[str, float], reasons: dict[str, str]) -> Judgement:
+        """Maps rewards to scores; the table is in docs/judges.md."""
+        losses = sum((_REPEATS_FACTOR if name == "repetition" else 1.0) * parts[name] for name in self._penalties)
+        scores = Scores(
+            accuracy=100 * parts["accuracy"],
+            consistency=100.0 if parts["accuracy"] == 1 else 0.0,  # thoughts that end in a wrong answer went wrong
+            format=100 * parts["format"],
+            fluency=max(0.0, 100 * (1 + losses)),
+        )
+        rationale = ", ".join(
+            f"{name} {value:g}" + (f" ({reasons[name]})" if name in reasons else "") for name, value in parts.items()
+        )
+        return Judgement(key, scores, overall_score(scores), rationale)
+
+
+def has_rule(row: Row) -> bool:
+    """Returns whether a rule scores the row: its gold answer can be checked."""
+    return (row.kind, row.task) in RULES
+
+
+def verifying_rewards(rewards: Rewards) -> Rewards:
+    """Returns the settings by which an answer is right if its accuracy is 1.
+
+    `DetectionScore.SOFT_IOU` is 1 for perfect boxes alone; boxes are then right by equation 7.
+    """
+    soft = rewards.detection is DetectionScore.SOFT_IOU
+    return dataclasses.replace(
+        rewards,
+        weights={"accuracy": 1.0},
+        detection=DetectionScore.PAPER if soft else rewards.detection,
+    )
