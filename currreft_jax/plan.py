@@ -20,6 +20,7 @@ from absl import app, flags
 
 from currreft_jax.config import ELSEWHERE, Config, Shapes, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
+from currreft_jax.config.wording import plural
 from currreft_jax.planning.budget import Budget
 from currreft_jax.planning.compiled import (
     CompiledProgram,
@@ -72,9 +73,10 @@ def compile_stage(
     largest = compiled[-len(list(stage.step(buckets[-1]))) :] if all_shapes else compiled
     print(format_tables(compiled, largest, topology, efficiency))
     seconds = sum(result.compile_seconds for result in compiled)
+    when = "before its first step" if config.data.shapes is Shapes.AUTO else "as batches need them"
     print(
-        f"compiled {len(compiled)} programs in {seconds:.0f} s; a run compiles up to {stage.max_programs():,},"
-        f" {'before its first step' if config.data.shapes is Shapes.AUTO else 'as batches need them'}"
+        f"compiled {plural(len(compiled), 'program')} in {seconds:.0f} s; a run compiles up to"
+        f" {stage.max_programs():,}, {when}"
     )
     has_figures = topology.spec is not None
     budget = Budget(

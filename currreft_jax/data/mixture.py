@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from currreft_jax.config import Data, OnBadRow, Source, Stage
+from currreft_jax.config.wording import plural
 from currreft_jax.data.fields import LineError
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.structs import Row
@@ -171,7 +172,9 @@ def sample_indices(num_rows: int, strategy: str, seed: int, name: str) -> np.nda
         raise MixtureError(f"{name}: sample {strategy!r}; write all, first:N, end:N, random:N or N, or N% for N")
     count = round(num_rows * int(match[2]) / 100) if match[3] else int(match[2])
     if not 0 < count <= num_rows:
-        raise MixtureError(f"{name}: sample {strategy!r} takes {count} of {num_rows} rows; take 1 to {num_rows}")
+        raise MixtureError(
+            f"{name}: sample {strategy!r} takes {count:,} of {plural(num_rows, 'row')}; take 1 to {num_rows}"
+        )
     if match[1] == "end":
         return np.arange(num_rows - count, num_rows)
     if match[1] == "random":
@@ -297,4 +300,4 @@ def _refuse_errors(errors: Sequence[LineError], data: Data) -> None:
         if data.on_bad_row is OnBadRow.SKIP
         else "mend them, or set data.on_bad_row to skip"
     )
-    raise MixtureError("\n  ".join([f"{len(errors)} rows cannot be used ({remedy}):", *shown, *more]))
+    raise MixtureError("\n  ".join([f"{plural(len(errors), 'row')} cannot be used ({remedy}):", *shown, *more]))

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from currreft_jax.config import Kind, Task
+from currreft_jax.config.wording import plural
 from currreft_jax.data.balance import answer_balances
 from currreft_jax.data.budget import PromptBudget
 from currreft_jax.data.fields import LineError, repeated_keys
@@ -167,7 +168,8 @@ def _read_rows(input_file: InputFile, report: ValidationReport, progress: Progre
                 report.findings.append(Finding(Problem.ID, path, location, message))
             yield LocatedRow(row, path, location, _split_of(row, input_file))
     for key, count in unknown_keys.items():
-        message = f'"{key}" of {count} rows is none of {", ".join(sorted(KEYS))}; is it misspelt?'
+        rows, known = plural(count, "row"), ", ".join(sorted(KEYS))
+        message = f'"{key}" of {rows} is none of {known}; is it misspelt?'
         report.findings.append(Finding(Problem.UNUSED_KEY, path, path, message))
 
 

@@ -16,6 +16,7 @@ A line has these keys; lists have one item for each completion:
 | reasons | why the strict reading is not right, a value of `structs.Reason`; null where it is right |
 | decided | where the readable reading found the answer, a value of `evaluation.readable.Found` |
 | finished | false where the token limit cut the completion off |
+| resized | [width, height] in which the model saw the first image, and in which boxes are; absent without images |
 | official | 1 or 0 by the authors' lenient scorer; absent unless asked for, and for kinds that they do not evaluate |
 | failure | why a server could not take the question; absent where it was answered, else the lists are empty |
 """
@@ -54,12 +55,13 @@ class Answer:
     finished: tuple[bool, ...]
     official: tuple[int, ...] = ()
     failure: str = ""
+    resized: tuple[int, int] | None = None
 
 
 def answer_line(answer: Answer) -> str:
     """Returns the line of an answer, with its line break."""
     keys = asdict(answer) | {"task": answer.task.value, "kind": answer.kind.value}
-    for name in ("official", "failure"):
+    for name in ("resized", "official", "failure"):
         if not keys[name]:
             del keys[name]
     return json.dumps(keys, ensure_ascii=False) + "\n"
@@ -73,6 +75,7 @@ def parse_answer(text: str | bytes, location: str) -> Answer:
     """
     fields = Fields.from_json(text, location)
     completions = fields.texts("completions", "a list of strings")
+    resized = fields.frame("resized")
     failure = fields.text("failure") if "failure" in fields.keys else ""
     if bool(failure) == bool(completions):
         fields.refuse_value("completions", "a list of at least one string; an empty one with a failure")
@@ -110,6 +113,7 @@ def parse_answer(text: str | bytes, location: str) -> Answer:
         finished=items("finished", (bool,), "true or false"),
         official=verdicts("official") if "official" in fields.keys else (),
         failure=failure,
+        resized=resized and (resized.width, resized.height),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.figures import Fault, FigureUnit, PrintedFigure, read_figures
 from currreft_jax.evaluation.relations import check_relations
 
@@ -69,7 +70,7 @@ def _impossible(figure: PrintedFigure) -> Iterator[FigureFault]:
     if figure.rows is None or _is_possible(figure, figure.half_digit):
         return
     grain = "" if figure.step == 1 else f" whose scores move in steps of {float(figure.step):g}"
-    noun = f"{_NOUNS[figure.unit]} of {figure.rows} rows{grain}"
+    noun = f"{_NOUNS[figure.unit]} of {plural(figure.rows, 'row')}{grain}"
     shorter = figure.text.rstrip("0").rstrip(".") if "." in figure.text else figure.text
     padding = len(figure.text) - len(shorter)
     decimals = len(shorter.partition(".")[2])

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from currreft_jax.config import ImageCondition, Kind, SuiteDomain, Task
+from currreft_jax.config import ImageCondition, Kind, Source, SuiteDomain, Task
+from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.answers import SUFFIX, Answer, read_answers
 from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.statistics import (
@@ -57,7 +58,8 @@ class SuiteAnswers:
         domain: in or out of the domain of training.
         images: the images that were shown.
         answers: one for each row.
-        files: what tells the suite's files from others.
+        files: sample and hash of each of the suite's files, which tell them from others.
+        sources: the same files as the evaluation named them.
         settings: what else the answers depend on, by name.
         leaks: rows whose images the model was trained on, or why their number is unknown.
     """
@@ -67,6 +69,7 @@ class SuiteAnswers:
     images: ImageCondition
     answers: tuple[Answer, ...]
     files: Any = None
+    sources: tuple[Source, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     leaks: int | str = 0
 
@@ -157,6 +160,7 @@ def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
         suite, count = str(rows["suite"]), int(rows["count"])
         domain, images = SuiteDomain(rows["domain"]), ImageCondition(manifest["images"])
         files = [(file["sample"], file["hash"]) for file in rows["files"]]
+        sources = tuple(_recorded_source(file) for file in rows["files"])
         settings, leaks = {name: manifest[name] for name in _SETTINGS}, manifest["leaks"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -165,9 +169,21 @@ def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
     answers = tuple(read_answers(answers_path))
     if len(answers) != count:
         raise ValueError(
-            f"{answers_path} has answers to {len(answers)} of {count} rows; evaluate again, which completes the file"
+            f"{answers_path} has answers to {len(answers)} of {plural(count, 'row')}; evaluate again, which completes"
+            " the file"
         )
-    return SuiteAnswers(suite, domain, images, answers, files, settings, leaks)
+    return SuiteAnswers(suite, domain, images, answers, files, sources, settings, leaks)
+
+
+def _recorded_source(file: dict[str, Any]) -> Source:
+    kind, task = file.get("kind"), file.get("task")
+    return Source(
+        file=str(file["file"]),
+        sample=str(file["sample"]),
+        image_root=str(file.get("image_root", "")),
+        kind=Kind(kind) if kind else None,
+        task=Task(task) if task else None,
+    )
 
 
 def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelComparison:
@@ -186,7 +202,7 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
             raise ValueError(f"two models are called {name}; evaluate one of them under another name")
     notes = [note for first, second in pairwise(models) for note in _compare_settings(first, second)]
     notes += [
-        f"{suite.suite}: {model.name} was trained on the images of {suite.leaks} rows"
+        f"{suite.suite}: {model.name} was trained on the images of {plural(suite.leaks, 'row')}"
         for model in models
         for suite in model.suites
         if isinstance(suite.leaks, int) and suite.leaks
@@ -199,7 +215,7 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
         if answer.failure
     }
     notes += [
-        f"{count} rows are left out: the server of {name} could not take them"
+        f"{plural(count, 'row is', 'rows are')} left out: the server of {name} could not take them"
         for name, count in Counter(failed.values()).items()
     ]
     rows = {model.name: _rows_by_column(model, failed) for model in models}
@@ -299,8 +315,8 @@ def _difference(
     if before.keys() != after.keys():
         only_one = sorted(before.keys() ^ after.keys())
         raise ValueError(
-            f"{column.label}: {len(only_one)} rows are answered by {first} or {second} alone, such as"
-            f" {only_one[0][1]!r} of {only_one[0][0]}; evaluate both on the same suites"
+            f"{column.label}: {plural(len(only_one), 'row is', 'rows are')} answered by {first} or {second} alone,"
+            f" such as {only_one[0][1]!r} of {only_one[0][0]}; evaluate both on the same suites"
         )
     scores = METRICS[metric]
     difference = paired_difference(

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from currreft_jax.config import EvaluatedModel, Evaluation
+from currreft_jax.config.wording import plural
 from currreft_jax.data.budget import PromptBudget
 from currreft_jax.data.images import resized_png
 from currreft_jax.data.processor import MIN_PIXELS
@@ -125,7 +126,8 @@ class EndpointAnswerer:
                 yield int(outcome.key), self._reply(outcome, frame)
         if unanswered:
             more = len(unanswered) - _SHOWN_ERRORS
-            head = f"{len(unanswered)} questions have no answer yet; run the same command to ask them again:"
+            count = plural(len(unanswered), "question has", "questions have")
+            head = f"{count} no answer yet; run the same command to ask again:"
             shown = [unanswered[number] for number in sorted(unanswered)][:_SHOWN_ERRORS]
             raise EndpointError("\n  ".join([head, *shown, *([f"and {more} more"] if more > 0 else [])]))
 

@@ -16,6 +16,7 @@ from currreft_jax.evaluation.suites import LoadedSuite
 from currreft_jax.runtime.digests import hash_files
 
 HASH_BYTES = 16
+_ROW_DEFAULTS = ("image_root", "kind", "task")  # of a source; a manifest has those that are set
 _CHANGES_NOTHING = ("workers",)  # of the settings of math-verify
 
 
@@ -52,7 +53,11 @@ def make_manifest(
             "count": len(suite),
             "excluded": suite.excluded,
             "files": [
-                {"file": source.file, "sample": source.sample, "hash": hash_files(Path(source.file), size=HASH_BYTES)}
+                {
+                    **{"file": source.file, "sample": source.sample},
+                    "hash": hash_files(Path(source.file), size=HASH_BYTES),
+                    **{name: str(value) for name in _ROW_DEFAULTS if (value := dataclasses.asdict(source)[name])},
+                }
                 for source in suite.settings.sources
             ],
             "ids": _hash("\0".join(suite.ids)),

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from currreft_jax.config import EvaluatedModel, Evaluation, ImageCondition, Rewards
+from currreft_jax.config.wording import plural
 from currreft_jax.data.world_rows import ensure_world
 from currreft_jax.evaluation.answerers import Answerer, open_answerer
 from currreft_jax.evaluation.answers import Answer, AnswersWriter
@@ -207,4 +208,4 @@ def _report_compilations(name: str, log: Log) -> Iterator[None]:
     finally:
         counter.close()
     if count := counter.take():
-        log(f"{name}: {count} programs were compiled after the warm-up")
+        log(f"{name}: {plural(count, 'program was', 'programs were')} compiled after the warm-up")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from currreft_jax.config import Data, Evaluation, ImageCondition, Rewards, Stage, Suite
+from currreft_jax.config.wording import plural
 from currreft_jax.data.budget import PromptBudget
 from currreft_jax.data.images import open_image
 from currreft_jax.data.leaks import image_key
@@ -203,7 +204,7 @@ def load_suites(evaluation: Evaluation) -> tuple[list[LoadedSuite], dict[str, Im
         suites.append(suite)
         problems += inspect_images(suite.located_rows(), images, evaluation.threads)
     if problems:
-        raise SuiteError("\n  ".join([f"{len(problems)} images of the suites cannot be used:", *problems]))
+        raise SuiteError("\n  ".join([f"{plural(len(problems), 'image')} of the suites cannot be used:", *problems]))
     return suites, images
 
 
@@ -236,7 +237,7 @@ def refuse_unscorable_rows(suite: LoadedSuite, settings: Rewards, pool: MathsPoo
         messages += [f"{locations[id(error.row)]}: {error.problem}" for error in errors]
     if messages:
         more = [f"and {len(messages) - _SHOWN_ERRORS} more"] if len(messages) > _SHOWN_ERRORS else []
-        name = f"suite {suite.settings.name}: {len(messages)} rows cannot be scored:"
+        name = f"suite {suite.settings.name}: {plural(len(messages), 'row')} cannot be scored:"
         raise SuiteError("\n  ".join([name, *messages[:_SHOWN_ERRORS], *more]))
 
 

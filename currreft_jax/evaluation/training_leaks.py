@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from currreft_jax.config import Config, EvaluatedModel
+from currreft_jax.config.wording import plural
 from currreft_jax.data.findings import NOTES, Finding
 from currreft_jax.data.leaks import find_leaks
 from currreft_jax.data.mixture import load_mixture
@@ -79,7 +80,8 @@ def refuse_leaks(model: str, report: LeakReport) -> None:
         more = [f"and {len(leaks) - _SHOWN} more"] if len(leaks) > _SHOWN else []
         suites = ", ".join(name for name, findings in report.findings.items() if findings)
         remedy = "leave them out, or accept them with --config.allow_leaks"
-        head = f"{model} was trained on {len(leaks)} images or questions of {suites}; {remedy}:"
+        count = plural(len(leaks), "image or question", "images or questions")
+        head = f"{model} was trained on {count} of {suites}; {remedy}:"
         raise SuiteError("\n  ".join([head, *leaks[:_SHOWN], *more]))
 
 

@@ -114,6 +114,7 @@ def _score_completions(
                 decided=tuple(map(str, found)),
                 finished=tuple(completion.finished for completion in one.completions),
                 official=official[p],
+                resized=one.frame and (one.frame.width, one.frame.height),
             )
         )
     return answers

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from currreft_jax.config import BatchLayout, Config, Method, Shapes
+from currreft_jax.config.wording import plural
 from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, config_buckets
 from currreft_jax.data.packing import BatchShape, collate, max_slots_per_image, smallest_bucket
 from currreft_jax.data.shape_fitting import NUM_COMPLETION_LENGTHS, NUM_SHAPES
@@ -324,4 +325,5 @@ def compile_ahead(programs: Sequence[StepProgram], interrupt: Interrupt) -> None
             return
         with timed(f"compiling {number} of {len(programs)}: {program.name} {program.shape}".rstrip()):
             program.function.lower(*program.arguments, **program.static).compile()
-    say(f"compiled {len(programs)} programs in {time.perf_counter() - begun:.0f} s; no step compiles another one")
+    seconds = time.perf_counter() - begun
+    say(f"compiled {plural(len(programs), 'program')} in {seconds:.0f} s; no step compiles another one")

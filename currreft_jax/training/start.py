@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from currreft_jax.config import Config, Handover, Init, Method, Reference
+from currreft_jax.config.wording import plural
 from currreft_jax.data import pipeline
 from currreft_jax.data.buckets import ShapeBuckets
 from currreft_jax.data.examples import Example
@@ -76,11 +77,12 @@ def read_rows(session: Session, stage_index: int, buckets: ShapeBuckets) -> Mixt
         rows = rows.without(_unscorable_rows(rows, session), "gold answer unreadable", config.data)
     if not same_on_all_hosts(bytes.fromhex(rows.fingerprint())):
         raise ValueError("the hosts have different rows: give all of them the same files, and see what each left out")
-    say(f"stage {config.stages[stage_index].name}: {rows.num_rows} rows of {len(rows.sources)} files")
+    files = plural(len(rows.sources), "file")
+    say(f"stage {config.stages[stage_index].name}: {plural(rows.num_rows, 'row')} of {files}")
     for line in layout_on(config, session.model.mesh).remarks(config):
         say(f"  {line}")
     for reason, count in rows.excluded.items():
-        say(f"  {count} rows left out: {reason}")
+        say(f"  {plural(count, 'row')} left out: {reason}")
     for error in rows.errors:
         say(f"  {error}")
     return rows

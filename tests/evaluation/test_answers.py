@@ -22,7 +22,10 @@ ANSWER = Answer(
     decided=("answer", "none"),
     finished=(True, False),
 )
-ANSWERS = [replace(ANSWER, row=str(index), official=(1, 1) if index % 2 else ()) for index in range(5)]
+ANSWERS = [
+    replace(ANSWER, row=str(index), **({"official": (1, 1), "resized": (56, 28)} if index % 2 else {}))
+    for index in range(5)
+]
 ROWS = [answer.row for answer in ANSWERS]
 
 
@@ -91,5 +94,5 @@ def test_a_line_holds_the_documented_keys():
     assert parse_answer(answer_line(ANSWER), "here") == ANSWER
     assert list(json.loads(answer_line(ANSWERS[1]))) == [
         *("row", "image", "task", "kind", "completions", "strict", "readable", "strict_score", "readable_score"),
-        *("reasons", "decided", "finished", "official"),
+        *("reasons", "decided", "finished", "official", "resized"),
     ]

@@ -8,7 +8,12 @@ import pytest
 from currreft_jax.config import ImageCondition, Kind, SuiteDomain, Task
 from currreft_jax.evaluation.answers import Answer, answer_line
 from currreft_jax.evaluation.compare import ModelAnswers, SuiteAnswers, TableColumn, compare_models, read_model_answers
-from currreft_jax.evaluation.comparison_tables import format_comparison, write_comparison_csv
+from currreft_jax.evaluation.comparison_tables import (
+    comparison_tables,
+    fault_notes,
+    format_comparison,
+    write_comparison_csv,
+)
 from currreft_jax.evaluation.statistics import ClaimVerdict, newcombe_interval, wilson_interval
 from tests.evaluation.test_runner import evaluate, evaluation  # noqa: F401 evaluation is a fixture
 
@@ -144,9 +149,7 @@ def test_the_csv_holds_all_numbers(tmp_path):
 
 def test_other_rows_files_and_names_are_refused():
     base = model("base", numbered(1, 0, 1))
-    with pytest.raises(
-        ValueError, match=r"detection in: 1 rows are answered by base or rl alone, such as '3' of boxes"
-    ):
+    with pytest.raises(ValueError, match=r"detection in: 1 row is answered by base or rl alone, such as '3' of boxes"):
         compare_models([base, model("rl", numbered(1, 0, 1, 1))])
     with pytest.raises(ValueError, match="two models are called base"):
         compare_models([base, base])
@@ -228,3 +231,24 @@ def test_what_an_evaluation_writes_is_compared(evaluation, tmp_path):  # noqa: F
         5,
         1,
     )  # 7 rows on two images, 3 on none
+
+
+def test_the_papers_tables_have_its_columns_in_its_order_and_other_rows_stand_apart():
+    answers = [answer(row, 1, task=task) for row, task in enumerate((Task.CLASSIFY, Task.DETECTION, Task.MATH))]
+    other = answer(9, 1, kind=Kind.JUDGE)
+    inside, outside = model("base", [*answers, other]), model("base", answers, SuiteDomain.OUT)
+    comparison = compare_models([ModelAnswers("base", (*inside.suites, *outside.suites))])
+    paper, others = [table for table in comparison_tables(comparison) if table.metric == "readable"]
+    order = [f"{task} {domain}" for domain in ("in", "out") for task in ("detection", "math", "classify")]
+    assert paper.header == ["model", *order]
+    assert paper.rows[0][0] == "base" and len(paper.rows) == 1 + paper.printed
+    assert ["Table 1: Qwen2.5-VL-3B", "61.8†", "47.8†", "39.6", "22.3", "40.8†", "79.3†"] in paper.rows
+    assert (others.header, others.printed) == (["model", "detection judge in"], 0)
+
+
+def test_faults_of_the_papers_figures_are_told_with_those_of_models_that_are_not_recorded():
+    outside = model("base", [answer(row, 1, task=Task.MATH) for row in range(3)], SuiteDomain.OUT)
+    first, *unnamed = fault_notes(compare_models([outside]))
+    assert first == "† Table 1 and Tables 2 and 4a disagree: math out of Qwen2.5-VL-3B."
+    assert "Table 2, math out: 30.3, 34.9, 26.7," in unnamed[0] and "are no shares of 500 rows" in unnamed[0]
+    assert "Table 4a, math out: 74.1 is no share of 500 rows" in unnamed[1]

@@ -88,7 +88,7 @@ def test_what_a_server_cannot_take_is_told_and_never_graded(evaluation, tmp_path
     assert dict(zip(heading[5:8], row[5:8], strict=True)) == {"rows": "11", "failed": "1", "strict": "81.8"}
     compared = compare_models([read_model_answers(tmp_path / name) for name in ("served", "other")])
     assert {cell.estimate.rows for cell in compared.estimates} == {ROWS - 1}
-    assert "1 rows are left out: the server of served could not take them" in compared.notes
+    assert "1 row is left out: the server of served could not take them" in compared.notes
 
 
 def test_rows_without_an_answer_yet_end_the_run_and_are_asked_again(evaluation, tmp_path):
