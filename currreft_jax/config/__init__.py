@@ -4,16 +4,19 @@ from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_pa
 from currreft_jax.config.data import Data, Handover, Kind, OnBadRow, Shapes, Source, Stage, Task
 from currreft_jax.config.endpoint import EndpointLimits, ImageEncoding
 from currreft_jax.config.evaluation import (
+    BenchmarkName,
     EvaluatedModel,
     Evaluation,
+    Extraction,
     ImageCondition,
     ScorerName,
     Suite,
     SuiteDomain,
     validate_evaluation,
 )
+from currreft_jax.config.judge import Judge, JudgeKind
 from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
-from currreft_jax.config.rejection import Judge, JudgeKind, QuotaSource, Rejection
+from currreft_jax.config.rejection import QuotaSource, Rejection
 from currreft_jax.config.rewards import (
     BoxReading,
     DetectionScore,
@@ -52,6 +55,7 @@ __all__ = [
     "AdvantageScale",
     "AttentionKernel",
     "BatchLayout",
+    "BenchmarkName",
     "BoxReading",
     "CacheType",
     "Config",
@@ -60,6 +64,7 @@ __all__ = [
     "EndpointLimits",
     "EvaluatedModel",
     "Evaluation",
+    "Extraction",
     "Grpo",
     "Handover",
     "ImageCondition",
