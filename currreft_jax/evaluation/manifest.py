@@ -12,6 +12,7 @@ from typing import Any
 from currreft_jax.config import Evaluation, ImageCondition
 from currreft_jax.data.prompts import load_template
 from currreft_jax.evaluation import verdicts
+from currreft_jax.evaluation.benchmarks.prompts import PROMPT_VERSION
 from currreft_jax.evaluation.suites import LoadedSuite
 from currreft_jax.runtime.digests import hash_files
 
@@ -63,7 +64,7 @@ def make_manifest(
             "ids": _hash("\0".join(suite.ids)),
         },
         "images": images.value,
-        "prompts": {"template": evaluation.template, "hash": _hash(repr(template))},
+        "prompts": _benchmark_prompts(suite) or {"template": evaluation.template, "hash": _hash(repr(template))},
         "decoding": {
             "samples": sampling.group_size,
             "temperature": sampling.temperature,
@@ -110,6 +111,20 @@ def open_manifest(answers: Path, manifest: dict[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(now, indent=2) + "\n", "utf-8")
     partial.replace(path)
+
+
+def _benchmark_prompts(suite: LoadedSuite) -> dict[str, Any]:
+    """Returns what a benchmark asks, and of which file; empty for files of rows."""
+    if not (benchmark := suite.benchmark):
+        return {}
+    return {
+        "benchmark": benchmark.name.value,
+        "published": benchmark.published,
+        "md5": benchmark.md5,
+        "version": PROMPT_VERSION,
+        "instruction": suite.settings.instruction,
+        "without_image": list(benchmark.without_image),
+    }
 
 
 def _hash(text: str) -> str:

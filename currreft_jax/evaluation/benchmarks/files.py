@@ -231,7 +231,7 @@ def _parse_mathvista(record: Fields) -> BenchmarkItem:
     question, key = _text(record, "question"), _key(record)
     skills = _text(record, "skills")
     categories = (_text(record, "task"), *(_literal_list(record, "skills") if skills[:1] == "[" else (skills,)))
-    base = BenchmarkItem(key, record.location, question, question, (), categories=categories, group=key)
+    base = _item(record, key, question, (), categories)
     if _text(record, "question_type") == AnswerType.CHOICE:
         options = _literal_list(record, "choices")
         gold = _gold_letter(record, "answer_option", options)
@@ -264,8 +264,7 @@ def _parse_mmvet(record: Fields) -> BenchmarkItem:
         record.refuse_value("category", f"{', '.join(sorted(_SKILLS))}, joined by commas")
     # A combination of one capability would have its name.
     categories = (*skills, f"only {category}" if len(skills) == 1 else category)
-    answer = _text(record, "answer").strip()
-    return BenchmarkItem(key, record.location, question, question, (answer,), categories=categories, group=key)
+    return _item(record, key, question, (_text(record, "answer").strip(),), categories)
 
 
 def _parse_ocrbench(record: Fields) -> BenchmarkItem:
@@ -273,31 +272,28 @@ def _parse_ocrbench(record: Fields) -> BenchmarkItem:
     golds = _literal_list(record, "answer")
     if not all(gold.strip() for gold in golds):
         record.refuse_value("answer", "a list of texts that are not empty, as an empty one is in every answer")
-    return BenchmarkItem(
-        *(key, record.location, question, question, golds),
-        **{"categories": (category,), "case_sensitive": category == _FORMULAS, "group": key},
-    )
+    item = _item(record, key, question, golds, (category,))
+    return replace(item, case_sensitive=category == _FORMULAS)
 
 
 def _parse_llavabench(record: Fields) -> BenchmarkItem:
-    question, key = _text(record, "question"), _key(record)
-    reference = _text(record, "gpt4_ans")
-    return BenchmarkItem(
-        *(key, record.location, question, question, (reference,)),
-        **{"categories": (_text(record, "category").strip(),), "caption": _text(record, "caption")},
-        **{"reference": reference, "group": key},
-    )
+    reference, category = _text(record, "gpt4_ans"), _text(record, "category").strip()
+    item = _item(record, _key(record), _text(record, "question"), (reference,), (category,))
+    return replace(item, caption=_text(record, "caption"), reference=reference)
 
 
 def _parse_math(record: Fields) -> BenchmarkItem:
-    problem, key = _text(record, "problem"), _text(record, "unique_id")
     level = record.keys.get("level")
     categories = (_text(record, "subject"), *([f"level {level}"] if level is not None else []))
-    answer = _text(record, "answer")
-    return BenchmarkItem(
-        *(key, record.location, problem, problem, (answer,)),
-        **{"categories": categories, "group": key, "system": MATH_SYSTEM},
-    )
+    key, problem, answer = (_text(record, column) for column in ("unique_id", "problem", "answer"))
+    return replace(_item(record, key, problem, (answer,), categories), system=MATH_SYSTEM)
+
+
+def _item(
+    record: Fields, key: str, question: str, golds: tuple[str, ...], categories: tuple[str, ...]
+) -> BenchmarkItem:
+    """Returns an item whose question is the whole prompt."""
+    return BenchmarkItem(key, record.location, question, question, golds, categories=categories, group=key)
 
 
 _PARSERS: dict[BenchmarkName, Callable[[Fields], BenchmarkItem]] = {
