@@ -57,7 +57,7 @@ answers stand, and their length as such, must not count.
 {_DATA}
 
 Reply with one line: the score of the first answer, a space, the score of the second, and nothing else, such as 7 9."""
-_NUMBER_IN_REPLY = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w%]|\.\d)")
+_NUMBER_IN_REPLY = re.compile(r"(?<![\w.])(?<!\w-)-?(?:\d+(?:\.\d+)?|\.\d+)(?![\w%]|\.\d)")
 
 
 class UnreadableReply(ValueError):

@@ -1,14 +1,19 @@
 """Small suites of all benchmarks end to end, with an answerer that knows its answers, and a judge at a local server."""
 
+import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from currreft_jax.config import BenchmarkName, EvaluatedModel, Evaluation, Extraction, Judge, JudgeKind
 from currreft_jax.evaluation import runner
 from currreft_jax.evaluation.answers import read_answers
+from currreft_jax.evaluation.benchmarks.files import PUBLISHED
 from currreft_jax.evaluation.benchmarks.scoring import read_verdicts, verdicts_path
+from currreft_jax.evaluation.compare import compare_models, read_model_answers
+from currreft_jax.evaluation.comparison_tables import format_comparison, write_comparison_csv
 from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.suites import SuiteReply
 from currreft_jax.evaluation.summary import summary_table
@@ -45,7 +50,7 @@ class Scripted(Echo):
             index = counts.get(name.value, 0)
             counts[name.value] = index + 1
             self.asked.append(question.row.id)
-            text = ANSWERS[name][index]
+            text = ANSWERS[name][index] if self._right else "A"
             failure = text[0] if isinstance(text, tuple) else ""
             completions = () if failure else (Completion(text),)
             frame = Frame(28, 28) if question.images else None
@@ -67,6 +72,35 @@ def evaluate(evaluation, out):
 
     files = runner.evaluate(evaluation, out, lines.append, open_scripted)
     return {file.suite: read_verdicts(verdicts_path(file.path)) for file in files}, files, lines, scripted[0]
+
+
+def test_models_are_compared_in_the_papers_table(tmp_path, monkeypatch):
+    names = [BenchmarkName.OCRBENCH, BenchmarkName.LLAVABENCH, BenchmarkName.AI2D]
+    evaluation = evaluation_of(tmp_path, names)
+    for suite in evaluation.suites:  # as if the files were the published ones
+        known = next(iter(PUBLISHED[suite.benchmark]))
+        md5 = hashlib.md5(Path(suite.sources[0].file).read_bytes()).hexdigest()
+        monkeypatch.setitem(PUBLISHED, suite.benchmark, {known: md5})
+    evaluation.models.append(EvaluatedModel("models/b", "b"))
+    with endpoint_stub(answer_of=reply, text_of=lambda messages: last_text(messages[:2])) as stub:
+        evaluation.judge = judged(stub.url)
+        evaluate(evaluation, tmp_path / "out")
+    comparison = compare_models([read_model_answers(tmp_path / "out" / name) for name in "ba"])
+    means = {(cell.model, cell.column.label): cell.estimate.mean for cell in comparison.estimates}
+    assert means["a", "OCRBench"] == 0.5 and means["b", "OCRBench"] == 0
+    # The third item failed for model a, and is left out of b, too: 8 6, 3 9 and twice 3 9.
+    assert means["a", "LLaVABench Relative"] == pytest.approx((0.7 + 0.45) / (0.7 + 0.85))
+    assert means["b", "LLaVABench VLM"] == pytest.approx(0.45)
+    difference = {cell.column.label: cell.difference.difference for cell in comparison.differences}
+    assert difference == {"AI2D": pytest.approx(-1 / 3), "OCRBench": 0.5, "LLaVABench VLM": pytest.approx(0.125)}
+    text = format_comparison(comparison)
+    assert "### Tables 3 and 4b: general benchmarks" in text
+    assert "| model | AI2D | OCRBench | LLaVABench Relative | LLaVABench VLM | LLaVABench GPT4 |" in text
+    assert re.search(r"\*Table 3: Curr-ReFT-3B\* \| 0.83 \| 64.70† \|  \|  \| 85.60† \|", text)
+    assert "llavabench: 1 item not answered, or not judged, for some model left out" in text
+    assert "ai2d: 1 undecided answer counts as wrong, of 3 of a" in text
+    write_comparison_csv(comparison, tmp_path / "compared.csv")
+    assert "printed,Curr-ReFT-3B,,,AI2D,0.83," in (tmp_path / "compared.csv").read_text()
 
 
 def test_every_benchmark_is_scored_without_a_judge(tmp_path):
