@@ -204,6 +204,7 @@ def _find_yes_no(text: str, row: Row, settings: Rewards) -> str | None:
 def _find_letters(text: str, row: Row, settings: Rewards) -> str | None:
     text = _plain(text)
     for part in [*stated_parts(text), text]:
+        part = part.strip(" !")
         if letters := _letters(part, row) or _option_texts(part, row):
             return letters
     marked = {first or second for first, second in _MARKED_LETTER.findall(text)}

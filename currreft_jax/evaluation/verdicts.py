@@ -19,7 +19,7 @@ from currreft_jax.evaluation.readable import Found, Reading, read_answer
 from currreft_jax.rewards import MathsPool, score_completions
 from currreft_jax.structs import Completion, Frame, Row
 
-VERSION = 1  # of these verdicts; raised whenever one may come out otherwise
+VERSION = 2  # of these verdicts; raised whenever one may come out otherwise
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ OPTION_SETS = [
 ]
 # Family -> answers; L is a letter, T its option's text, M another letter, S another text.
 FAMILIES = {
-    "letter": ["L", "(L)", "L.", "[L]", " L\n", "**L**", "L:", "{L}", r"\boxed{L}"],
+    "letter": ["L", "(L)", "L.", "[L]", " L\n", "**L**", "L:", r"\boxed{L}"],
+    "letter and words": ["L of course", "L obviously", "{L}"],
     "letter and text": ["L. T", "(L) T", "L: T", "**L. T**"],
     "stated": ["The answer is L.", "Answer: L", "The correct answer is (L).", "The answer is **L**"],
     "lower-case letter": ["l", "(l)", "the answer is l"],
@@ -54,15 +55,13 @@ DIFFERENCES = {
     "text": "an option's text is compared whole: parts of words do not count, and articles do not",
     "text in a sentence": "an option's text within a sentence may be a comparison or a doubt: left to the judge",
     "letter in a sentence": "a letter within a sentence is read after 'option', in brackets, or as what is stated",
-    "letter after an article": "'A' before other words is no option",
-    "several letters": "letters that are joined are no choice; what comes after a 'not' is not weighed",
-    "first letter of many words": "a letter before a full stop, a bracket or a line break is read, whatever follows",
+    "letter after an article": "'A' before other words is no option, and the text that follows no answer",
+    "several letters": "several letters are no choice, and a 'not' is not weighed",
+    "first letter of many words": "a letter on a line of its own is read, whatever follows; one before words is not",
     "refusal": "a refusal is undecided and told; there it is the wrong letter Z",
     "failed call": "a failed call is no answer, and its text is not searched",
     "tags": "the answer is the content of <answer>, or what follows the thoughts",
-    "stated": "options that are letters themselves stand in for each other",
-    "letter and text": "options that are letters themselves stand in for each other",
-    "letter": "options that are letters themselves stand in for each other",
+    "letter and words": "a letter before other words may be an article or a name; braces do not mark an option",
     "nothing": "a text that is part of an option's word does not count",
 }
 
@@ -87,7 +86,7 @@ def option_answers():
         names |= {"l": ascii_uppercase[first].lower(), "t": options[first].lower()}
         words = rng.choice(FAMILIES[family])
         filled = "".join(names.get(c, c) if _alone(words, k) else c for k, c in enumerate(words))
-        padded = rng.choice(["", "", " ", "\n"]) + filled + rng.choice(["", "", "!", " \n", " of course", "…"])
+        padded = rng.choice(["", "", " ", "\n"]) + filled + rng.choice(["", "", "!", " \n", "!\n"])
         cases[padded, tuple(options)] = family
         if len(cases) == COUNT:
             break
@@ -95,7 +94,9 @@ def option_answers():
 
 
 def _alone(words, k):
-    return not (words[k - 1 : k].isalpha() or words[k + 1 : k + 2].isalpha())
+    """Whether no letter or apostrophe stands beside the k-th character."""
+    around = words[max(0, k - 1) : k] + words[k + 1 : k + 2]
+    return not any(c.isalpha() or c == "'" for c in around)
 
 
 @pytest.mark.parametrize("wheel", GENERATIONS)
@@ -116,8 +117,7 @@ def test_our_own_reading_differs_where_a_reason_is_given(wheel):
         kind = "same" if ours == theirs else "ours" if theirs is None else "theirs" if ours is None else "other"
         counts[family, kind] += 1
         differing |= {family} if kind != "same" else set()
-    print(sorted(counts.items()))
-    assert differing <= DIFFERENCES.keys()
+    assert differing <= DIFFERENCES.keys(), counts
 
 
 NUMBERS = ["0", "14", "-5", "3", "100", "1.2", "0.5", "-2.75", "1e3", "14.0", "007"]
