@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ORACLES := 5.23.0 4.57.6 4.49.0
+VLMEVAL_ms := 0.0.20
+VLMEVAL_nvidia := 26.3
 CONSTRAIN := -c constraints.txt
 PARALLEL ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python -m
@@ -10,7 +12,7 @@ SEED ?= 0
 # Tests that need more than the package have targets of their own: oracle, browser, plan.
 SUITE := not oracle and not browser and not plan
 QUICK := not slow and $(SUITE)
-.PHONY: help install test test-all browser check static fix oracle golden lowest demo base plan lock clean
+.PHONY: help install test test-all browser check static fix oracle oracle-vlmeval golden lowest demo base plan lock clean
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,7 +57,19 @@ fix: install  ## Formats the code, and applies the linter's fixes.
 oracle-%: .venv-oracle-%/.installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-oracle-$*/bin/python -m pytest tests/oracle
 
-oracle: $(ORACLES:%=oracle-%)  ## Compares with torch and three versions of transformers.
+# Of VLMEvalKit's wheels the rules alone are used, without the package's dependencies.
+.venv-vlmeval-%/.installed: Makefile
+	$(PYTHON) -m venv .venv-vlmeval-$*
+	.venv-vlmeval-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $*-vlmeval==$(VLMEVAL_$*)
+	.venv-vlmeval-$*/bin/python -m pip install --quiet --disable-pip-version-check pandas pillow validators \
+		huggingface_hub sty tqdm python-dotenv tabulate portalocker rich openpyxl xlsxwriter json_repair requests \
+		matplotlib
+	touch $@
+
+oracle-vlmeval: install .venv-vlmeval-ms/.installed .venv-vlmeval-nvidia/.installed  ## Compares scores of benchmarks.
+	$(RUN) pytest -m oracle tests/evaluation/benchmarks
+
+oracle: $(ORACLES:%=oracle-%) oracle-vlmeval  ## Compares with torch, three versions of transformers, and VLMEvalKit.
 
 golden: .venv-oracle-5.23.0/.installed  ## Regenerates the golden files.
 	.venv-oracle-5.23.0/bin/python -m tests.golden.make

@@ -4,6 +4,7 @@
   python -m currreft_jax.evaluate --model=runs/demo/stage3 --rows=rows/test/in-detection.jsonl,rows/test/in-math.jsonl
   python -m currreft_jax.evaluate --model=Qwen/Qwen2.5-VL-3B-Instruct --rows=test.jsonl --images=original,blank
   python -m currreft_jax.evaluate --endpoint=http://localhost:8000/v1 --model=gpt-4o --rows=test.jsonl
+  python -m currreft_jax.evaluate --model=runs/demo/stage3 --benchmarks=mmbench=MMBench_DEV_EN.tsv,math=test.jsonl
   python -m currreft_jax.evaluate --compare=runs/eval-tiny/base,runs/eval-tiny/stage3 --csv=compared.csv
   python -m currreft_jax.evaluate --check-table=published.csv
 
@@ -13,6 +14,10 @@ of a model to a suite go to OUT/MODEL/SUITE.jsonl, and what they depend on to a 
 continues an evaluation that was stopped, at the next row. Each accuracy is given twice: strict, with layout and tags as
 in training, and readable, what a careful person reads in the same text. Rows that share images with a model's training
 are refused.
+
+--benchmarks reads published files as downloaded: mathvista, math (MATH-500), ai2d, mmvet, mmbench, ocrbench and
+llavabench. Their scores go to OUT/MODEL/NAME.verdicts.json. --extraction=G1, G2 or G3 reads answers as VLMEvalKit's
+rules do; --judge with --judge_url names a model that reads and grades what no rule can. See docs/benchmarks.md.
 
 --compare takes folders of models' answers, and prints means with intervals, the difference of each model and the one
 before it, and what that decides; `python -m currreft_jax.report` shows the same as a page, with figures. --check-table

@@ -4,19 +4,20 @@ from currreft_jax.config.batch_layout import BatchLayout, batch_layout, split_pa
 from currreft_jax.config.data import Data, Kind, OnBadRow, Shapes, Source, Task
 from currreft_jax.config.endpoint import EndpointLimits, ImageEncoding
 from currreft_jax.config.evaluation import (
+    BenchmarkName,
     EvaluatedModel,
     Evaluation,
+    Extraction,
     ImageCondition,
     ScorerName,
     Suite,
     SuiteDomain,
     validate_evaluation,
 )
+from currreft_jax.config.judge import Judge, JudgeKind
 from currreft_jax.config.method import LossAverage, Method, Optimizer, Rule, Schedule
 from currreft_jax.config.model import AttentionKernel, Init, Lora, MeshShape, Pretrained, Remat
 from currreft_jax.config.rejection import (
-    Judge,
-    JudgeKind,
     QuotaSource,
     Rejection,
     as_evaluation,
@@ -59,6 +60,7 @@ __all__ = [
     "AdvantageScale",
     "AttentionKernel",
     "BatchLayout",
+    "BenchmarkName",
     "BoxReading",
     "CacheType",
     "Config",
@@ -67,6 +69,7 @@ __all__ = [
     "EndpointLimits",
     "EvaluatedModel",
     "Evaluation",
+    "Extraction",
     "Grpo",
     "Handover",
     "ImageCondition",

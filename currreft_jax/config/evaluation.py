@@ -8,6 +8,7 @@ from pathlib import Path
 from currreft_jax.config.checks import Demand, is_mesh, refuse, refuse_wrong_types
 from currreft_jax.config.data import Kind, Source, Task
 from currreft_jax.config.endpoint import EndpointLimits
+from currreft_jax.config.judge import Judge
 from currreft_jax.config.model import MeshShape, Pretrained
 from currreft_jax.config.rewards import Maths, Rewards, validate_rewards
 from currreft_jax.config.sampling import Sampling, validate_sampling
@@ -33,6 +34,31 @@ class ScorerName(Enum):
 
     RULES = "rules"
     OFFICIAL = "official"
+
+
+class BenchmarkName(Enum):
+    """Published benchmarks, whose files are read as downloaded."""
+
+    MATHVISTA = "mathvista"
+    MATH = "math"
+    AI2D = "ai2d"
+    MMVET = "mmvet"
+    MMBENCH = "mmbench"
+    OCRBENCH = "ocrbench"
+    LLAVABENCH = "llavabench"
+
+
+class Extraction(Enum):
+    """How benchmarks read answers: `READABLE` as a careful person does, or as a generation of VLMEvalKit's rules.
+
+    `G1` is that until August 2025, of the paper, `G2` that from then on, `G3` that since June 2026. They read the whole
+    text of an answer, while `READABLE` reads the content of `<answer>`, or what follows the thoughts.
+    """
+
+    READABLE = "readable"
+    G1 = "G1"
+    G2 = "G2"
+    G3 = "G3"
 
 
 @dataclass(slots=True)
@@ -67,6 +93,10 @@ class Suite:
         kinds: kinds of rows to use; all where empty.
         tasks: tasks of rows to use; all where empty.
         domain: in or out of the domain of training.
+        benchmark: the benchmark whose published file is the only source; None for files of rows.
+        any_file: accept a file of the benchmark that is not a published one; the manifest says which it is.
+        instruction: text below each question of a benchmark, which published figures do not have; such as one that asks
+            for `<think>` and `<answer>`, for models that were trained with it.
     """
 
     name: str = ""
@@ -74,8 +104,13 @@ class Suite:
     kinds: tuple[Kind, ...] = ()
     tasks: tuple[Task, ...] = ()
     domain: SuiteDomain = SuiteDomain.IN
+    benchmark: BenchmarkName | None = None
+    any_file: bool = False
+    instruction: str = ""
 
     def __post_init__(self) -> None:
+        if not self.name and self.benchmark:
+            self.name = self.benchmark.value
         if not self.name and self.sources:
             self.name = Path(self.sources[0].file).stem
 
@@ -95,6 +130,8 @@ class Evaluation:
         suites: suites of rows.
         images: images to evaluate with; each makes answers files of its own.
         scorer: `OFFICIAL` adds the authors' lenient verdicts.
+        extraction: how benchmarks read answers.
+        judge: model that reads and grades what no rule can, in benchmarks; by default there is none.
         template: prompt template: a name of `data.prompts.TEMPLATES`, or `package.module:NAME`.
         world: folder of the embedded world, drawn there if missing; none where empty.
         dtype: dtype of parameters, activations and products; the checkpoint's where empty.
@@ -116,6 +153,8 @@ class Evaluation:
     suites: list[Suite] = field(default_factory=list)
     images: tuple[ImageCondition, ...] = (ImageCondition.ORIGINAL,)
     scorer: ScorerName = ScorerName.RULES
+    extraction: Extraction = Extraction.READABLE
+    judge: Judge = field(default_factory=Judge)
     template: str = "paper"
     world: str = ""
     dtype: str = ""
@@ -157,6 +196,7 @@ def _settings(evaluation: Evaluation) -> list[Demand]:
             (bool(suite.sources), "suites", suite.name, "at least one file for each suite")
             for suite in evaluation.suites
         ),
+        *(demand for suite in evaluation.suites if suite.benchmark for demand in _benchmark(suite, sampling)),
         (bool(images) and len(set(images)) == len(images), "images", images, "different ones, at least one"),
         (
             evaluation.dtype in ("", "bfloat16", "float32", "float16"),
@@ -194,4 +234,19 @@ def _names(setting: str, names: list[str]) -> list[Demand]:
     return [
         (not folders, setting, folders, "a name for each that a folder can have"),
         (not repeated, setting, ", ".join(repeated), "another name for each, such as name = ... in the config"),
+    ]
+
+
+def _benchmark(suite: Suite, sampling: Sampling) -> list[Demand]:
+    files = [source.file for source in suite.sources]
+    whole = all(source.sample == "all" for source in suite.sources)
+    return [
+        (len(files) == 1, "suites", files, f"one file, the published one, for the benchmark {suite.name}"),
+        (whole and not suite.kinds and not suite.tasks, "suites", suite.name, "all rows of a benchmark"),
+        (
+            sampling.group_size == 1,
+            "sampling.group_size",
+            sampling.group_size,
+            f"1 with a benchmark ({suite.name}), which is answered once",
+        ),
     ]

@@ -1,42 +1,16 @@
 """Settings of rejected-sample self-improvement: rows with quotas, the model that answers, and who judges."""
 
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from currreft_jax.config.checks import Demand, refuse, refuse_wrong_types
 from currreft_jax.config.data import Source
 from currreft_jax.config.endpoint import EndpointLimits
 from currreft_jax.config.evaluation import EvaluatedModel, Evaluation, Suite, validate_evaluation
+from currreft_jax.config.judge import Judge
 from currreft_jax.config.model import MeshShape, Pretrained
 from currreft_jax.config.rewards import Rewards, validate_rewards
 from currreft_jax.config.sampling import Sampling
-
-
-class JudgeKind(Enum):
-    """Who judges: the rewards' rules, without a network, or a model at an OpenAI-compatible server."""
-
-    RULES = "rules"
-    ENDPOINT = "endpoint"
-
-
-@dataclass(slots=True)
-class Judge:
-    """A judge of answers.
-
-    Attributes:
-        kind: rules, or a model at a server.
-        model: its name at the server.
-        url: base URL of the server, such as `http://localhost:8000/v1`.
-        max_new_tokens: token limit of a model's reply; one that thinks before it replies needs more.
-        endpoint: how the server is asked, and what that may cost.
-    """
-
-    kind: JudgeKind = JudgeKind.RULES
-    model: str = ""
-    url: str = ""
-    max_new_tokens: int = 1024
-    endpoint: EndpointLimits = field(default_factory=EndpointLimits)
 
 
 @dataclass(slots=True)

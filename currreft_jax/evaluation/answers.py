@@ -19,6 +19,8 @@ A line has these keys; lists have one item for each completion:
 | resized | [width, height] in which the model saw the first image, and in which boxes are; absent without images |
 | official | 1 or 0 by the authors' lenient scorer; absent unless asked for, and for kinds that they do not evaluate |
 | failure | why a server could not take the question; absent where it was answered, else the lists are empty |
+
+Conversations, of which benchmarks consist, have no verdicts here: the lists from strict to decided are empty.
 """
 
 from __future__ import annotations
@@ -80,10 +82,14 @@ def parse_answer(text: str | bytes, location: str) -> Answer:
     if bool(failure) == bool(completions):
         fields.refuse_value("completions", "a list of at least one string; an empty one with a failure")
 
+    kind = fields.enum("kind", Kind)
+    verdicts_count = 0 if kind is Kind.CHAT else len(completions)
+
     def items(key: str, types: tuple[type, ...], expected: str) -> tuple[Any, ...]:
         values = fields.take(key, list, f"a list of {expected}")
-        if len(values) != len(completions) or not all(type(value) in types for value in values):
-            fields.refuse_value(key, f"a list of {len(completions)} {expected}, one for each completion")
+        count = len(completions) if key == "finished" else verdicts_count
+        if len(values) != count or not all(type(value) in types for value in values):
+            fields.refuse_value(key, f"a list of {count} {expected}")
         return tuple(values)
 
     def shares(key: str) -> tuple[float, ...]:
@@ -102,7 +108,7 @@ def parse_answer(text: str | bytes, location: str) -> Answer:
         row=fields.text("row"),
         image=fields.text("image"),
         task=fields.enum("task", Task),
-        kind=fields.enum("kind", Kind),
+        kind=kind,
         completions=completions,
         strict=verdicts("strict"),
         readable=verdicts("readable"),

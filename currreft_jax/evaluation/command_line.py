@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from absl import flags
 
 from currreft_jax.config import (
+    BenchmarkName,
     EvaluatedModel,
     Evaluation,
+    Extraction,
     ImageCondition,
+    JudgeKind,
     ScorerName,
     Source,
     Suite,
@@ -24,6 +29,11 @@ def define_flags() -> None:
     flags.DEFINE_list("model", [], "models to evaluate, instead of the config's")
     flags.DEFINE_string("endpoint", None, "base URL of an OpenAI-compatible server that has the models of --model")
     flags.DEFINE_list("rows", [], "files of rows, each a suite, instead of the config's suites")
+    flags.DEFINE_list("benchmarks", [], "published files, each as NAME=FILE, besides or instead of the config's suites")
+    generations = [extraction.value for extraction in Extraction]
+    flags.DEFINE_enum("extraction", None, generations, "how benchmarks read answers; G1 to G3 as VLMEvalKit does")
+    flags.DEFINE_string("judge", None, "model that reads and grades what no rule can, in benchmarks; with --judge_url")
+    flags.DEFINE_string("judge_url", None, "base URL of the judge's OpenAI-compatible server")
     flags.DEFINE_string("out", None, "folder of the answers; runs/NAME by default, of the config's name")
     flags.DEFINE_integer("samples", None, "completions of each row; several are sampled, at temperature 1")
     flags.DEFINE_enum(
@@ -53,6 +63,13 @@ def settings_of_flags(config: Evaluation) -> Evaluation:
         config.models = [EvaluatedModel(path, endpoint=args.endpoint or "") for path in args.model]
     if args.rows:
         config.suites = [Suite(sources=[Source(file)]) for file in args.rows]
+    config.suites = [*config.suites, *map(_benchmark_suite, args.benchmarks)]
+    if args.extraction:
+        config.extraction = Extraction(args.extraction)
+    if args.judge or args.judge_url:
+        if not (args.judge and args.judge_url):
+            raise ValueError("--judge and --judge_url need each other: the model's name, and the server's base URL")
+        config.judge = replace(config.judge, kind=JudgeKind.ENDPOINT, model=args.judge, url=args.judge_url)
     if args.samples is not None:
         config.sampling.group_size = args.samples
         if args.samples > 1 and config.sampling.temperature == 0:
@@ -66,3 +83,11 @@ def settings_of_flags(config: Evaluation) -> Evaluation:
         config.images = tuple(ImageCondition(name) for name in args.images)
     validate_evaluation(config)
     return config
+
+
+def _benchmark_suite(text: str) -> Suite:
+    name, _, file = text.partition("=")
+    known = [benchmark.value for benchmark in BenchmarkName]
+    if name not in known or not file:
+        raise ValueError(f"--benchmarks={text}: it takes NAME=FILE, with a name of {', '.join(known)}")
+    return Suite(sources=[Source(file)], benchmark=BenchmarkName(name))

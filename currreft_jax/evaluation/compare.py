@@ -15,6 +15,18 @@ from typing import Any, NamedTuple
 from currreft_jax.config import ImageCondition, Kind, Source, SuiteDomain, Task
 from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.answers import SUFFIX, Answer, read_answers
+from currreft_jax.evaluation.benchmarks.aggregates import ScoredUnit
+from currreft_jax.evaluation.benchmarks.columns import (
+    MODEL,
+    BenchmarkColumn,
+    benchmark_columns,
+    column_score,
+    counted_units,
+    estimate_column,
+    failed_units,
+)
+from currreft_jax.evaluation.benchmarks.items import Decision
+from currreft_jax.evaluation.benchmarks.scoring import BenchmarkScores, read_verdicts, verdicts_path
 from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.statistics import (
     ClaimVerdict,
@@ -29,6 +41,7 @@ from currreft_jax.evaluation.statistics import (
 )
 
 _SETTINGS = ("pixels", "dtype", "prompts", "decoding", "scorer")  # of a manifest, besides model, rows and images
+BENCHMARK = "benchmark"  # the metric of benchmarks: the score that each defines
 # Of each completion; the names are those of `Answer`.
 METRICS = {name: attrgetter(name) for name in ("strict", "readable", "strict_score", "readable_score", "official")}
 
@@ -63,6 +76,7 @@ class SuiteAnswers:
         settings: what else the answers depend on, by name.
         leaks: rows whose images the model was trained on, or why their number is unknown.
         model_path: path of the model.
+        benchmark: its scores; None for a suite of rows.
     """
 
     suite: str
@@ -74,6 +88,7 @@ class SuiteAnswers:
     settings: Mapping[str, Any] = field(default_factory=dict)
     leaks: int | str = 0
     model_path: str = ""
+    benchmark: BenchmarkScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,7 @@ class EstimateCell(NamedTuple):
 
     model: str
     metric: str
-    column: TableColumn
+    column: TableColumn | BenchmarkColumn
     estimate: MeanEstimate
 
 
@@ -110,7 +125,7 @@ class DifferenceCell(NamedTuple):
     first: str
     second: str
     metric: str
-    column: TableColumn
+    column: TableColumn | BenchmarkColumn
     difference: PairedDifference
     p_holm: float
     verdict: ClaimVerdict
@@ -130,7 +145,7 @@ class ModelComparison:
     """
 
     models: tuple[str, ...]
-    columns: tuple[TableColumn, ...]
+    columns: tuple[TableColumn | BenchmarkColumn, ...]
     estimates: tuple[EstimateCell, ...]
     differences: tuple[DifferenceCell, ...]
     notes: tuple[str, ...]
@@ -169,13 +184,19 @@ def _read_suite_answers(answers_path: Path) -> SuiteAnswers:
         raise ValueError(
             f"{path} is no manifest of this version ({error!r}); evaluate again into another --out"
         ) from error
+    benchmark = None
+    if "benchmark" in settings["prompts"]:
+        if not verdicts_path(answers_path).exists():
+            raise ValueError(f"{answers_path} has no verdicts beside it; evaluate again, which makes them")
+        benchmark = read_verdicts(verdicts_path(answers_path))
+        settings = {**settings, "rules": benchmark.rules}
     answers = tuple(read_answers(answers_path))
     if len(answers) != count:
         raise ValueError(
             f"{answers_path} has answers to {len(answers)} of {plural(count, 'row')}; evaluate again, which completes"
             " the file"
         )
-    return SuiteAnswers(suite, domain, images, answers, files, sources, settings, leaks, model_path)
+    return SuiteAnswers(suite, domain, images, answers, files, sources, settings, leaks, model_path, benchmark)
 
 
 def _recorded_source(file: dict[str, Any]) -> Source:
@@ -214,6 +235,7 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
         (suite.suite, suite.images, answer.row): model.name
         for model in models
         for suite in model.suites
+        if not suite.benchmark
         for answer in suite.answers
         if answer.failure
     }
@@ -236,16 +258,31 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
         for column in columns
         if column in rows[first] and column in rows[second] and metric in metrics[column]
     ]
+    estimates = [
+        EstimateCell(name, metric, column, estimate)
+        for name in names
+        for column in columns
+        if column in rows[name]
+        for metric, estimate in _estimates(list(rows[name][column].values()), metrics[column], seed)
+    ]
+    units = _units_by_column(models, notes)
+    benchmarks = dict.fromkeys(column for by_column in units.values() for column in by_column)
+    estimates += [
+        EstimateCell(name, BENCHMARK, column, estimate)
+        for name in names
+        for column, own in units[name].items()
+        if (estimate := estimate_column(list(own.values()), column, seed))
+    ]
+    differences += [
+        _benchmark_difference(first, second, column, units, seed)
+        for first, second in pairwise(names)
+        for column in benchmarks
+        if column.part in ("", MODEL) and units[first].get(column) and units[second].get(column)
+    ]
     return ModelComparison(
         models=tuple(names),
-        columns=tuple(columns),
-        estimates=tuple(
-            EstimateCell(name, metric, column, estimate)
-            for name in names
-            for column in columns
-            if column in rows[name]
-            for metric, estimate in _estimates(list(rows[name][column].values()), metrics[column], seed)
-        ),
+        columns=(*columns, *benchmarks),
+        estimates=tuple(estimates),
         differences=tuple(_judge_all(differences)),
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -273,12 +310,64 @@ def _rows_by_column(
     """Returns a model's answers to the rows that no model's server has failed to take."""
     columns: dict[TableColumn, _Rows] = {}
     for suite in model.suites:
-        for answer in suite.answers:
+        for answer in suite.answers if not suite.benchmark else ():
             if (suite.suite, suite.images, answer.row) in failed:
                 continue
             column = TableColumn(suite.domain, answer.task, answer.kind, suite.images)
             columns.setdefault(column, {})[suite.suite, answer.row] = answer
     return columns
+
+
+def _units_by_column(
+    models: Sequence[ModelAnswers], notes: list[str]
+) -> dict[str, dict[BenchmarkColumn, dict[str, ScoredUnit]]]:
+    """Returns each model's units of benchmarks that failed for none of them, and notes what is left out or unread."""
+    suites = [(model.name, suite, suite.benchmark) for model in models for suite in model.suites if suite.benchmark]
+    failed: dict[tuple[str, ImageCondition], set[str]] = {}
+    for _, suite, scores in suites:
+        failed.setdefault((suite.suite, suite.images), set()).update(failed_units(scores))
+    notes += [
+        f"{suite}: {plural(len(keys), 'item')} not answered, or not judged, for some model left out"
+        for (suite, _), keys in failed.items()
+        if keys
+    ]
+    units: dict[str, dict[BenchmarkColumn, dict[str, ScoredUnit]]] = {model.name: {} for model in models}
+    for model, suite, scores in suites:
+        counted = counted_units(scores, failed[suite.suite, suite.images])
+        for column in benchmark_columns(scores, suite.suite, suite.images):
+            units[model][column] = counted
+        if unread := sum(unit.decision is Decision.UNDECIDED for unit in counted.values()):
+            notes.append(
+                f"{suite.suite}: {plural(unread, 'undecided answer')} of {model} of {len(counted):,} count as wrong"
+            )
+    return units
+
+
+def _benchmark_difference(
+    first: str,
+    second: str,
+    column: BenchmarkColumn,
+    units: Mapping[str, dict[BenchmarkColumn, dict[str, ScoredUnit]]],
+    seed: int,
+) -> DifferenceCell:
+    before, after = units[first][column], units[second][column]
+    if before.keys() != after.keys():
+        raise ValueError(f"{column.label}: {first} and {second} answered other items; evaluate one of them again")
+    difference = paired_difference(
+        [column_score(unit, column.part) for unit in before.values()],
+        [column_score(after[key], column.part) for key in before],
+        [unit.image for unit in before.values()],
+        seed=seed,
+    )
+    return _difference_cell(first, second, BENCHMARK, column, difference)
+
+
+def _difference_cell(
+    first: str, second: str, metric: str, column: TableColumn | BenchmarkColumn, difference: PairedDifference
+) -> DifferenceCell:
+    verdict = judge_claim(difference)
+    needed = rows_needed(difference) if verdict is ClaimVerdict.UNDECIDED else None
+    return DifferenceCell(first, second, metric, column, difference, difference.p_value, verdict, needed)
 
 
 def _column_order(column: TableColumn) -> tuple[int, ...]:
@@ -328,14 +417,12 @@ def _difference(
         [answer.image for answer in before.values()],
         seed=seed,
     )
-    verdict = judge_claim(difference)
-    needed = rows_needed(difference) if verdict is ClaimVerdict.UNDECIDED else None
-    return DifferenceCell(first, second, metric, column, difference, difference.p_value, verdict, needed)
+    return _difference_cell(first, second, metric, column, difference)
 
 
 def _judge_all(differences: Sequence[DifferenceCell]) -> Iterator[DifferenceCell]:
     """Adjusts the p-values of each metric, whose differences are one table."""
-    for metric in METRICS:
+    for metric in dict.fromkeys(cell.metric for cell in differences):
         table = [cell for cell in differences if cell.metric == metric]
         for cell, p_holm in zip(table, holm([cell.difference.p_value for cell in table]), strict=True):
             yield cell._replace(p_holm=p_holm)

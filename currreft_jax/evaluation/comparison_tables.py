@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from currreft_jax.config.wording import plural
-from currreft_jax.evaluation.compare import DifferenceCell, EstimateCell, ModelComparison, TableColumn
-from currreft_jax.evaluation.figures import PAPER, PrintedFigure, read_figures
+from currreft_jax.evaluation.benchmarks.columns import PAPER_LABELS, BenchmarkColumn
+from currreft_jax.evaluation.compare import BENCHMARK, DifferenceCell, EstimateCell, ModelComparison, TableColumn
+from currreft_jax.evaluation.figures import PAPER, FigureUnit, PrintedFigure, read_figures
 from currreft_jax.evaluation.statistics import Interval
 
 CAPTION = "Percent of rows, with 95% intervals. Columns: task, kind unless open, and domain of the rows."
@@ -19,14 +20,17 @@ _METRIC_TITLES = {
     "strict_score": "Strict, graded scores",
     "readable_score": "Readable, graded scores",
     "official": "Official: right by the authors' lenient scorer",
+    BENCHMARK: "Benchmarks: the score that each defines",
 }
-_BINARY = ("strict", "readable", "official")  # the paper's figures are shares of right answers
+_PRINTED = ("strict", "readable", "official", BENCHMARK)  # what the paper's figures measure
 # The paper's tables whose columns are the same -> their columns, in the paper's order.
 _PAPER_TABLES = {
     "Tables 1, 2 and 4a: in and out of domain": (
         *("detection in", "math in", "classify in", "detection out", "math out", "classify out"),
-    )
+    ),
+    "Tables 3 and 4b: general benchmarks": PAPER_LABELS,
 }
+_PRINTED_IN = {FigureUnit.PERCENT: 100, FigureUnit.FRACTION: 1}  # no figure in these columns is a sum
 _OTHER_COLUMNS = "Rows that the paper's tables do not have"
 _DIFFERENCES = "Differences"
 _CSV_COLUMNS = (
@@ -89,7 +93,7 @@ def comparison_tables(comparison: ModelComparison) -> list[ComparisonTable]:
         for title, labels in _PAPER_TABLES.items():
             own = [columns.pop(label) for label in labels if label in columns]
             if own:
-                tables.append(_mean_table(comparison, metric, title, own, printed if metric in _BINARY else []))
+                tables.append(_mean_table(comparison, metric, title, own, printed if metric in _PRINTED else []))
         if columns:
             tables.append(_mean_table(comparison, metric, _OTHER_COLUMNS, list(columns.values()), []))
         if cells := [cell for cell in comparison.differences if cell.metric == metric]:
@@ -151,7 +155,7 @@ def _csv_records(comparison: ModelComparison) -> Iterator[dict[str, Any]]:
     for figure in _printed_figures(comparison.columns):
         yield {
             "section": "printed",
-            **{"model": figure.model, "column": figure.metric, "value": float(figure.value / 100)},
+            **{"model": figure.model, "column": figure.metric, "value": float(figure.value / _PRINTED_IN[figure.unit])},
             **{"rows": figure.rows, "source": figure.table, "faults": " ".join(sorted(figure.faults))},
             "note": figure.note,
         }
@@ -161,7 +165,7 @@ def _csv_interval(interval: Interval | None) -> dict[str, float]:
     return {"low": interval.low, "high": interval.high} if interval else {}
 
 
-def _printed_figures(columns: Sequence[TableColumn]) -> list[PrintedFigure]:
+def _printed_figures(columns: Sequence[TableColumn | BenchmarkColumn]) -> list[PrintedFigure]:
     """Returns the paper's figures in these columns."""
     labels = {column.label for column in columns}
     return [figure for figure in read_figures(PAPER) if figure.metric in labels]
@@ -171,7 +175,7 @@ def _mean_table(
     comparison: ModelComparison,
     metric: str,
     title: str,
-    columns: Sequence[TableColumn],
+    columns: Sequence[TableColumn | BenchmarkColumn],
     printed: Sequence[PrintedFigure],
 ) -> ComparisonTable:
     cells = {(cell.model, cell.column): cell for cell in comparison.estimates if cell.metric == metric}

@@ -13,6 +13,7 @@ from typing import Any
 from currreft_jax.config import Evaluation, ImageCondition, Source
 from currreft_jax.data.prompts import load_template
 from currreft_jax.evaluation import verdicts
+from currreft_jax.evaluation.benchmarks.prompts import PROMPT_VERSION
 from currreft_jax.evaluation.suites import LoadedSuite
 from currreft_jax.runtime.digests import hash_files
 
@@ -54,6 +55,7 @@ def make_manifest(
         },
         "images": images.value,
         **sampling_facts(evaluation),
+        **_benchmark_prompts(suite),
         "scorer": {
             "name": evaluation.scorer.value,
             "version": verdicts.VERSION,
@@ -158,6 +160,21 @@ def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
             yield from _changes(f"{name}.{key}", before.get(key), now.get(key))
     elif before != now:
         yield f"{name} was {json.dumps(before)}, and is {json.dumps(now)}"
+
+
+def _benchmark_prompts(suite: LoadedSuite) -> dict[str, Any]:
+    """Returns what a benchmark asks, and of which file, as `prompts`; empty for files of rows."""
+    if not (benchmark := suite.benchmark):
+        return {}
+    facts = {
+        "benchmark": benchmark.name.value,
+        "published": benchmark.published,
+        "md5": benchmark.md5,
+        "version": PROMPT_VERSION,
+        "instruction": suite.settings.instruction,
+        "without_image": list(benchmark.without_image),
+    }
+    return {"prompts": facts}
 
 
 def _hash(text: str) -> str:

@@ -108,6 +108,9 @@ _ARTICLE = re.compile(r"^(?:an?|the|some|one)\s+", re.IGNORECASE)
 
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w]|\.\d)")
+_NUMBER_ALONE = re.compile(rf"(?<!\w-){_NUMBER.pattern}")
+_SCIENTIFIC = re.compile(r"^\s*(-?\d+(?:\.\d+)?[eE][-+]?\d{1,2})\s*$")
+_NUMBER_LIST = re.compile(r"\[\s*-?\d+(?:\.\d+)?(?:\s*,\s*-?\d+(?:\.\d+)?)*\s*\]")
 _RIGHT_SIDE = re.compile(r"=\s*([^=]+)$")
 
 
@@ -125,6 +128,32 @@ def read_answer(row: Row, completion: Completion, settings: Rewards) -> Reading:
         if answer is not None:
             return Reading(answer.strip(), found)
     return Reading("", Found.NONE)
+
+
+def answer_text(completion: Completion) -> str:
+    """Returns the part of a completion in which its answer stands; empty while it is still thinking."""
+    return next((_TAG.sub(" ", content).strip() for content, _ in _regions(completion)), "")
+
+
+def read_number(text: str) -> str | None:
+    """Reads the number that a text gives: in its last box, after "the answer is", or its only one.
+
+    Returns:
+        The number without separators of thousands; None if there is none, or different ones.
+    """
+    text = text.replace("\N{MINUS SIGN}", "-")
+    plain = _MARKUP.sub("", text).replace("$", "")
+    for part in [*_BOXED.findall(text)[-1:], *stated_parts(plain), plain]:
+        numbers = set(_SCIENTIFIC.findall(part) or _NUMBER_ALONE.findall(part))
+        if len(numbers) == 1:
+            return numbers.pop().replace(",", "")
+    return None
+
+
+def read_list(text: str) -> str | None:
+    """Reads the only list of numbers in a text, such as `[1, 2.5]`; None if there is none, or different ones."""
+    lists = set(_NUMBER_LIST.findall(text))
+    return lists.pop() if len(lists) == 1 else None
 
 
 def _regions(completion: Completion) -> Iterator[tuple[str, Found]]:
@@ -151,7 +180,7 @@ def _plain(text: str) -> str:
     return _WRAPPED.sub(r"\1", inner).replace("$", "").strip()
 
 
-def _stated(text: str) -> list[str]:
+def stated_parts(text: str) -> list[str]:
     """Returns what follows the last "the answer is": its line, and the first clause of it; none without one."""
     *_, last = [None, *_STATED.finditer(text)]
     if not last:
@@ -174,7 +203,8 @@ def _find_yes_no(text: str, row: Row, settings: Rewards) -> str | None:
 
 def _find_letters(text: str, row: Row, settings: Rewards) -> str | None:
     text = _plain(text)
-    for part in [*_stated(text), text]:
+    for part in [*stated_parts(text), text]:
+        part = part.strip(" !")
         if letters := _letters(part, row) or _option_texts(part, row):
             return letters
     marked = {first or second for first, second in _MARKED_LETTER.findall(text)}
@@ -241,7 +271,7 @@ def _find_labels(text: str, row: Row, settings: Rewards) -> str | None:
         content = _FENCE.sub(r"\1", text).strip().strip("[]{}")
         return ", ".join(re.findall(r"[\"']([^\"']+)[\"']", content)) or content
     text = _plain(text)
-    text = stated[0] if (stated := _stated(text)) else text
+    text = stated[0] if (stated := stated_parts(text)) else text
     gold = gold_labels(row, settings)
     if text.strip(" .").casefold() in gold:
         return text
@@ -264,7 +294,7 @@ def _find_expression(text: str, row: Row, settings: Rewards) -> str | None:
     lines = [_MARKUP.sub("", line).strip() for line in text.splitlines() if line.strip()]
     right_side = _RIGHT_SIDE.search(lines[-1].rstrip(" .")) if lines else None
     sides = [right_side[1]] if right_side else []
-    for part in (text, *_stated(_MARKUP.sub("", text)), *lines[-1:], *sides):
+    for part in (text, *stated_parts(_MARKUP.sub("", text)), *lines[-1:], *sides):
         parsed = parse_expression(part.strip(), settings.maths)
         if isinstance(parsed, Reason) or parsed.unread or parsed.words:
             continue

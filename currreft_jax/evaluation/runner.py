@@ -11,17 +11,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from currreft_jax.config import EvaluatedModel, Evaluation, ImageCondition, Rewards
+from currreft_jax.config import EvaluatedModel, Evaluation, ImageCondition, JudgeKind, Rewards
 from currreft_jax.config.wording import plural
 from currreft_jax.data.world_rows import ensure_world
 from currreft_jax.evaluation.answerers import Answerer, open_answerer
-from currreft_jax.evaluation.answers import Answer, AnswersWriter
+from currreft_jax.evaluation.answers import Answer, AnswersWriter, read_answers
+from currreft_jax.evaluation.benchmarks.judge import BenchmarkJudge
+from currreft_jax.evaluation.benchmarks.scoring import score_benchmark, verdicts_path, write_verdicts
 from currreft_jax.evaluation.manifest import answers_path, make_manifest, open_manifest
 from currreft_jax.evaluation.progress import Progress
 from currreft_jax.evaluation.suites import LoadedSuite, SuiteQuestion, load_suites, refuse_unscorable_rows
 from currreft_jax.evaluation.summary import AnswersFile
 from currreft_jax.evaluation.training_leaks import LeakReport, find_training_leaks, refuse_leaks
 from currreft_jax.evaluation.verdicts import AnsweredRow, score_answers, scoring_rewards
+from currreft_jax.judges import self_judging_warning, validate_judge
 from currreft_jax.rewards import MathsPool
 from currreft_jax.runtime.multihost import max_over_hosts
 from currreft_jax.runtime.timing import CompilationCounter
@@ -30,6 +33,7 @@ from currreft_jax.runtime.workdir import only_run
 Log = Callable[[str], None]
 OpenAnswerer = Callable[[EvaluatedModel, Evaluation, Path, Log], Answerer]
 _ROWS_PER_WRITE = 8
+JUDGE_LEDGER = "judge.ledger"  # in the folder of the model's answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,18 @@ def evaluate(
     if evaluation.world:
         ensure_world(Path(evaluation.world), log)
     rewards = scoring_rewards(evaluation.aliases, evaluation.maths)
+    validate_judge(evaluation.judge)
+    for model in evaluation.models:
+        if warning := self_judging_warning(evaluation.judge, model.path):
+            log(warning)
     with ExitStack() as stack:
         if is_main:
             stack.enter_context(only_run(out))
         suites, images = load_suites(evaluation)
         for suite in suites:
             stack.callback(suite.close)
+            if suite.benchmark and (count := len(suite.benchmark.without_image)):
+                log(f"{suite.settings.name}: {plural(count, 'row')} without an image left out; the manifest names them")
         pool = stack.enter_context(MathsPool(evaluation.maths)) if is_main else None
         if pool:
             for suite in suites:
@@ -104,6 +114,8 @@ def evaluate(
         for answerer, own in zip(answerers, parts, strict=True):
             _answer_parts(evaluation, own, answerer, rewards, pool, progress, log)
             answerer.close()
+            if pool:
+                _score_benchmarks(evaluation, own, rewards, pool, log)
     return [part.file for own in parts for part in own]
 
 
@@ -111,7 +123,13 @@ def _parts(
     model: EvaluatedModel, suites: Sequence[LoadedSuite], images: Sequence[ImageCondition], out: Path
 ) -> list[AnswersPart]:
     return [
-        AnswersPart(AnswersFile(path, model.name, suite.settings.name, suite.settings.domain, shown), suite)
+        AnswersPart(
+            AnswersFile(
+                *(path, model.name, suite.settings.name, suite.settings.domain, shown),
+                is_benchmark=suite.benchmark is not None,
+            ),
+            suite,
+        )
         for suite in suites
         for shown in suite.conditions(images)
         for path in [answers_path(out, model.name, suite.settings.name, shown)]
@@ -124,6 +142,26 @@ def _open_manifests(
     for part in parts:
         leaks = report.summary(part.suite.settings.name)
         open_manifest(part.file.path, make_manifest(evaluation, part.suite, part.file.images, answerer.facts, leaks))
+
+
+def _score_benchmarks(
+    evaluation: Evaluation, parts: Sequence[AnswersPart], rewards: Rewards, pool: MathsPool, log: Log
+) -> None:
+    """Scores a model's answers to benchmarks, and writes a verdicts file beside each answers file."""
+    with ExitStack() as stack:
+        judge: BenchmarkJudge | None = None
+        for part in parts:
+            if not (benchmark := part.suite.benchmark):
+                continue
+            if judge is None and evaluation.judge.kind is JudgeKind.ENDPOINT:
+                judge = BenchmarkJudge(evaluation.judge, part.file.path.parent / JUDGE_LEDGER)
+                stack.callback(judge.close)
+            answers = list(read_answers(part.file.path))
+            verdicts = score_benchmark(benchmark, answers, evaluation.extraction, judge, rewards, pool)
+            path = verdicts_path(part.file.path)
+            write_verdicts(path, benchmark, answers, verdicts, evaluation.extraction, evaluation.judge)
+        if judge:
+            log(judge.summary())
 
 
 class _OrderedAnswers:

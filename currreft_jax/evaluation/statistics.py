@@ -112,6 +112,32 @@ def estimate_mean(scores: Sequence[float] | np.ndarray, images: Sequence[str] = 
     return MeanEstimate(float(scores.mean()), interval, len(scores), num_clusters)
 
 
+def estimate_ratio(
+    scores: Sequence[float] | np.ndarray,
+    references: Sequence[float] | np.ndarray,
+    images: Sequence[str] = (),
+    *,
+    seed: int = 0,
+) -> MeanEstimate:
+    """Estimates the mean of scores over the mean of references, with the BCa bootstrap's interval.
+
+    Args:
+        scores: `[rows]`, in [0, 1].
+        references: `[rows]`, of the same rows, in (0, 1].
+        images: as in `estimate_mean`.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: there are no scores, one is out of range, or there is another number of references or images.
+    """
+    scores, references = _checked(scores), _checked(references)
+    if len(scores) != len(references) or not references.all():
+        raise ValueError("each score needs a reference above 0")
+    clusters = _cluster_index(images, len(scores))
+    interval = _bootstrap_interval(scores, clusters, seed, references)
+    return MeanEstimate(scores.sum() / references.sum(), interval, len(scores), int(clusters.max()) + 1)
+
+
 def paired_difference(
     first: Sequence[float] | np.ndarray,
     second: Sequence[float] | np.ndarray,
@@ -271,10 +297,12 @@ def _cluster_index(images: Sequence[str], rows: int) -> np.ndarray:
     return np.array([numbers[key] for key in keys])
 
 
-def _bootstrap_interval(values: np.ndarray, clusters: np.ndarray, seed: int) -> Interval | None:
-    """Computes the BCa interval of the mean over rows, resampling clusters."""
-    sums, sizes = np.bincount(clusters, values), np.bincount(clusters)
-    if len(sums) < MIN_CLUSTERS or np.ptp(sums - values.mean() * sizes) < 1e-12:
+def _bootstrap_interval(
+    values: np.ndarray, clusters: np.ndarray, seed: int, references: np.ndarray | None = None
+) -> Interval | None:
+    """Computes the BCa interval of the mean over rows, or of its ratio to that of references, resampling clusters."""
+    sums, sizes = np.bincount(clusters, values), np.bincount(clusters, references)
+    if len(sums) < MIN_CLUSTERS or np.ptp(sums - values.sum() / sizes.sum() * sizes) < 1e-12:
         return None
     if (sizes == 1).all():
         data, statistic = (sums,), np.mean

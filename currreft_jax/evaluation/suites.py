@@ -7,18 +7,22 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from currreft_jax.config import Data, Evaluation, ImageCondition, Rewards, Stage, Suite
+from currreft_jax.config import BenchmarkName, Data, Evaluation, ImageCondition, Rewards, Source, Stage, Suite
 from currreft_jax.config.wording import plural
 from currreft_jax.data.budget import PromptBudget
 from currreft_jax.data.images import open_image
 from currreft_jax.data.leaks import image_key
 from currreft_jax.data.mixture import Mixture, load_mixture
 from currreft_jax.data.row_checks import ImageInfo, LocatedRow, inspect_image
+from currreft_jax.evaluation.benchmarks.files import LoadedBenchmark, load_benchmark
+from currreft_jax.evaluation.benchmarks.rows import maths_row, write_benchmark_rows
 from currreft_jax.rewards import MathsPool, check_rows
 from currreft_jax.structs import Completion, Frame, Row
 
@@ -91,10 +95,19 @@ class LoadedSuite:
     Attributes:
         settings: name, files and domain.
         ids: of the rows, in order.
-        excluded: number of rows of other kinds and tasks that were left out.
+        excluded: number of rows of other kinds and tasks, or without the image that they need, that were left out.
+        benchmark: content of the published file; None for files of rows.
     """
 
-    def __init__(self, settings: Suite, mixture: Mixture, images: Mapping[str, ImageInfo], seed: int) -> None:
+    def __init__(
+        self,
+        settings: Suite,
+        mixture: Mixture,
+        images: Mapping[str, ImageInfo],
+        seed: int,
+        benchmark: LoadedBenchmark | None = None,
+        folder: TemporaryDirectory[str] | None = None,
+    ) -> None:
         """Takes over the open files.
 
         Args:
@@ -102,11 +115,14 @@ class LoadedSuite:
             mixture: its rows.
             images: of all rows, by path; `load_suites` fills it.
             seed: seed of shuffled images.
+            benchmark: content of the published file that the rows were made of; None without one.
+            folder: folder of the rows and images that were made of it, which `close` removes.
 
         Raises:
             SuiteError: two rows have the same id.
         """
-        self.settings, self.excluded = settings, sum(mixture.excluded.values())
+        self.settings, self.benchmark, self._folder = settings, benchmark, folder
+        self.excluded = sum(mixture.excluded.values()) + (len(benchmark.without_image) if benchmark else 0)
         self._sources, self._images, self._seed = mixture.sources, images, seed
         self._starts = np.cumsum([0, *(len(source.indices) for source in mixture.sources)]).tolist()
         self.ids = tuple(row_id for source in mixture.sources for row_id in source.ids)
@@ -126,6 +142,8 @@ class LoadedSuite:
         """Closes the files."""
         for source in self._sources:
             source.file.close()
+        if self._folder:
+            self._folder.cleanup()
 
     def _place(self, index: int) -> tuple[int, int]:
         source = bisect_right(self._starts, index) - 1
@@ -133,6 +151,8 @@ class LoadedSuite:
 
     def location(self, index: int) -> str:
         """Returns file and line of a row."""
+        if self.benchmark:
+            return self.benchmark.items[index].location
         source, row = self._place(index)
         return self._sources[source].file.location(row)
 
@@ -146,7 +166,7 @@ class LoadedSuite:
         for index in range(len(self)):
             source, row = self._place(index)
             file = self._sources[source].file
-            yield LocatedRow(file[row], str(file.path), file.location(row), "test")
+            yield LocatedRow(file[row], str(file.path), self.location(index), "test")
 
     def conditions(self, wanted: Sequence[ImageCondition]) -> list[ImageCondition]:
         """Returns the wanted images, of which a suite without any has only its own.
@@ -201,13 +221,22 @@ def load_suites(evaluation: Evaluation) -> tuple[list[LoadedSuite], dict[str, Im
     """
     data, images, suites, problems = Data(), dict[str, ImageInfo](), list[LoadedSuite](), list[str]()
     for settings in evaluation.suites:
-        stage = Stage(settings.name, settings.sources, kinds=settings.kinds, tasks=settings.tasks)
-        suite = LoadedSuite(settings, load_mixture([stage], 0, data, evaluation.seed), images, evaluation.seed)
+        suite = _load_suite(settings, data, images, evaluation.seed)
         suites.append(suite)
         problems += inspect_images(suite.located_rows(), images, evaluation.threads)
     if problems:
         raise SuiteError("\n  ".join([f"{plural(len(problems), 'image')} of the suites cannot be used:", *problems]))
     return suites, images
+
+
+def _load_suite(settings: Suite, data: Data, images: Mapping[str, ImageInfo], seed: int) -> LoadedSuite:
+    if not settings.benchmark:
+        stage = Stage(settings.name, settings.sources, kinds=settings.kinds, tasks=settings.tasks)
+        return LoadedSuite(settings, load_mixture([stage], 0, data, seed), images, seed)
+    benchmark, folder = load_benchmark(settings), TemporaryDirectory(prefix="currreft-benchmark-")
+    rows = write_benchmark_rows(benchmark, Path(folder.name))
+    mixture = load_mixture([Stage(settings.name, [Source(str(rows))])], 0, data, seed)
+    return LoadedSuite(settings, mixture, images, seed, benchmark, folder)
 
 
 def inspect_images(rows: Iterator[LocatedRow], images: dict[str, ImageInfo], threads: int) -> list[str]:
@@ -234,8 +263,12 @@ def refuse_unscorable_rows(suite: LoadedSuite, settings: Rewards, pool: MathsPoo
     messages = []
     for start in range(0, len(suite), _CHUNK):
         questions = suite.questions(start, start + _CHUNK, ImageCondition.ORIGINAL)
-        locations = {id(question.row): question.location for question in questions}
-        errors = check_rows([question.row for question in questions], settings, pool=pool)
+        rows = [question.row for question in questions]
+        if suite.benchmark:  # its loader has checked all but the golds of maths
+            is_maths = suite.benchmark.name is BenchmarkName.MATH
+            rows = [maths_row(item) for item in suite.benchmark.items[start : start + _CHUNK]] if is_maths else []
+        locations = {id(row): question.location for row, question in zip(rows, questions, strict=False)}
+        errors = check_rows(rows, settings, pool=pool)
         messages += [f"{locations[id(error.row)]}: {error.problem}" for error in errors]
     if messages:
         more = [f"and {len(messages) - _SHOWN_ERRORS} more"] if len(messages) > _SHOWN_ERRORS else []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from currreft_jax.config import ImageCondition, SuiteDomain
 from currreft_jax.evaluation.answers import Answer, read_answers
+from currreft_jax.evaluation.benchmarks.scoring import read_verdicts, verdicts_path
 from currreft_jax.evaluation.statistics import pass_at_k
 
 
@@ -22,6 +23,7 @@ class AnswersFile:
         suite: name of the suite.
         domain: of the suite.
         images: images that were shown.
+        is_benchmark: whether verdicts and scores are in a verdicts file beside it.
     """
 
     path: Path
@@ -29,6 +31,7 @@ class AnswersFile:
     suite: str
     domain: SuiteDomain
     images: ImageCondition
+    is_benchmark: bool = False
 
 
 @dataclass(slots=True)
@@ -68,7 +71,31 @@ class Tally:
 
 
 def summary_table(files: Sequence[AnswersFile]) -> str:
-    """Formats the means of all files, in percent.
+    """Formats the means of all files, in percent: a table of suites of rows, and one of benchmarks."""
+    rows = [file for file in files if not file.is_benchmark]
+    benchmarks = [file for file in files if file.is_benchmark]
+    tables = [_rows_table(rows)] if rows else []
+    return "\n\n".join([*tables, *([_benchmark_table(benchmarks)] if benchmarks else [])])
+
+
+def _benchmark_table(files: Sequence[AnswersFile]) -> str:
+    """Formats the scores of each benchmark, overall and by category, and what they rest on.
+
+    The score is the mean of what did not fail, undecided answers counting as wrong; for LLaVABench it is relative to
+    the reference answers' score.
+    """
+    lines = [["benchmark", "category", "model", "items", "score", "hit", "undecided", "failed", "judged", "reference"]]
+    for file in files:
+        name = file.suite if file.images is ImageCondition.ORIGINAL else f"{file.suite}, {file.images.value}"
+        for score in read_verdicts(verdicts_path(file.path)).scores:
+            value = score.score if score.reference is None else score.relative
+            shares = (value, score.hit, score.undecided, score.failed, score.judged, score.reference)
+            lines.append([name, score.name, file.model, str(score.units), *map(_percent, shares)])
+    return "\n".join(_align(lines))
+
+
+def _rows_table(files: Sequence[AnswersFile]) -> str:
+    """Formats the means of suites of rows.
 
     The drop is the readable accuracy with the rows' own images minus that with blank or shuffled ones.
     """

@@ -19,7 +19,7 @@ from currreft_jax.evaluation.readable import Found, Reading, read_answer
 from currreft_jax.rewards import MathsPool, score_completions
 from currreft_jax.structs import Completion, Frame, Row
 
-VERSION = 1  # of these verdicts; raised whenever one may come out otherwise
+VERSION = 2  # of these verdicts; raised whenever one may come out otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,9 @@ def score_answers(
     scorer: ScorerName = ScorerName.RULES,
     domain: SuiteDomain = SuiteDomain.IN,
 ) -> list[Answer]:
-    """Scores G completions of each of P rows; a row with a failure has no completions, and no verdicts.
+    """Scores G completions of each of P rows.
+
+    A row with a failure has no completions, and no verdicts; nor has a conversation, which no rule scores.
 
     Args:
         answered: the rows, with equally many completions each.
@@ -63,13 +65,24 @@ def score_answers(
         scorer: whether to add the authors' verdicts.
         domain: of the suite; the authors score maths in and out of domain in two ways.
     """
-    with_completions = [one for one in answered if not one.failure]
-    scored = iter(_score_completions(with_completions, settings, pool, scorer, domain) if with_completions else ())
-    return [_failed_answer(one) if one.failure else next(scored) for one in answered]
+    scorable = [not one.failure and one.row.kind is not Kind.CHAT for one in answered]
+    with_verdicts = [one for one, is_scorable in zip(answered, scorable, strict=True) if is_scorable]
+    scored = iter(_score_completions(with_verdicts, settings, pool, scorer, domain) if with_verdicts else ())
+    return [
+        next(scored) if is_scorable else _unscored_answer(one)
+        for one, is_scorable in zip(answered, scorable, strict=True)
+    ]
 
 
-def _failed_answer(one: AnsweredRow) -> Answer:
-    return Answer(one.row.id, one.image, one.row.task, one.row.kind, *((),) * 8, failure=one.failure)
+def _unscored_answer(one: AnsweredRow) -> Answer:
+    return Answer(
+        *(one.row.id, one.image, one.row.task, one.row.kind),
+        tuple(completion.text for completion in one.completions),
+        *((),) * 6,
+        finished=tuple(completion.finished for completion in one.completions),
+        failure=one.failure,
+        resized=(one.frame.width, one.frame.height) if one.frame else None,
+    )
 
 
 def _score_completions(

@@ -101,9 +101,9 @@ def judge_messages(answer: Judged, template: Template) -> tuple[Message, ...]:
     cut_off = "" if answer.completion.finished else "\nThe answer was cut off at its token limit."
     texts = "\n\n".join(
         [
-            _fenced("QUESTION", question, fence),
-            _fenced("REFERENCE", reference, fence),
-            _fenced("ANSWER", answer.completion.text, fence),
+            fenced("QUESTION", question, fence),
+            fenced("REFERENCE", reference, fence),
+            fenced("ANSWER", answer.completion.text, fence),
             layout + cut_off,
             _TASK.format(fence=fence),
         ]
@@ -131,7 +131,8 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), key=_FENCE_KEY, digest_size=8).hexdigest()
 
 
-def _fenced(name: str, text: str, fence: str) -> str:
+def fenced(name: str, text: str, fence: str) -> str:
+    """Returns a text between marks with its name and the fence's code."""
     return f"[{name} {fence}]\n{text}\n[END OF {name} {fence}]"
 
 

@@ -61,7 +61,7 @@ def comparison_record(evaluated: EvaluatedModels) -> dict[str, Any]:
         ValueError: the models cannot be compared.
     """
     comparison = compare_models(evaluated.models)
-    groups = list(dict.fromkeys(_group(column) for column in comparison.columns))
+    groups = list(dict.fromkeys(_group(column) for column in comparison.columns if isinstance(column, TableColumn)))
     return {
         "models": [_model_record(model) for model in evaluated.models],
         "caption": CAPTION,
@@ -82,6 +82,7 @@ def comparison_record(evaluated: EvaluatedModels) -> dict[str, Any]:
                 "rows": cell.estimate.rows,
             }
             for cell in comparison.estimates
+            if isinstance(cell.column, TableColumn)  # a benchmark has a task and a scale of its own: see the tables
         ],
     }
 

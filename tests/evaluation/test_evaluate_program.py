@@ -59,6 +59,10 @@ PARSED = [
         ["--config=configs/eval.py:tiny", "--model=x", "--config.suites=a.jsonl,b.jsonl", "--config.images=shuffled"],
         "['x'] ['a', 'b'] ['shuffled'] rules 1 0.0 world False",
     ),
+    (
+        ["--model=x", "--benchmarks=ai2d=A.tsv,math=test.jsonl", "--judge=j", "--judge_url=http://localhost:1/v1"],
+        "['x'] ['ai2d', 'math'] ['original'] rules 1 0.0 paper False",
+    ),
 ]
 REFUSED = [
     (["--endpoint=http://localhost:1/v1", "--rows=a.jsonl"], "--endpoint needs --model"),
@@ -74,6 +78,13 @@ REFUSED = [
     ([*GIVEN, "--config.batch_siz=3"], "config has no setting batch_siz; nearest: batch_size (see"),
     ([*GIVEN, "--modl=x"], "there is no flag --modl; nearest: --model"),
     ([*GIVEN, "--scorer=mine"], "rules|official"),
+    (
+        ["--model=x", "--benchmarks=ai2=A.tsv"],
+        "--benchmarks=ai2=A.tsv: it takes NAME=FILE, with a name of mathvista, math",
+    ),
+    (["--model=x", "--benchmarks=ai2d=A.tsv", "--samples=2"], "config.sampling.group_size is 2; it takes 1 with a"),
+    ([*GIVEN, "--judge=j"], "--judge and --judge_url need each other"),
+    ([*GIVEN, "--extraction=G4"], "readable|G1|G2|G3"),
     (["--config=configs/sft.py:tiny"], "get_config returned a Config, not the Evaluation of this program"),
     ([*GIVEN, "--config.mesh.fsdp=0"], "config.mesh is (0, 0, 1)"),
 ]
