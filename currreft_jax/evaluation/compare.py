@@ -337,9 +337,8 @@ def _units_by_column(
         for column in benchmark_columns(scores, suite.suite, suite.images):
             units[model][column] = counted
         if unread := sum(unit.decision is Decision.UNDECIDED for unit in counted.values()):
-            notes.append(
-                f"{suite.suite}: {plural(unread, 'undecided answer')} of {model} of {len(counted):,} count as wrong"
-            )
+            count = plural(unread, "undecided answer counts", "undecided answers count")
+            notes.append(f"{suite.suite}: {count} as wrong, of {len(counted):,} of {model}")
     return units
 
 
