@@ -134,11 +134,12 @@ def _model_pairs(models: Sequence[ModelAnswers]) -> list[tuple[ModelAnswers, Mod
 
 
 def _paired_answers(first: ModelAnswers, second: ModelAnswers) -> Iterator[AnswerPair]:
-    """Yields the rows that both models answered with the rows' own images."""
-    others = {suite.suite: suite for suite in second.suites if suite.images is ImageCondition.ORIGINAL}
-    for suite in first.suites:
-        if suite.images is not ImageCondition.ORIGINAL or suite.suite not in others:
-            continue
+    """Yields the rows that both models answered with the rows' own images; items of benchmarks have other scores."""
+    own, others = (
+        {one.suite: one for one in model.suites if one.images is ImageCondition.ORIGINAL and not one.benchmark}
+        for model in (first, second)
+    )
+    for suite in (own[name] for name in own if name in others):
         answers = {answer.row: answer for answer in others[suite.suite].answers}
         for answer in suite.answers:
             other = answers[answer.row]

@@ -17,6 +17,8 @@ from currreft_jax.evaluation.comparison_tables import format_comparison, write_c
 from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.suites import SuiteReply
 from currreft_jax.evaluation.summary import summary_table
+from currreft_jax.report.answer_pairs import pairs_json
+from currreft_jax.report.comparisons import EvaluatedModels, comparison_record
 from currreft_jax.structs import Completion, Frame
 from tests.endpoint_stub import MODEL, endpoint_stub, last_text
 from tests.evaluation.benchmarks.published import suite_of, write_benchmark
@@ -101,6 +103,10 @@ def test_models_are_compared_in_the_papers_table(tmp_path, monkeypatch):
     assert "ai2d: 1 undecided answer counts as wrong, of 3 of a" in text
     write_comparison_csv(comparison, tmp_path / "compared.csv")
     assert "printed,Curr-ReFT-3B,,,AI2D,0.83," in (tmp_path / "compared.csv").read_text()
+    models = tuple(read_model_answers(tmp_path / "out" / name) for name in "ba")
+    record = comparison_record(EvaluatedModels("out", models))
+    assert any("OCRBench" in table["header"] for table in record["tables"]) and not record["bars"]
+    assert json.loads(pairs_json(models, 1_000_000)[0])["pairs"][0]["rows"] == []  # items have verdicts of their own
 
 
 def test_every_benchmark_is_scored_without_a_judge(tmp_path):
