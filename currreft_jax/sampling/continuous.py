@@ -445,7 +445,7 @@ class _SlotBatch:
 
     def end(self, slots: Sequence[int]) -> None:
         """Frees slots whose completions are not wanted any more."""
-        ends = np.zeros(self._layout.num_slots, bool)
+        ends = np.zeros(self._layout.slots_per_shard * self._layout.num_shards, bool)
         ends[list(slots)] = True
         done = self._programs.end(self._state.done, to_devices(ends, self._spec.decoding.mesh))
         self._state = self._state._replace(done=done)
