@@ -143,8 +143,10 @@ def test_a_run_resumes_after_kills_of_one_of_two_processes(environment, checkpoi
                 stderr, victim = process.communicate(timeout=rng.uniform(0.3, 1.0) * seconds)[1], None
                 seconds = min(seconds, time.monotonic() - started) if is_new else seconds
             except subprocess.TimeoutExpired:
-                victim = rng.choice([pid for pid in children(process.pid) if variable(pid, "PROCESS_ID")])
-                os.kill(victim, signal.SIGKILL)
+                victim, running = None, [pid for pid in children(process.pid) if variable(pid, "PROCESS_ID")]
+                if running:  # unless the run ends at this moment
+                    victim = rng.choice(running)
+                    os.kill(victim, signal.SIGKILL)
                 stderr = process.communicate(timeout=60)[1]
             done = process.returncode == 0
             kills += not done
