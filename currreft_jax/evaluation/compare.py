@@ -210,6 +210,29 @@ def _recorded_source(file: dict[str, Any]) -> Source:
     )
 
 
+def _notes(models: Sequence[ModelAnswers]) -> list[str]:
+    """Describes what makes models less comparable: other settings, and images that they were trained on."""
+    notes = [note for first, second in pairwise(models) for note in _compare_settings(first, second)]
+    return notes + [
+        f"{suite.suite}: {model.name} was trained on the images of {plural(suite.leaks, 'row')}"
+        for model in models
+        for suite in model.suites
+        if isinstance(suite.leaks, int) and suite.leaks
+    ]
+
+
+def _failed_rows(models: Sequence[ModelAnswers]) -> dict[tuple[str, ImageCondition, str], str]:
+    """Returns the rows that some server could not take, and the last such model."""
+    return {
+        (suite.suite, suite.images, answer.row): model.name
+        for model in models
+        for suite in model.suites
+        if not suite.benchmark
+        for answer in suite.answers
+        if answer.failure
+    }
+
+
 def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelComparison:
     """Computes the means of each model, and the difference of each model and the one before it.
 
@@ -224,21 +247,8 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two models are called {name}; evaluate one of them under another name")
-    notes = [note for first, second in pairwise(models) for note in _compare_settings(first, second)]
-    notes += [
-        f"{suite.suite}: {model.name} was trained on the images of {plural(suite.leaks, 'row')}"
-        for model in models
-        for suite in model.suites
-        if isinstance(suite.leaks, int) and suite.leaks
-    ]
-    failed = {
-        (suite.suite, suite.images, answer.row): model.name
-        for model in models
-        for suite in model.suites
-        if not suite.benchmark
-        for answer in suite.answers
-        if answer.failure
-    }
+    notes = _notes(models)
+    failed = _failed_rows(models)
     notes += [
         f"{plural(count, 'row is', 'rows are')} left out: the server of {name} could not take them"
         for name, count in Counter(failed.values()).items()

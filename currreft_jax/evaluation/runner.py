@@ -13,6 +13,7 @@ import numpy as np
 
 from currreft_jax.config import EvaluatedModel, Evaluation, ImageCondition, JudgeKind, Rewards
 from currreft_jax.config.wording import plural
+from currreft_jax.data.row_checks import ImageInfo
 from currreft_jax.data.world_rows import ensure_world
 from currreft_jax.evaluation.answerers import Answerer, open_answerer
 from currreft_jax.evaluation.answers import Answer, AnswersWriter, read_answers
@@ -94,14 +95,7 @@ def evaluate(
         answerers = [open_answerer(model, evaluation, out, log) for model in evaluation.models]
         for answerer in answerers:
             stack.callback(answerer.close)  # after an error, too: calls in flight are recorded as interrupted
-        reports = []
-        for model in evaluation.models:
-            report = find_training_leaks(model, suites, images, evaluation.threads)
-            if not evaluation.allow_leaks:
-                refuse_leaks(model.path, report)
-            if report.unchecked:
-                log(f"{model.name}: leaks of training rows into the suites are not checked: {report.unchecked}")
-            reports.append(report)
+        reports = [_find_leaks(evaluation, model, suites, images, log) for model in evaluation.models]
         for answerer in answerers:
             answerer.check(
                 suite.question(row, ImageCondition.ORIGINAL) for suite in suites for row in range(len(suite))
@@ -117,6 +111,22 @@ def evaluate(
             if pool:
                 _score_benchmarks(evaluation, own, rewards, pool, log)
     return [part.file for own in parts for part in own]
+
+
+def _find_leaks(
+    evaluation: Evaluation,
+    model: EvaluatedModel,
+    suites: Sequence[LoadedSuite],
+    images: dict[str, ImageInfo],
+    log: Log,
+) -> LeakReport:
+    """Looks for images of the suites among those that a model was trained on, and refuses them unless allowed."""
+    report = find_training_leaks(model, suites, images, evaluation.threads)
+    if not evaluation.allow_leaks:
+        refuse_leaks(model.path, report)
+    if report.unchecked:
+        log(f"{model.name}: leaks of training rows into the suites are not checked: {report.unchecked}")
+    return report
 
 
 def _parts(

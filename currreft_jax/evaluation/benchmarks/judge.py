@@ -24,7 +24,7 @@ from currreft_jax.evaluation.benchmarks.aggregates import circular_groups, decid
 from currreft_jax.evaluation.benchmarks.extraction import NO_OPTION
 from currreft_jax.evaluation.benchmarks.items import AnswerType, BenchmarkItem, BenchmarkVerdict, Decision
 from currreft_jax.evaluation.benchmarks.judge_prompts import (
-    UnreadableReply,
+    UnreadableVerdict,
     grade_messages,
     option_messages,
     pair_messages,
@@ -53,7 +53,7 @@ class JudgeQuestion:
     Attributes:
         key: tells it from others.
         messages: the conversation.
-        read: reads a reply; raises `UnreadableReply`.
+        read: reads a reply; raises `UnreadableVerdict`.
     """
 
     key: str
@@ -121,7 +121,7 @@ class BenchmarkJudge:
                     try:
                         answers[key] = JudgeAnswer(question.read(reply), replies)
                         continue
-                    except UnreadableReply as error:
+                    except UnreadableVerdict as error:
                         problem = str(error)
                 answers[key] = JudgeAnswer(None, replies, problem)
                 if reply and not is_repair:

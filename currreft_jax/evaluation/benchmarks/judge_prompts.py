@@ -60,7 +60,7 @@ Reply with one line: the score of the first answer, a space, the score of the se
 _NUMBER_IN_REPLY = re.compile(r"(?<![\w.])(?<!\w-)-?(?:\d+(?:\.\d+)?|\.\d+)(?![\w%]|\.\d)")
 
 
-class UnreadableReply(ValueError):
+class UnreadableVerdict(ValueError):
     """A reply without what was asked for; the message says what is wrong with it."""
 
 
@@ -90,13 +90,13 @@ def read_option_reply(item: BenchmarkItem, reply: str) -> str:
     """Reads the letter of an option, or `NO_OPTION`.
 
     Raises:
-        UnreadableReply: it gives no letter that is offered, or several.
+        UnreadableVerdict: it gives no letter that is offered, or several.
     """
     if answer_text(Completion(reply)).strip(" .()*\"'") == NO_OPTION:
         return NO_OPTION
     letter = read_letter(item, Completion(reply), Extraction.READABLE)
     if letter is None:
-        raise UnreadableReply(f"it is not one letter of the {len(item.options)} options, or {NO_OPTION}")
+        raise UnreadableVerdict(f"it is not one letter of the {len(item.options)} options, or {NO_OPTION}")
     return letter
 
 
@@ -104,15 +104,15 @@ def read_short_answer_reply(item: BenchmarkItem, reply: str) -> str:
     """Reads a final answer; empty if there is none.
 
     Raises:
-        UnreadableReply: a number was asked for, and it gives none, or several.
+        UnreadableVerdict: a number was asked for, and it gives none, or several.
     """
     text = answer_text(Completion(reply)).strip()
     if text.casefold().strip(" .\"'") == "none":
         return ""
     if not text:
-        raise UnreadableReply("it is empty")
+        raise UnreadableVerdict("it is empty")
     if item.answer_type in (AnswerType.INTEGER, AnswerType.FLOAT) and read_number(text) is None:
-        raise UnreadableReply("it is not one number in digits")
+        raise UnreadableVerdict("it is not one number in digits")
     return text
 
 
@@ -120,14 +120,14 @@ def read_grade_reply(reply: str) -> float:
     """Reads a grade from 0 to 1.
 
     Raises:
-        UnreadableReply: it has no number, several ones, or one beyond that range.
+        UnreadableVerdict: it has no number, several ones, or one beyond that range.
     """
     grades = set(map(float, _NUMBER_IN_REPLY.findall(answer_text(Completion(reply)))))
     if len(grades) != 1:
-        raise UnreadableReply("it is not one number from 0.0 to 1.0")
+        raise UnreadableVerdict("it is not one number from 0.0 to 1.0")
     (grade,) = grades
     if not 0 <= grade <= 1:
-        raise UnreadableReply(f"{grade:g} is not from 0.0 to 1.0")
+        raise UnreadableVerdict(f"{grade:g} is not from 0.0 to 1.0")
     return grade
 
 
@@ -135,13 +135,13 @@ def read_pair_reply(reply: str) -> tuple[float, float]:
     """Reads the scores of two answers, from 1 to 10, in the first line.
 
     Raises:
-        UnreadableReply: the line has not two numbers, or one is beyond that range.
+        UnreadableVerdict: the line has not two numbers, or one is beyond that range.
     """
     scores = [float(number) for number in _NUMBER_IN_REPLY.findall(answer_text(Completion(reply)).partition("\n")[0])]
     if len(scores) != 2:
-        raise UnreadableReply("its first line is not two numbers from 1 to 10")
+        raise UnreadableVerdict("its first line is not two numbers from 1 to 10")
     if not all(1 <= score <= 10 for score in scores):
-        raise UnreadableReply("a score is not from 1 to 10")
+        raise UnreadableVerdict("a score is not from 1 to 10")
     return scores[0], scores[1]
 
 

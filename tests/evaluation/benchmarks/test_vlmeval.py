@@ -16,7 +16,7 @@ from currreft_jax.config import Extraction
 from currreft_jax.evaluation.benchmarks.aggregates import circular_groups, decide_group, score_units, summarize
 from currreft_jax.evaluation.benchmarks.extraction import infer_option
 from currreft_jax.evaluation.benchmarks.items import AnswerType, BenchmarkItem, BenchmarkVerdict, Decision
-from currreft_jax.evaluation.benchmarks.judge_prompts import UnreadableReply, read_grade_reply, read_pair_reply
+from currreft_jax.evaluation.benchmarks.judge_prompts import UnreadableVerdict, read_grade_reply, read_pair_reply
 from currreft_jax.evaluation.benchmarks.scorers import read_letter, score_choice, score_short_answer, score_substring
 from currreft_jax.structs import Completion
 
@@ -239,7 +239,7 @@ def test_circular_groups_hit_as_by_vlmevalkit_by_exact_matching(wheel):
 def read_or_none(read, reply):
     try:
         return read(reply)
-    except UnreadableReply:
+    except UnreadableVerdict:
         return None
 
 
