@@ -80,8 +80,8 @@ def test_loss_and_gradients_are_transformers(tmp_path, average):
     assert float(metrics["loss"]) == pytest.approx(total, rel=RELATIVE)
 
     weights_of_oracle = oracle.named_parameters()
-    theirs = {hf.published_name(name): x.grad.numpy() for name, x in weights_of_oracle if x.grad is not None}
-    ours = dict(hf.tensors(gradient))
+    theirs = {hf.hub_name(name): x.grad.numpy() for name, x in weights_of_oracle if x.grad is not None}
+    ours = dict(hf.hub_tensors(gradient))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         scale = np.abs(theirs[name]).max()
