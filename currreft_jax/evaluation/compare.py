@@ -210,6 +210,14 @@ def _recorded_source(file: dict[str, Any]) -> Source:
     )
 
 
+def _distinct_names(models: Sequence[ModelAnswers]) -> list[str]:
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two models are called {name}; evaluate one of them under another name")
+    return names
+
+
 def _notes(models: Sequence[ModelAnswers]) -> list[str]:
     """Describes what makes models less comparable: other settings, and images that they were trained on."""
     notes = [note for first, second in pairwise(models) for note in _compare_settings(first, second)]
@@ -243,10 +251,7 @@ def compare_models(models: Sequence[ModelAnswers], *, seed: int = 0) -> ModelCom
     Raises:
         ValueError: two models have the same name, or answered other rows of a suite or column.
     """
-    names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"two models are called {name}; evaluate one of them under another name")
+    names = _distinct_names(models)
     notes = _notes(models)
     failed = _failed_rows(models)
     notes += [
