@@ -3,7 +3,8 @@
 #   launch/processes.sh 2 --config=configs/sft.py:tiny --workdir=runs/two
 # DEVICES is the number of devices per process (4); PROGRAM and PYTHON as in run.sh. Needs bash 4.4.
 # SIGTERM, SIGUSR1 and a first Ctrl-C ask all processes to save; a second Ctrl-C kills them. If a process fails, the
-# script names it, kills the others and exits with its code. Exit code 75: interrupted and saved; run it again.
+# script names it, kills the others and exits with its code: of several that fail at once, as when one is killed and
+# JAX aborts the rest, it names each and exits with the highest code. Code 75: interrupted and saved; run it again.
 set -euo pipefail
 if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: launch/processes.sh N [ARGUMENTS OF THE PROGRAM]" >&2
@@ -37,6 +38,7 @@ for ((i = 0; i < count; i++)); do
     number[$!]=$i
 done
 code=0
+failure=0
 while [ ${#number[@]} -gt 0 ]; do
     sleep 0.2 || true # not `wait`: signals end it, and make it return wrong codes (bash 5.2)
     for pid in "${!number[@]}"; do
@@ -45,10 +47,11 @@ while [ ${#number[@]} -gt 0 ]; do
         wait "$pid" || ended_with=$?
         if [ "$ended_with" -ne 0 ] && [ "$ended_with" -ne 75 ]; then
             echo "processes.sh: process ${number[$pid]} (pid $pid) ended with $ended_with; the others are killed" >&2
-            exit "$ended_with"
+            failure=$((ended_with > failure ? ended_with : failure))
         fi
         code=$((ended_with > code ? ended_with : code))
         unset "number[$pid]"
     done
+    [ "$failure" -eq 0 ] || exit "$failure"
 done
 exit "$code"

@@ -19,7 +19,8 @@ from tests.test_launch import ROOT, environment, settings, wait_for
 __all__ = ["environment", "settings"]
 
 # Stands in for training, in a moment: it saves half a second after a signal, however many follow.
-# With SCENARIO=crash process 1 fails; with SCENARIO=stuck no process ends by itself.
+# With SCENARIO=crash process 1 fails; with SCENARIO=killed process VICTIM is killed, upon which the other aborts, as JAX
+# makes it; with SCENARIO=stuck no process ends by itself.
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
@@ -34,6 +35,15 @@ for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
 (folder / f"ready-{process}").write_text(str(os.getpid()))
 if scenario == "crash" and process == "1":
     sys.exit(9)
+if scenario == "killed":
+    victim = folder / f"ready-{os.environ['VICTIM']}"
+    while not all((folder / f"ready-{n}").exists() for n in (0, 1)):
+        time.sleep(0.001)
+    if process == os.environ["VICTIM"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while Path(f"/proc/{victim.read_text()}").exists():
+        time.sleep(0.001)
+    os.abort()
 end = time.monotonic() + 60
 while (not received or scenario == "stuck") and time.monotonic() < end:
     time.sleep(0.02)
@@ -182,6 +192,15 @@ def test_a_failed_process_ends_the_others_and_gives_its_code(stand_ins, tmp_path
     assert running.returncode == 9
     assert re.search(r"process 1 \(pid \d+\) ended with 9; the others are killed", stderr)
     assert not list(tmp_path.glob("saved-*"))
+
+
+@pytest.mark.parametrize("victim", ["0", "1"])
+def test_the_killed_process_is_named_and_gives_its_code_when_the_other_aborts_at_once(stand_ins, tmp_path, victim):
+    with started(SCRIPTS["processes.sh"], stand_ins | {"SCENARIO": "killed", "VICTIM": victim}) as running:
+        _, stderr = running.communicate(timeout=120)
+    assert running.returncode == 128 + signal.SIGKILL
+    pid = (tmp_path / f"ready-{victim}").read_text()
+    assert f"process {victim} (pid {pid}) ended with 137; the others are killed" in stderr
 
 
 @pytest.mark.slow
