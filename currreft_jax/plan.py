@@ -14,11 +14,12 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import jax
 from absl import app, flags
 
-from currreft_jax.config import ELSEWHERE, Config, Shapes, stage_settings, validate
+from currreft_jax.config import ELSEWHERE, Config, Remat, Shapes, stage_settings, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.config.wording import plural
 from currreft_jax.planning.budget import Budget
@@ -37,7 +38,7 @@ from currreft_jax.planning.tables import format_summary, format_tables
 from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 from currreft_jax.runtime.programs import StepProgram
-from currreft_jax.training.programs import stage_programs
+from currreft_jax.training.programs import StagePrograms, fit_remat, stage_programs
 
 _HERE = "here"
 
@@ -59,7 +60,14 @@ def compile_stage(
         FileNotFoundError: the shape of the model is unknown.
     """
     validate(config)
-    stage = stage_programs(config, stage_index, model_spec(config), topology.devices, topology.usable_bytes)
+    spec = model_spec(config)
+
+    def programs_with(remat: Remat) -> StagePrograms:
+        model = replace(config.model, remat=remat)
+        own = replace(config, model=model)
+        return stage_programs(own, stage_index, spec, topology.devices, topology.usable_bytes)
+
+    stage = fit_remat(config.model.remat, programs_with, topology, _log)
     print(
         format_summary(stage.config, stage_index, stage.model, stage.layout, stage.resident, topology, efficiency),
         flush=True,
@@ -68,7 +76,7 @@ def compile_stage(
     programs = (program for bucket in buckets for program in stage.step(bucket))
     compiled = []
     for result in compile_programs(programs, topology):
-        print(f"plan: {result.program.name} {result.program.shape}: {result.compile_seconds:.1f} s", file=sys.stderr)
+        _log(f"{result.program.name} {result.program.shape}: {result.compile_seconds:.1f} s")
         compiled.append(result)
     largest = compiled[-len(list(stage.step(buckets[-1]))) :] if all_shapes else compiled
     print(format_tables(compiled, largest, topology, efficiency))
@@ -91,11 +99,12 @@ def compile_stage(
     return compiled
 
 
+def _log(line: str) -> None:
+    print(f"plan: {line}", file=sys.stderr)
+
+
 def remedy(config: Config, stage_index: int, spec: ModelSpec, topology: Topology, efficiency: Efficiency) -> str:
     """Returns the fastest settings that fit as flags, or other remedies if none do."""
-
-    def log(line: str) -> None:
-        print(f"plan: {line}", file=sys.stderr)
 
     def largest_step(config: Config) -> Iterator[StepProgram]:
         stage = stage_programs(config, stage_index, spec, topology.devices, topology.usable_bytes)
@@ -103,7 +112,7 @@ def remedy(config: Config, stage_index: int, spec: ModelSpec, topology: Topology
 
     own = f"stages[{stage_index}]." if config.stages[stage_index].microbatches else ""
     config = stage_settings(config, stage_index)
-    if found := Search(config, largest_step, topology, efficiency, log).run():
+    if found := Search(config, largest_step, topology, efficiency, _log).run():
         flags = found.flags.replace("--config.microbatches", f"--config.{own}microbatches")
         return f"fits, in {found.seconds:.2f} s a step: {flags}"
     return (

@@ -36,7 +36,7 @@ from currreft_jax.planning.spec import model_spec
 from currreft_jax.runtime.programs import StepProgram, device_bytes
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.sampling import sampler
-from currreft_jax.training import grpo, trainer
+from currreft_jax.training import grpo, programs, trainer
 from currreft_jax.training.programs import StagePrograms, stage_programs
 from tests import tiny
 from tests.marks import quick
@@ -562,6 +562,46 @@ def test_training_refuses_what_does_not_fit_before_it_loads_anything(checkpoint,
     monkeypatch.setattr(trainer, "start_state", lambda *_: pytest.fail("loaded"))
     with pytest.raises(TooLarge, match=r"does not fit 0\.00 GiB per device"):
         trainer.run(config, tmp_path)
+
+
+AUTO_REMAT = [(None, Remat.BLOCK), (1000, Remat.DOTS), (999, Remat.BLOCK), (1, Remat.BLOCK)]
+
+
+@pytest.mark.parametrize(("usable_bytes", "expected"), AUTO_REMAT)
+def test_products_are_kept_where_the_largest_gradient_leaves_a_tenth_of_the_memory(
+    checkpoint,
+    rows,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    usable_bytes,
+    expected,
+):
+    peaks = {"gradient": 900}
+    compiled = lambda program, _: SimpleNamespace(peak_bytes=peaks[program.name])  # noqa: E731
+    monkeypatch.setattr(programs, "compile_program", compiled)
+    monkeypatch.setattr(trainer, "least_memory", lambda: usable_bytes)
+    trained = []
+    monkeypatch.setattr(trainer, "prepare_programs", lambda config, stage, *_: trained.append(stage))
+    monkeypatch.setattr(trainer, "start_state", lambda session, *_: trained.append(session) or pytest.fail("enough"))
+    config = config_of(checkpoint, rows, steps=1)
+    config.model.remat = Remat.AUTO
+    with pytest.raises(pytest.fail.Exception, match="enough"):
+        trainer.run(config, tmp_path)
+    stage, session = trained
+    assert stage.model == session.model and stage.model.remat is session.config.model.remat is expected
+    planned = programs.fit_remat(
+        Remat.AUTO,
+        lambda remat: stage_of(replace(config, model=replace(config.model, remat=remat))),
+        here(usable_bytes),
+        print,
+    )
+    assert planned.model.remat is expected
+
+
+@pytest.mark.parametrize("remat", [remat for remat in Remat if remat is not Remat.AUTO])
+def test_a_set_rematerialisation_is_taken_without_compiling(monkeypatch, remat):
+    monkeypatch.setattr(programs, "compile_program", lambda *_: pytest.fail("compiled"))
+    assert programs.fit_remat(remat, lambda chosen: chosen, here(usable_bytes=1), print) is remat
 
 
 def count_compilations(config: Config, workdir: Path) -> int:
