@@ -33,7 +33,8 @@ ARRANGE = """
   const search = document.querySelector("#rollouts input[type=search]");
   search.value = row;
   search.dispatchEvent(new Event("input"));
-  const chart = document.querySelector("#held-out .chart"), card = [...document.querySelectorAll("#cards .card")].at(-1);
+  const chart = document.querySelector("#held-out .chart");
+  const card = [...document.querySelectorAll("#cards .card")].at(-1);
   if (!chart || !card) return false;
   card.querySelectorAll(`.completion:nth-child(n+${shown + 1}), .facts button`).forEach((item) => item.remove());
   const picture = document.createElement("div"), style = document.createElement("style");
