@@ -29,6 +29,7 @@ from tests.report.workdirs import (
     write_lines,
     write_run,
 )
+from tools import report_picture
 
 pytestmark = pytest.mark.browser
 GREEN, ORANGE = np.array([7, 135, 90]), np.array([212, 66, 10])
@@ -484,3 +485,14 @@ def test_hostile_answers_of_a_job_stay_text_on_a_narrow_page(opened, tmp_path):
     assert page.evaluate("window.hacked") is None and page.locator("script").count() == 2
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
     assert page.locator(".side-answer .text").first.inner_text().startswith("</script><script>")
+
+
+def test_the_picture_of_the_readme_is_drawn(workdir, tmp_path, capsys):
+    row = json.loads((workdir / "two" / "rollouts" / "1.jsonl").read_text().splitlines()[-1])["id"]
+    out = tmp_path / "picture.png"
+    report_picture.main([str(workdir), row, str(out)])
+    with Image.open(out) as picture:
+        assert picture.width == 1680 and 400 < picture.height < 1400
+        assert len(picture.getcolors() or []) > 20
+    with pytest.raises(SystemExit):
+        report_picture.main([str(workdir), "no such row", str(out)])
