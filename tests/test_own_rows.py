@@ -17,6 +17,8 @@ from currreft_jax.config import Kind, Source, validate
 from currreft_jax.config.file_flags import expand_files, name_files
 from currreft_jax.config.files import load_config
 from currreft_jax.config.own_rows import use_rows
+from currreft_jax.data.buckets import BatchDims, ShapeBuckets
+from currreft_jax.data.packing import BatchShape, BudgetError
 from currreft_jax.training.rejected_samples import refuse_missing_rows
 
 ROOT = Path(__file__).parent.parent
@@ -134,6 +136,13 @@ def test_missing_files_of_any_stage_are_named_before_the_run_with_the_remedy(tmp
     config.stages[0].held_out = [Source("nowhere.jsonl")]
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl of config\.stages\[0\]\.held_out\[0\]"):
         refuse_missing_rows(config)
+
+
+def test_rows_too_long_for_the_config_are_refused_with_the_flag_that_takes_them():
+    shape = BatchShape(80, 4, 4)
+    flag = r"263 needed, but the largest bucket is 80; add a larger one, such as --config\.data\.prompt_lengths=80,320$"
+    with pytest.raises(BudgetError, match=flag):
+        ShapeBuckets((shape,), (shape,), (8,)).check(BatchDims(263, 1, 1, 4))
 
 
 def test_the_configs_of_the_page_load_from_a_folder_of_their_own(tmp_path, monkeypatch):

@@ -285,7 +285,7 @@ def test_values_are_listed_as_flags_take_them():
     (config,) = (group for group in setting_groups(curriculum.get_config("tiny")) if group.place == "config.stages[N]")
     settings = {setting.path.rpartition(".")[2]: setting for setting in config.settings}
     assert settings["steps"].values == ("80", "80", "80", "20") and settings["steps"].default == "1000"
-    assert settings["kinds"].values == ("(judge,)", "(choice,)", "(open,)", "()")
+    assert settings["kinds"].values == ("judge", "choice", "open", "()")
     assert settings["replay"].values == ("0.0",) and settings["forgetting_margin"].default == "None"
 
 
@@ -467,6 +467,13 @@ def test_a_variant_reaches_the_file(tmp_path):
         "from currreft_jax.config import Config\ndef get_config(variant='none'): return Config(name=variant)\n"
     )
     assert [load_config(f"{tmp_path}/mine.py{variant}").name for variant in ("", ":a:b")] == ["none", "a:b"]
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("VARIANTS = {'small': 'a small one', 'large': 'a large one'}\n")
+    assert load_config(f"{tmp_path}/mine.py:large").name == "large"
+    with pytest.raises(ValueError, match="^no variant 'lrge'; nearest: large$"):
+        load_config(f"{tmp_path}/mine.py:lrge")
+    with pytest.raises(ValueError, match="^no variant 'x'; there are small, large$"):
+        load_config(f"{tmp_path}/mine.py:x")
 
 
 # ------------------------------------------------------------------------------------ programs without a config

@@ -21,9 +21,9 @@ prints this list, and with `--config=FILE:VARIANT` the values of that config, an
 value that it does not take, ends the program with one line.
 
 As flags, texts are written as they are, numbers as in Python, members of an enumeration by their names, tuples as
-`(A,B)`, a list of files as `FILE,FILE`, a dictionary as `NAME=VALUE,NAME=VALUE`. `[N]` is the index of an item, from 0;
-zsh needs quotes around brackets: `'--config.stages[0].steps=80'`. A list of stages is written in a config's file
-([configs of your own](own_config.md)).
+`A,B`, a list of files as `FILE,FILE`, a dictionary as `NAME=VALUE,NAME=VALUE`; `()` and `[]` are empty. `[N]` is the
+index of an item, from 0; zsh needs quotes around brackets: `'--config.stages[0].steps=80'`. A list of stages is
+written in a config's file ([configs of your own](own_config.md)).
 
 `python -m tools.settings_page` writes this page from the code.
 """

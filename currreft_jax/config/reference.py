@@ -96,7 +96,7 @@ def flag_text(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}={flag_text(item)}" for key, item in value.items()) or "{}"
     if isinstance(value, tuple):
-        return f"({','.join(map(flag_text, value))}{',' * (len(value) == 1)})"
+        return ",".join(map(flag_text, value)) or "()"
     if isinstance(value, list):
         return "[]" if not value else ",".join(map(_item_text, value))
     if dataclasses.is_dataclass(value):
