@@ -470,9 +470,9 @@ def test_a_variant_reaches_the_file(tmp_path):
     with (tmp_path / "mine.py").open("a") as file:
         file.write("VARIANTS = {'small': 'a small one', 'large': 'a large one'}\n")
     assert load_config(f"{tmp_path}/mine.py:large").name == "large"
-    with pytest.raises(ValueError, match="^no variant 'lrge'; nearest: large$"):
+    with pytest.raises(ValueError, match=r"^no variant 'lrge'; nearest: large$"):
         load_config(f"{tmp_path}/mine.py:lrge")
-    with pytest.raises(ValueError, match="^no variant 'x'; there are small, large$"):
+    with pytest.raises(ValueError, match=r"^no variant 'x'; there are small, large$"):
         load_config(f"{tmp_path}/mine.py:x")
 
 
