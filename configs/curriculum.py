@@ -18,6 +18,8 @@ and 256 new tokens. `--config.optimizer.learning_rate=1e-6` sets their rate. The
 from configs import common, reject
 from currreft_jax.config import Config, EvaluatedModel
 
+VARIANTS = common.VARIANTS
+
 
 def get_config(variant: str | None = None) -> Config:
     """Returns the settings of a variant: tiny, 3b or 7b."""

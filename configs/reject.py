@@ -24,6 +24,8 @@ from currreft_jax.config import (
     Suite,
 )
 
+VARIANTS = common.VARIANTS
+
 _TINY_QUOTA = 40
 _ROWS = "rows/reject"
 # Folder, group, quota and sample: the composition that the authors published. The images of all rows are read before

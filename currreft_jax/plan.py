@@ -5,7 +5,8 @@
 
 Compiles the programs that `train` runs with the devices' own compiler, for abstract arrays of the largest shape that
 the settings allow. A GPU topology is HOSTSxGPUS, a TPU topology the shape of the slice; `here` is this machine's
-devices. Exits with 1 if a program does not fit, and prints settings that do.
+devices. Stages that are batched alike are planned once. The last line says whether the config fits, how many hours and
+how much disk it takes, and what was assumed. Exits with 1 if a program does not fit, and prints settings that do.
 """
 
 from __future__ import annotations
@@ -22,14 +23,8 @@ from absl import app, flags
 from currreft_jax.config import ELSEWHERE, Config, Remat, Shapes, stage_settings, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.config.wording import plural
-from currreft_jax.planning.budget import Budget
-from currreft_jax.planning.compiled import (
-    CompiledProgram,
-    Efficiency,
-    compile_programs,
-    evaluation_seconds,
-    step_seconds,
-)
+from currreft_jax.planning.budget import StageCosts, stages_to_plan, verdict
+from currreft_jax.planning.compiled import Efficiency, compile_programs, evaluation_seconds, step_seconds
 from currreft_jax.planning.devices import DEVICES, GB, Topology, attached_topology, topology_by_name
 from currreft_jax.planning.fit import fits
 from currreft_jax.planning.search import Search
@@ -45,8 +40,8 @@ _HERE = "here"
 
 def compile_stage(
     config: Config, topology: Topology, efficiency: Efficiency, stage_index: int = 0, *, all_shapes: bool = False
-) -> list[CompiledProgram]:
-    """Compiles the programs of a stage for a topology, and prints their memory and speed.
+) -> StageCosts:
+    """Compiles the programs of a stage for a topology, prints their memory and speed, and returns its costs.
 
     Args:
         config: all settings.
@@ -87,16 +82,14 @@ def compile_stage(
         f" {stage.max_programs():,}, {when}"
     )
     has_figures = topology.spec is not None
-    budget = Budget(
-        config,
+    return StageCosts(
         stage_index,
+        compiled,
         checkpoint_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stage.state)),
         export_bytes=stage.model.merged.num_parameters * stage.model.dtype.itemsize,
         step_seconds=step_seconds(largest, topology, efficiency) if has_figures else None,
         evaluation_seconds=evaluation_seconds(largest, topology, efficiency) if has_figures else 0.0,
     )
-    print(budget)
-    return compiled
 
 
 def _log(line: str) -> None:
@@ -123,12 +116,48 @@ def remedy(config: Config, stage_index: int, spec: ModelSpec, topology: Topology
     )
 
 
+def plan_stages(
+    config: Config,
+    topology: Topology,
+    efficiency: Efficiency,
+    stage_index: int | None = None,
+    *,
+    all_shapes: bool = False,
+    search: bool = False,
+) -> bool:
+    """Plans one stage, or all of those that are not batched alike, and prints the verdict; returns true if all fit.
+
+    Args:
+        config: all settings.
+        topology: the devices.
+        efficiency: achieved fraction of their figures.
+        stage_index: index of the stage; None for all.
+        all_shapes: compile every shape, not the largest alone.
+        search: search for the fastest settings even if the given ones fit.
+
+    Raises:
+        ValueError: impossible settings, or a batch that does not spread over the devices.
+        FileNotFoundError: the shape of the model is unknown.
+    """
+    costs = []
+    for index in stages_to_plan(config) if stage_index is None else [stage_index]:
+        costs.append(compile_stage(config, topology, efficiency, index, all_shapes=all_shapes))
+        fit = fits(costs[-1].programs, topology)
+        if not fit:
+            print("does not fit", flush=True)
+        if not fit or search:
+            print(remedy(config, index, model_spec(config), topology, efficiency), flush=True)
+        print()
+    print(verdict(config, costs, topology))
+    return all(fits(cost.programs, topology) for cost in costs)
+
+
 def define_flags() -> None:
     """Defines the program's flags, only when it runs: `train` has a flag of the same name."""
     defaults = Efficiency()
     define_config()
     flags.DEFINE_string("topology", None, f"devices, such as a800:2x8 or v5e:2x4, of {', '.join(DEVICES)}; or here")
-    flags.DEFINE_integer("stage", 0, "index of the stage in the config, from 0")
+    flags.DEFINE_integer("stage", None, "index of a stage, from 0, to plan alone; by default all are planned")
     flags.DEFINE_bool("all", False, "compile every shape that a batch may take, not the largest alone (hours)")
     flags.DEFINE_bool("search", False, "search for the fastest settings that fit, even if the given ones do")
     flags.DEFINE_float("compute_share", defaults.compute, "achieved fraction of the bf16 peak")
@@ -148,7 +177,7 @@ def main(_: Sequence[str]) -> None:
         refuse_command_line("plan", str(error))
     if args.topology is None:
         refuse_command_line("plan", "--topology is missing, such as --topology=a800:1x8")
-    if not 0 <= args.stage < len(args.config.stages):
+    if args.stage is not None and not 0 <= args.stage < len(args.config.stages):
         refuse_command_line("plan", f"--stage={args.stage}: it takes 0 to {len(args.config.stages) - 1}")
     shares = {"compute_share": args.compute_share, "memory_share": args.memory_share, "link_share": args.link_share}
     for name, share in shares.items():
@@ -173,11 +202,7 @@ def main(_: Sequence[str]) -> None:
     )
     try:
         topology = attached_topology() if args.topology == _HERE else topology_by_name(args.topology)
-        fit = fits(compile_stage(args.config, topology, efficiency, args.stage, all_shapes=args.all), topology)
-        if not fit:
-            print("does not fit")
-        if not fit or args.search:
-            print(remedy(args.config, args.stage, model_spec(args.config), topology, efficiency))
+        fit = plan_stages(args.config, topology, efficiency, args.stage, all_shapes=args.all, search=args.search)
     except (ValueError, OSError, ModuleNotFoundError) as error:  # what the package raises for bad input
         sys.exit(f"plan: {error}")
     sys.exit(0 if fit else 1)

@@ -16,7 +16,7 @@ depend on; and ledger.jsonl, every answer and judgement. The same command goes o
 selects from the ledger alone, such as with another threshold, and prints what each threshold would keep.
 
 A key for the servers comes from $OPENAI_API_KEY. Every setting is a flag, --config.NAME=VALUE, with and without a
-config file; `python -m pydoc currreft_jax.config.Rejection` describes them. docs/reject.md describes the files.
+config file. docs/reject.md describes the files.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
   python -m currreft_jax.train --config=configs/curriculum.py
   python -m currreft_jax.train --config=configs/stage1.py:3b --config.data.batch_size=16
-  python -m currreft_jax.train --config=configs/sft.py:tiny --config.stages[0].sources[0].file=rows.jsonl
+  python -m currreft_jax.train --config=configs/curriculum.py:3b --rows train/*.jsonl --held-out test/*.jsonl
 
 Every setting of the config can be given on the command line; a misspelt one is refused, with the nearest right name.
-`python -m pydoc currreft_jax.config.Config` describes the settings, and currreft_jax.config.Optimizer those of
-`optimizer`. The workdir receives metrics, completions, checkpoints and the settings. The same command continues an
-interrupted run and skips finished stages. SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end with exit
-code 75: start it again.
+--config=FILE --help lists the variants and all settings of a config, as does docs/settings.md. The workdir receives
+metrics, completions, checkpoints and the settings. The same command continues an interrupted run and skips finished
+stages. SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end with exit code 75: start it again.
 
 `--profile=11:12` traces steps 11 and 12 of each stage, for xprof and Perfetto, to `profile` in the stage's folder.
 docs/metrics.md describes the metrics.

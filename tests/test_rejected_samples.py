@@ -94,6 +94,8 @@ def test_several_processes_are_refused_until_the_rows_are_kept(jobs, tmp_path, m
 
 def test_missing_rows_are_refused_before_the_first_stage(tmp_path):
     config = config_of()
+    for stage in config.stages:
+        stage.sources[0].file = str(tmp_path)
     with pytest.raises(
         FileNotFoundError, match=r"rows\.jsonl of config\.stages\[1\]\.rejection\.sources\[0\] does not exist"
     ):

@@ -64,21 +64,34 @@ class Maths:
 
 @dataclass(slots=True)
 class Length:
-    """Reward part `length`: -1 / `max_tokens` for each token, down to -1."""
+    """Reward part `length`: -1 / `max_tokens` for each token, down to -1.
+
+    Attributes:
+        max_tokens: tokens that cost 1.
+    """
 
     max_tokens: int = 1024
 
 
 @dataclass(slots=True)
 class Repetition:
-    """Reward part `repetition`: minus the share of `ngram`-word sequences that repeat an earlier one."""
+    """Reward part `repetition`: minus the share of `ngram`-word sequences that repeat an earlier one.
+
+    Attributes:
+        ngram: words of a sequence.
+    """
 
     ngram: int = 4
 
 
 @dataclass(slots=True)
 class Overlong:
-    """Reward part `overlong`: 0 up to `max_tokens - buffer_tokens`, then falling linearly to -1 at `max_tokens`."""
+    """Reward part `overlong`: 0 up to `max_tokens - buffer_tokens`, then falling linearly to -1 at `max_tokens`.
+
+    Attributes:
+        max_tokens: tokens at which it is -1.
+        buffer_tokens: tokens before, over which it falls.
+    """
 
     max_tokens: int = 512
     buffer_tokens: int = 128

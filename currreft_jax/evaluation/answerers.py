@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 
 from currreft_jax.config import EvaluatedModel, Evaluation
+from currreft_jax.config.wording import plural
 from currreft_jax.data.budget import PromptBudget, prompt_without_patches
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.packing import BatchShape
@@ -92,7 +94,7 @@ def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log:
         ValueError: no model there, or settings of a server that are impossible.
     """
     if not model.endpoint:
-        return ModelAnswerer(model, evaluation)
+        return ModelAnswerer(model, evaluation, log)
     if jax.process_count() > 1:
         raise ValueError(f"{model.name}: one process asks a server; start the program without a launcher")
     return EndpointAnswerer(model, evaluation, out, log)
@@ -101,9 +103,11 @@ def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log:
 class ModelAnswerer:
     """Samples completions from parameters of this program, on all its devices."""
 
-    def __init__(self, model: EvaluatedModel, evaluation: Evaluation) -> None:
+    def __init__(
+        self, model: EvaluatedModel, evaluation: Evaluation, log: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Reads the model's processor, and hashes its weights."""
-        self._evaluation, self._path = evaluation, model.path
+        self._evaluation, self._path, self._name, self._log = evaluation, model.path, model.name, log
         self._options: dict[str, Any] = {
             "dtype": evaluation.dtype or None,
             "min_pixels": evaluation.min_pixels or None,
@@ -154,6 +158,8 @@ class ModelAnswerer:
         if not representatives:
             return
         self._layout = dataclasses.replace(layout, length=max(shape.length for shape in representatives))
+        begun = time.perf_counter()
+        self._log(f"{self._name}: compiling for {plural(len(representatives), 'shape')} of prompts")
         warm_up_stream(
             loaded.model,
             loaded.params,
@@ -163,6 +169,7 @@ class ModelAnswerer:
             layout=self._layout,
             weights=self._decoding,
         )
+        self._log(f"{self._name}: compiled in {time.perf_counter() - begun:.0f} s; no answer compiles more")
 
     def answers(self, questions: Iterable[SuiteQuestion]) -> Iterator[tuple[int, SuiteReply]]:
         """Samples completions; a question enters as soon as there is room for it."""

@@ -16,6 +16,7 @@ from currreft_jax.config import (
     Suite,
     validate_rejection,
 )
+from currreft_jax.config.file_flags import define_files, expand_files, name_files
 from currreft_jax.config.flags import define_config
 from currreft_jax.config.output import local_path
 from currreft_jax.judges import validate_judge
@@ -26,8 +27,8 @@ def define_flags() -> None:
     define_config(Rejection())
     flags.DEFINE_string("model", None, "model that answers, instead of the config's")
     flags.DEFINE_string("endpoint", None, "base URL of an OpenAI-compatible server that has the model: distillation")
-    flags.DEFINE_list("rows", [], "files of rows, each a source without a quota, instead of the config's sources")
-    flags.DEFINE_list("suites", [], "files of rows to evaluate on, with which kept rows must share no image")
+    define_files("rows", "files or patterns of rows, each file a source without a quota, instead of the config's")
+    define_files("suites", "files or patterns of rows to evaluate on, with which kept rows must share no image")
     flags.DEFINE_string("judge", None, "rules, or the judge's name at --judge_endpoint")
     flags.DEFINE_string("judge_endpoint", None, "base URL of the judge's server; by default the config's")
     flags.DEFINE_float("threshold", None, "overall score above which an answer is kept")
@@ -50,9 +51,11 @@ def settings_of_flags(config: Rejection) -> Rejection:
     if args.model:
         config.model = EvaluatedModel(args.model, endpoint=args.endpoint or "")
     if args.rows:
-        config.sources = [QuotaSource(source=Source(file)) for file in args.rows]
+        files = expand_files(args.rows)
+        config.sources = [QuotaSource(name, Source(file)) for name, file in zip(name_files(files), files, strict=True)]
     if args.suites:
-        config.suites = [Suite(sources=[Source(file)]) for file in args.suites]
+        files = expand_files(args.suites)
+        config.suites = [Suite(name, [Source(file)]) for name, file in zip(name_files(files), files, strict=True)]
     if args.judge == JudgeKind.RULES.value:
         config.judge = Judge()
     elif args.judge:

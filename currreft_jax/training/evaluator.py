@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.held_out import HeldOut, measure
 from currreft_jax.evaluation.measurement import LossMeasurement, Measurement, regressed_from
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.workdir import MATRIX
 from currreft_jax.training.batches import StageContext
-from currreft_jax.training.console import say
+from currreft_jax.training.console import say, timed
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 from currreft_jax.training.forgetting_gate import (
     GateDecision,
@@ -63,9 +64,9 @@ class Evaluator:
         if start:
             return
         if self._sets and self._context.stage_index == 0 and not self._matrix.has("", 0):
-            self._matrix.add(measure(self._context, policy, self._sets, "", 0, greedy=True))
+            self._measure_start(policy, "")
         if has_gate and not start_measurements(self._matrix.history, stage.name):
-            self._matrix.add(measure(self._context, policy, self._sets, stage.name, 0, greedy=True))
+            self._measure_start(policy, stage.name)
         if self._loss_rows and not any(one.stage == stage.name for one in self._matrix.losses):
             say(f"loss of {self._loss_rows.rows} held-out rows at the start: {self._measure_loss(policy, 0):.4f}")
 
@@ -105,6 +106,11 @@ class Evaluator:
         self._matrix.decide(decision)
         say(str(decision))
         return decision
+
+    def _measure_start(self, policy: Parameters, stage_name: str) -> None:
+        rows = plural(sum(held_out.rows for held_out in self._sets), "held-out row")
+        with timed(f"answering {rows} before the first step, after compiling for them"):
+            self._matrix.add(measure(self._context, policy, self._sets, stage_name, 0, greedy=True))
 
     def _set_metrics(self, held_out: HeldOut, now: Measurement) -> dict[str, float]:
         """Returns the metrics of a set of held-out rows, and warns if an earlier stage has regressed."""

@@ -63,16 +63,22 @@ def keep_samples(
 
 
 def refuse_missing_rows(config: Config) -> None:
-    """Refuses rejected sampling from files that do not exist, before the stages ahead of it are trained.
+    """Refuses stages whose files do not exist, before the stages ahead of them are trained.
 
     Raises:
-        FileNotFoundError: naming the file.
+        FileNotFoundError: naming the file, the setting and the remedy.
     """
     for stage_index, stage in enumerate(config.stages):
-        for index, source in enumerate(stage.rejection.sources if stage.rejection else ()):
-            if not Path(source.source.file).exists():
-                setting = f"config.stages[{stage_index}].rejection.sources[{index}]"
-                raise FileNotFoundError(f"{source.source.file} of {setting} does not exist")
+        settings = {"sources": stage.sources, "held_out": stage.held_out, "held_out_loss": stage.held_out_loss}
+        if stage.rejection:
+            settings["rejection.sources"] = [quota.source for quota in stage.rejection.sources]
+        for name, sources in settings.items():
+            for index, source in enumerate(sources):
+                if not Path(source.file).exists():
+                    raise FileNotFoundError(
+                        f"{source.file} of config.stages[{stage_index}].{name}[{index}] does not exist: name rows of"
+                        " your own with --rows and --held-out, or build them (docs/data.md)"
+                    )
 
 
 def announce_one_process(config: Config, workdir: Path) -> None:

@@ -299,6 +299,8 @@ def prepare_programs(config: Config, programs: StagePrograms, devices: list[Any]
         refuse_too_large(programs.step(programs.buckets()[-1]), devices)
     if config.data.shapes is Shapes.AUTO:
         compile_ahead(programs.every_program(), interrupt)
+    else:
+        say(f"up to {programs.max_programs():,} programs are compiled as batches need them: such steps take longer")
 
 
 def evaluated_context(context: StageContext, run_config: Config) -> StageContext:
@@ -343,7 +345,7 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         stop = interrupt.after_step(stage.checkpoints)
         evaluates = step == last_step or _is_due(logging.evaluate_every, step)
         saves = stop or step == last_step or _is_due(logging.save_every, step)
-        if not (saves or evaluates or _is_due(logging.log_every, step)):
+        if not (saves or evaluates or _is_due(logging.log_every, step) or step == stage.step + 1):
             continue
         lines, error = stage.buffer.flush()
         ended, score = False, None

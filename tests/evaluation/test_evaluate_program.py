@@ -75,7 +75,7 @@ REFUSED = [
     ([*GIVEN, "--images=blank,blank"], "it takes different ones, at least one"),
     ([*GIVEN, "--samples=0"], "sampling.group_size is 0; it takes 1 or more"),
     ([*GIVEN, "--config.sampling.group_size=2"], "config.sampling.temperature is 0.0; it takes a positive number"),
-    ([*GIVEN, "--config.batch_siz=3"], "config has no setting batch_siz; nearest: batch_size (see"),
+    ([*GIVEN, "--config.batch_siz=3"], "config has no setting batch_siz; nearest: batch_size (--help"),
     ([*GIVEN, "--modl=x"], "there is no flag --modl; nearest: --model"),
     ([*GIVEN, "--scorer=mine"], "rules|official"),
     (

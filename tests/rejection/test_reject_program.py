@@ -64,12 +64,15 @@ REFUSED = [
     (["--endpoint=http://localhost:1/v1", "--rows=a.jsonl"], "--endpoint needs --model"),
     ([*GIVEN, "--judge_endpoint=http://localhost:1/v1"], "--judge_endpoint needs --judge"),
     ([*GIVEN, "--judge=q"], "judge.url is empty; it takes the base URL of a server"),
-    (["--model=x", "--rows=a/a.jsonl,b/a.jsonl"], "config.sources is a, a; it takes another name for each source"),
+    (
+        ["--model=x", "--config.sources=a/a.jsonl,b/a.jsonl"],
+        "config.sources is a, a; it takes another name for each source",
+    ),
     ([*GIVEN, "--threshold=100"], "config.threshold is 100.0; it takes a score in [0, 100)"),
     ([*GIVEN, "--config.max_samples=6"], "max_samples is 6; it takes a multiple of sampling.group_size (4)"),
     ([*GIVEN, "--config.held_out=1"], "config.held_out is 1.0; it takes a share in [0, 1)"),
     ([*GIVEN, "--config.sampling.temperature=0"], "sampling.temperature is 0.0; it takes a positive number"),
-    ([*GIVEN, "--config.treshold=3"], "config has no setting treshold; nearest: threshold (see"),
+    ([*GIVEN, "--config.treshold=3"], "config has no setting treshold; nearest: threshold (--help"),
     ([*GIVEN, "--replay=x"], "replay"),
     (["--config=configs/eval.py:tiny"], "get_config returned a Evaluation, not the Rejection of this program"),
 ]
