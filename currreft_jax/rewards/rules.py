@@ -14,7 +14,7 @@ from currreft_jax.rewards.maths import Comparison, Expression, gold_expression, 
 from currreft_jax.structs import Boxes, Frame, Reason, Row, Verdict
 
 Parsed = TypeVar("Parsed")
-AnswerScorer = Callable[[str], tuple[Verdict | Comparison, Reason | None]]
+AnswerScorer = Callable[[str], tuple[Verdict | Comparison | None, Reason | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,11 @@ class ScoringRule(Generic[Parsed]):
             return self.accuracy(gold, parsed, settings), None
 
         return score
+
+    def flaw(self, answer: str, row: Row, frame: Frame | None, settings: Rewards) -> Reason | None:
+        """Returns the reason why an answer is malformed, or None; the row's gold answer is not read."""
+        parsed = self.parse(answer, row, frame, settings)
+        return parsed.reason if isinstance(parsed, DamagedAnswer) else parsed if isinstance(parsed, Reason) else None
 
 
 _YES_NO: ScoringRule[bool] = ScoringRule(
@@ -90,12 +95,22 @@ RULES: dict[tuple[Kind, Task], AnyRule] = {
 }
 
 
+def has_rule(row: Row) -> bool:
+    """Returns whether a rule scores the row: its gold answer can be checked."""
+    return (row.kind, row.task) in RULES
+
+
 def rule_of(row: Row) -> AnyRule:
     """Returns the rule of the row's kind and task.
 
     Raises:
         RowError: no rule scores such rows.
     """
-    if (row.kind, row.task) not in RULES:
-        raise RowError(row, f"no rule scores {row.kind.value} rows; let a judge score it, or leave it to SFT")
+    if not has_rule(row):
+        rows = f"{row.kind.value} rows" + (f" of task {row.task.value}" if row.kind is not Kind.CHAT else "")
+        raise RowError(
+            row,
+            f"no rule scores {rows}; name a reward of your own in rewards.weights, let a judge score it, or leave it to"
+            " SFT",
+        )
     return RULES[row.kind, row.task]

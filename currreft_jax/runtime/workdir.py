@@ -20,6 +20,7 @@ KEPT, KEPT_HELD_OUT = "kept.jsonl", "held_out.jsonl"  # in the folder of rejecte
 # Settings that may change between the parts of an interrupted run: layout, logging, limits, and room for rows.
 _MAY_CHANGE = (
     *("name", "mesh.", "sampling.mesh", "microbatches", "model.remat", "plan_first", "rewards.maths.workers"),
+    *("rewards.on_error",),
     *("data.threads", "data.prefetch", "data.max_bad_rows", "data.shapes", "data.prompt_lengths"),
     *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
     *("logging.tensorboard", "logging.wandb"),
