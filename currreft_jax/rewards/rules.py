@@ -87,8 +87,8 @@ _EXPRESSION: ScoringRule[Expression] = ScoringRule(
 AnyRule = ScoringRule[bool] | ScoringRule[frozenset[str]] | ScoringRule[Boxes] | ScoringRule[Expression]
 
 RULES: dict[tuple[Kind, Task], AnyRule] = {
-    **{(Kind.JUDGE, task): _YES_NO for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH)},
-    **{(Kind.CHOICE, task): _LETTERS for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH)},
+    **{(Kind.JUDGE, task): _YES_NO for task in Task},
+    **{(Kind.CHOICE, task): _LETTERS for task in Task},
     (Kind.OPEN, Task.DETECTION): _BOXES,
     (Kind.OPEN, Task.CLASSIFY): _LABELS,
     (Kind.OPEN, Task.MATH): _EXPRESSION,
