@@ -138,7 +138,7 @@ def test_an_unreadable_label_affects_no_other_row(tmp_path, capsys):
 def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
     write_json_lines(tmp_path / "t" / "t.jsonl", [{"problem": "q", "solution": "3"}, {"problem": "q"}])
     arguments = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out"]
-    with pytest.raises(SystemExit, match=r"t\.jsonl:2: problem or solution is empty"):
+    with pytest.raises(SystemExit, match=r"t\.jsonl:2: no column for the answer: give --column solution"):
         run_build(*arguments)
     assert not (tmp_path / "out").exists()
     run_build(*arguments, "--on-bad-row", "skip")
@@ -158,6 +158,7 @@ def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
         (["coco", "--source", ".", "--out", "o", "--frame", "12"], "as 1920x1080"),
         (["vlm-r1", "--source", ".", "--out", "o", "--frame", "annotated"], "vlm-r1 states no sizes"),
         (["table", "--source", ".", "--out", "o", "--column", "a"], "write KEY=VALUE"),
+        (["coco", "--source", ".", "--out", "o", "--question", "?"], "--question: of `build table` alone, not of coco"),
         (["coco", "--source", ".", "--out", "o", "--absent", "1"], "--absent 1: it takes a share from 0 to below 1"),
         (["stages", "--source", ".", "--out", "o", "--absent", "0.1"], "it goes with coco and voc"),
         (["--recipe", "paper", "--out", "o", "--root", ".", "--absent", "0.1"], "it goes with coco and voc"),
@@ -185,7 +186,7 @@ def test_boxes_keep_the_frame_option(tmp_path):
         tmp_path / "t" / "t.jsonl", [{"problem": "q", "solution": "[200, 20, 900, 300]", "image": "a.png"}]
     )
     arguments = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out", "--task", "detection"]
-    run_build(*arguments, "--frame", "1000x500", "--generate", "choice")
+    run_build(*arguments, "--frame", "1000x500", "--box-form", "xyxy", "--generate", "choice")
     (row,) = read_rows(tmp_path / "out" / "choice-detection.jsonl")
     assert row.frame == Frame(1000, 500)
 
