@@ -123,6 +123,19 @@ def test_unreadable_golds_are_dropped_and_counted(tmp_path, capsys):
     assert [row.solution for row in read_rows(tmp_path / "out" / "open-math.jsonl")] == ["3"]
 
 
+def test_rows_of_a_task_without_a_rule_are_kept_and_split(tmp_path, capsys):
+    for number in range(3):
+        write_image(tmp_path / "t" / f"{number}.png", 30, 30, shade=number)
+    (tmp_path / "t" / "t.csv").write_text("image,reading,tolerance\n0.png,70,5\n1.png,about 3,2\n2.png,4,1\n", "utf-8")
+    table = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out", "--task", "other"]
+    run_build(*table, "--question", "What does it show?", "--column", "solution=reading", "--fractions", "a=0.9,b=0.1")
+    printed = capsys.readouterr().out
+    rows = [row for path in (tmp_path / "out").glob("*/open-other.jsonl") for row in read_rows(path)]
+    assert sorted((row.solution, row.extra["tolerance"]) for row in rows) == [("4", "1"), ("70", "5"), ("about 3", "2")]
+    assert "note: columns kept as extra, for rewards of your own: tolerance" in printed
+    assert "note: images: a 3, b 0\nnote: b has no rows: none of the 3 images fell into its 0.1" in printed
+
+
 def test_an_unreadable_label_affects_no_other_row(tmp_path, capsys):
     golds = ["cat", "dog", "bus", "car", "cup", " , "]
     records = [{"problem": "What?", "solution": gold, "image": f"{n}.png"} for n, gold in enumerate(golds)]
