@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -201,7 +202,7 @@ def within(row, completion, answer, frame):
         return None
     if answer is None:
         return Verdict(0.0, Reason.NO_ANSWER_TAG)
-    close = abs(float(answer) - float(row.solution)) <= row.extra["tolerance"]
+    close = abs(Fraction(answer) - Fraction(row.solution)) <= row.extra["tolerance"]  # fails in a file of Python's
     return Verdict(1.0) if close else Verdict(0.0, "off the mark")
 
 
@@ -249,9 +250,9 @@ def test_a_failure_names_the_line_of_the_reward_that_failed(monkeypatch):
     monkeypatch.chdir(Path(__file__).parent)
     with pytest.raises(RewardError) as raised:
         score_completions([GAUGE], [[Completion(well_formed("about 71 bar"))]], OWN)
-    line = line_of("close = abs(float(answer)")
+    line = line_of("close = abs(Fraction(answer)")
     assert str(raised.value).startswith(f"test_scorer.py:{line}: reward '{WITHIN}', row g1, completion '<think>")
-    assert str(raised.value).endswith("ValueError: could not convert string to float: 'about 71 bar'")
+    assert str(raised.value).endswith("ValueError: Invalid literal for Fraction: 'about 71 bar'")
 
 
 @pytest.mark.parametrize("wrap", [lambda function: function, partial])
