@@ -5,10 +5,22 @@ from types import SimpleNamespace
 import numpy as np
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.structs import Reason, Row, Scores
+from currreft_jax.evaluation.scoring import report_failures
+from currreft_jax.structs import Reason, RewardFailure, Row, Scores
 from currreft_jax.training.records import rollout_metrics, rollout_values
 
 OWN = "my_rewards:within"
+
+
+def test_a_failure_is_printed_once_for_each_line_of_a_rewards_code(capsys):
+    failures = [
+        RewardFailure("my:within", f"printed_once.py:{line}", f"row {row}") for row, line in enumerate([3, 3, 7])
+    ]
+    report_failures(failures)
+    report_failures(failures)
+    assert capsys.readouterr().err.splitlines() == [
+        f"rewards: counts as 0, as will more of its kind: row {row}" for row in (0, 2)
+    ]
 
 
 def test_rewards_that_do_not_apply_are_left_out_of_means_and_failures_are_counted():

@@ -93,7 +93,8 @@ def find_reward(name: str, settings: Rewards) -> BoundedReward:
     except ImportError as error:
         raise ValueError(f"rewards.weights names {name!r}, but {module} cannot be imported: {error}") from error
     if attribute not in functions:
-        raise ValueError(f"rewards.weights names {name!r}, but {module} defines no {attribute!r}")
+        near = f"; nearest: {', '.join(names)}" if (names := nearest(attribute, list(functions))) else ""
+        raise ValueError(f"rewards.weights names {name!r}, but {module} defines no {attribute!r}{near}")
     function = functions[attribute]
     registered = (reward for reward in _REGISTERED.values() if reward.function is function)
     return next(registered, BoundedReward(function, 0.0, 1.0))

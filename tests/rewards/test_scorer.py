@@ -302,6 +302,7 @@ def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
         ("acuracy", "names 'acuracy'; write package.module:function, or one of accuracy, format"),
         ("no_such_module:f", "no_such_module cannot be imported"),
         (f"{__name__}:f", "defines no 'f'"),
+        (f"{__name__}:brevty", "defines no 'brevty'; nearest: brevity"),
     ],
 )
 def test_an_unknown_reward_is_refused(name, message):
