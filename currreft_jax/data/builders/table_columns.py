@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,65 +98,79 @@ class ColumnFinder:
 
     def remarks(self) -> list[str]:
         """Says which columns were found for a row's keys, which are kept, and which are not."""
-        keys = {f"{key} from {column}": None for one in self.found.values() for key, column in one.keys.items()}
-        lines = {key: None for key in keys if key.partition(" from ")[0] != key.rpartition(" from ")[2]}
-        found = [*lines, *{f"boxes from {' '.join(one.box)}": None for one in self.found.values() if one.box}]
-        extra = {column: None for one in self.found.values() for column in one.extra if column not in self.unwritable}
-        unread = {column: None for one in self.found.values() for column in one.unread}
-        return [
-            *([f"columns: {', '.join(found)}"] if found else []),
-            *([f"columns kept as extra, for rewards of your own: {', '.join(extra)}"] if extra else []),
-            *([f"columns with what JSON cannot hold: {', '.join(sorted(self.unwritable))}"] if self.unwritable else []),
-            *([f"columns not read, as rows have keys of these names: {', '.join(unread)}"] if unread else []),
-        ]
+        tables = self.found.values()
+        keys = [f"{key} from {column}" for one in tables for key, column in one.keys.items() if key != column]
+        lists = {
+            "columns": [*keys, *(f"boxes from {' '.join(one.box)}" for one in tables if one.box)],
+            "columns kept as extra, for rewards of your own": [
+                column for one in tables for column in one.extra if column not in self.unwritable
+            ],
+            "columns with what JSON cannot hold": sorted(self.unwritable),
+            "columns not read, as rows have keys of these names": [column for one in tables for column in one.unread],
+        }
+        return [f"{title}: {', '.join(dict.fromkeys(names))}" for title, names in lists.items() if names]
 
     def _find(self, names: tuple[str, ...], record: Fields) -> TableColumns:
-        source, listed = self.source, ", ".join(names)
-        is_boxes = (source.kind, source.task) == (Kind.OPEN, Task.DETECTION)
-        keys, box = {key: key for key in ROW_KEYS if key in names}, ()
-        for key, column in source.columns.items():
-            parts = tuple(part.strip() for part in column.split(","))
-            if key == "solution" and is_boxes and column not in names and len(parts) == 4:
-                box, missing = parts, [part for part in parts if part not in names]
+        is_boxes = (self.source.kind, self.source.task) == (Kind.OPEN, Task.DETECTION)
+        keys, box, numbers = {key: key for key in ROW_KEYS if key in names}, (), ()
+        for key, column in self.source.columns.items():
+            four = tuple(part.strip() for part in column.split(","))
+            if key == "solution" and is_boxes and column not in names and len(four) == 4:
+                box = four
             else:
-                keys[key], missing = column, [column] if column not in names else []
-            if missing:
-                record.refuse(f"no column {missing[0]!r}; there are {listed}")
-        for key, aliases in _ALIASES.items() if is_boxes else ():
-            matches = [name for name in names if name.casefold() in aliases] if key not in keys else []
-            if len(matches) > 1:
-                raise BuildError(f"{' and '.join(matches)} could both be the {key}: give --column {key}=NAME")
-            keys |= dict.fromkeys([key] * len(matches), *matches) if matches else {}
-        numbers = ()
+                keys[key] = column
+        if missing := [column for column in (*keys.values(), *box) if column not in names]:
+            record.refuse(f"no column {missing[0]!r}; there are {', '.join(names)}")
+        if is_boxes:
+            keys = _add_aliases(keys, names)
+            if not box and "solution" not in keys:
+                box, numbers = _number_columns(names)
         if box:
             keys.pop("solution", None)
-        elif is_boxes and "solution" not in keys:
-            box, numbers = _number_columns(names)
-        if source.question:
-            if "problem" in source.columns:
-                raise BuildError("--question and --column problem=…: give one of them")
+        if self.source.question:
             keys.pop("problem", None)
-            for name in _FIELD.findall(source.question):
-                if name not in (*names, *keys):
-                    raise BuildError(f"--question has {{{name}}}, and no column is called so; there are {listed}")
-        if not source.question and "problem" not in keys:
-            record.refuse(
-                "no column for the question: give --question 'Where is the {label}?', or --column problem=NAME; there"
-                f" are {listed}"
-            )
-        if not box and "solution" not in keys:
-            numbers_of_box = ", or of the four numbers of a box --column solution=x1,y1,x2,y2" if is_boxes else ""
-            record.refuse(f"no column for the answer: give --column solution=NAME{numbers_of_box}; there are {listed}")
+        self._refuse_missing(names, keys, box, record)
         used = {*(column for key, column in keys.items() if key != "label"), *box}
         rest = [name for name in names if name not in used]
         taken = KEYS.union(UNREAD_MEDIA)
-        return TableColumns(
-            keys,
-            box,
-            numbers,
-            tuple(name for name in rest if name not in taken),
-            tuple(name for name in rest if name in taken),
-        )
+        unread = tuple(name for name in rest if name in taken)
+        return TableColumns(keys, box, numbers, tuple(name for name in rest if name not in taken), unread)
+
+    def _refuse_missing(
+        self, names: Sequence[str], keys: Mapping[str, str], box: Sequence[str], record: Fields
+    ) -> None:
+        """Refuses a record without a question or an answer, and a question with a field that is no column."""
+        question, listed = self.source.question, f"there are {', '.join(names)}"
+        if question and "problem" in self.source.columns:
+            raise BuildError("--question and --column problem=…: give one of them")
+        for name in _FIELD.findall(question):
+            if name not in (*names, *keys):
+                raise BuildError(f"--question has {{{name}}}, and no column is called so; {listed}")
+        if not question and "problem" not in keys:
+            record.refuse(
+                "no column for the question: give --question 'Where is the {label}?', or --column problem=NAME;"
+                f" {listed}"
+            )
+        if not box and "solution" not in keys:
+            of_boxes = ", or of the four numbers of a box --column solution=x1,y1,x2,y2"
+            of_boxes = of_boxes if self.source.task is Task.DETECTION else ""
+            record.refuse(f"no column for the answer: give --column solution=NAME{of_boxes}; {listed}")
+
+
+def _add_aliases(keys: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Adds the usual columns of tables of boxes for keys that have none.
+
+    Raises:
+        BuildError: there are several for one key.
+    """
+    found = dict(keys)
+    for key, aliases in _ALIASES.items():
+        matches = [name for name in names if name.casefold() in aliases and key not in keys]
+        if len(matches) > 1:
+            raise BuildError(f"{' and '.join(matches)} could both be the {key}: give --column {key}=NAME")
+        if matches:
+            found[key] = matches[0]
+    return found
 
 
 def fill_question(question: str, record: Fields, columns: TableColumns) -> str:
