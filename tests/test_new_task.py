@@ -66,7 +66,7 @@ def test_the_pages_commands_run_and_the_task_trains(tmp_path):
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     assert "errors 0" in printed
-    assert "open    other            2       1.500       1.000" in printed
+    assert "open    other            2       1.500           -       1.000" in printed
     lines = read_metrics(tmp_path / "runs" / "gauge-tiny" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2]
     for name in (f"rewards/{OWN}/mean", "rewards/format/mean", "reward/other", "held_out/gauge/reward"):

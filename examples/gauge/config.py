@@ -18,6 +18,5 @@ def get_config(variant: str | None = None) -> Config:
         Stage("gauge", [Source(f"{ROWS}/train.jsonl")], steps=40, held_out=[Source(f"{ROWS}/test.jsonl")]),
     ]
     config.data.template = f"examples.gauge.template:{'TINY' if variant == 'tiny' else 'GAUGE'}"
-    config.rewards.weights["accuracy"] = 0.0  # no rule of ours reads a gauge; the format's reward stays
     config.rewards.weights["examples.gauge.reward:within_tolerance"] = 1.0
     return config
