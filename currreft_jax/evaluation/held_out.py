@@ -101,6 +101,7 @@ def measure(
         sampled = _rewards(session, params, decoding_params, held_out, session.config.sampling.temperature)
         greedily = _rewards(session, params, decoding_params, held_out, 0.0) if greedy else None
         reward, accuracy = sampled["reward"], sampled.get("accuracy")
+        has_accuracy = accuracy is not None and not np.isnan(accuracy).all()
         measurements.append(
             Measurement(
                 stage=stage,
@@ -111,7 +112,7 @@ def measure(
                 error=float(reward.std(ddof=1) / np.sqrt(held_out.rows)) if held_out.rows > 1 else 0.0,
                 accuracy=_mean(accuracy),
                 format=_mean(sampled.get("format")),
-                passed=None if accuracy is None else int((accuracy == 1).sum()),
+                passed=int((accuracy == 1).sum()) if has_accuracy else None,
                 greedy=_mean(greedily["reward"]) if greedily else None,
                 rewards=tuple(map(float, reward)),
             )
@@ -120,7 +121,8 @@ def measure(
 
 
 def _mean(values: np.ndarray | None) -> float | None:
-    return None if values is None else float(values.mean())
+    """Returns the mean over the rows that a reward applies to; None without any."""
+    return None if values is None or np.isnan(values).all() else float(np.nanmean(values))
 
 
 def _rewards(

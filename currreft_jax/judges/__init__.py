@@ -5,7 +5,7 @@ from currreft_jax.judges.calibration import Calibration, PlantedFault, calibrate
 from currreft_jax.judges.endpoint_judge import self_judging_warning, validate_judge
 from currreft_jax.judges.judgement import AnswerJudge, CriterionScores, Judged, Judgement, Unjudged, overall_score
 from currreft_jax.judges.opening import open_judge
-from currreft_jax.judges.rules import has_rule, verifying_rewards
+from currreft_jax.judges.rules import verifying_rewards
 
 __all__ = [
     "Agreement",
@@ -19,7 +19,6 @@ __all__ = [
     "Unjudged",
     "calibrate",
     "compare_judges",
-    "has_rule",
     "length_correlation",
     "open_judge",
     "overall_score",

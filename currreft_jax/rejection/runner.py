@@ -17,7 +17,6 @@ from currreft_jax.evaluation.suites import SuiteQuestion, SuiteReply, load_suite
 from currreft_jax.judges import (
     AnswerJudge,
     Judged,
-    has_rule,
     open_judge,
     self_judging_warning,
     verifying_rewards,
@@ -29,7 +28,7 @@ from currreft_jax.rejection.kept_rows import is_readable, training_row
 from currreft_jax.rejection.manifest import keep_manifest, read_manifest, refuse_other_rows
 from currreft_jax.rejection.records import LEDGER, AnswerGroup, Records, SampledAnswer, answer_key, open_records
 from currreft_jax.rejection.selection import KeepRule, best_answer, judged_answers
-from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
+from currreft_jax.rewards import MathsPool, RowError, check_rows, has_rule, score_completions
 from currreft_jax.runtime.workdir import only_run
 from currreft_jax.structs import Completion, Row
 
