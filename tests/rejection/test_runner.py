@@ -330,6 +330,15 @@ def test_a_second_judge_scores_a_share_and_its_agreement_is_told(tmp_path, monke
     assert 0.35 < summary["answers"] / len(ran.judge.judged) < 0.65 and 0.8 < summary["kappa"] < 1
     assert abs(summary["largest"][0]["first"] - summary["largest"][0]["second"]) == 5.0
     assert "second judge rules second fake-1" in summary_tables(json.loads(ran.files.summary.read_text()))
+    disputed = lines(tmp_path / "out" / "disagreements.jsonl")
+    pairs = [(row["judge"]["overall"], row["second_judge"]["overall"]) for row in disputed]
+    assert pairs and all(0 < two - one <= 5 for one, two in pairs)
+    is_split = [(one > 85) != (two > 85) for one, two in pairs]
+    assert is_split == sorted(is_split, reverse=True) and 0 < sum(is_split) < len(pairs)
+    row = disputed[0]
+    assert row["second_judge"]["name"] == "rules second fake-1" and row["second_judge"]["accuracy"] == 90.0
+    assert f"s/{row['provenance']['row']}/{row['provenance']['sample']}" in second.judged
+    assert row["messages"][-1]["content"] == right_answer("", row["provenance"]["sample"]).text and row["images"]
     again = FakeJudge(lambda row, sample: 0.0)
     again.facts = second.facts
     Ran(settings, tmp_path / "out", uneven_score, second=again)
