@@ -16,6 +16,7 @@ from currreft_jax.config import (
     Rejection,
     Source,
     Stage,
+    as_evaluation,
     validate,
 )
 from currreft_jax.evaluation.training_leaks import find_training_leaks
@@ -57,12 +58,21 @@ def test_the_model_of_the_stage_before_answers_unless_the_settings_name_one(jobs
     assert keep_samples(config, 1, tmp_path / "one", tmp_path / "two", tmp_path, interrupt)
     ((settings, out),) = jobs
     assert settings.model == EvaluatedModel(str(tmp_path / "one" / "model")) and out == tmp_path / "reject"
-    assert settings == dataclasses.replace(config.stages[1].rejection, model=settings.model)
+    assert settings == dataclasses.replace(config.stages[1].rejection, model=settings.model, seed=config.seed)
     said = capsys.readouterr().err
     assert "train: reject: another line" in said and "train: 9 rows kept to train on, 1 held out: " in said
     assert rejection_settings(config, config.stages[1].rejection, None).model.path == "base"
     named = Rejection(model=EvaluatedModel("teacher", endpoint="http://localhost:1/v1"))
-    assert rejection_settings(config, named, tmp_path) is named
+    assert rejection_settings(config, named, tmp_path).model is named.model
+
+
+@pytest.mark.parametrize(("own", "seed"), [(None, 7), (0, 0), (3, 3)])
+def test_the_seed_of_the_run_is_that_of_the_sampling_unless_it_is_set_apart(own, seed):
+    config = config_of()
+    config.seed, config.stages[1].rejection.seed = 7, own
+    settings = rejection_settings(config, config.stages[1].rejection, None)
+    assert settings.chosen_seed == seed and as_evaluation(settings, []).seed == seed
+    assert Rejection().chosen_seed == 0
 
 
 def test_a_stage_that_has_begun_keeps_its_rows(jobs, tmp_path):

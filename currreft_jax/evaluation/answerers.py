@@ -22,6 +22,7 @@ from currreft_jax.data.budget import PromptBudget, prompt_without_patches
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.packing import BatchShape
 from currreft_jax.data.prompts import load_template
+from currreft_jax.endpoint import JobBudget
 from currreft_jax.evaluation.endpoint_answerer import EndpointAnswerer
 from currreft_jax.evaluation.manifest import HASH_BYTES
 from currreft_jax.evaluation.suites import SuiteError, SuiteQuestion, SuiteReply
@@ -78,7 +79,13 @@ class Answerer(Protocol):
         ...
 
 
-def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log: Callable[[str], None]) -> Answerer:
+def open_answerer(
+    model: EvaluatedModel,
+    evaluation: Evaluation,
+    out: Path,
+    log: Callable[[str], None],
+    budget: JobBudget | None = None,
+) -> Answerer:
     """Opens a model, without loading its parameters, or makes ready to ask a server.
 
     Args:
@@ -86,6 +93,7 @@ def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log:
         evaluation: all settings.
         out: folder of the answers.
         log: called with a line for people.
+        budget: calls of all servers of a job; None for no limit but the model's own.
 
     Raises:
         FileNotFoundError: nothing at its path.
@@ -95,7 +103,7 @@ def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log:
         return ModelAnswerer(model, evaluation)
     if jax.process_count() > 1:
         raise ValueError(f"{model.name}: one process asks a server; start the program without a launcher")
-    return EndpointAnswerer(model, evaluation, out, log)
+    return EndpointAnswerer(model, evaluation, out, log, budget)
 
 
 class ModelAnswerer:

@@ -69,7 +69,7 @@ def _chosen(settings: Rejection, rows: CandidateRows, records: Records, name: st
                 continue
             for one in chain.from_iterable(judged_answers(records, source.settings.name, row)):
                 key = answer_key(source.settings.name, row, one.sample)
-                is_chosen = one.overall is not None and _share_of(settings.seed, key) < settings.second_share
+                is_chosen = one.overall is not None and _share_of(settings.chosen_seed, key) < settings.second_share
                 if is_chosen and records.judgement(key, name) is None:
                     yield to_judge(key, source.question(row), one.group, one.answer)
 

@@ -31,7 +31,11 @@ def define_flags() -> None:
     flags.DEFINE_string("judge", None, "rules, or the judge's name at --judge_endpoint")
     flags.DEFINE_string("judge_endpoint", None, "base URL of the judge's server; by default the config's")
     flags.DEFINE_float("threshold", None, "overall score above which an answer is kept")
-    flags.DEFINE_integer("budget", None, "calls of each server at most, those of earlier runs included")
+    flags.DEFINE_integer(
+        "budget",
+        None,
+        "calls of all servers and judges together at most, those of interrupted runs of the job included",
+    )
     flags.DEFINE_string("out", None, "folder of the job; runs/NAME by default, of the config's name")
     flags.DEFINE_bool("replay", False, "select again from the recorded answers and judgements, without a call")
 
@@ -61,9 +65,7 @@ def settings_of_flags(config: Rejection) -> Rejection:
     if args.threshold is not None:
         config.threshold = args.threshold
     if args.budget is not None:
-        judges = [config.judge, *([config.second_judge] if config.second_judge else [])]
-        for limits in (config.endpoint, *(judge.endpoint for judge in judges)):
-            limits.max_calls = args.budget
+        config.budget = args.budget
     validate_rejection(config)
     for judge in filter(None, (config.judge, config.second_judge)):
         validate_judge(judge)

@@ -80,11 +80,11 @@ def write_kept_files(
             row = training_row(question, selection.name, text, frame, template, out)
             key = question.image or question_words(question.row)
             keyed.append((key, row | provenance(kept, question, manifest)))
-    train, held_out = split_held_out(keyed, settings.held_out, settings.seed)
+    train, held_out = split_held_out(keyed, settings.held_out, settings.chosen_seed)
     write_lines(out / KEPT, train)
     write_lines(out / KEPT_HELD_OUT, held_out)
     write_lines(out / DISAGREEMENTS, disagreement_rows(sources, records, settings.threshold, manifest, template, out))
-    summary = summarize(sources, records, rule, distilled=is_distilled(manifest), seed=settings.seed)
+    summary = summarize(sources, records, rule, distilled=is_distilled(manifest), seed=settings.chosen_seed)
     write_json(out / SUMMARY, summary | {"train": len(train), "held_out": len(held_out), "judge": manifest["judge"]})
     if not train:
         reasons = ", ".join(f"{reason} {count}" for reason, count in summary["answers"].items())

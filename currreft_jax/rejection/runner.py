@@ -12,6 +12,7 @@ import jax
 from currreft_jax.config import JudgeKind, Rejection, as_evaluation, source_suites
 from currreft_jax.data.prompts import Template, answer_turns, load_template
 from currreft_jax.data.world_rows import ensure_world
+from currreft_jax.endpoint import JobBudget, recorded_calls
 from currreft_jax.evaluation.answerers import Answerer, open_answerer
 from currreft_jax.evaluation.suites import SuiteQuestion, SuiteReply, load_suites
 from currreft_jax.judges import (
@@ -76,9 +77,10 @@ def reject(
         pool = stack.enter_context(MathsPool(settings.rewards.maths))
         rows = load_candidates(settings, pool, stack, log)
         evaluation = as_evaluation(settings, source_suites(settings))
-        answerer = open_answerer(settings.model, evaluation, out, log)
+        budget = _job_budget(settings, out)
+        answerer = open_answerer(settings.model, evaluation, out, log, budget)
         stack.callback(answerer.close)
-        tools = {"pool": pool, "log": log, "template": settings.template}
+        tools = {"pool": pool, "log": log, "template": settings.template, "budget": budget}
         judge = open_judge(settings.judge, settings.rewards, ledger=out / JUDGE_LEDGER, **tools)
         stack.callback(judge.close)
         if warning := self_judging_warning(settings.judge, settings.model.path):
@@ -98,7 +100,16 @@ def reject(
             stack.callback(second.close)
             judge_again(settings, rows, records, second)
             log(second.summary())
+        if budget:
+            log(f"{budget.calls:,} of {budget.max_calls:,} calls of the budget are spent")
         return write_kept_files(settings, out, rows.sources, records, manifest, log)
+
+
+def _job_budget(settings: Rejection, out: Path) -> JobBudget | None:
+    """Returns the budget of all servers, with the calls of earlier runs of the job; None without a limit."""
+    if settings.budget is None:
+        return None
+    return JobBudget(settings.budget, recorded_calls(sorted(out.rglob("*.ledger"))))
 
 
 def replay(settings: Rejection, out: Path, log: Log) -> KeptFiles:
@@ -142,7 +153,9 @@ def load_candidates(settings: Rejection, pool: MathsPool, stack: ExitStack, log:
     for suite in (*suites, *tested):
         stack.callback(suite.close)
     contents = SuiteContents(tested, tested_images)
-    sources = choose_candidates(list(zip(settings.sources, suites, strict=True)), images, contents, settings.seed)
+    sources = choose_candidates(
+        list(zip(settings.sources, suites, strict=True)), images, contents, settings.chosen_seed
+    )
     checkable = set[tuple[str, str]]()
     for source in sources:
         checkable |= _check_golds(source, settings, pool)

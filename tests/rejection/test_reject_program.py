@@ -36,7 +36,7 @@ for arguments in json.load(sys.stdin):
             refuse_command_line("reject", str(error))
         print(config.model.path, bool(config.model.endpoint), [source.name for source in config.sources],
               [source.quota for source in config.sources][:1], [suite.name for suite in config.suites],
-              config.judge.kind.value, config.judge.model, config.threshold, config.judge.endpoint.max_calls,
+              config.judge.kind.value, config.judge.model, config.threshold, config.budget,
               command_line.job_folder(config), "jax" in sys.modules, flush=True)
         os._exit(0)
     print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
