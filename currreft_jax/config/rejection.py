@@ -44,8 +44,8 @@ class Rejection:
 
     Attributes:
         name: name of the default output folder.
-        seed: seed of sampled answers, of the order of rows, and of all other choices; None for the seed of the run whose
-            stage this is, and for 0 without a run.
+        seed: seed of sampled answers, of the order of rows, and of all other choices; None for that of the run which
+            this is a stage of, or for 0 without a run.
         model: the model that answers.
         sources: files of rows, with quotas.
         max_samples: answers to a row at most, a multiple of `sampling.group_size`; the rows of a source that falls
@@ -68,8 +68,8 @@ class Rejection:
         sampling: decoding; `group_size` answers to a row at first.
         rewards: of the rules that judge, and of `require_rules`.
         endpoint: how the server of `model` is asked, and what that may cost.
-        budget: calls of all servers together at most: for answers, for the judge and for the second judge, with repeated
-            calls and those of interrupted runs of the job; None for no limit.
+        budget: calls of all servers together at most: for answers, for the judge and for the second judge, with
+            repeated calls and those of interrupted runs of the job; None for no limit.
         threads: threads per host that read images.
     """
 

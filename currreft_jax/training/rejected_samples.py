@@ -92,7 +92,7 @@ def _one_process(stage_name: str, folder: Path) -> str:
 
 
 def rejection_settings(config: Config, rejection: Rejection, previous_dir: Path | None) -> Rejection:
-    """Returns the settings of rejected sampling, with the run's seed and the stage's first model where they name none."""
+    """Returns the settings of rejected sampling, with the run's seed and the stage's first model for none."""
     if rejection.seed is None:
         rejection = replace(rejection, seed=config.seed)
     if rejection.model.path:
