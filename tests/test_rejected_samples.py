@@ -23,7 +23,6 @@ from currreft_jax.evaluation.training_leaks import find_training_leaks
 from currreft_jax.runtime.workdir import with_kept_rows, write_config
 from currreft_jax.training import rejected_samples
 from currreft_jax.training.rejected_samples import (
-    announce_one_process,
     keep_samples,
     refuse_missing_rows,
     rejection_settings,
@@ -85,21 +84,6 @@ def test_a_signal_stops_the_sampling_at_its_next_line(jobs, tmp_path):
     interrupt = SimpleNamespace(requested=True)
     assert not keep_samples(config_of(), 1, tmp_path / "one", tmp_path / "two", tmp_path, interrupt)
     assert not jobs
-
-
-def test_several_processes_are_refused_until_the_rows_are_kept(jobs, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(rejected_samples.jax, "process_count", lambda: 2)
-    arguments = config_of(), 1, tmp_path / "one", tmp_path / "two", tmp_path, SimpleNamespace(requested=False)
-    with pytest.raises(
-        ValueError, match=r"stage two begins with rejected sampling, which runs in one process: then start the"
-    ):
-        keep_samples(*arguments)
-    announce_one_process(arguments[0], tmp_path)
-    assert "stage two begins with rejected sampling, which runs in one process" in capfd.readouterr().err
-    (tmp_path / "reject").mkdir()
-    (tmp_path / "reject" / "kept.jsonl").touch()
-    announce_one_process(arguments[0], tmp_path)
-    assert keep_samples(*arguments) and not jobs and "one process" not in capfd.readouterr().err
 
 
 def test_missing_rows_are_refused_before_the_first_stage(tmp_path):

@@ -123,6 +123,7 @@ class ModelAnswerer:
         self._loaded: LoadedModel | None = None
         self._decoding: Parameters | None = None
         self._layout: SlotLayout | None = None
+        self._compiled: set[tuple[SlotLayout, BatchShape]] = set()
         self._processor = load_source_processor(model.path, **self._options)
         folder = resolve_source(model.path)
         is_main = jax.process_index() == 0  # the host that writes manifests
@@ -151,7 +152,7 @@ class ModelAnswerer:
             raise SuiteError("\n  ".join([head, *shown, *more]))
 
     def prepare(self, questions: Iterable[SuiteQuestion]) -> None:
-        """Compiles the programs for the prompts that are read together, of few shapes: nothing compiles later."""
+        """Compiles the programs for the prompts that are read together, of few shapes, once: nothing compiles later."""
         loaded, sampling = self._load(), self._evaluation.sampling
         layout = slot_layout(loaded.model, sampling, self._evaluation.batch_size, 1)
         representatives: dict[BatchShape, list[_Numbered]] = {}
@@ -162,11 +163,16 @@ class ModelAnswerer:
         if not representatives:
             return
         self._layout = dataclasses.replace(layout, length=max(shape.length for shape in representatives))
+        new = {(self._layout, shape): together for shape, together in representatives.items()}
+        new = {program: together for program, together in new.items() if program not in self._compiled}
+        if not new:
+            return
+        self._compiled |= new.keys()
         warm_up_stream(
             loaded.model,
             loaded.params,
             loaded.processor,
-            [[self._prompt(question) for _, question in _own(together)] for together in representatives.values()],
+            [[self._prompt(question) for _, question in _own(together)] for together in new.values()],
             sampling,
             layout=self._layout,
             weights=self._decoding,

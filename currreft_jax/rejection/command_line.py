@@ -39,6 +39,9 @@ def define_flags() -> None:
         "calls of all servers and judges together at most, those of interrupted runs of the job included",
     )
     flags.DEFINE_string("out", None, "folder of the job; runs/NAME by default, of the config's name")
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, without a known launcher")
+    flags.DEFINE_integer("num_processes", None, "number of processes, without a known launcher")
+    flags.DEFINE_integer("process_id", None, "index of this process, from 0, without a known launcher")
     flags.DEFINE_bool("replay", False, "select again from the recorded answers and judgements, without a call")
 
 

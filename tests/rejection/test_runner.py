@@ -28,8 +28,7 @@ def kept_rows(ran):
 def test_sampling_stops_when_the_quota_is_filled(tmp_path):
     ran = Ran(rejection_of(source_of(tmp_path, "s", 40, 5)), tmp_path / "out", ahead=0)
     assert ran.files.num_kept == 5 and not ran.files.shortfall
-    assert len(ran.answerer.asked) == 8  # two batches of four rows
-    assert len({row for row, _ in ran.answerer.asked}) == 8
+    assert len({row for row, _ in ran.answerer.asked}) == len(ran.answerer.asked) == 5  # all of them pass
     other = Ran(replace(rejection_of(*rejection_of(source_of(tmp_path, "s", 40, 5)).sources), seed=1), tmp_path / "1")
     assert kept_rows(other) != kept_rows(ran)  # the order of rows is seeded
 
@@ -294,12 +293,6 @@ def test_a_replay_selects_again_without_a_call(tmp_path):
 def test_a_job_that_keeps_nothing_says_why(tmp_path):
     with pytest.raises(ValueError, match=r"no answer is kept above 85 \(.*below_threshold 12.*lower the threshold"):
         Ran(rejection_of(source_of(tmp_path, "s", 2)), tmp_path / "out", lambda row, sample: 85.0)
-
-
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(ValueError, match="one process samples and judges"):
-        Ran(rejection_of(source_of(tmp_path, "s", 2)), tmp_path / "out")
 
 
 def test_planted_faults_are_judged_first_and_shown_beside_the_threshold(tmp_path):
