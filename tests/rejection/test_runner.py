@@ -6,15 +6,35 @@ from dataclasses import replace
 
 import pytest
 
-from currreft_jax.config import EvaluatedModel, Judge, JudgeKind, QuotaSource, Source, Suite
+from currreft_jax.config import (
+    EvaluatedModel,
+    Judge,
+    JudgeKind,
+    QuotaSource,
+    Source,
+    Suite,
+    as_evaluation,
+    source_suites,
+)
 from currreft_jax.data.prompts import load_template, question_messages
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.endpoint import EndpointError
+from currreft_jax.evaluation.suites import load_suites
+from currreft_jax.rejection import answering
 from currreft_jax.rejection.runner import replay
 from currreft_jax.rejection.summary import summary_tables
 from currreft_jax.structs import Completion, Frame
 from tests import tiny
-from tests.rejection.fakes import CalibratedJudge, FakeJudge, Ran, number_of, rejection_of, right_answer, source_of
+from tests.rejection.fakes import (
+    CalibratedJudge,
+    FakeAnswerer,
+    FakeJudge,
+    Ran,
+    number_of,
+    rejection_of,
+    right_answer,
+    source_of,
+)
 
 
 def lines(path):
@@ -123,6 +143,39 @@ def test_the_provenance_of_a_row_says_who_answered_and_who_judged(tmp_path):
     assert facts["right_by_rules"] is True and facts["location"].endswith("s.jsonl:1")
     assert judge["overall"] == 90.0 and judge["accuracy"] == 90.0 and judge["reply"] == "raw reply"
     assert judge["model"] == "fake" and judge["prompt_version"] == "fake-1" and judge["rationale"] == "good"
+
+
+def test_every_kept_row_has_its_own_answer_score_image_and_place(tmp_path):
+    def answer(row, sample):
+        return Completion(f"<think> {row} {sample} </think> <answer> yes </answer>", 10)
+
+    def score(row, sample):
+        return 80.0 + number_of(row) + sample / 10
+
+    sources = [source_of(tmp_path, name, 12, images=12, first_image=20 * index) for index, name in enumerate("st")]
+    ran = Ran(rejection_of(*sources), tmp_path / "out", score, answer)
+    kept = lines(ran.files.kept)
+    assert len(kept) == 14  # rows 5 to 11 of both sources
+    for row in kept:
+        facts, number = row["provenance"], number_of(row["provenance"]["row"])
+        assert row["id"] == f"{row['source']}/{facts['row']}"
+        assert facts["location"].endswith(f"{row['source']}.jsonl:{number + 1}") and facts["sample"] == 1
+        assert row["messages"][-1]["content"] == answer(facts["row"], facts["sample"]).text
+        assert row["judge"]["overall"] == score(facts["row"], facts["sample"])
+        assert row["images"] == [f"../{row['source']}-{number + (20 if row['source'] == 't' else 0)}.png"]
+
+
+def test_the_other_hosts_sample_the_batches_of_the_first(tmp_path, monkeypatch):
+    sent: list[bytes] = []
+    monkeypatch.setattr(answering, "gather_bytes", lambda content: sent.append(content) or [content])
+    settings = rejection_of(source_of(tmp_path, "s", 9, 6), source_of(tmp_path, "t", 5, first_image=9))
+    ran = Ran(settings, tmp_path / "out", uneven_score)
+    received, (suites, _) = iter(sent), load_suites(as_evaluation(settings, source_suites(settings)))
+    monkeypatch.setattr(answering, "gather_bytes", lambda content: [next(received)])
+    along = FakeAnswerer(settings.sampling.group_size)
+    answering.sample_along(suites, along, settings.sampling.group_size)
+    assert along.asked == ran.answerer.asked and {first for _, first in along.asked} == {0, 2, 4}
+    assert not list(received)
 
 
 def test_answers_of_a_server_are_called_distillation(tmp_path):
