@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
+from configs import eval as evaluation
 from configs import reject as reject_config
 from currreft_jax.config import JudgeKind, QuotaSource, Rejection, validate_rejection
 from currreft_jax.config.checks import field_types
@@ -42,6 +43,7 @@ for arguments in json.load(sys.stdin):
         os._exit(0)
     print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
+SUITES = [suite.name for suite in evaluation.get_config("tiny").suites]
 GIVEN = ["--model=runs/demo/stage3", "--rows=rows/a.jsonl,b.jsonl"]
 PARSED = [
     (GIVEN, "runs/demo/stage3 False ['a', 'b'] [0] [] rules  85.0 None runs/reject False"),
@@ -51,8 +53,7 @@ PARSED = [
     ),
     (
         ["--config=configs/reject.py:tiny", "--model=m", "--judge=q", "--judge_endpoint=http://localhost:1/v1"],
-        "m False ['judge', 'choice', 'open'] [40] ['test-judge', 'test-choice', 'test-open'] endpoint q 85.0 None"
-        " runs/reject-tiny False",
+        f"m False ['judge', 'choice', 'open'] [40] {SUITES} endpoint q 85.0 None runs/reject-tiny False",
     ),
     (
         ["--config=configs/reject.py:tiny", "--config.sources[0].quota=3", "--config.suites=[]"],
@@ -99,7 +100,11 @@ def test_the_config_is_valid(variant, monkeypatch):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
     config = reject_config.get_config(variant)
     validate_rejection(config)
-    assert config.suites and config.threshold == 85.0 and config.require_rules
+    assert config.threshold == 85.0 and config.require_rules
+    compared = {source.file: source.sample for suite in config.suites for source in suite.sources}
+    assert compared == {
+        source.file: "all" for suite in evaluation.get_config(variant).suites for source in suite.sources
+    }
     assert (config.judge.kind is JudgeKind.RULES) == (variant == "tiny")
     if variant != "tiny":
         quotas = Counter[str]()
