@@ -34,14 +34,21 @@ class AskedRow:
     """A group of answers to sample.
 
     Attributes:
+        source_index: index of its source.
         source: source of the row.
         row: its id.
         round_index: number of the group among those of the row.
     """
 
+    source_index: int
     source: CandidateSource
     row: str
     round_index: int
+
+    @property
+    def sent(self) -> tuple[int, int, int]:
+        """What the other hosts are told: indices of source and row, and the round."""
+        return self.source_index, self.source.places[self.row], self.round_index
 
     @property
     def key(self) -> tuple[str, str]:
@@ -76,11 +83,18 @@ class Answering:
         rule = KeepRule(self._settings.threshold, self._settings.require_rules)
         num_rounds = self._settings.max_samples // self._group_size
         quotas = [QuotaProgress(source, num_rounds) for source in self._rows.sources]
-        while waves := [(quota, rows) for quota in quotas if (rows := quota.next_rows(self._records))]:
-            self._answer([AskedRow(quota.source, row, quota.round_index) for quota, rows in waves for row in rows])
-            for quota, rows in waves:
-                quota.count(rows, self._records, rule)
-                self._report(quota)
+        while any(wave := [quota.next_rows(self._records) for quota in quotas]):
+            self._answer(
+                [
+                    AskedRow(index, quota.source, row, quota.round_index)
+                    for index, (quota, rows) in enumerate(zip(quotas, wave, strict=True))
+                    for row in rows
+                ]
+            )
+            for quota, rows in zip(quotas, wave, strict=True):
+                if rows:
+                    quota.count(rows, self._records, rule)
+                    self._report(quota)
         _send(None)
 
     def _answer(self, wave: Sequence[AskedRow]) -> None:
@@ -115,10 +129,7 @@ class Answering:
 
     def _sample(self, batch: Sequence[AskedRow]) -> Iterator[AskedRow]:
         """Samples a group of answers to each row, records those that are not in the ledger, and yields the rows."""
-        sent = [
-            (self._rows.sources.index(asked.source), asked.source.places[asked.row], asked.round_index)
-            for asked in batch
-        ]
+        sent = [asked.sent for asked in batch]
         _send(sent)
         suites = [source.suite for source in self._rows.sources]
         questions = _questions(sent, suites, self._group_size)
@@ -182,7 +193,7 @@ def sample_along(suites: Sequence[LoadedSuite], answerer: Answerer, group_size: 
 
 
 def _send(batch: Iterable[tuple[int, int, int]] | None) -> None:
-    """Tells the other hosts which rows to sample: indices of source and row, and the round; None at the end."""
+    """Tells the other hosts which rows to sample, see `AskedRow.sent`; None at the end."""
     gather_bytes(json.dumps(batch).encode())
 
 
