@@ -24,6 +24,7 @@ from currreft_jax.data.budget import PromptBudget, prompt_without_patches
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.packing import BatchShape
 from currreft_jax.data.prompts import load_template
+from currreft_jax.endpoint import JobBudget
 from currreft_jax.evaluation.endpoint_answerer import EndpointAnswerer
 from currreft_jax.evaluation.manifest import HASH_BYTES
 from currreft_jax.evaluation.suites import SuiteError, SuiteQuestion, SuiteReply
@@ -80,7 +81,13 @@ class Answerer(Protocol):
         ...
 
 
-def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log: Callable[[str], None]) -> Answerer:
+def open_answerer(
+    model: EvaluatedModel,
+    evaluation: Evaluation,
+    out: Path,
+    log: Callable[[str], None],
+    budget: JobBudget | None = None,
+) -> Answerer:
     """Opens a model, without loading its parameters, or makes ready to ask a server.
 
     Args:
@@ -88,6 +95,7 @@ def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log:
         evaluation: all settings.
         out: folder of the answers.
         log: called with a line for people.
+        budget: calls of all servers of a job; None for no limit but the model's own.
 
     Raises:
         FileNotFoundError: nothing at its path.
@@ -97,7 +105,7 @@ def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log:
         return ModelAnswerer(model, evaluation, log)
     if jax.process_count() > 1:
         raise ValueError(f"{model.name}: one process asks a server; start the program without a launcher")
-    return EndpointAnswerer(model, evaluation, out, log)
+    return EndpointAnswerer(model, evaluation, out, log, budget)
 
 
 class ModelAnswerer:
@@ -119,6 +127,7 @@ class ModelAnswerer:
         self._loaded: LoadedModel | None = None
         self._decoding: Parameters | None = None
         self._layout: SlotLayout | None = None
+        self._compiled: set[tuple[SlotLayout, BatchShape]] = set()
         self._processor = load_source_processor(model.path, **self._options)
         folder = resolve_source(model.path)
         is_main = jax.process_index() == 0  # the host that writes manifests
@@ -147,7 +156,7 @@ class ModelAnswerer:
             raise SuiteError("\n  ".join([head, *shown, *more]))
 
     def prepare(self, questions: Iterable[SuiteQuestion]) -> None:
-        """Compiles the programs for the prompts that are read together, of few shapes: nothing compiles later."""
+        """Compiles the programs for the prompts that are read together, of few shapes, once: nothing compiles later."""
         loaded, sampling = self._load(), self._evaluation.sampling
         layout = slot_layout(loaded.model, sampling, self._evaluation.batch_size, 1)
         representatives: dict[BatchShape, list[_Numbered]] = {}
@@ -158,13 +167,18 @@ class ModelAnswerer:
         if not representatives:
             return
         self._layout = dataclasses.replace(layout, length=max(shape.length for shape in representatives))
+        new = {(self._layout, shape): together for shape, together in representatives.items()}
+        new = {program: together for program, together in new.items() if program not in self._compiled}
+        if not new:
+            return
+        self._compiled |= new.keys()
         begun = time.perf_counter()
-        self._log(f"{self._name}: compiling for {plural(len(representatives), 'shape')} of prompts")
+        self._log(f"{self._name}: compiling for {plural(len(new), 'shape')} of prompts")
         warm_up_stream(
             loaded.model,
             loaded.params,
             loaded.processor,
-            [[self._prompt(question) for _, question in _own(together)] for together in representatives.values()],
+            [[self._prompt(question) for _, question in _own(together)] for together in new.values()],
             sampling,
             layout=self._layout,
             weights=self._decoding,

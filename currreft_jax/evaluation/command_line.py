@@ -23,6 +23,8 @@ from currreft_jax.config.flags import define_config
 
 _SAMPLED_TEMPERATURE = 1.0
 
+flags.disclaim_key_flags()  # `--help` of the program lists the flags that are defined here
+
 
 def define_flags() -> None:
     """Defines the program's flags, only when it runs: other programs have flags of the same names."""

@@ -21,6 +21,8 @@ from currreft_jax.config.flags import define_config
 from currreft_jax.config.output import local_path
 from currreft_jax.judges import validate_judge
 
+flags.disclaim_key_flags()  # `--help` of the program lists the flags that are defined here
+
 
 def define_flags() -> None:
     """Defines the program's flags, only when it runs: other programs have flags of the same names."""
@@ -32,8 +34,15 @@ def define_flags() -> None:
     flags.DEFINE_string("judge", None, "rules, or the judge's name at --judge_endpoint")
     flags.DEFINE_string("judge_endpoint", None, "base URL of the judge's server; by default the config's")
     flags.DEFINE_float("threshold", None, "overall score above which an answer is kept")
-    flags.DEFINE_integer("budget", None, "calls of each server at most, those of earlier runs included")
+    flags.DEFINE_integer(
+        "budget",
+        None,
+        "calls of all servers and judges together at most, those of interrupted runs of the job included",
+    )
     flags.DEFINE_string("out", None, "folder of the job; runs/NAME by default, of the config's name")
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, without a known launcher")
+    flags.DEFINE_integer("num_processes", None, "number of processes, without a known launcher")
+    flags.DEFINE_integer("process_id", None, "index of this process, from 0, without a known launcher")
     flags.DEFINE_bool("replay", False, "select again from the recorded answers and judgements, without a call")
 
 
@@ -64,9 +73,7 @@ def settings_of_flags(config: Rejection) -> Rejection:
     if args.threshold is not None:
         config.threshold = args.threshold
     if args.budget is not None:
-        judges = [config.judge, *([config.second_judge] if config.second_judge else [])]
-        for limits in (config.endpoint, *(judge.endpoint for judge in judges)):
-            limits.max_calls = args.budget
+        config.budget = args.budget
     validate_rejection(config)
     for judge in filter(None, (config.judge, config.second_judge)):
         validate_judge(judge)

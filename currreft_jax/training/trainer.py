@@ -54,7 +54,7 @@ from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.programs import StagePrograms, compile_ahead, fit_remat, session_programs
 from currreft_jax.training.records import drop_records, write_records
-from currreft_jax.training.rejected_samples import announce_one_process, keep_samples, refuse_missing_rows
+from currreft_jax.training.rejected_samples import keep_samples, refuse_missing_rows
 from currreft_jax.training.sft import sft_step
 from currreft_jax.training.shapes import fit_run_buckets
 from currreft_jax.training.start import (
@@ -98,7 +98,6 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
         if world_rows.is_used(config):
             draw_world(Path(config.data.world))
         refuse_missing_rows(config)
-        announce_one_process(config, workdir)
         refuse_differing_files(config)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -462,7 +463,7 @@ def test_stability_and_held_out_rows_of_runs_are_drawn_with_their_spread(opened,
 
 def test_a_job_of_rejected_sampling_shows_its_composition_scores_judge_and_answers(opened, tmp_path):
     page = opened(write_job(tmp_path / "job"))
-    assert page.locator("main > section").count() == 6
+    assert page.locator("main > section").count() == 6  # without a second judge there are no disagreements
     assert page.locator(".meter").all_inner_texts() == ["geometry\n8 of 10", "general\n3 of 10", "all maths\n11 of 20"]
     until(page, "document.querySelectorAll('#scores .score').length === 2")
     below, above = page.locator("#scores .score").all()
@@ -472,15 +473,31 @@ def test_a_job_of_rejected_sampling_shows_its_composition_scores_judge_and_answe
     assert float(below.get_attribute("x")) < threshold < float(above.get_attribute("x"))
     judged = page.locator("#judge table").first.inner_text().split("\n")
     assert judged[-2:] == ["above the threshold\t10\t1", "not above it\t2\t27"]
-    card = page.locator("#cards .card").first
+    card = page.locator("#kept .card").first
     answer, judge = (card.locator(".side-answer").nth(i).bounding_box() for i in range(2))
     image = card.locator("img").bounding_box()
     assert image["x"] + image["width"] <= answer["x"] and answer["x"] + answer["width"] <= judge["x"]
     assert "adds up" in card.inner_text() and "right by rules" in card.inner_text()
 
 
+def test_answers_on_which_judges_disagree_stand_between_image_and_both_rationales(opened, tmp_path):
+    page = opened(write_job(tmp_path / "job", disputed=3))
+    assert "3: those on other sides" in page.locator("#disagreements .note").inner_text()
+    assert page.locator("#disagreements .card").count() == 3
+    card = page.locator("#disagreements .card").first
+    boxes = [card.locator(".side-answer").nth(i).bounding_box() for i in range(3)]
+    image = card.locator("img").bounding_box()
+    assert image["x"] + image["width"] <= boxes[0]["x"]
+    assert all(one["y"] == two["y"] and one["x"] + one["width"] <= two["x"] for one, two in pairwise(boxes))
+    first, second = (card.locator(".side-answer").nth(i) for i in (1, 2))
+    assert "First judge: rules rules-1" in first.inner_text() and "adds up" in first.inner_text()
+    assert "accuracy 40" in second.inner_text() and "does not add up" in second.inner_text()
+    assert ["right" in one.get_attribute("class").split() for one in (first, second)] == [True, False]
+    assert "unreadable" in page.locator("#disagreements .card").nth(1).inner_text()
+
+
 def test_hostile_answers_of_a_job_stay_text_on_a_narrow_page(opened, tmp_path):
-    page = opened(write_job(tmp_path / "job", text=HOSTILE), viewport={"width": 360, "height": 800})
+    page = opened(write_job(tmp_path / "job", text=HOSTILE, disputed=1), viewport={"width": 360, "height": 800})
     page.wait_for_timeout(100)
     assert page.evaluate("window.hacked") is None and page.locator("script").count() == 2
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
