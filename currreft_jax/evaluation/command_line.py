@@ -21,6 +21,7 @@ from currreft_jax.config import (
 from currreft_jax.config.flags import define_config
 
 _SAMPLED_TEMPERATURE = 1.0
+flags.disclaim_key_flags()  # the flags are listed by the `--help` of the program
 
 
 def define_flags() -> None:

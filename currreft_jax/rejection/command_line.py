@@ -20,6 +20,8 @@ from currreft_jax.config.flags import define_config
 from currreft_jax.config.output import local_path
 from currreft_jax.judges import validate_judge
 
+flags.disclaim_key_flags()  # the flags are listed by the `--help` of the program
+
 
 def define_flags() -> None:
     """Defines the program's flags, only when it runs: other programs have flags of the same names."""
