@@ -83,6 +83,7 @@ def main(_: Sequence[str]) -> None:
     from currreft_jax.evaluation.summary import summary_table
     from currreft_jax.runtime import distributed
     from currreft_jax.runtime.compilation_cache import enable_compilation_cache
+    from currreft_jax.runtime.multihost import RefusedElsewhere, exit_refused
 
     def say(line: str) -> None:
         if distributed.is_main():
@@ -98,10 +99,10 @@ def main(_: Sequence[str]) -> None:
             print(summary_table(files))
     except (
         *(ValueError, OSError, ModuleNotFoundError),
-        *(EndpointError, MathsPoolError, distributed.MissingProcess),
+        *(EndpointError, MathsPoolError, distributed.MissingProcess, RefusedElsewhere),
     ) as error:
         logging.debug("raised here", exc_info=True)
-        sys.exit(f"evaluate: {error}")
+        exit_refused("evaluate", error)
     except KeyboardInterrupt:
         sys.exit(130)
 

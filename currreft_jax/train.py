@@ -29,6 +29,7 @@ from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.compilation_cache import enable_compilation_cache
+from currreft_jax.runtime.multihost import RefusedElsewhere, exit_refused
 from currreft_jax.runtime.profiler import ProfileSteps, parse_profile_steps
 from currreft_jax.training.console import say
 from currreft_jax.training.limits import LimitReached, NonFiniteError
@@ -54,7 +55,7 @@ _PROFILE = flags.DEFINE(_ProfileParser(), "profile", None, "FROM:TO, steps of a 
 # Errors whose messages stand alone; --verbosity=1 adds the traceback.
 _REFUSALS = (
     *(ValueError, OSError, ModuleNotFoundError, NonFiniteError, LimitReached),
-    *(RewardError, MathsPoolError, EndpointError, distributed.MissingProcess),
+    *(RewardError, MathsPoolError, EndpointError, distributed.MissingProcess, RefusedElsewhere),
 )
 
 
@@ -74,7 +75,7 @@ def main(_: Sequence[str]) -> None:
         exported = run(config, workdir, profile=_PROFILE.value)
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
-        sys.exit(f"train: {error}")
+        exit_refused("train", error)
     for number in (signal.SIGTERM, signal.SIGUSR1):  # all is saved: a late one must not change the exit code
         signal.signal(number, signal.SIG_IGN)
     if exported is None:

@@ -16,13 +16,14 @@ from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.timing import CompilationCounter
 from currreft_jax.sampling import continuous
 from currreft_jax.sampling.continuous import SampledGroup, sample_stream, slot_layout, warm_up_stream
-from currreft_jax.sampling.slots import grow_slots, slot_programs
+from currreft_jax.sampling.slots import resize_slots, slot_programs
 from currreft_jax.sampling.state import DecodeState
 from currreft_jax.structs import TokenSampling
 from tests.marks import quick
 from tests.test_rollout import EXACT, G, rollout, world  # noqa: F401
 
 SEEDS = {"seed": 3, "stage": 1, "step": 7}
+STREAMED = replace(EXACT, ladder=(0.5,))
 ROWS = (0, 1, 3, 4, 6, 7)  # prompts of `world` with at most one image
 
 
@@ -66,7 +67,7 @@ def assert_same_groups(groups, expected):
 @pytest.fixture(scope="module")
 def layout(world):
     """Three slots; a prompt enters at a time."""
-    found = slot_layout(world[0], EXACT, 3, 96)
+    found = slot_layout(world[0], STREAMED, 3, 96)
     assert (found.num_slots, found.num_entering, found.length) == (3, 1, 96)
     return found
 
@@ -76,11 +77,11 @@ def stream(world, prompts, layout):
     """Streams prompts after the warm-up, and asserts that nothing compiles."""
     model, parameters, processor, _ = world
     arguments = {"layout": layout, "weights": cr.decode_params(model, parameters, EXACT)}
-    warm_up_stream(model, parameters, processor, [[prompt] for prompt in prompts[:2]], EXACT, **arguments)
+    warm_up_stream(model, parameters, processor, [[prompt] for prompt in prompts[:2]], STREAMED, **arguments)
 
     def run(source, **more):
         counter = CompilationCounter()
-        yield from sample_stream(model, parameters, processor, source, EXACT, **arguments, **SEEDS, **more)
+        yield from sample_stream(model, parameters, processor, source, STREAMED, **arguments, **SEEDS, **more)
         counter.close()
         assert counter.take() == 0
 
@@ -91,8 +92,24 @@ def flat(parts):
     return [group for part in parts for group in part]
 
 
-def test_a_stream_samples_the_tokens_of_fixed_batches_and_compiles_nothing(prompts, expected, stream):
+def test_a_stream_samples_the_tokens_of_fixed_batches_and_compiles_nothing(prompts, expected, stream, monkeypatch):
+    """Meanwhile its caches grow and are cut, and at its end it has fewer slots."""
+    capacities, sizes = list[int](), list[int]()
+    resize, shrink = continuous._SlotBatch.resize, continuous._SlotBatch.shrink
+
+    def recorded_resize(batch, capacity):
+        capacities.append(capacity - batch.capacity)
+        resize(batch, capacity)
+
+    monkeypatch.setattr(continuous._SlotBatch, "resize", recorded_resize)
+    monkeypatch.setattr(
+        continuous._SlotBatch, "shrink", lambda batch: sizes.append(batch.smaller_size) or shrink(batch)
+    )
+    groups = flat(stream(prompts[:4]))
+    assert_same_groups(sorted(groups, key=lambda group: group.number), expected[:4])
     groups = flat(stream(prompts))
+    print(capacities, sizes)
+    assert max(capacities) > 0 > min(capacities) and sizes == [2, 2]
     numbers = [group.number for group in groups]
     assert numbers != sorted(numbers)  # short ones leave before long ones that entered earlier
     assert_same_groups(sorted(groups, key=lambda group: group.number), expected)
@@ -145,7 +162,7 @@ def test_an_entering_prompt_leaves_nothing_of_the_last_one(world, prompts, layou
         np.testing.assert_array_equal(layer.values[2], read.values[0])
 
 
-def test_a_ring_that_grows_keeps_its_tokens_in_their_order():
+def test_a_ring_that_grows_and_shrinks_keeps_its_tokens_in_their_order():
     """The keys and values are the numbers of the tokens, of which a completion of five has the last ones."""
     ring = init_cache(jnp.zeros((1, 1, 1, 4, 2)), jnp.zeros((1, 1, 1, 4, 2)), jnp.dtype("float32"))
     place = 0
@@ -166,12 +183,20 @@ def test_a_ring_that_grows_keeps_its_tokens_in_their_order():
     ring = write(ring, 10)  # more than twice round
     assert seen(ring, 9, 3) == [6, 7, 8, 9] and seen(ring, 9, 1) == [8, 9] and seen(ring, 9, -1) == []
     free = dict.fromkeys(DecodeState._fields)
-    grown = grow_slots(DecodeState(**{**free, "caches": (ring,), "place": jnp.int32(place)}))
+    grown = resize_slots(DecodeState(**{**free, "caches": (ring,), "place": jnp.int32(place)}), 8)
     (ring,), place = grown.caches, int(grown.place)
     for number in range(10, 13):
         token = jnp.full((1, 1, 1, 2), float(number))
         ring = update_cache(ring, token, token, jnp.int32(place))
         assert seen(ring, place, number - 6) == list(range(6, number + 1))
+        assert seen(ring, place, 1) == [number - 1, number]
+        place += 1
+    cut = resize_slots(DecodeState(**{**free, "caches": (ring,), "place": jnp.int32(place)}), 4)
+    (ring,), place = cut.caches, int(cut.place)
+    for number in range(13, 18):
+        token = jnp.full((1, 1, 1, 2), float(number))
+        ring = update_cache(ring, token, token, jnp.int32(place))
+        assert seen(ring, place, 3) == list(range(number - 3, number + 1))
         assert seen(ring, place, 1) == [number - 1, number]
         place += 1
 
@@ -199,7 +224,7 @@ def test_shards_segments_and_buckets_change_no_token(checkpoint, world, rollout,
 def test_slots_fill_whole_prefills(world, slots):
     layout = slot_layout(world[0], EXACT, slots, 10)
     assert layout.num_slots >= slots and layout.num_slots % layout.num_entering == 0
-    assert layout.num_entering == max(1, slots // 8) and layout.length == 96
+    assert layout.num_entering == max(1, slots // 4) and layout.length == 96
 
 
 def test_a_prompt_longer_than_a_slot_is_refused(world, layout):
@@ -214,7 +239,7 @@ def test_prompts_with_settings_of_their_own_share_a_batch(world, prompts, expect
     model, parameters, processor, _ = world
     own = {prompt.name: TokenSampling(EXACT.temperature, 0, 1.0) for prompt in prompts}
     own[prompts[1].name], own[prompts[2].name] = TokenSampling(0.0, 0, 0.5), TokenSampling(0.7, 1, 1.0)
-    sampling = {"token_sampling": lambda prompt: own[prompt.name], **SEEDS}
+    sampling = {"token_sampling": lambda prompt: own[prompt.name], "ladder": (), **SEEDS}
     parts = sample_stream(model, parameters, processor, prompts, EXACT, layout=layout, **sampling)
     groups = sorted(flat(parts), key=lambda group: group.number)
     sampled = [number for number in range(len(prompts)) if number not in (1, 2)]

@@ -116,7 +116,7 @@ def evaluation_batches(config: Config, stage_indices: Sequence[int]) -> int:
 
     The evaluations within a stage sample, and answer greedily too if a gate may promote the stage.
     """
-    sets = sum(bool(stage.held_out) for stage in config.stages)
+    sets = sum(len(stage.evaluated) for stage in config.stages)
     batch_size = evaluation_batch_size(config)
     passes = 2 if 0 in stage_indices else 0
     for index in stage_indices:

@@ -3,14 +3,15 @@
 A completion depends on its own key alone, as in `sample`, which samples the same tokens up to rounding. The host sees
 the device when enough slots are free for the prompts that are to enter next, or after a segment; while the device
 decodes, the host reads the next prompts, and the caller works on the last completions. Memory is that of the slots,
-however many prompts there are.
+however many prompts there are. When no prompt waits any more, the batch shrinks as its completions end.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import lcm
 from typing import Any, NamedTuple
@@ -27,12 +28,12 @@ from currreft_jax.models.qwen2_5_vl import Model, Parameters
 from currreft_jax.runtime.multihost import local_rows, shards_per_host, to_devices
 from currreft_jax.runtime.sharding import data_shards
 from currreft_jax.sampling.programs import sampler_programs
-from currreft_jax.sampling.sampler import collate_prompts, processor_spec, with_changes
+from currreft_jax.sampling.sampler import collate_prompts, processor_spec, smaller_sizes, with_changes
 from currreft_jax.sampling.slots import slot_programs
 from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec
 from currreft_jax.structs import Prompt, TokenSampling
 
-_ENTERING_SHARE = 8  # of the slots, one in so many is filled at a time
+_ENTERING_SHARE = 4  # of the slots, one in so many is filled at a time: small prefills waste their dispatch and matmuls
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ def sample_stream(
         processor: its stop tokens end a completion.
         prompts: this host's prompts, read as slots become free; every host has as many. None says that no prompt waits
             for now: the completions in the slots go on, and the next prompt is asked for later.
-        settings: sampling settings; the defaults where absent. `ladder` has no effect.
+        settings: sampling settings; the defaults where absent. The batch shrinks to the shares of `ladder` when all
+            prompts have been read.
         layout: from `slot_layout`.
         weights: the copy for decoding, from `decode_params`; made here where absent.
         seed: as in `sample`, as `stage` and `step`.
@@ -186,7 +188,9 @@ def sample_stream(
                 return
             finished, entering = [], reader.read(source)
             continue
-        batch.decode(layout.slots_per_shard - entering.rows if entering else 0)
+        smaller_size = batch.compact() if reader.exhausted and not entering else 0
+        batch.fit_capacity()
+        batch.decode(layout.slots_per_shard - entering.rows if entering else smaller_size)
         yield finished
         entering = entering or reader.read(source)
         finished = batch.collect(on_tokens)
@@ -227,9 +231,15 @@ def warm_up_stream(
             batch.insert(entering)
             batch.decode(0)
             batch.collect()
+        batch.resize_copies()
+        smaller = copy(batch)
+        while smaller.smaller_size:
+            smaller.shrink()
+            smaller.decode(0)
+            smaller.resize_copies()
         if batch.capacity >= settings.max_new_tokens:
             return
-        batch.grow()
+        batch.resize(2 * batch.capacity)
 
 
 class _Entering(NamedTuple):
@@ -253,6 +263,7 @@ class _PromptReader:
 
     Attributes:
         spec: sampler specification.
+        settings: sampling settings.
         layout: the slots.
         decoding_params: the copy for decoding.
         exhausted: whether all prompts have been read.
@@ -269,10 +280,10 @@ class _PromptReader:
         seeds: tuple[int, int, int],
         token_sampling: Callable[[Prompt], TokenSampling] | None = None,
     ) -> None:
-        self.spec, self.layout = processor_spec(model, processor, settings), layout
+        self.spec, self.settings, self.layout = processor_spec(model, processor, settings), settings, layout
         self.decoding_params = decoding_weights(model, parameters, self.spec.decoding) if weights is None else weights
         self.exhausted = False
-        self._model, self._parameters, self._settings, self._seeds = model, parameters, settings, seeds
+        self._model, self._parameters, self._seeds = model, parameters, seeds
         self._token_sampling = token_sampling
         self._count = 0
 
@@ -296,9 +307,9 @@ class _PromptReader:
                 f"{longest.name}: {len(longest.tokens)} tokens, but a slot holds {layout.length}: lay slots out for the"
                 " longest prompt"
             )
-        batch = collate_prompts(self._model, spec.decoding, layout.entering_rows(prompts), self._settings)
+        batch = collate_prompts(self._model, spec.decoding, layout.entering_rows(prompts), self.settings)
         repeated = np.array(layout.entering_order()) >= len(prompts)
-        done = np.tile((repeated | finished)[:, None], self._settings.group_size)
+        done = np.tile((repeated | finished)[:, None], self.settings.group_size)
         prompt_state, state = sampler_programs(spec).prefill(
             self._parameters,
             self.decoding_params,
@@ -359,20 +370,27 @@ class _SlotBatch:
     Attributes:
         active: prompts with unfinished completions on the data shard that has most of them, at most.
         capacity: tokens of a completion that its caches hold.
+        smaller_sizes: slots of a data shard to which it may still shrink, falling.
     """
 
     def __init__(self, reader: _PromptReader, entering: _Entering) -> None:
         """Makes free slots for prompts like those that are about to enter."""
         self._spec, self._layout, self._decoding_params = reader.spec, reader.layout, reader.decoding_params
-        self._programs = slot_programs(reader.spec)
+        self._programs, self._compact = slot_programs(reader.spec), sampler_programs(reader.spec).compact
         self._prompts, self._state = self._programs.init(
             entering.prompts, entering.state, num_slots=reader.layout.num_slots, length=reader.layout.length
         )
         self.active, self.capacity = 0, reader.spec.segment
+        self.smaller_sizes = smaller_sizes(reader.layout.slots_per_shard, reader.settings)
         self._oldest = self._place = 0
         self._counts: Any = None
         self._residents: dict[int, _Resident] = {}  # by slot, counted over this host's shards
         self._entered: list[tuple[_Entering, dict[int, int]]] = []  # whose first tokens are to be fetched: row -> slot
+
+    @property
+    def smaller_size(self) -> int:
+        """Slots of a data shard to which it may shrink next; 0 for none."""
+        return self.smaller_sizes[0] if self.smaller_sizes else 0
 
     def has_room(self, entering: _Entering) -> bool:
         """Returns true if every data shard has free slots for these prompts."""
@@ -403,18 +421,54 @@ class _SlotBatch:
 
     def decode(self, max_active: int) -> None:
         """Dispatches decoding until every shard has at most `max_active` active prompts, or for a segment."""
-        if self._oldest > self.capacity:
-            self.grow()
         num_tokens = min(self._spec.segment, self.capacity + 1 - self._oldest)
         self._state, self._counts = self._programs.decode(
             self._decoding_params, self._prompts, self._state, np.int32(num_tokens), np.int32(max_active)
         )
 
-    def grow(self) -> None:
-        """Doubles the caches of the completions."""
-        self._state = self._programs.grow(self._state)
-        self._place = self.capacity
-        self.capacity *= 2
+    def fit_capacity(self) -> None:
+        """Fits the caches of the completions to the oldest one, with room for half a segment before they grow again."""
+        segment = self._spec.segment
+        while self._oldest > self.capacity:
+            self.resize(2 * self.capacity)
+        while self.capacity > segment and self._oldest + segment // 2 <= self.capacity // 2:
+            self.resize(self.capacity // 2)
+
+    def resize(self, capacity: int) -> None:
+        """Fits the caches of the completions to another number of tokens."""
+        self._state = self._programs.resize(self._state, capacity=capacity)
+        self._place = min(capacity, self.capacity)
+        self.capacity = capacity
+
+    def resize_copies(self) -> None:
+        """Compiles every program of `resize` that may follow."""
+        if self.capacity > self._spec.segment:
+            copy(self).resize(self.capacity // 2)
+        if self.capacity < self._spec.max_new_tokens:
+            copy(self).resize(2 * self.capacity)
+
+    def compact(self) -> int:
+        """Drops free slots, where the unfinished prompts fit into fewer; not before their first tokens are collected.
+
+        Returns:
+            The active prompts of a data shard at which it may drop more; 0 where it may not.
+        """
+        while self.smaller_size and self.active <= self.smaller_size and not self._entered:
+            self.shrink()
+        return self.smaller_size
+
+    def shrink(self) -> None:
+        """Keeps the slots of unfinished prompts, and as many others as the next smaller size holds."""
+        slots_per_shard, (size, *sizes) = self._layout.slots_per_shard, self.smaller_sizes
+        self._prompts, self._state = self._compact(self._prompts, self._state, rows=size)
+        residents, kept = self._residents, Counter[int]()
+        self._residents = {}
+        for slot in sorted(residents):  # the order of `compact`
+            shard = slot // slots_per_shard
+            self._residents[shard * size + kept[shard]] = residents[slot]
+            kept[shard] += 1
+        self.smaller_sizes = tuple(sizes)
+        self._layout = replace(self._layout, num_slots=self._layout.num_slots // slots_per_shard * size)
 
     def collect(self, on_tokens: Callable[[SampledTokens], bool] | None = None) -> list[SampledGroup]:
         """Waits for the decoding; frees the slots of the groups that have ended, and returns these.

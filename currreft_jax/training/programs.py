@@ -124,7 +124,7 @@ class StagePrograms:
 
     def step(self, bucket: Bucket) -> Iterator[StepProgram]:
         """Yields the programs of a step whose microbatches take one shape, in the order in which they run."""
-        held_out = any(stage.held_out for stage in self.config.stages)
+        held_out = any(stage.evaluated for stage in self.config.stages)
         if self.is_grpo or held_out:
             yield from self._copies()
         if self.is_grpo:

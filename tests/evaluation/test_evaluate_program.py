@@ -128,6 +128,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+def test_help_lists_the_flags():
+    shown = run("--help").stdout
+    assert all(f"  --{name}: " in shown for name in ("model", "rows", "endpoint", "images", "samples", "out", "config"))
+
+
 def test_models_are_compared_and_a_table_is_checked_from_the_command_line(tmp_path):
     evaluate(evaluation_of([write_rows(tmp_path / "rows", "one", 40, images=0)]), tmp_path)
     done = run(f"--compare={tmp_path / 'models-a'},{tmp_path / 'models-b'}", f"--csv={tmp_path / 'out.csv'}")

@@ -1,6 +1,7 @@
 """Evaluations without a model: files, manifests, resumption to the row, refusals before the first answer."""
 
 import json
+import threading
 
 import pytest
 
@@ -81,6 +82,30 @@ def test_what_is_in_order_is_written_when_a_run_ends_early(evaluation, tmp_path)
             evaluate(evaluation, out, stop_after=stop_after)
         rows = [answer.row for answer in read_answers(out / "models-a" / "one.jsonl")]
         assert rows == [f"one-{index}" for index in range(written)]
+
+
+def test_scoring_holds_up_no_answer_and_writes_nothing_after_an_error(tmp_path, monkeypatch):
+    """The first scores come when all rows are answered; the second ones fail, and the third are not written."""
+    evaluation = evaluation_of([write_rows(tmp_path / "rows", "one", 24)])
+    answered, batches, score = threading.Event(), [], runner.score_answers
+
+    def scored(rows, **settings):
+        assert answered.wait(10)
+        batches.append(len(rows))
+        if len(batches) == 2:
+            raise OSError("no scores")
+        return score(rows, **settings)
+
+    class Told(Echo):
+        def answers(self, questions):
+            yield from super().answers(questions)
+            answered.set()
+
+    monkeypatch.setattr(runner, "score_answers", scored)
+    with pytest.raises(OSError, match="no scores"):
+        runner.evaluate(evaluation, tmp_path / "out", lambda _: None, lambda model, settings, *_: Told(model, settings))
+    rows = [answer.row for answer in read_answers(tmp_path / "out" / "models-a" / "one.jsonl")]
+    assert rows == [f"one-{index}" for index in range(batches[0])] and len(batches) == 2
 
 
 def test_every_suite_is_checked_before_the_first_answer(evaluation, tmp_path):

@@ -458,6 +458,28 @@ def test_stability_and_held_out_rows_of_runs_are_drawn_with_their_spread(opened,
     assert "made: 0.4 at step 40, from 0.309 to 0.498" in label  # Wilson, 40 of 100
 
 
+def test_rows_in_and_out_of_domain_are_drawn_against_steps_and_compared(opened, tmp_path):
+    folders = [write_run(tmp_path / name, stages=("one",)) for name in ("rl", "sft")]
+    for folder in folders:
+        matrix = ForgettingMatrix(folder / "curriculum.json", writes=True)
+        for step, passed in ((0, 40), (10, 50), (20, 60)):
+            for name, domain, fall in (("one", "in", 0), ("one/out_of_domain", "out", 30)):
+                measured = Measurement("one", step, name, 100, 1.0, 0.01, 0.5, 0.9, passed - fall, domain=domain)
+                matrix.add([measured])
+    page = opened(folders[0])
+    until(page, "document.querySelectorAll('#held-out .chart > svg .dot').length === 9")
+    assert page.locator("#held-out .chart h4").all_inner_texts()[0].startswith("In and out of the domain of one")
+    label = page.locator("#held-out .chart > svg").first.get_attribute("aria-label")
+    assert "in domain: 0.6 at step 20" in label and "out of domain: 0.3 at step 20" in label
+    assert "one, out of domain" in page.locator("#forgetting .matrix thead").inner_text()
+    page = opened(*folders)
+    until(page, "document.querySelectorAll('#held-out .chart > svg .dot').length === 12")
+    titles = page.locator("#held-out .chart h4").all_inner_texts()
+    assert [title.split("\n")[0] for title in titles][1].startswith("Out of the domain of one")
+    label = page.locator("#held-out .chart > svg").nth(1).get_attribute("aria-label")
+    assert "rl: 0.3 at step 20" in label and "sft: 0.3 at step 20" in label
+
+
 # --------------------------------------------------------------------------------------------------- rejected sampling
 
 
