@@ -118,6 +118,18 @@ def test_an_answer_depends_on_seed_prompt_and_choice_alone(server):
     assert len({server.text("hello") for _ in range(3)}) > 1  # a new seed for each
 
 
+def test_prompts_of_equal_tokens_and_pixels_have_one_content_whatever_their_seeds(server):
+    def contents(text, *images):
+        server.ask(with_images(text, *images), seed=1, n=2)
+        server.ask(with_images(text, *images), seed=2, temperature=0)
+        return {prompt.content for prompt in server.sampler.prompts[-3:]}
+
+    first, second = data_url(), data_url(seed=1)
+    (alone,), (other,), (text,) = contents("hello", first), contents("hello", second), contents("hallo", first)
+    (both,), (swapped,) = contents("hello", first, second), contents("hello", second, first)
+    assert len({alone, other, text, both, swapped}) == 5
+
+
 def test_requests_of_different_temperatures_share_the_batch(server):
     texts = {}
 
