@@ -156,6 +156,22 @@ def test_prompts_may_arrive_while_others_are_decoded(prompts, expected, stream):
     assert groups[-1].number == 3
 
 
+def test_while_slots_are_free_prompts_are_asked_for_four_times_a_segment(prompts, stream):
+    lengths = []
+
+    def arriving():
+        yield prompts[0]
+        while len(lengths) < 3:
+            yield None
+
+    def keep(sampled):
+        lengths.append(sampled.tokens.shape[1])
+        return True
+
+    flat(stream(arriving(), on_tokens=keep))
+    assert lengths[:3] == [1 + EXACT.segment // 4, EXACT.segment // 4, EXACT.segment // 4]
+
+
 def test_an_entering_prompt_leaves_nothing_of_the_last_one(world, prompts, layout):
     """Not even what is not finite, which masks would not keep out of sums."""
     model, parameters, processor, _ = world

@@ -32,6 +32,7 @@ from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec
 from currreft_jax.structs import Prompt, TokenSampling
 
 _ENTERING_SHARE = 8  # of the slots, one in so many is filled at a time
+_LOOKS_FOR_ARRIVALS = 4  # of a segment, while slots are free and prompts may arrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,8 @@ def sample_stream(
         parameters: model parameters.
         processor: its stop tokens end a completion.
         prompts: this host's prompts, read as slots become free; every host has as many. None says that no prompt waits
-            for now: the completions in the slots go on, and the next prompt is asked for later. What follows prompts of
+            for now: the completions in the slots go on, and the next prompt is asked for later, the sooner while slots
+            are free. What follows prompts of
             equal content may be asked for early.
         settings: sampling settings; the defaults where absent. `ladder` has no effect.
         layout: from `slot_layout`.
@@ -191,7 +193,9 @@ def sample_stream(
                 return
             finished, entering = [], reader.read(source, batch.contents if batch else ())
             continue
-        batch.decode(layout.slots_per_shard - entering.rows if entering else 0)
+        is_awaiting = not entering and not reader.exhausted and batch.active < layout.slots_per_shard
+        parts = _LOOKS_FOR_ARRIVALS if is_awaiting else 1
+        batch.decode(layout.slots_per_shard - entering.rows if entering else 0, parts)
         yield finished
         entering = entering or reader.read(source, batch.contents)
         finished = batch.collect(on_tokens)
@@ -490,11 +494,11 @@ class _SlotBatch:
         )
         return entering
 
-    def decode(self, max_active: int) -> None:
-        """Dispatches decoding until every shard has at most `max_active` active prompts, or for a segment."""
+    def decode(self, max_active: int, parts: int = 1) -> None:
+        """Dispatches decoding until every shard has at most `max_active` active prompts, or for a part of a segment."""
         if self._oldest > self.capacity:
             self.grow()
-        num_tokens = min(self._spec.segment, self.capacity + 1 - self._oldest)
+        num_tokens = min(max(1, self._spec.segment // parts), self.capacity + 1 - self._oldest)
         self._state, self._counts = self._programs.decode(
             self._decoding_params, self._prompts, self._state, np.int32(num_tokens), np.int32(max_active)
         )

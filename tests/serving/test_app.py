@@ -344,7 +344,7 @@ def test_a_disconnect_frees_its_slots(processor, stream):
 
 
 def test_draining_answers_what_is_waiting_and_refuses_the_rest(processor):
-    with fake_server(processor, paused=True) as server:
+    with fake_server(processor, paused=True, timeout_s=30) as server:
         texts = []
         thread = threading.Thread(target=lambda: texts.append(server.text("x")))
         thread.start()
