@@ -57,7 +57,7 @@ fix: install  ## Formats the code, and applies the linter's fixes.
 oracle-%: .venv-oracle-%/.installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-oracle-$*/bin/python -m pytest tests/oracle
 
-# Of VLMEvalKit's wheels the rules alone are used, without the package's dependencies.
+# Of VLMEvalKit's wheels the rules and the client are used, without the dependencies of the package.
 .venv-vlmeval-%/.installed: Makefile
 	$(PYTHON) -m venv .venv-vlmeval-$*
 	.venv-vlmeval-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $*-vlmeval==$(VLMEVAL_$*)
@@ -66,8 +66,8 @@ oracle-%: .venv-oracle-%/.installed
 		matplotlib
 	touch $@
 
-oracle-vlmeval: install .venv-vlmeval-ms/.installed .venv-vlmeval-nvidia/.installed  ## Compares scores of benchmarks.
-	$(RUN) pytest -m oracle tests/evaluation/benchmarks
+oracle-vlmeval: install .venv-vlmeval-ms/.installed .venv-vlmeval-nvidia/.installed  ## Compares scores, and asks the server by its client.
+	$(RUN) pytest -m oracle tests/evaluation/benchmarks tests/serving
 
 oracle: $(ORACLES:%=oracle-%) oracle-vlmeval  ## Compares with torch, three versions of transformers, and VLMEvalKit.
 

@@ -79,6 +79,8 @@ class Prompt:
         name: name of the prompt in error messages.
         key: 64 bits that seed the prompt's completions; see `data.packing.row_key`.
         first_sample: number of its first completion within the group; not 0 where it stands for a part of the group.
+        content: number of its tokens and images; a stream reads prompts of one number once. None for a prompt that is
+            read by itself.
     """
 
     tokens: Int32[np.ndarray, " L"]
@@ -88,6 +90,7 @@ class Prompt:
     name: str
     key: int = 0
     first_sample: int = 0
+    content: int | None = None
 
 
 class TokenSampling(NamedTuple):

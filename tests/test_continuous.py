@@ -77,7 +77,8 @@ def stream(world, prompts, layout):
     """Streams prompts after the warm-up, and asserts that nothing compiles."""
     model, parameters, processor, _ = world
     arguments = {"layout": layout, "weights": cr.decode_params(model, parameters, EXACT)}
-    warm_up_stream(model, parameters, processor, [[prompt] for prompt in prompts[:2]], STREAMED, **arguments)
+    entries = [[replace(prompt, content=number)] for number, prompt in enumerate(prompts[:2])]
+    warm_up_stream(model, parameters, processor, entries, STREAMED, **arguments)
 
     def run(source, **more):
         counter = CompilationCounter()
@@ -115,6 +116,40 @@ def test_a_stream_samples_the_tokens_of_fixed_batches_and_compiles_nothing(promp
     assert_same_groups(sorted(groups, key=lambda group: group.number), expected)
 
 
+@pytest.fixture
+def prefilled(monkeypatch):
+    """Numbers of the prompts that are prefilled, by call."""
+    numbers, prefill = [], continuous._PromptReader.prefill
+
+    def counted(reader, waiting, **options):
+        numbers.append([number for number, _ in waiting])
+        return prefill(reader, waiting, **options)
+
+    monkeypatch.setattr(continuous._PromptReader, "prefill", counted)
+    return numbers
+
+
+def test_prompts_of_equal_content_are_read_once_while_a_slot_holds_them(prompts, stream, prefilled):
+    """In three slots; their completions are those of prompts that are read by themselves."""
+    contents = [0, 0, 0, 0, 1, 1, 1, 2]  # prompts 0, 1 and 2, with keys and numbers of their own
+    asked = [
+        replace(prompts[content], key=number // 2, first_sample=G * (number % 2), content=content, name=str(number))
+        for number, content in enumerate(contents)
+    ]
+    one_by_one = flat(stream([replace(prompt, content=None) for prompt in asked]))
+    assert prefilled == [[number] for number in range(8)]
+    prefilled.clear()
+    groups = flat(stream(asked))
+    assert prefilled == [[0], [4], [7]]
+    assert_same_groups(*(sorted(found, key=lambda group: group.number) for found in (groups, one_by_one)))
+
+
+def test_a_content_that_no_slot_holds_any_more_is_read_again(prompts, stream, prefilled):
+    contents = [0, 1, 2, 3, 0]
+    asked = [replace(prompts[content], content=content) for content in contents]
+    assert len(flat(stream(asked))) == 5 and prefilled == [[0], [1], [2], [3], [4]]
+
+
 def test_fewer_prompts_than_slots_and_none_at_all(prompts, expected, stream):
     assert flat(stream(())) == []
     groups = flat(stream(prompts[:2]))
@@ -138,12 +173,29 @@ def test_prompts_may_arrive_while_others_are_decoded(prompts, expected, stream):
     assert groups[-1].number == 3
 
 
+def test_while_slots_are_free_prompts_are_asked_for_four_times_a_segment(prompts, stream):
+    lengths = []
+
+    def arriving():
+        yield prompts[0]
+        while len(lengths) < 3:
+            yield None
+
+    def keep(sampled):
+        lengths.append(sampled.tokens.shape[1])
+        return True
+
+    flat(stream(arriving(), on_tokens=keep))
+    assert lengths[:3] == [1 + EXACT.segment // 4, EXACT.segment // 4, EXACT.segment // 4]
+
+
 def test_an_entering_prompt_leaves_nothing_of_the_last_one(world, prompts, layout):
     """Not even what is not finite, which masks would not keep out of sums."""
     model, parameters, processor, _ = world
     reader = continuous._PromptReader(model, parameters, processor, EXACT, layout, None, (3, 1, 7))
-    entering = reader.prefill(prompts[:1])
+    entering = reader.prefill([continuous._Waiting(0, prompts[0])])
     batch = continuous._SlotBatch(reader, entering)
+    prefilled, started = entering.prefilled
 
     def spoil(x):
         return jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 77)
@@ -151,13 +203,13 @@ def test_an_entering_prompt_leaves_nothing_of_the_last_one(world, prompts, layou
     spoilt = jax.tree.map(spoil, (batch._prompts, batch._state._replace(place=None)))
     state = spoilt[1]._replace(place=batch._state.place, done=jnp.ones_like(batch._state.done))
     slots = to_devices(np.array([2], np.int32), model.mesh)
-    filled = slot_programs(reader.spec).insert(spoilt[0], state, entering.prompts, entering.state, slots)
+    filled = slot_programs(reader.spec).insert(spoilt[0], state, prefilled, started, slots)
     for x in jax.tree.leaves((filled[0], filled[1]._replace(place=None))):
         assert np.isfinite(np.asarray(x[2])).all() and x.shape[0] == 3
     assert not np.asarray(filled[1].done[2]).any() and np.asarray(filled[1].slot)[2] == 1
     for layer in filled[1].caches:
         assert not np.asarray(layer.keys[2]).any() and not np.asarray(layer.values[2]).any()
-    for layer, read in zip(filled[0].caches, entering.prompts.caches, strict=True):
+    for layer, read in zip(filled[0].caches, prefilled.caches, strict=True):
         np.testing.assert_array_equal(layer.keys[2], read.keys[0])
         np.testing.assert_array_equal(layer.values[2], read.values[0])
 
@@ -216,8 +268,12 @@ def test_shards_segments_and_buckets_change_no_token(checkpoint, world, rollout,
     model, parameters = cr.load_model(checkpoint, mesh=cr.make_mesh(*mesh, devices=devices))
     settings = replace(EXACT, **changes)
     layout = slot_layout(model, settings, 4, 96)
-    parts = sample_stream(model, parameters, *world[2:], settings, layout=layout, **SEEDS)
-    assert_same_groups(sorted(flat(parts), key=lambda group: group.number), groups_of(rollout, range(8)))
+    twice = [replace(prompt, content=row) for row, prompt in enumerate(world[3]) for _ in range(2)]
+    parts = sample_stream(model, parameters, world[2], twice, settings, layout=layout, **SEEDS)
+    groups = sorted(flat(parts), key=lambda group: group.number)
+    for first in (0, 1):
+        found = [group._replace(number=row) for row, group in enumerate(groups[first::2])]
+        assert_same_groups(found, groups_of(rollout, range(8)))
 
 
 @pytest.mark.parametrize("slots", quick([1, 9, 64], 3))

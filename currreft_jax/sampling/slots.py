@@ -1,8 +1,9 @@
 """The programs of continuous batching, in which every prompt has a slot of a resident batch until its completions end.
 
 `init` makes free slots. The sampler's `prefill` reads a few prompts at a time, and `insert` puts them into free slots.
-`decode` samples tokens of all slots until enough of them are free, and `resize` fits the caches of the completions to
-the oldest one. `end` ends completions early. When no prompt waits any more, the sampler's `compact` drops free slots.
+`fork` fills free slots with prompts that other slots hold: equal prompts are read once. `decode` samples tokens of all
+slots until enough of them are free, and `resize` fits the caches of the completions to the oldest one. `end` ends
+completions early. When no prompt waits any more, the sampler's `compact` drops free slots.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from currreft_jax.models.decoder import bind_decoder
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.sharding import BATCH
 from currreft_jax.sampling.programs import (
+    completion_keys,
     count_active,
     decode_options,
     decode_token,
     empty_segment,
     is_active,
+    start_completions,
     state_shardings,
 )
 from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec
-from currreft_jax.structs import Array
+from currreft_jax.structs import Array, TokenSampling
 
 
 class SlotPrograms(NamedTuple):
@@ -36,6 +39,7 @@ class SlotPrograms(NamedTuple):
 
     init: Any
     insert: Any
+    fork: Any
     decode: Any
     resize: Any
     end: Any
@@ -53,6 +57,24 @@ class SlotCounts(NamedTuple):
     oldest: Array
 
 
+class Forks(NamedTuple):
+    """E prompts that slots hold, and their next completions.
+
+    Attributes:
+        sources: int32 `[E]`, slots that hold the prompts.
+        slots: int32 `[E]`, free slots, counted within the data shard; R / N for what is not to enter.
+        keys: uint32 `[E, 2]`, keys of the prompts.
+        first_samples: int32 `[E]`, number of the first completion within its group.
+        sampling: how each prompt's tokens are sampled, `[E]` each; None where the specification says it.
+    """
+
+    sources: Array
+    slots: Array
+    keys: Array
+    first_samples: Array
+    sampling: TokenSampling | None
+
+
 @lru_cache(maxsize=32)
 def slot_programs(spec: SamplerSpec) -> SlotPrograms:
     """Makes the programs of a specification once."""
@@ -63,6 +85,11 @@ def slot_programs(spec: SamplerSpec) -> SlotPrograms:
             partial(init_slots, spec), out_shardings=(prompts, state), static_argnames=("num_slots", "length")
         ),
         insert=jax.jit(partial(insert, spec), out_shardings=(prompts, state), donate_argnums=(0, 1)),
+        fork=jax.jit(
+            partial(fork, spec),
+            out_shardings=(prompts, state, state._replace(place=None, caches=())),
+            donate_argnums=(1, 2),
+        ),
         decode=jax.jit(
             partial(decode_slots, spec),
             out_shardings=(state, NamedSharding(mesh, P())),
@@ -131,6 +158,38 @@ def insert(
     )
     filled_prompts, filled = put_in_shards(resident, (entering_prompts, entering_state), slots)
     return filled_prompts, filled._replace(place=state.place)
+
+
+def fork(
+    spec: SamplerSpec,
+    decoding_params: Parameters,
+    prompts: PromptState,
+    state: DecodeState,
+    forks: Forks,
+    seeds: Array,
+) -> tuple[PromptState, DecodeState, DecodeState]:
+    """Copies prompts from their slots into free ones, and samples the first tokens of new completions there.
+
+    Args:
+        spec: sampler specification.
+        decoding_params: the copy that decoding reads.
+        prompts: prompts of the R slots; those of free slots are whole until others enter.
+        state: their completions.
+        forks: prompts to copy.
+        seeds: uint32 `[3]`: seed, stage, step.
+
+    Returns:
+        The slots' prompts, their completions, and the E entering completions without caches.
+    """
+    group_size = state.token.shape[1]
+    sample_ids = jnp.asarray(forks.first_samples)[:, None] + jnp.arange(group_size, dtype=jnp.int32)
+    copied = jax.tree.map(lambda x: x[forks.sources], prompts)._replace(
+        keys=completion_keys(seeds, jnp.asarray(forks.keys), sample_ids), sampling=forks.sampling
+    )
+    done = jnp.zeros((len(forks.sources), group_size), bool)
+    started = start_completions(spec, bind_decoder(spec.decoding, decoding_params), copied, done)
+    filled = insert(spec, prompts, state, copied, started, forks.slots)
+    return *filled, started._replace(place=None, caches=())
 
 
 def decode_slots(
