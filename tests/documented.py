@@ -21,7 +21,7 @@ NEEDS = {
     r"VOCdevkit|sets/|--root sets|--source coco|\.tsv": "published data",
     r"rows/(voc|mine|paper|reject)": "rows of published data or of the reader's",
     r"pip install|\bhf download\b|python3 -m venv": "a network",
-    r"^make (test|test-all|check|static|base|demo|oracle|browser|lowest|lock|install)\b": "minutes to hours of its own",
+    r"^make (?!help\b)|benchmarks\.(?!gpu)": "minutes to hours of its own",
     r"-python\b|ui\.perfetto|xprof|py-spy|nvidia-smi|report_picture": "other programs",
 }
 _BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^>]+) -->\s*)?^(?P<indent> *)```bash\n(?P<body>.*?)^ *```", re.S | re.M)
