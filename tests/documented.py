@@ -49,7 +49,8 @@ def commands() -> Iterator[Command]:
     for page in PAGES:
         text, name = page.read_text("utf-8"), str(page.relative_to(ROOT))
         for block in _BLOCK.finditer(text):
-            for line in block["body"].replace("\\\n", " ").splitlines():
+            body = re.sub(r"(<<'?(\w+)'?.*?\n).*?^\2$", r"\1", block["body"].replace("\\\n", " "), flags=re.S | re.M)
+            for line in body.splitlines():
                 if command := re.sub(r"(^|\s)#.*", "", line).strip():
                     yield Command(name, command, block["needs"] or _needs(command))
         # A span of code with a name in capitals, or a program's name alone, is no command to type.
