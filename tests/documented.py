@@ -21,7 +21,7 @@ NEEDS = {
     r"VOCdevkit|sets/|--root sets|--source coco|\.tsv": "published data",
     r"rows/(voc|mine|paper|reject)": "rows of published data or of the reader's",
     r"pip install|\bhf download\b|python3 -m venv": "a network",
-    r"^make (test|test-all|check|static|base|demo|oracle|browser|lowest|lock|install)\b": "minutes to hours of its own",
+    r"^make (?!help\b)|benchmarks\.(?!gpu)": "minutes to hours of its own",
     r"-python\b|ui\.perfetto|xprof|py-spy|nvidia-smi|report_picture": "other programs",
 }
 _BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^>]+) -->\s*)?^(?P<indent> *)```bash\n(?P<body>.*?)^ *```", re.S | re.M)
@@ -49,7 +49,8 @@ def commands() -> Iterator[Command]:
     for page in PAGES:
         text, name = page.read_text("utf-8"), str(page.relative_to(ROOT))
         for block in _BLOCK.finditer(text):
-            for line in block["body"].replace("\\\n", " ").splitlines():
+            body = re.sub(r"(<<'?(\w+)'?.*?\n).*?^\2$", r"\1", block["body"].replace("\\\n", " "), flags=re.S | re.M)
+            for line in body.splitlines():
                 if command := re.sub(r"(^|\s)#.*", "", line).strip():
                     yield Command(name, command, block["needs"] or _needs(command))
         # A span of code with a name in capitals, or a program's name alone, is no command to type.

@@ -257,7 +257,7 @@ def printed_commands() -> Iterator[tuple[str, list[str]]]:
     printed = [(command.page, command.text) for command in commands() if "--config=configs/" in command.text]
     files = [*(ROOT / "configs").glob("*.py"), *(ROOT / "launch").iterdir()]
     for path in [*files, ROOT / "currreft_jax/train.py", ROOT / "currreft_jax/plan.py"]:
-        text = path.read_text().replace("\\\n", " ")
+        text = re.sub(r"\\\n#?", " ", path.read_text())
         for found in re.finditer(r"^.*--config=configs/(?!.*\$).*$", text, re.M):
             line = re.sub(r"\s+#.*", "", found[0].lstrip("# "))
             spans = re.findall(r"`([^`]*--config=[^`]*)`", line) or [line]

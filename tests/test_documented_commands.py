@@ -89,7 +89,7 @@ def program_of(command: Command) -> str:
         return module[1]
     if command.text.startswith("--config"):
         return "currreft_jax.plan" if "--topology" in command.text else "currreft_jax.train"
-    script = re.search(r"launch/\S+", command.text)
+    script = re.search(r"launch/\S+|examples/\S+\.py", command.text)
     return script[0] if script else " ".join(command.words[:2] if command.words[0] == "make" else command.words[:1])
 
 
@@ -138,7 +138,7 @@ def test_every_other_command_names_what_exists():
             assert command.words[1] in targets, where
         elif program == "pip":
             assert set(re.findall(r"\[(\w+)", command.text)) <= extras.keys(), where
-        elif program.startswith("launch/"):
+        elif program.startswith(("launch/", "examples/")):
             assert (ROOT / program).exists(), where
         elif program.startswith("benchmarks."):
             assert (ROOT / f"{program.replace('.', '/')}.py").exists(), where
@@ -149,7 +149,10 @@ def test_every_other_command_names_what_exists():
 def test_every_command_is_run_by_a_test_or_says_what_it_needs():
     for command in COMMANDS:
         program = program_of(command)
-        if not command.needs and program not in SHELL:
+        if program.startswith("examples/"):
+            tests = (ROOT / program).parent.glob("test_*.py")
+            assert any(Path(program).stem in test.read_text() for test in tests), f"{command.page}: {command.text}"
+        elif not command.needs and program not in SHELL:
             assert program in RUN_BY, f"{command.page}: {command.text}: no test runs it, and it needs nothing"
     for file, name in RUN_BY.values():
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}: {name}"

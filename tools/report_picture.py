@@ -24,7 +24,7 @@ from currreft_jax.config.output import output_path
 from currreft_jax.report.page import render_page
 from currreft_jax.report.runs import Run, read_run
 
-SIZE = {"width": 1120, "height": 900}
+WIDTH, HEIGHT = 1120, 900
 SHOWN = 4  # completions
 COLOURS = 128  # of the file, a third of the size of one in full colour
 # Searches for the row, and leaves on the page the chart and the row's last card, side by side.
@@ -74,7 +74,7 @@ def draw_picture(run: Run, row: str, out: Path) -> None:
         file = Path(folder, "report.html")
         file.write_text(render_page(run, [])[0], "utf-8")
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE, device_scale_factor=1.5, bypass_csp=True)
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=1.5, bypass_csp=True)
         page.goto(file.as_uri())
         if not page.evaluate(ARRANGE, [row, SHOWN]):
             raise ValueError(f"the report shows no held-out rows, or no completions to {row}")
