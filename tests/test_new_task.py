@@ -51,7 +51,7 @@ def test_a_run_that_a_reward_has_ended_may_resume_with_another_response_to_failu
     ):
         refuse_changed_settings(config, 0, tmp_path)
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
-    with pytest.raises(ValueError, match="or take another workdir$"):
+    with pytest.raises(ValueError, match=r"or take another workdir$"):
         refuse_changed_settings(config, 0, tmp_path)
 
 
