@@ -155,7 +155,7 @@ def _answer_scorer(row: Row, frame: Frame | None, settings: Rewards) -> AnswerSc
     """
     weights = _active_weights(settings)
     if not has_rule(row) and any(map(is_own, weights)):
-        return lambda answer: (None, None)
+        return lambda answer: (None, None if answer else Reason.EMPTY_ANSWER)
     rule = rule_of(row)
     if "accuracy" in weights:
         return rule.answer_scorer(row, frame, settings)

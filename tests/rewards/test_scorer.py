@@ -200,7 +200,7 @@ def within(row, completion, answer, frame):
     """A reward for gauges: 1 within the row's tolerance; not for other tasks."""
     if row.task is not Task.OTHER:
         return None
-    if answer is None:
+    if not answer:
         return Verdict(0.0, Reason.NO_ANSWER_TAG)
     close = abs(Fraction(answer) - Fraction(row.solution)) <= row.extra["tolerance"]  # fails in a file of Python's
     return Verdict(1.0) if close else Verdict(0.0, "off the mark")
@@ -215,13 +215,14 @@ def line_of(text: str) -> int:
 
 
 def test_an_open_row_of_another_task_has_layout_and_a_reward_of_ones_own():
-    texts = [well_formed("71"), "<answer>66</answer>", well_formed("90"), "70"]
+    texts = [well_formed("71"), "<answer>66</answer>", well_formed("90"), "70", well_formed(" ")]
     assert check_rows([GAUGE], OWN) == []
     scores = score_completions([GAUGE], [[Completion(text) for text in texts]], OWN)
-    assert scores.total.tolist() == [[2, 1, 1, 0]]
+    assert scores.total.tolist() == [[2, 1, 1, 0, 0]]
     assert np.isnan(scores.parts["accuracy"]).all() and not any(scores.reasons["accuracy"][0])
-    assert scores.parts["format"].tolist() == [[1, 0, 1, 0]]
-    assert scores.reasons[WITHIN].tolist() == [[None, None, "off the mark", "no_answer_tag"]]
+    assert scores.parts["format"].tolist() == [[1, 0, 1, 0, 0]]
+    assert scores.reasons["format"].tolist() == [[None, "bad_layout", None, "no_answer_tag", "empty_answer"]]
+    assert scores.reasons[WITHIN].tolist() == [[None, None, "off the mark", "no_answer_tag", "no_answer_tag"]]
     with pytest.raises(RowError, match="no rule scores open rows of task other; name a reward of your own in rewards"):
         score_completions([GAUGE], [[Completion("70")]])
 
