@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import curriculum, sft, stage1
+from configs import curriculum, self_improve, sft, stage1
 from currreft_jax.config import Kind, Source, validate
 from currreft_jax.config.file_flags import expand_files, name_files
 from currreft_jax.config.files import load_config
@@ -115,10 +115,11 @@ def test_every_stage_of_the_curriculum_takes_the_files_and_no_held_out_row_is_of
     without = use_rows(curriculum.get_config("tiny"), rows, [])
     validate(without)  # the forgetting gate is gone with the held-out rows
     assert not any(stage.held_out for stage in without.stages) and not without.stages[-1].rejection.suites  # pyright: ignore[reportOptionalMemberAccess]
-    assert (
-        use_rows(stage1.get_config("tiny"), [], held_out).stages[0].sources
-        == stage1.get_config("tiny").stages[0].sources
-    )
+    alone = use_rows(self_improve.get_config("tiny"), rows, [])
+    validate(alone)
+    assert not alone.stages[0].held_out and not alone.stages[0].held_out_loss
+    base = stage1.get_config("tiny")
+    assert use_rows(base, [], held_out).stages[0].sources == base.stages[0].sources
 
 
 def test_files_are_named_by_their_stems_unless_two_have_the_same(folder, monkeypatch):

@@ -365,7 +365,7 @@ def test_the_verdict_is_the_sum_of_all_stages():
     assert (
         f"takes {(2800 + 42 * 20) / 3600:.1f} h (280 steps in 10.00 s, 42 batches of held-out rows in 20.0 s)" in found
     )
-    assert "keeps 132 GB on disk (3 checkpoints of 40.0 GB and 2 exported models of 6.0 GB; one more" in found
+    assert "keeps 132.0 GB on disk (3 checkpoints of 40.0 GB and 2 exported models of 6.0 GB; one more" in found
     assert "; assumed are steps of the largest batch at the shares of the devices' figures above, and no time" in found
     # Steps 10 and 20 are evaluated within stage b, both ways before a gate, and its best step is kept besides the last.
     config.logging = Logging(evaluate_every=10)
@@ -376,6 +376,7 @@ def test_the_verdict_is_the_sum_of_all_stages():
     assert unknown.startswith(
         "whether it fits here is unknown, as the memory of its devices is; the whole config keeps 2"
     )
+    assert budget._size_text(15 * 10**6) == "15 MB"  # a small model's
     refused = budget.verdict(config, [costs_of(peak_gib=80.0)], here(70 * GIB))
     assert refused.startswith("does not fit here: gradient of stage a needs 80.0 of 70.0 GiB per device; the whole")
 

@@ -39,6 +39,7 @@ def test_host_side_modules_load_neither_jax_nor_torch(module):
 
 def test_the_public_api_is_lazy_and_complete():
     assert "jax" not in modules_after("import currreft_jax as cr; cr.load_processor")
+    assert dir(cr) == sorted(cr.__all__)  # what completion offers
     for name in cr.__all__:
         assert callable(getattr(cr, name)), name
     with pytest.raises(AttributeError, match="no attribute 'load_modle'"):

@@ -32,6 +32,7 @@ from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.digests import hash_files
 from currreft_jax.runtime.multihost import gather_bytes
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.timing import CompilationCounter
 from currreft_jax.sampling.completions import decode_group
 from currreft_jax.sampling.continuous import SlotLayout, sample_stream, slot_layout, warm_up_stream
 from currreft_jax.sampling.sampler import batch_shape, decode_params, prompt_dims
@@ -172,7 +173,7 @@ class ModelAnswerer:
         if not new:
             return
         self._compiled |= new.keys()
-        begun = time.perf_counter()
+        begun, counter = time.perf_counter(), CompilationCounter()
         self._log(f"{self._name}: compiling for {plural(len(new), 'shape')} of prompts")
         warm_up_stream(
             loaded.model,
@@ -183,7 +184,9 @@ class ModelAnswerer:
             layout=self._layout,
             weights=self._decoding,
         )
-        self._log(f"{self._name}: compiled in {time.perf_counter() - begun:.0f} s; no answer compiles more")
+        programs, seconds = plural(counter.take(), "program"), time.perf_counter() - begun
+        counter.close()
+        self._log(f"{self._name}: compiled {programs} in {seconds:.0f} s; no answer compiles more")
 
     def answers(self, questions: Iterable[SuiteQuestion]) -> Iterator[tuple[int, SuiteReply]]:
         """Samples completions; a question enters as soon as there is room for it."""

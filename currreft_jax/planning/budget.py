@@ -105,10 +105,14 @@ def _disk_text(config: Config, costs: Sequence[StageCosts]) -> str:
         checkpoints = sum(_kept_checkpoints(config, index) for index in stages)
         total += checkpoints * cost.checkpoint_bytes + len(stages) * cost.export_bytes
         parts.append(
-            f"{plural(checkpoints, 'checkpoint')} of {cost.checkpoint_bytes / GB:.1f} GB and"
-            f" {plural(len(stages), 'exported model')} of {cost.export_bytes / GB:.1f} GB"
+            f"{plural(checkpoints, 'checkpoint')} of {_size_text(cost.checkpoint_bytes)} and"
+            f" {plural(len(stages), 'exported model')} of {_size_text(cost.export_bytes)}"
         )
-    return f"{total / GB:,.0f} GB on disk ({', '.join(parts)}; one more checkpoint while it is written)"
+    return f"{_size_text(total)} on disk ({', '.join(parts)}; one more checkpoint while it is written)"
+
+
+def _size_text(count: int) -> str:
+    return f"{count / GB:,.1f} GB" if count >= GB else f"{count / 1e6:.0f} MB"
 
 
 def evaluation_batches(config: Config, stage_indices: Sequence[int]) -> int:
