@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep_plan(plan)
         from benchmarks.paper.execute import make_runs
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the processes, as Ctrl-C does
         failed = make_runs(plan, arguments, options.jobs)
         print(write_page(options.runs, page))
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -105,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sft-config", default="configs/sft.py:tiny", help="fine-tuning (default %(default)s)")
     parser.add_argument("--steps", type=int, default=0, help="updates of every arm (default: the curriculum's)")
     parser.add_argument(
-        "--rows-in-domain", type=int, default=600, help="test rows of each file; 0 for all (%(default)s)"
+        "--rows-in-domain", type=int, default=300, help="test rows of each file; 0 for all (%(default)s)"
     )
     parser.add_argument("--rows-out-of-domain", type=int, default=150, help="the same out of domain (%(default)s)")
     parser.add_argument("--filter-rows", type=int, default=0, help="rows whose pass rates are measured (default all)")

@@ -30,7 +30,9 @@ def rows_of(name: str = "middle") -> PaperRows:
         Suite(f"in-{kind.value}", [Source(f"in-{kind.value}.jsonl")], domain=SuiteDomain.IN) for kind in KINDS
     ] + [Suite(f"out-{axis}", [Source(f"out-{axis}.jsonl")], domain=SuiteDomain.OUT) for axis in ("dark", "noise")]
     golds = {"bare": [Source("bare.jsonl")], "reasoned": [Source("reasoned.jsonl")]}
-    return PaperRows(name, "base", "", WorldSettings(), train, golds, suites, [QuotaSource("open", Source("open-a.jsonl"), 4)])
+    return PaperRows(
+        name, "base", "", WorldSettings(), train, golds, suites, [QuotaSource("open", Source("open-a.jsonl"), 4)]
+    )
 
 
 def plan_of(runs: Path, *, arms=(), seeds: int = 1, worlds=("middle",), sizes: Sizes = SIZES) -> Plan:

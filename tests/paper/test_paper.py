@@ -2,13 +2,15 @@
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks.paper import execute
+from benchmarks.paper import arms, execute
+from benchmarks.paper import rows as rows_module
 from benchmarks.paper.__main__ import _parser, main
 from benchmarks.paper.arms import ARM_BY_NAME, ARMS, split_steps, stage_of_kinds
 from benchmarks.paper.claims import CLAIMS, CONTROL, PaperClaim, judge_claims
@@ -21,7 +23,7 @@ from benchmarks.paper.measures import (
     rows_difference,
 )
 from benchmarks.paper.page import write_page
-from benchmarks.paper.plan import GREEDY, PROGRESS, SAMPLED, keep_plan
+from benchmarks.paper.plan import GREEDY, PROGRESS, SAMPLED, keep_plan, make_plan
 from benchmarks.paper.rows import WORLDS, ensure_rows, user_rows, world_rows, write_golds
 from configs import common
 from currreft_jax.config import (
@@ -40,6 +42,7 @@ from currreft_jax.runtime.distributed import REQUEUE
 from currreft_jax.world.settings import WorldSettings, WorldSizes
 from currreft_jax.world.write import write_world
 from tests.paper.recorded import BARE_TEXT, LAID_OUT, ROWS, SIZES, ingredients, plan_of, write_runs
+from tests.test_grpo import config_of
 
 TRAINED = [arm for arm in ARMS if arm.build]
 SPREAD = [-0.05, 0.0, 0.05, 0.0]  # of seeds, in steps of rows
@@ -74,12 +77,12 @@ def test_an_arm_starts_from_the_base_with_its_seed_and_sees_no_test_row(arm):
 
 
 def test_curricula_differ_in_order_alone_and_the_mixture_has_each_kind_as_often():
-    arms = {name: ARM_BY_NAME[name].build(ingredients()) for name in ("curr_rl", "reversed", "mixed", "rl")}
-    assert [stage.kinds[0] for stage in arms["curr_rl"].stages] == [Kind.JUDGE, Kind.CHOICE, Kind.OPEN]
-    assert arms["reversed"].stages == arms["curr_rl"].stages[::-1]
-    weights = {source.file: source.weight for source in arms["mixed"].stages[0].sources}
+    built = {name: ARM_BY_NAME[name].build(ingredients()) for name in ("curr_rl", "reversed", "mixed", "rl")}
+    assert [stage.kinds[0] for stage in built["curr_rl"].stages] == [Kind.JUDGE, Kind.CHOICE, Kind.OPEN]
+    assert built["reversed"].stages == built["curr_rl"].stages[::-1]
+    weights = {source.file: source.weight for source in built["mixed"].stages[0].sources}
     assert weights == {f"{kind}-{task}.jsonl": 4.0 for kind in ("judge", "choice", "open") for task in ("a", "b")}
-    assert [stage.kinds for stage in arms["rl"].stages] == [(Kind.OPEN,)]
+    assert [stage.kinds for stage in built["rl"].stages] == [(Kind.OPEN,)]
 
 
 def test_a_longer_last_stage_weighs_more_in_the_mixture():
@@ -212,11 +215,9 @@ def test_rows_of_another_difficulty_are_refused(small_world, tmp_path):
 
 
 def test_a_world_of_another_difficulty_is_drawn_once(tmp_path, monkeypatch):
-    import benchmarks.paper.rows as module
-
     sizes = WorldSizes(**dict.fromkeys(WorldSizes.__dataclass_fields__, 0) | {"train": 2})
-    monkeypatch.setattr(module, "WORLDS", {**WORLDS, "crowded": WorldSettings(objects=(4, 4))})
-    monkeypatch.setattr(module, "SIZES", sizes)
+    monkeypatch.setattr(rows_module, "WORLDS", {**WORLDS, "crowded": WorldSettings(objects=(4, 4))})
+    monkeypatch.setattr(rows_module, "SIZES", sizes)
     monkeypatch.setattr(common, "WORLD", str(tmp_path / "world"))
     rows, said = world_rows("crowded", tmp_path / "runs"), []
     ensure_rows(rows, said.append)
@@ -427,8 +428,6 @@ sys.exit({code})
 @pytest.fixture
 def commands(monkeypatch):
     """Starts commands in the place of runs, `codes` being the exit codes of some; lists what was started."""
-    import subprocess
-
     started, codes = [], {}
 
     def start(plan, run, arguments):
@@ -476,8 +475,6 @@ def test_a_workdir_of_other_sizes_is_not_continued(tmp_path):
 # Text rows, the smallest model: the whole way, in this process.
 @pytest.mark.slow
 def test_every_number_of_a_small_comparison_is_made_again_from_its_workdirs(checkpoint, tmp_path, monkeypatch):
-    from tests.test_grpo import config_of
-
     for split, names in (("train", ("judge-math", "choice-math", "open-math")), ("test", ("in-math", "out-math"))):
         (tmp_path / split).mkdir()
         for name in names:
@@ -494,12 +491,11 @@ def test_every_number_of_a_small_comparison_is_made_again_from_its_workdirs(chec
             (tmp_path / split / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = config_of(checkpoint, tmp_path / "rows.jsonl")
     small.data.template, small.data.completion_lengths = "world", (32,)
+    monkeypatch.setattr(arms, "CHECKPOINTS_PER_RUN", 1)
     curriculum = replace(small, stages=ingredients().curriculum.stages, rewards=common.base("p", "tiny").rewards)
     supervised = replace(small, method=Method.SFT)
     runs = tmp_path / "runs"
     sizes = replace(SIZES, steps=3, rows_in=6, rows_out=6)
-    from benchmarks.paper.plan import make_plan
-
     plan = make_plan(runs, curriculum, supervised, [user_rows(tmp_path, tmp_path)], ["base", "sft"], 1, sizes)
     keep_plan(plan)
     for run in plan:
