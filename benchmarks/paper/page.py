@@ -258,33 +258,28 @@ def _score_bar(scores: Sequence[ColumnScores], field: str) -> Bar | None:
 
 
 def _figures(comparison: Comparison, world: str, arms: Sequence[str], out: Path) -> list[str]:
+    progress = {column: _progress_curves(comparison, world, arms, column) for column in (IN, OUT)}
+    captions = {
+        "1a": f"Figure 1a, {world}: greedy accuracy of open rows in and out of domain",
+        "1b": f"Figure 1b, {world}: accuracy of the completions of each step, moving means ({_SMOOTHING})",
+        "5-in": f"Figure 5, {world}, in domain: greedy accuracy of open rows against steps",
+        "5-out": f"Figure 5, {world}, out of domain: greedy accuracy of open rows against steps",
+    }
     charts = {
-        "1a": (
-            f"Figure 1a, {world}: greedy accuracy of open rows in and out of domain",
-            _bars(comparison, world, arms),
-        ),
-        "1b": (
-            f"Figure 1b, {world}: accuracy of the completions of each step, smoothed ({_SMOOTHING})",
-            line_chart("Figure 1b", _training_curves(comparison, world, arms), "accuracy", "step"),
-        ),
-        "5-in": (
-            f"Figure 5, {world}, in domain: greedy accuracy of open rows against steps",
-            line_chart("Figure 5, in domain", _progress_curves(comparison, world, arms, IN), "accuracy", "step"),
-        ),
-        "5-out": (
-            f"Figure 5, {world}, out of domain: greedy accuracy of open rows against steps",
-            line_chart("Figure 5, out of domain", _progress_curves(comparison, world, arms, OUT), "accuracy", "step"),
-        ),
+        "1a": bar_chart(captions["1a"], _bars(comparison, world, arms)),
+        "1b": line_chart(captions["1b"], _training_curves(comparison, world, arms), "step"),
+        "5-in": line_chart(captions["5-in"], progress[IN], "step"),
+        "5-out": line_chart(captions["5-out"], progress[OUT], "step"),
     }
     images = []
-    for name, (caption, svg) in charts.items():
+    for name, svg in charts.items():
         path = out.with_name(f"{out.stem}-{world}-{name}.svg")
         path.write_text(svg, "utf-8")
-        images.append(f"![{caption}]({path.name})")
+        images.append(f"![{captions[name]}]({path.name})")
     return images
 
 
-def _bars(comparison: Comparison, world: str, arms: Sequence[str]) -> str:
+def _bars(comparison: Comparison, world: str, arms: Sequence[str]) -> dict[str, dict[str, Bar]]:
     groups = {}
     for arm in arms:
         runs = comparison.of(world, arm)
@@ -293,7 +288,7 @@ def _bars(comparison: Comparison, world: str, arms: Sequence[str]) -> str:
             for name, column in (("in", IN), ("out", OUT))
         }
         groups[arm] = {f"{name} of domain" if name == "out" else "in domain": bar for name, bar in bars.items() if bar}
-    return bar_chart("Figure 1a", groups, "accuracy")
+    return groups
 
 
 def _training_curves(comparison: Comparison, world: str, arms: Sequence[str]) -> dict[str, Curve]:

@@ -27,6 +27,7 @@ from benchmarks.paper.plan import GREEDY, PROGRESS, SAMPLED, keep_plan, make_pla
 from benchmarks.paper.rows import WORLDS, ensure_rows, user_rows, world_rows, write_golds
 from configs import common
 from currreft_jax.config import (
+    ELSEWHERE,
     EvaluatedModel,
     Kind,
     Method,
@@ -45,6 +46,7 @@ from tests.paper.recorded import BARE_TEXT, LAID_OUT, ROWS, SIZES, ingredients, 
 from tests.test_grpo import config_of
 
 TRAINED = [arm for arm in ARMS if arm.build]
+WHAT = (GREEDY, SAMPLED, PROGRESS)
 SPREAD = [-0.05, 0.0, 0.05, 0.0]  # of seeds, in steps of rows
 
 
@@ -152,6 +154,9 @@ def test_the_seed_chooses_test_rows_and_draws_and_all_arms_of_a_seed_have_the_sa
     progress = plan.evaluation(runs["middle/rl-0"], model, PROGRESS)
     assert [suite.name for suite in progress.suites] == ["in-open", "out-dark", "out-noise"]
     assert progress.suites[0].sources[0].sample == f"random:{ROWS // 3}"
+    everything = replace(plan, sizes=replace(SIZES, rows_in=0, rows_out=0))
+    samples = [everything.evaluation(runs["middle/rl-0"], model, what).suites[0].sources[0].sample for what in WHAT]
+    assert samples == ["all", "all", "random:33%"]
     assert greedy[0].batch_size == evaluation_batch_size(plan.curriculum) // 2
 
 
@@ -182,6 +187,21 @@ def test_the_plan_is_told_without_a_run(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "1 world x 2 seeds x 2 arms: 4 runs" in told and "240 updates of 128" in told and "hours" in told
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_papers_own_comparison_is_planned_without_an_accelerator(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv(ELSEWHERE, "")
+    for name in ("train/judge-a", "train/choice-a", "train/open-a", "test/in-a", "test/out-a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").touch()
+    rows = ["--rows-in", str(tmp_path), "--rows-out", str(tmp_path), "--seeds", "1", "--jobs", "1", "--plan"]
+    configs = ["--config", "configs/curriculum.py:3b", "--sft-config", "configs/sft.py:3b"]
+    main([*rows, *configs, "--runs", str(tmp_path / "runs"), "--step-seconds", "2"])
+    told = capsys.readouterr().out
+    assert "3,600 updates of 32" in told and "rl            1 run, 120.0 min each (training alone" in told
+    assert "sft_reasoned  left out: the rows have no reasoned answers" in told
+    main([*rows, *configs, "--runs", str(tmp_path / "runs")])
+    assert "seconds of a step are unknown" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
