@@ -135,23 +135,20 @@ def _world_section(comparison: Comparison, world: str, out: Path) -> str:
 def _claims(comparison: Comparison, world: str) -> str:
     judged = judge_claims(comparison, world)
     control = judge_claims(comparison, world, (CONTROL,))[0]
-    lines = [f"- {_claim_sentence(one)}" for one in judged]
+    counts = [len(comparison.seeds(world, one.claim.first, one.claim.second)) for one in judged]
+    lines = [f"- {_claim_sentence(one, count)}" for one, count in zip(judged, counts, strict=True)]
     return "\n".join(
         [*lines, f"- {_control_sentence(control, estimate_effect(comparison, world, CONTROL, sampled=True))}"]
     )
 
 
-def _claim_sentence(one: JudgedClaim) -> str:
+def _claim_sentence(one: JudgedClaim, seeds: int) -> str:
     first, second = (ARM_BY_NAME[name].title for name in (one.claim.first, one.claim.second))
     text = one.claim.text[0].upper() + one.claim.text[1:]
     if one.effect is None:
         return f"{text}: {_SAYS[one.verdict]}, no seed has both {second} and {first}."
     is_share = one.claim.column == OSCILLATION
-    count = (
-        f"{one.effect.rows} rows of one seed"
-        if not is_share and one.effect.rows > 20
-        else plural(one.effect.rows, "seed")
-    )
+    count = f"{one.effect.rows} rows of one seed" if seeds == 1 and not is_share else plural(seeds, "seed")
     effect = _effect(one.effect.difference, one.effect.interval, is_share)
     return f"{text}: {_SAYS[one.verdict]}. {second} less {first}: {effect}, p (Holm) {_p(one.p_holm)}, {count}."
 
