@@ -9,10 +9,12 @@ PARALLEL ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python -m
 
 SEED ?= 0
+SEEDS ?= 5
+RUNS ?= runs/paper
 # Tests that need more than the package have targets of their own: oracle, browser, plan.
 SUITE := not oracle and not browser and not plan
 QUICK := not slow and $(SUITE)
-.PHONY: help install test test-all browser check static fix oracle oracle-vlmeval golden lowest demo base plan lock clean
+.PHONY: help install test test-all browser check static fix oracle oracle-vlmeval golden lowest demo paper base plan lock clean
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +88,9 @@ lowest: .venv-lowest/.installed  ## Runs the quick suite with the lowest version
 demo: install  ## Trains the small model through the curriculum and self-improvement, and writes the report (minutes on a laptop).
 	$(RUN) currreft_jax.train --config=configs/curriculum.py:tiny --workdir=runs/demo
 	$(RUN) currreft_jax.report runs/demo
+
+paper: install  ## Compares all methods and judges the paper's claims (hours); a quick look: make paper SEEDS=1.
+	$(RUN) benchmarks.paper --seeds $(SEEDS) --runs $(RUNS) --out docs/miniature.md
 
 base: install  ## Trains the small model from scratch; another world and model: make base SEED=1.
 	test -e runs/world-$(SEED)/world.json || $(RUN) currreft_jax.dataset build world --seed $(SEED) --out runs/world-$(SEED)

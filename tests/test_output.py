@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import data, gpu, grpo_step, learning, rollout, world_base
+from benchmarks.paper import __main__ as paper
 from currreft_jax import dataset, generate, score
 from currreft_jax.config.output import local_path
 from currreft_jax.data.world_rows import ensure_world
@@ -27,6 +28,8 @@ PARSERS = {
     **{module.__name__: (module._parser, ["--out"]) for module in (data, gpu, grpo_step, learning, rollout)},
     "benchmarks.world_base": (world_base._parser, ["--model", "model", "--out"]),
     "benchmarks.learning --runs": (learning._parser, ["--runs"]),
+    "benchmarks.paper": (paper._parser, ["--out"]),
+    "benchmarks.paper --runs": (paper._parser, ["--runs"]),
 }
 
 
