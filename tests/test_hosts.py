@@ -103,6 +103,7 @@ def test_hosts_agree_without_the_devices(on_hosts):
 
 def test_hosts_that_wait_end_with_the_reason_of_one_that_refuses(on_hosts, monkeypatch):
     monkeypatch.setattr(multihost, "_REFUSALS_EVERY", 0.01)
+    monkeypatch.setattr(multihost, "_PATIENCE", 5)
 
     def refuse_or_wait(host):
         with pytest.raises(SystemExit) as ended:
