@@ -22,7 +22,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def server(processor):
-    with fake_server(processor) as server:
+    with fake_server(processor, timeout_s=30) as server:
         yield server
 
 
@@ -358,7 +358,7 @@ def test_draining_answers_what_is_waiting_and_refuses_the_rest(processor):
 
 
 def test_a_failing_model_ends_every_request_by_500(processor):
-    with fake_server(processor) as server:
+    with fake_server(processor, timeout_s=30) as server:
         server.sampler.error = ArithmeticError("broken")
         assert_error(server.ask("x"), 500, "stopped")
         assert_error(server.ask("x"), 503)
