@@ -21,16 +21,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from currreft_jax.config import Sampling, validate_sampling
-from currreft_jax.config.arguments import CommandParser
-from currreft_jax.config.output import output_path
+from currreft_jax.sampling.command_line import make_parser, sampling_settings
 from currreft_jax.world import base
 from currreft_jax.world.demo import demo_question, demo_scene
 from currreft_jax.world.pretraining import CAPTION_PROMPTS
 from currreft_jax.world.scenes import render_image
 
 _DEMO_PICTURE = Path("runs/generate-demo.png")
-_OWN_MODEL_TOKENS = 128  # more than any answer that the package's model was trained to give
 _ONLY_SCENES = (
     "the package's small model answers, which knows drawn scenes of coloured shapes only; for photographs and other"
     " questions name one, such as --model=Qwen/Qwen2.5-VL-3B-Instruct"
@@ -40,7 +37,7 @@ _IMAGE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser(__doc__).parse_args(arguments)
     try:
         if options.replay:
             return print_replay(options.replay)
@@ -61,7 +58,7 @@ def generate(options: argparse.Namespace) -> None:
         ValueError: an option, an image or a checkpoint that cannot be used.
         OSError: a file that cannot be read or written.
     """
-    settings = _sampling(options)
+    settings = sampling_settings(options)
     is_demo = options.demo and not options.image
     images = [render_image(demo_scene())] if is_demo else options.image
     default_question = demo_question() if is_demo else "" if options.model else CAPTION_PROMPTS["boxes"]
@@ -119,63 +116,6 @@ def print_replay(location: str) -> int:
 
 def _say(text: str) -> None:
     print(f"generate: {text}", file=sys.stderr, flush=True)
-
-
-def _sampling(options: argparse.Namespace) -> Sampling:
-    temperature = options.temperature
-    if temperature is None:
-        temperature = 0.0 if options.samples == 1 and not options.top_k and options.top_p == 1 else 1.0
-    settings = Sampling(
-        group_size=options.samples,
-        max_new_tokens=_token_limit(options),
-        temperature=temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        ladder=(),
-    )
-    validate_sampling(settings)
-    return settings
-
-
-def _token_limit(options: argparse.Namespace) -> int:
-    if options.max_new_tokens is not None:
-        return options.max_new_tokens
-    return Sampling().max_new_tokens if options.model else _OWN_MODEL_TOKENS
-
-
-def _parser() -> argparse.ArgumentParser:
-    defaults, caption = Sampling(), CAPTION_PROMPTS["boxes"]
-    parser = CommandParser(
-        prog="python -m currreft_jax.generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--model", metavar="SOURCE", help="hub id, model folder, or a run's stage (default: the package's small model)")
-    add(
-        "--image", metavar="FILE", action="append", default=[], help="an image, repeatable; images precede the question"
-    )
-    add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {caption!r})")
-    add("--demo", action="store_true", help="ask about a drawn scene of coloured shapes")
-    add("--replay", metavar="FILE:LINE:G", help="replay completion G of a line of a run's rollouts, both from 1")
-    add("--samples", metavar="N", type=int, default=1, help="number of answers (default 1)")
-    add("--boxes", metavar="OUT", type=output_path, help="draw the boxes that the last answer names on the first image")
-    add("--temperature", metavar="X", type=float, help="0 is greedy (default: 0 for one sample, else 1)")
-    add("--top-k", metavar="K", type=int, default=defaults.top_k, help="sample from the K likeliest tokens (0: all)")
-    add(
-        "--top-p",
-        metavar="P",
-        type=float,
-        default=defaults.top_p,
-        help="sample from the likeliest of probability P (1: all)",
-    )
-    limits = f"{defaults.max_new_tokens}; {_OWN_MODEL_TOKENS} without --model"
-    add("--max-new-tokens", metavar="N", type=int, help=f"token limit of an answer (default {limits})")
-    add("--seed", metavar="N", type=int, default=0, help="the same seed gives the same answers (default 0)")
-    dtypes = ("float32", "bfloat16", "float16")
-    add("--dtype", choices=dtypes, help="precision to load the model in (default: that of its weights)")
-    add("--max-pixels", metavar="N", type=int, help="shrink larger images to this area (default: the checkpoint's)")
-    return parser
 
 
 if __name__ == "__main__":

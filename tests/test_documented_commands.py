@@ -7,15 +7,17 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import data, gpu, grpo_step, learning, refill, rollout, world_base
-from currreft_jax import dataset, generate, score, serve
+from currreft_jax import dataset, score, serve
 from currreft_jax.config import ELSEWHERE
 from currreft_jax.report import __main__ as report
+from currreft_jax.sampling.command_line import make_parser
 from tests.documented import ROOT, Command, commands
 from tests.report.workdirs import write_run
 from tools import report_picture
@@ -25,7 +27,7 @@ COMMANDS = list(commands())
 # Programs by argparse, with their parsers.
 PARSERS: dict[str, Callable[[], Any]] = {
     "currreft_jax.dataset": dataset._parser,
-    "currreft_jax.generate": generate._parser,
+    "currreft_jax.generate": partial(make_parser, ""),
     "currreft_jax.report": report._parser,
     "currreft_jax.score": score._parser,
     "currreft_jax.serve": serve._parser,

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from currreft_jax import plan
 from currreft_jax.config import (
     Config,
     Data,
@@ -36,7 +35,7 @@ from currreft_jax.planning.spec import model_spec
 from currreft_jax.runtime.programs import StepProgram, device_bytes
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.sampling import sampler
-from currreft_jax.training import grpo, programs, trainer
+from currreft_jax.training import grpo, plans, programs, trainer
 from currreft_jax.training.programs import StagePrograms, stage_programs
 from tests import tiny
 from tests.marks import quick
@@ -384,16 +383,16 @@ def test_the_verdict_is_the_sum_of_all_stages():
 def test_stages_that_are_batched_in_another_way_are_planned_too(monkeypatch, capsys):
     config = Config(stages=[Stage("a", steps=100), Stage("b", steps=200), Stage("c", steps=300, batch_size=32)])
     planned = {0: costs_of(0, 10.0), 2: costs_of(2, 2.0, peak_gib=60.0)}
-    monkeypatch.setattr(plan, "compile_stage", lambda config, topology, efficiency, index, all_shapes: planned[index])
-    assert plan.plan_stages(config, here(70 * GIB), Efficiency())
+    monkeypatch.setattr(plans, "compile_stage", lambda config, topology, efficiency, index, all_shapes: planned[index])
+    assert plans.plan_stages(config, here(70 * GIB), Efficiency())
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("fits here, with 10.0 of 70.0 GiB") and "the whole config takes 1.0 h" in last
     assert "(300 steps in 10.00 s, 300 steps in 2.00 s)" in last and "3 exported models" not in last
-    assert plan.plan_stages(config, here(70 * GIB), Efficiency(), 2)
+    assert plans.plan_stages(config, here(70 * GIB), Efficiency(), 2)
     assert "; the config without a, b takes 0.2 h (300 steps" in capsys.readouterr().out.splitlines()[-1]
-    monkeypatch.setattr(plan, "remedy", lambda *arguments: "fits, in 1 s a step: --config.microbatches=2")
-    monkeypatch.setattr(plan, "model_spec", lambda config: None)
-    assert not plan.plan_stages(config, here(55 * GIB), Efficiency())  # the stage that does not fit is not the first
+    monkeypatch.setattr(plans, "remedy", lambda *arguments: "fits, in 1 s a step: --config.microbatches=2")
+    monkeypatch.setattr(plans, "model_spec", lambda config: None)
+    assert not plans.plan_stages(config, here(55 * GIB), Efficiency())  # the stage that does not fit is not the first
     lines = capsys.readouterr().out.splitlines()
     assert "does not fit" in lines and "fits, in 1 s a step: --config.microbatches=2" in lines
     assert lines[-1].startswith("does not fit here: gradient of stage c needs 60.0 of 55.0 GiB per device; ")
@@ -401,7 +400,7 @@ def test_stages_that_are_batched_in_another_way_are_planned_too(monkeypatch, cap
 
 def test_the_plan_lists_every_program_and_finds_what_does_not_fit(checkpoint, capsys):
     config = config_of(checkpoint, checkpoint)
-    step = plan.compile_stage(config, here(usable_bytes=GIB), Efficiency()).programs
+    step = plans.compile_stage(config, here(usable_bytes=GIB), Efficiency()).programs
     printed = capsys.readouterr().out
     sampling, training = (
         ("cast", "reshard", "prefix", "grow cache", "decode"),

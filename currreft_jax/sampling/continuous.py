@@ -182,7 +182,14 @@ def sample_stream(
     settings = with_changes(settings, changes)
     seeds = seed, stage, step
     reader = _PromptReader(model, parameters, processor, settings, layout, weights, seeds, token_sampling)
-    source, batch, finished = iter(prompts), None, list[SampledGroup]()
+    yield from _sample_slots(reader, iter(prompts), on_tokens)
+
+
+def _sample_slots(
+    reader: _PromptReader, source: Iterator[Prompt | None], on_tokens: Callable[[SampledTokens], bool] | None
+) -> Iterator[list[SampledGroup]]:
+    """Keeps the slots filled and decodes; see `sample_stream`."""
+    layout, batch, finished = reader.layout, None, list[SampledGroup]()
     entering = reader.read(source, ())
     while True:
         while entering and (batch is None or batch.has_room(entering)):

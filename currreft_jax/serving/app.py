@@ -91,7 +91,7 @@ class ChatService:
             self.log(f"{name} {outcome}: {num_prompt} + {completion_tokens} tokens, {seconds:.2f} s")
 
         if request.stream:
-            progress = _Progress()
+            progress = _StreamOutcome()
 
             def end() -> None:
                 self.engine.cancel(job)
@@ -175,7 +175,7 @@ class ChatService:
         job: ChatJob,
         deltas: asyncio.Queue[ChoiceDelta | ApiError],
         writer: ResponseWriter,
-        progress: _Progress,
+        progress: _StreamOutcome,
     ) -> AsyncIterator[str]:
         """Yields the events of a stream."""
         try:
@@ -196,7 +196,7 @@ class ChatService:
 
 
 @dataclass(slots=True)
-class _Progress:
+class _StreamOutcome:
     """How far a stream has come, and how it ended."""
 
     num_tokens: int = 0
