@@ -143,7 +143,8 @@ def test_every_other_command_names_what_exists():
         elif program.startswith(("launch/", "examples/")):
             assert (ROOT / program).exists(), where
         elif program.startswith("benchmarks."):
-            assert (ROOT / f"{program.replace('.', '/')}.py").exists(), where
+            path = ROOT / program.replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), where
         else:
             assert program in SHELL, where
 

@@ -119,7 +119,10 @@ def test_every_stage_of_the_curriculum_takes_the_files_and_no_held_out_row_is_of
     validate(alone)
     assert not alone.stages[0].held_out and not alone.stages[0].held_out_loss
     base = stage1.get_config("tiny")
-    assert use_rows(base, [], held_out).stages[0].sources == base.stages[0].sources
+    base.stages[0].out_of_domain = [Source("out.jsonl")]
+    measured, own = use_rows(base, [], held_out).stages[0], use_rows(base, rows, held_out).stages[0]
+    assert measured.sources == base.stages[0].sources and measured.out_of_domain == base.stages[0].out_of_domain
+    assert not own.out_of_domain
 
 
 def test_files_are_named_by_their_stems_unless_two_have_the_same(folder, monkeypatch):

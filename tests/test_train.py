@@ -426,7 +426,8 @@ def test_the_world_is_drawn_for_runs_that_read_it_alone(tmp_path, monkeypatch, o
     monkeypatch.setattr(trainer, "refuse_differing_files", lambda _: crash())
     config = stage1.get_config("tiny")
     if own:
-        config.stages[0].sources = config.stages[0].held_out = [Source("own.jsonl")]
+        (tmp_path / "own.jsonl").touch()
+        config.stages[0].sources = config.stages[0].held_out = [Source(str(tmp_path / "own.jsonl"))]
     with pytest.raises(RuntimeError, match="a crash"):
         trainer.run(config, tmp_path / "run")
     assert drawn == ([] if own else [Path(common.WORLD)])
@@ -438,7 +439,7 @@ def test_a_machine_without_accelerator_gets_the_tiny_variant(monkeypatch, capsys
     assert "variant tiny" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"variant 3b needs an accelerator.*cuda12"):
         sft.get_config("3b")
-    with pytest.raises(ValueError, match="write tiny, 3b or 7b"):
+    with pytest.raises(ValueError, match="no variant '13b'; nearest: 3b"):
         sft.get_config("13b")
 
 

@@ -26,8 +26,6 @@ from currreft_jax.config.stage import Stage
 from currreft_jax.config.training import ELSEWHERE, Config
 from currreft_jax.config.validation import validate
 
-flags.disclaim_key_flags()  # `--config` is listed by the `--help` of the program that defines it
-
 Settings = TypeVar("Settings")
 
 REFUSED = 2  # exit code of a program that refuses its command line, as argparse has it

@@ -39,6 +39,7 @@ def _with_rows(stage: Stage, rows: Sequence[str], held_out: Sequence[str]) -> St
     measured = replace(stage, held_out=[Source(file) for file in held_out])
     if not rows:
         return measured
+    measured.out_of_domain = []
     if not held_out:
         measured = replace(measured, forgetting_margin=None, promote_above=1.0)
     if stage.rejection:

@@ -22,9 +22,6 @@ from currreft_jax.config.file_flags import define_files, expand_files, name_file
 from currreft_jax.config.flags import define_config
 
 _SAMPLED_TEMPERATURE = 1.0
-flags.disclaim_key_flags()  # the flags are listed by the `--help` of the program
-
-flags.disclaim_key_flags()  # `--help` of the program lists the flags that are defined here
 
 
 def define_flags() -> None:

@@ -21,8 +21,6 @@ from currreft_jax.config.flags import define_config
 from currreft_jax.config.output import local_path
 from currreft_jax.judges import validate_judge
 
-flags.disclaim_key_flags()  # `--help` of the program lists the flags that are defined here
-
 
 def define_flags() -> None:
     """Defines the program's flags, only when it runs: other programs have flags of the same names."""

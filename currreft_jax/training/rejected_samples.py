@@ -65,7 +65,12 @@ def refuse_missing_rows(config: Config) -> None:
         FileNotFoundError: naming the file, the setting and the remedy.
     """
     for stage_index, stage in enumerate(config.stages):
-        settings = {"sources": stage.sources, "held_out": stage.held_out, "held_out_loss": stage.held_out_loss}
+        settings = {
+            "sources": stage.sources,
+            "held_out": stage.held_out,
+            "out_of_domain": stage.out_of_domain,
+            "held_out_loss": stage.held_out_loss,
+        }
         if stage.rejection:
             settings["rejection.sources"] = [quota.source for quota in stage.rejection.sources]
         for name, sources in settings.items():

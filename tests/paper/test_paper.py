@@ -195,6 +195,14 @@ def test_unknown_names_are_refused_in_one_line(tmp_path, capsys):
             main(["--runs", str(tmp_path), *arguments])
 
 
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Removes the variable afterwards that `--plan` sets."""
+    monkeypatch.setenv(ELSEWHERE, "")
+    monkeypatch.delenv(ELSEWHERE)
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_the_plan_is_told_without_a_run(tmp_path, capsys):
     main(["--plan", "--runs", str(tmp_path / "runs"), "--seeds", "2", "--arms", "base", "rl", "--worlds", "middle"])
     told = capsys.readouterr().out
@@ -202,9 +210,8 @@ def test_the_plan_is_told_without_a_run(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_papers_own_comparison_is_planned_without_an_accelerator(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv(ELSEWHERE, "")
-    monkeypatch.delenv(ELSEWHERE)  # the program sets it; both together remove it afterwards
+@pytest.mark.usefixtures("elsewhere")
+def test_the_papers_own_comparison_is_planned_without_an_accelerator(tmp_path, capsys):
     for name in ("train/judge-a", "train/choice-a", "train/open-a", "test/in-a", "test/out-a"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.jsonl").touch()
