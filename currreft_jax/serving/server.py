@@ -107,6 +107,7 @@ def _make_sampler(
     layout = slot_layout(model, settings, slots, max_prompt_tokens)
     weights = decode_params(model, params, settings)
     start = time.perf_counter()
+    log("compiling; nothing listens before this has ended")
     warm_up_stream(
         model,
         params,
