@@ -23,7 +23,7 @@ from pathlib import Path
 
 from currreft_jax.sampling.command_line import make_parser, sampling_settings
 from currreft_jax.world import base
-from currreft_jax.world.demo import demo_question, demo_scene
+from currreft_jax.world.demo import demo_answer, demo_question, demo_scene
 from currreft_jax.world.pretraining import CAPTION_PROMPTS
 from currreft_jax.world.scenes import render_image
 
@@ -93,6 +93,8 @@ def generate(options: argparse.Namespace) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         frames = prompt.images[0].resized, prompt.images[0].original
         _say(draw_answer_boxes(images[0], texts[-1], *frames, out))
+    if is_demo and not options.prompt:
+        _say(f"the right answer: {demo_answer()}; before training the small model gives about one in three")
 
 
 def print_replay(location: str) -> int:

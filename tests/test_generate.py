@@ -129,6 +129,7 @@ def test_the_demo_needs_no_other_argument_and_shows_question_and_picture(tmp_pat
     said = capsys.readouterr()
     assert said.out.startswith("<think> blue triangle bottom left </think> <answer> [")
     assert "generate: the question: where is the blue triangle? give a box.\n" in said.err
+    assert "generate: the right answer: [" in said.err
     assert "wrote runs/generate-demo.png with 1 box" in said.err and "drawn scenes" not in said.err
     scene = render_image(demo_scene())
     with Image.open("runs/generate-demo.png") as drawn:

@@ -129,6 +129,11 @@ def _find_leaks(
         refuse_leaks(model.path, report)
     if report.unchecked:
         log(f"{model.name}: leaks of training rows into the suites are not checked: {report.unchecked}")
+    if report.template and report.template != evaluation.template:
+        log(
+            f"{model.name}: trained with the prompt template {report.template}, asked with {evaluation.template}; for"
+            f" the one of its training give --config.template={report.template}"
+        )
     return report
 
 

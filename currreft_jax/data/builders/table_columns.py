@@ -16,7 +16,7 @@ from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.rows import KEYS, UNREAD_MEDIA
 
 ROW_KEYS = ("id", "problem", "solution", "image", "options", "split", "label")
-# Columns in which tables of boxes hold the image and the label, where none has the key's own name.
+# Columns in which tables hold the image, and those of boxes the label, where none has the key's own name.
 _ALIASES = {
     "image": ("filename", "file_name", "file", "image_path", "path"),
     "label": ("class", "category", "class_name", "label_name"),
@@ -121,10 +121,9 @@ class ColumnFinder:
                 keys[key] = column
         if missing := [column for column in (*keys.values(), *box) if column not in names]:
             record.refuse(f"no column {missing[0]!r}; there are {', '.join(names)}")
-        if is_boxes:
-            keys = _add_aliases(keys, names)
-            if not box and "solution" not in keys:
-                box, numbers = _number_columns(names)
+        keys = _add_aliases(keys, names, ("image", "label") if is_boxes else ("image",))
+        if is_boxes and not box and "solution" not in keys:
+            box, numbers = _number_columns(names)
         if box:
             keys.pop("solution", None)
         if self.source.question:
@@ -157,15 +156,15 @@ class ColumnFinder:
             record.refuse(f"no column for the answer: give --column solution=NAME{of_boxes}; {listed}")
 
 
-def _add_aliases(keys: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """Adds the usual columns of tables of boxes for keys that have none.
+def _add_aliases(keys: Mapping[str, str], names: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Adds the usual columns of the wanted keys that have none.
 
     Raises:
         BuildError: there are several for one key.
     """
     found = dict(keys)
-    for key, aliases in _ALIASES.items():
-        matches = [name for name in names if name.casefold() in aliases and key not in keys]
+    for key in wanted:
+        matches = [name for name in names if name.casefold() in _ALIASES[key] and key not in keys]
         if len(matches) > 1:
             raise BuildError(f"{' and '.join(matches)} could both be the {key}: give --column {key}=NAME")
         if matches:

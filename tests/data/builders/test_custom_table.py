@@ -319,6 +319,13 @@ def test_rows_of_another_task_keep_their_columns(folder):
     ]
 
 
+def test_the_image_of_a_question_is_found_by_its_usual_names(folder):
+    write_csv(folder, "file,question,answer\na.png,Is it red?,yes\n")
+    columns = {"problem": "question", "solution": "answer"}
+    (row,) = build(folder, task=Task.CLASSIFY, kind=Kind.JUDGE, columns=columns).rows
+    assert row.images[0].endswith("a.png") and not row.extra
+
+
 def test_extra_cells_of_parquet_keep_their_types_and_bytes_stay_behind(folder):
     pytest.importorskip("pyarrow")
     record = {"problem": "What?", "solution": "70", "tolerance": 5.0, "thumbnail": b"x", "marks": [0, 100]}
