@@ -204,13 +204,10 @@ class _ScoringThread:
             self._pending.popleft().result()
 
     def _run(self, write: Callable[[], None]) -> None:
-        if self._failed:
-            return
-        try:
+        if not self._failed:
+            self._failed = True  # stays so if the write raises: nothing is written after it
             write()
-        except BaseException:
-            self._failed = True
-            raise
+            self._failed = False
 
 
 class _OrderedAnswers:
