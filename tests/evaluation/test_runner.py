@@ -13,6 +13,7 @@ from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.progress import Progress
 from currreft_jax.evaluation.statistics import pass_at_k
 from currreft_jax.evaluation.summary import summary_table
+from currreft_jax.evaluation.training_leaks import LeakReport
 from tests.evaluation.suites import Echo, evaluation_of, write_rows
 
 
@@ -220,3 +221,12 @@ def test_progress_tells_the_time_left_from_the_rows_answered_now():
     now = 106.0
     progress.add("a/two", 10)
     assert lines[-1].startswith("a/two: 10/40 rows, 1.7 rows/s, 0:00:18 left")
+
+
+@pytest.mark.parametrize("template", ["", "paper", "world"])
+def test_another_prompt_template_than_that_of_training_is_told(tmp_path, monkeypatch, template):
+    report = LeakReport({}, template=template)
+    monkeypatch.setattr(runner, "find_training_leaks", lambda *_: report)
+    evaluation, told = evaluation_of([write_rows(tmp_path, "test", 1)]), []
+    assert runner._find_leaks(evaluation, EvaluatedModel("runs/demo"), [], {}, told.append) is report
+    assert [("--config.template=world" in line) for line in told] == [True] * (template == "world")
