@@ -1,4 +1,4 @@
-"""Measures accuracy and format of a model on the world's questions, by domain, kind and task.
+"""Measures accuracy (the share of right answers) and format on the world's questions, by domain, kind and task.
 
   python -m benchmarks.world_base --world runs/world-0 --model runs/world_base-0/answers/model --out table.json
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def measure(model, params, processor, rows, pool: MathsPool) -> Cell:
-    """Returns means over rows: accuracy and format of each pass, shares of right and careful sampled answers."""
+    """Returns shares of answers: right ones and formatted ones of each pass, careful ones at temperature 1."""
     world_template = load_template("world")
     examples = [make_example(row, processor, world_template, location=row.id) for row in tqdm(rows, leave=False)]
     means = {}
@@ -87,11 +87,10 @@ def measure(model, params, processor, rows, pool: MathsPool) -> Cell:
             frames=[item.frame for item in examples],
             pool=pool,
         )
-        means[name] = float(scores.parts["accuracy"].mean())
+        means[name] = float((scores.parts["accuracy"] == 1).mean())
         means[f"{name}_format"] = float(scores.parts["format"].mean())
         if name == "sampled":
             careful = [completion.text.startswith(CAREFUL_PREFIX) for completion in completions]
-            means["sampled_pass"] = float((scores.parts["accuracy"] == 1).mean())
             means["sampled_careful"] = float(np.mean(careful))
     return means
 
@@ -136,7 +135,6 @@ COLUMNS = {
     "greedy": "greedy",
     "careful": "careful",
     "at 1": "sampled",
-    "pass": "sampled_pass",
     "format": "sampled_format",
     "thinks": "sampled_careful",
 }

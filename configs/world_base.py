@@ -23,7 +23,7 @@ def get_config(seed: str | None = None) -> Config:
     config.stages = [
         Stage("captions", [Source(f"{world}/captions.jsonl")], steps=1200),
         Stage("questions", [Source(f"{world}/base.jsonl"), Source(f"{world}/drills.jsonl", weight=0.3)], steps=3500),
-        Stage("composed", [Source(f"{world}/composed.jsonl")], steps=500),
+        Stage("composed", [Source(f"{world}/composed.jsonl")], steps=700),
         Stage("answers", [Source(f"{world}/answers.jsonl")], steps=150),
     ]
     for stage in config.stages[2:]:

@@ -350,12 +350,13 @@ def _random_region(context: _Context, subject: str) -> tuple[str, list[_RegionPa
     """Draws the objects that a question is about.
 
     They are those of the whole image, with an empty text; of a grid row or column that is not empty; or those that are
-    in such a line or have a colour or shape, as in `in the top row or red`.
+    in such a line or have the colour or shape of an object outside it, as in `in the top row or red`.
     """
     rng, objects = context.subject_rng, context.scene.objects
     if context.settings.composed and rng.random() < context.settings.composed:
         line, in_line = _random_line(rng, objects)
-        attribute = pick(rng, list(dict.fromkeys(_names(objects, "shapes" if subject == "colours" else "colours"))))
+        outside = [obj for obj in objects if obj not in in_line] or objects
+        attribute = pick(rng, list(dict.fromkeys(_names(outside, "shapes" if subject == "colours" else "colours"))))
         with_attribute = [obj for obj in objects if attribute in obj.pair]
         article = "a " if attribute in PLURALS else ""
         return (
