@@ -9,10 +9,12 @@ PARALLEL ?= -n auto --dist loadfile
 RUN := $(VENV)/bin/python -m
 
 SEED ?= 0
+SEEDS ?= 5
+RUNS ?= runs/paper
 # Tests that need more than the package have targets of their own: oracle, browser, plan.
 SUITE := not oracle and not browser and not plan
 QUICK := not slow and $(SUITE)
-.PHONY: help install test test-all browser check static fix oracle oracle-vlmeval golden lowest demo base plan lock clean
+.PHONY: help install test test-all browser check static fix oracle oracle-vlmeval golden lowest demo paper base plan lock clean
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,7 +59,7 @@ fix: install  ## Formats the code, and applies the linter's fixes.
 oracle-%: .venv-oracle-%/.installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-oracle-$*/bin/python -m pytest tests/oracle
 
-# Of VLMEvalKit's wheels the rules alone are used, without the package's dependencies.
+# Of VLMEvalKit's wheels the rules and the client are used, without the dependencies of the package.
 .venv-vlmeval-%/.installed: Makefile
 	$(PYTHON) -m venv .venv-vlmeval-$*
 	.venv-vlmeval-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $*-vlmeval==$(VLMEVAL_$*)
@@ -66,8 +68,8 @@ oracle-%: .venv-oracle-%/.installed
 		matplotlib
 	touch $@
 
-oracle-vlmeval: install .venv-vlmeval-ms/.installed .venv-vlmeval-nvidia/.installed  ## Compares scores of benchmarks.
-	$(RUN) pytest -m oracle tests/evaluation/benchmarks
+oracle-vlmeval: install .venv-vlmeval-ms/.installed .venv-vlmeval-nvidia/.installed  ## Compares scores, and asks the server by its client.
+	$(RUN) pytest -m oracle tests/evaluation/benchmarks tests/serving
 
 oracle: $(ORACLES:%=oracle-%) oracle-vlmeval  ## Compares with torch, three versions of transformers, and VLMEvalKit.
 
@@ -86,6 +88,9 @@ lowest: .venv-lowest/.installed  ## Runs the quick suite with the lowest version
 demo: install  ## Trains the small model through the curriculum and self-improvement, and writes the report (minutes on a laptop).
 	$(RUN) currreft_jax.train --config=configs/curriculum.py:tiny --workdir=runs/demo
 	$(RUN) currreft_jax.report runs/demo
+
+paper: install  ## Compares all methods and judges the paper's claims (hours); a quick look: make paper SEEDS=1.
+	$(RUN) benchmarks.paper --seeds $(SEEDS) --runs $(RUNS) --out docs/miniature.md
 
 base: install  ## Trains the small model from scratch; another world and model: make base SEED=1.
 	test -e runs/world-$(SEED)/world.json || $(RUN) currreft_jax.dataset build world --seed $(SEED) --out runs/world-$(SEED)

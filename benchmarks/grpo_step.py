@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape_arguments(parser)
     parser.add_argument("--trl-python", metavar="PYTHON", help="Python of an environment with torch and TRL 1")
-    policies = [policy.value for policy in Remat]
+    policies = [policy.value for policy in Remat if policy is not Remat.AUTO]
     parser.add_argument("--remat", choices=policies, default="block", help="our remat policy (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="runs; medians are shown (default %(default)s)")
     parser.add_argument("--out", type=output_path, help="also write the results to this JSON file")

@@ -73,7 +73,7 @@ def forced_lengths(sample_token: Callable[..., Any], stop_token: int) -> Callabl
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Measures all engines in turns."""
+    """Measures all engines in turns: one function, since they share the model, the prompts and the clock."""
     sampling = Sampling(
         group_size=1,
         temperature=0.0,

@@ -1,12 +1,12 @@
 """Measures the server under load against the sampler alone.
 
-  python -m benchmarks.serve [--size 2m] [--waiting 16,64] [--tokens 128] [--repeats 5] [--out serve.json]
+  python -m benchmarks.serve [--size 2m] [--waiting 16,64] [--slots 16] [--choices 1] [--tokens 128] [--out serve.json]
 
-Random weights, a small image in each prompt, sampled answers of up to `--tokens` tokens. As many requests wait at once
-as there are slots; the server is a process of its own, and its client is in this one. Server and sampler alternate; the
-medians of tokens per second and of the paired ratios are shown.
+Random weights, a small image in each prompt, sampled answers of up to `--tokens` tokens. So many answers wait at once,
+in requests of `--choices` answers each; the server is a process of its own, and its client is in this one. Server and
+sampler alternate; the medians of tokens per second and of the paired ratios are shown.
 
-  sample       `sample` of all prompts in one batch
+  sample       `sample` of all answers in one batch, in segments of the server's
   serve        the same prompts as requests over HTTP, images in base64
   ratio        of serve to sample
 """
@@ -54,7 +54,7 @@ def main() -> None:
 def measure(folder: Path, waiting: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measures one number of waiting requests."""
     limits = ServerLimits(max_tokens=options.tokens, max_prompt_tokens=options.prompt_tokens)
-    bodies = [_body(folder, number) for number in range(waiting)]
+    bodies = [_body(folder, number, options.choices) for number in range(waiting // options.choices)]
     model, params = cr.load_model(folder / _MODEL, dtype="float32")
     processor = cr.load_processor(folder / _MODEL)
     requests = [parse_chat_request(body, _MODEL, limits) for body in bodies]
@@ -63,8 +63,9 @@ def measure(folder: Path, waiting: int, options: argparse.Namespace) -> dict[str
         for number, request in enumerate(requests)
     ]
     settings = Sampling(
-        group_size=1,
+        group_size=options.choices,
         max_new_tokens=options.tokens,
+        segment=options.segment,
         precision=Precision.FLOAT32,
         cache=CacheType.FLOAT32,
         prompt_lengths=(options.prompt_tokens,),
@@ -74,9 +75,9 @@ def measure(folder: Path, waiting: int, options: argparse.Namespace) -> dict[str
     def sample() -> int:
         return int(np.asarray(cr.sample(model, params, processor, prompts, settings, weights=weights).lengths).sum())
 
-    process, url = _start_server(folder, waiting, options)
+    process, url = _start_server(folder, options.slots or waiting, options)
     try:
-        with httpx2.Client(timeout=600) as client, ThreadPoolExecutor(waiting) as pool:
+        with httpx2.Client(timeout=600) as client, ThreadPoolExecutor(len(bodies)) as pool:
 
             def serve() -> int:
                 replies = list(pool.map(lambda body: client.post(f"{url}/chat/completions", content=body), bodies))
@@ -113,21 +114,23 @@ def _start_server(folder: Path, slots: int, options: argparse.Namespace) -> tupl
     return process, text.split("listens at ")[1].split()[0]
 
 
-def _body(folder: Path, number: int) -> bytes:
+def _body(folder: Path, number: int, choices: int) -> bytes:
     path = folder / f"{number}.png"
     write_image(path, number, 112, 112)
     url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": f"What is in image {number}?"}]
-    return json.dumps({"messages": [{"role": "user", "content": parts}], "seed": number}).encode()
+    return json.dumps({"messages": [{"role": "user", "content": parts}], "seed": number, "n": choices}).encode()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=[size for size in SIZES if size != "3b"], default="2m")
-    parser.add_argument("--waiting", default="16,64", help="numbers of requests, with commas (default %(default)s)")
+    parser.add_argument("--waiting", default="16,64", help="numbers of answers, with commas (default %(default)s)")
+    parser.add_argument("--slots", type=int, help="of the server (default: as many as answers wait)")
+    parser.add_argument("--choices", type=int, default=1, help="answers of a request (default %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="token limit of an answer (default %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="tokens of a slot (default %(default)s)")
-    parser.add_argument("--segment", type=int, default=32, help="of the server (default %(default)s)")
+    parser.add_argument("--segment", type=int, default=32, help="tokens of a segment (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=output_path, help="also write the figures here, as JSON")
     return parser

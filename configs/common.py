@@ -23,6 +23,7 @@ from currreft_jax.config import (
     Source,
     Stage,
 )
+from currreft_jax.config.names import refuse_unknown_variant
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 # Absolute: a config is the same in whatever folder a program runs.
@@ -31,6 +32,11 @@ _BASE = str(Path(__file__).resolve().parent.parent / "currreft_jax/world/base")
 WORLD = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "currreft_jax" / "world")
 ROWS = "rows/paper"  # `dataset build --recipe paper --out rows/paper`, as in docs/data.md
 TASKS = ("detection", "classify", "math")
+VARIANTS = {
+    "tiny": "the small model of the package, in the world of coloured shapes: any machine, no download",
+    "3b": "Qwen2.5-VL-3B-Instruct, for GPUs and TPUs",
+    "7b": "Qwen2.5-VL-7B-Instruct, for GPUs and TPUs",
+}
 _HUB = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"}
 
 
@@ -47,8 +53,7 @@ def resolve_variant(variant: str | None) -> str:
         if ELSEWHERE in os.environ:
             reason = "the devices are accelerators"
         print(f"config: variant {variant}, because {reason}", file=sys.stderr)
-    if variant not in ("tiny", *_HUB):
-        raise ValueError(f"no variant {variant!r}; write tiny, 3b or 7b after the colon")
+    refuse_unknown_variant(variant, VARIANTS)
     if variant in _HUB and not accelerated:
         raise ValueError(
             f"variant {variant} needs an accelerator, and this machine has none: write :tiny, or on a GPU machine"

@@ -6,6 +6,8 @@ python -m currreft_jax.train --config=configs/curr_rl.py
 from configs import common
 from currreft_jax.config import Config
 
+VARIANTS = common.VARIANTS
+
 
 def get_config(variant: str | None = None) -> Config:
     """Returns the settings of a variant: tiny, 3b or 7b."""

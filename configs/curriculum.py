@@ -6,7 +6,7 @@ Each stage starts from the end of the last one. Before the last, the model of st
 `configs/reject.py`, and the judge there keeps the best answers to fine-tune on. If held-out rows of a stage fall while
 that is done, the better checkpoint is the run's model.
 
-The three stages of the variant :tiny take about ten minutes on two CPU cores; the README has their results. The
+The three stages of the variant :tiny take about ten minutes on two CPU cores; docs/results.md has their results. The
 variants :3b and :7b need the rows that docs/reject.md lists, and a judge at a server; they have not been run yet.
 `configs/curr_rl.py` ends after stage 3.
 
@@ -17,6 +17,8 @@ and 256 new tokens. `--config.optimizer.learning_rate=1e-6` sets their rate. The
 
 from configs import common, reject
 from currreft_jax.config import Config, EvaluatedModel
+
+VARIANTS = common.VARIANTS
 
 
 def get_config(variant: str | None = None) -> Config:

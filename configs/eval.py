@@ -23,6 +23,8 @@ from currreft_jax.config import (
     SuiteDomain,
 )
 
+VARIANTS = common.VARIANTS
+
 _STAGES = ("stage1", "stage2", "stage3", "self_improve")
 _AXES = ("shapes", "colours", "pairs", "dark", "gradient", "noise", "counts", "straddle")
 

@@ -11,6 +11,8 @@ Rows whose eight answers are all right or all wrong are left out; the rest is tr
 from configs import common, sft
 from currreft_jax.config import Config, Kind
 
+VARIANTS = common.VARIANTS
+
 
 def get_config(variant: str | None = None) -> Config:
     """Returns the settings of a variant: tiny, 3b or 7b."""

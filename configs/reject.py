@@ -8,7 +8,10 @@ of the paper, 1,520 rows: maths 700, 300 of them with an image, science 320 and 
 `configs/curriculum.py`, the rows that docs/reject.md lists, and a judge at a server; they have not been run yet.
 """
 
+from dataclasses import replace
+
 from configs import common
+from configs import eval as evaluation
 from currreft_jax.config import (
     CacheType,
     EvaluatedModel,
@@ -23,6 +26,8 @@ from currreft_jax.config import (
     Source,
     Suite,
 )
+
+VARIANTS = common.VARIANTS
 
 _TINY_QUOTA = 40
 _ROWS = "rows/reject"
@@ -55,7 +60,7 @@ def get_config(variant: str | None = None) -> Rejection:
                 for name, group, quota, sample in _PAPER
             ],
             judge=_JUDGE,
-            suites=[Suite(name, [Source(f"{common.ROWS}/test/{name}.jsonl")]) for name in _test_names()],
+            suites=_whole_suites(variant),
             sampling=Sampling(group_size=4, temperature=1.0, max_new_tokens=1024),
         )
     return Rejection(
@@ -65,10 +70,7 @@ def get_config(variant: str | None = None) -> Rejection:
             QuotaSource(kind.value, Source(f"{common.WORLD}/train_{kind.value}.jsonl", sample="first:320"), _TINY_QUOTA)
             for kind in (Kind.JUDGE, Kind.CHOICE, Kind.OPEN)
         ],
-        suites=[
-            Suite(f"test-{kind.value}", [Source(f"{common.WORLD}/test_{kind.value}.jsonl")])
-            for kind in (Kind.JUDGE, Kind.CHOICE, Kind.OPEN)
-        ],
+        suites=_whole_suites(variant),
         template="world",
         world=common.WORLD,
         max_pixels=0,
@@ -85,6 +87,9 @@ def get_config(variant: str | None = None) -> Rejection:
     )
 
 
-def _test_names() -> list[str]:
-    in_domain = [f"in-{prefix}{task}" for prefix in ("", "judge-", "choice-") for task in common.TASKS]
-    return [*in_domain, *(f"out-{task}" for task in common.TASKS)]
+def _whole_suites(variant: str) -> list[Suite]:
+    """Makes the suites of `configs/eval.py`, in and out of domain, with all rows of their files."""
+    return [
+        replace(suite, sources=[replace(source, sample="all") for source in suite.sources])
+        for suite in evaluation.get_config(variant).suites
+    ]

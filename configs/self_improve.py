@@ -15,6 +15,8 @@ from dataclasses import replace
 from configs import common, reject
 from currreft_jax.config import Config, Source
 
+VARIANTS = common.VARIANTS
+
 
 def get_config(variant: str | None = None) -> Config:
     """Returns the settings of a variant: tiny, 3b or 7b."""

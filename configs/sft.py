@@ -1,10 +1,12 @@
 """Supervised fine-tuning, a baseline of the paper: gold answers of open rows, with the vision tower frozen.
 
-python -m currreft_jax.train --config=configs/sft.py:3b --config.stages[0].sources[0].file=rows.jsonl
+python -m currreft_jax.train --config=configs/sft.py:3b --rows rows.jsonl more.jsonl
 """
 
 from configs import common
 from currreft_jax.config import Config, Kind, Source, Stage
+
+VARIANTS = common.VARIANTS
 
 
 def get_config(variant: str | None = None) -> Config:

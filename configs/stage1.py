@@ -8,6 +8,8 @@ python -m currreft_jax.train --config=configs/stage1.py
 from configs import common
 from currreft_jax.config import Config, Kind
 
+VARIANTS = common.VARIANTS
+
 
 def get_config(variant: str | None = None) -> Config:
     """Returns the settings of a variant: tiny, 3b or 7b."""

@@ -9,6 +9,8 @@ stages.
 from configs import common
 from currreft_jax.config import Config, Kind
 
+VARIANTS = common.VARIANTS
+
 
 def get_config(variant: str | None = None) -> Config:
     """Returns the settings of a variant: tiny, 3b or 7b."""

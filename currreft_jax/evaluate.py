@@ -1,7 +1,7 @@
 """Evaluate models on suites of rows: one answers file for each pair, and a table; compare models by their answers.
 
   python -m currreft_jax.evaluate --config=configs/eval.py
-  python -m currreft_jax.evaluate --model=runs/demo/stage3 --rows=rows/test/in-detection.jsonl,rows/test/in-math.jsonl
+  python -m currreft_jax.evaluate --model=runs/demo/stage3 --rows rows/test/in-*.jsonl
   python -m currreft_jax.evaluate --model=Qwen/Qwen2.5-VL-3B-Instruct --rows=test.jsonl --images=original,blank
   python -m currreft_jax.evaluate --endpoint=http://localhost:8000/v1 --model=gpt-4o --rows=test.jsonl
   python -m currreft_jax.evaluate --model=runs/demo/stage3 --benchmarks=mmbench=MMBench_DEV_EN.tsv,math=test.jsonl
@@ -23,9 +23,8 @@ rules do; --judge with --judge_url names a model that reads and grades what no r
 before it, and what that decides; `python -m currreft_jax.report` shows the same as a page, with figures. --check-table
 finds figures of a published table that no number of rows gives.
 
-Every setting is a flag, --config.NAME=VALUE, with and without a config file; `python -m pydoc
-currreft_jax.config.Evaluation` describes them. docs/evaluate_program.md describes the files, and docs/evaluation.md the
-statistics.
+Every setting is a flag, --config.NAME=VALUE, with and without a config file. docs/evaluate_program.md describes the
+files, and docs/evaluation.md the statistics.
 """
 
 from __future__ import annotations
@@ -84,6 +83,7 @@ def main(_: Sequence[str]) -> None:
     from currreft_jax.evaluation.summary import summary_table
     from currreft_jax.runtime import distributed
     from currreft_jax.runtime.compilation_cache import enable_compilation_cache
+    from currreft_jax.runtime.multihost import RefusedElsewhere, exit_refused
 
     def say(line: str) -> None:
         if distributed.is_main():
@@ -99,10 +99,10 @@ def main(_: Sequence[str]) -> None:
             print(summary_table(files))
     except (
         *(ValueError, OSError, ModuleNotFoundError),
-        *(EndpointError, MathsPoolError, distributed.MissingProcess),
+        *(EndpointError, MathsPoolError, distributed.MissingProcess, RefusedElsewhere),
     ) as error:
         logging.debug("raised here", exc_info=True)
-        sys.exit(f"evaluate: {error}")
+        exit_refused("evaluate", error)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -7,8 +7,9 @@
   python -m currreft_jax.generate --replay=runs/demo/stage1/rollouts/1.jsonl:3:5
 
 Without --model, the small model of the package answers. It knows drawn scenes of coloured shapes only (docs/world.md),
-and describes them without --prompt. Without --temperature, one sample is greedy, several are sampled at temperature 1.
---boxes draws the boxes that the last sample names, in its <answer> or else in the whole text, on the first image.
+and describes them without --prompt. --demo asks about such a scene, and draws the answer into runs/generate-demo.png.
+Without --temperature, one sample is greedy, several are sampled at temperature 1. --boxes draws the boxes that the last
+sample names, in its <answer> or else in the whole text, on the first image.
 --replay samples a completion of a training run again, with the policy that sampled it. The exit status is 0 if the
 tokens are those of the file.
 """
@@ -18,21 +19,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from currreft_jax.config import Sampling, validate_sampling
-from currreft_jax.config.arguments import CommandParser
-from currreft_jax.config.output import output_path
+from currreft_jax.sampling.command_line import make_parser, sampling_settings
 from currreft_jax.world import base
-from currreft_jax.world.demo import demo_question, demo_scene
+from currreft_jax.world.demo import demo_answer, demo_question, demo_scene
 from currreft_jax.world.pretraining import CAPTION_PROMPTS
 from currreft_jax.world.scenes import render_image
 
+_DEMO_PICTURE = Path("runs/generate-demo.png")
+_ONLY_SCENES = (
+    "the package's small model answers, which knows drawn scenes of coloured shapes only; for photographs and other"
+    " questions name one, such as --model=Qwen/Qwen2.5-VL-3B-Instruct"
+)
 _IMAGE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser(__doc__).parse_args(arguments)
     try:
         if options.replay:
             return print_replay(options.replay)
@@ -53,7 +58,7 @@ def generate(options: argparse.Namespace) -> None:
         ValueError: an option, an image or a checkpoint that cannot be used.
         OSError: a file that cannot be read or written.
     """
-    settings = _sampling(options)
+    settings = sampling_settings(options)
     is_demo = options.demo and not options.image
     images = [render_image(demo_scene())] if is_demo else options.image
     default_question = demo_question() if is_demo else "" if options.model else CAPTION_PROMPTS["boxes"]
@@ -65,6 +70,12 @@ def generate(options: argparse.Namespace) -> None:
     if options.boxes and options.boxes.suffix.lower() not in _IMAGE_FORMATS:
         raise ValueError(f"--boxes={options.boxes}: name a .png, .jpg or .webp file")
     source = options.model or base.checkpoint()
+    out = options.boxes or (_DEMO_PICTURE if is_demo else None)
+    if is_demo:
+        _say(f"the question: {question}")
+    elif not options.model:
+        _say(_ONLY_SCENES)
+    _say("loading and compiling; the answer follows")
 
     from currreft_jax.data.answer_boxes import draw_answer_boxes
     from currreft_jax.runtime.compilation_cache import enable_compilation_cache
@@ -78,10 +89,12 @@ def generate(options: argparse.Namespace) -> None:
     prompt = processor.prompt([{"role": "user", "content": content}], images, name="the prompt")
     rollouts = stream(model, params, processor, [prompt], settings, seed=options.seed)
     texts = print_completions(rollouts, processor.decode, settings.max_new_tokens)
-    if options.boxes:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         frames = prompt.images[0].resized, prompt.images[0].original
-        result = draw_answer_boxes(images[0], texts[-1], *frames, options.boxes)
-        print(f"generate: {result}", file=sys.stderr)
+        _say(draw_answer_boxes(images[0], texts[-1], *frames, out))
+    if is_demo and not options.prompt:
+        _say(f"the right answer: {demo_answer()}; before training the small model gives about one in three")
 
 
 def print_replay(location: str) -> int:
@@ -99,53 +112,12 @@ def print_replay(location: str) -> int:
     print(result.text)
     difference = f"log-probs at most {result.logp_difference:.1e} apart"
     same = f"the same {len(result.replayed)} tokens as in the file, {difference}"
-    print(f"generate: {result.mismatch or same}", file=sys.stderr)
+    _say(result.mismatch or same)
     return 1 if result.mismatch else 0
 
 
-def _sampling(options: argparse.Namespace) -> Sampling:
-    temperature = options.temperature
-    if temperature is None:
-        temperature = 0.0 if options.samples == 1 and not options.top_k and options.top_p == 1 else 1.0
-    settings = Sampling(
-        group_size=options.samples,
-        max_new_tokens=options.max_new_tokens,
-        temperature=temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        ladder=(),
-    )
-    validate_sampling(settings)
-    return settings
-
-
-def _parser() -> argparse.ArgumentParser:
-    defaults, caption = Sampling(), CAPTION_PROMPTS["boxes"]
-    parser = CommandParser(
-        prog="python -m currreft_jax.generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--model", metavar="SOURCE", help="hub id, model folder, or a run's stage (default: the package's small model)")
-    add(
-        "--image", metavar="FILE", action="append", default=[], help="an image, repeatable; images precede the question"
-    )
-    add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {caption!r})")
-    add("--demo", action="store_true", help="ask about a drawn scene of coloured shapes")
-    add("--replay", metavar="FILE:LINE:G", help="replay completion G of a line of a run's rollouts, both from 1")
-    add("--samples", metavar="N", type=int, default=1, help="number of answers (default 1)")
-    add("--boxes", metavar="OUT", type=output_path, help="draw the boxes that the last answer names on the first image")
-    add("--temperature", metavar="X", type=float, help="0 is greedy (default: 0 for one sample, else 1)")
-    add("--top-k", metavar="K", type=int, default=defaults.top_k, help="sample from the K likeliest tokens")
-    add("--top-p", metavar="P", type=float, default=defaults.top_p, help="sample from the likeliest of probability P")
-    limit = defaults.max_new_tokens
-    add("--max-new-tokens", metavar="N", type=int, default=limit, help="token limit of an answer (default %(default)s)")
-    add("--seed", metavar="N", type=int, default=0, help="the same seed gives the same answers (default 0)")
-    dtypes = ("float32", "bfloat16", "float16")
-    add("--dtype", choices=dtypes, help="precision to load the model in (default: that of its weights)")
-    add("--max-pixels", metavar="N", type=int, help="shrink larger images to this area (default: the checkpoint's)")
-    return parser
+def _say(text: str) -> None:
+    print(f"generate: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 Compiles the programs that `train` runs with the devices' own compiler, for abstract arrays of the largest shape that
 the settings allow. A GPU topology is HOSTSxGPUS, a TPU topology the shape of the slice; `here` is this machine's
-devices. Exits with 1 if a program does not fit, and prints settings that do.
+devices. Stages that are batched alike are planned once. The last line says whether the config fits, how many hours and
+how much disk it takes, and what was assumed. Exits with 1 if a program does not fit, and prints settings that do.
 """
 
 from __future__ import annotations
@@ -13,105 +14,20 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 from absl import app, flags
 
-from currreft_jax.config import ELSEWHERE, Config, Shapes, stage_settings, validate
+from currreft_jax.config import ELSEWHERE
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
-from currreft_jax.config.wording import plural
-from currreft_jax.planning.budget import Budget
-from currreft_jax.planning.compiled import (
-    CompiledProgram,
-    Efficiency,
-    compile_programs,
-    evaluation_seconds,
-    step_seconds,
-)
-from currreft_jax.planning.devices import DEVICES, GB, Topology, attached_topology, topology_by_name
-from currreft_jax.planning.fit import fits
-from currreft_jax.planning.search import Search
-from currreft_jax.planning.spec import ModelSpec, model_spec
-from currreft_jax.planning.tables import format_summary, format_tables
+from currreft_jax.planning.compiled import Efficiency
+from currreft_jax.planning.devices import DEVICES, GB, attached_topology, topology_by_name
 from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime.compilation_cache import enable_compilation_cache
-from currreft_jax.runtime.programs import StepProgram
-from currreft_jax.training.programs import stage_programs
+from currreft_jax.training.plans import plan_stages
 
 _HERE = "here"
-
-
-def compile_stage(
-    config: Config, topology: Topology, efficiency: Efficiency, stage_index: int = 0, *, all_shapes: bool = False
-) -> list[CompiledProgram]:
-    """Compiles the programs of a stage for a topology, and prints their memory and speed.
-
-    Args:
-        config: all settings.
-        topology: the devices.
-        efficiency: achieved fraction of their figures.
-        stage_index: index of the stage.
-        all_shapes: compile every shape, not the largest alone.
-
-    Raises:
-        ValueError: impossible settings, or a batch that does not spread over the devices.
-        FileNotFoundError: the shape of the model is unknown.
-    """
-    validate(config)
-    stage = stage_programs(config, stage_index, model_spec(config), topology.devices, topology.usable_bytes)
-    print(
-        format_summary(stage.config, stage_index, stage.model, stage.layout, stage.resident, topology, efficiency),
-        flush=True,
-    )
-    buckets = stage.buckets() if all_shapes else stage.buckets()[-1:]
-    programs = (program for bucket in buckets for program in stage.step(bucket))
-    compiled = []
-    for result in compile_programs(programs, topology):
-        print(f"plan: {result.program.name} {result.program.shape}: {result.compile_seconds:.1f} s", file=sys.stderr)
-        compiled.append(result)
-    largest = compiled[-len(list(stage.step(buckets[-1]))) :] if all_shapes else compiled
-    print(format_tables(compiled, largest, topology, efficiency))
-    seconds = sum(result.compile_seconds for result in compiled)
-    when = "before its first step" if config.data.shapes is Shapes.AUTO else "as batches need them"
-    print(
-        f"compiled {plural(len(compiled), 'program')} in {seconds:.0f} s; a run compiles up to"
-        f" {stage.max_programs():,}, {when}"
-    )
-    has_figures = topology.spec is not None
-    budget = Budget(
-        config,
-        stage_index,
-        checkpoint_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stage.state)),
-        export_bytes=stage.model.merged.num_parameters * stage.model.dtype.itemsize,
-        step_seconds=step_seconds(largest, topology, efficiency) if has_figures else None,
-        evaluation_seconds=evaluation_seconds(largest, topology, efficiency) if has_figures else 0.0,
-    )
-    print(budget)
-    return compiled
-
-
-def remedy(config: Config, stage_index: int, spec: ModelSpec, topology: Topology, efficiency: Efficiency) -> str:
-    """Returns the fastest settings that fit as flags, or other remedies if none do."""
-
-    def log(line: str) -> None:
-        print(f"plan: {line}", file=sys.stderr)
-
-    def largest_step(config: Config) -> Iterator[StepProgram]:
-        stage = stage_programs(config, stage_index, spec, topology.devices, topology.usable_bytes)
-        return stage.step(stage.buckets()[-1])
-
-    own = f"stages[{stage_index}]." if config.stages[stage_index].microbatches else ""
-    config = stage_settings(config, stage_index)
-    if found := Search(config, largest_step, topology, efficiency, log).run():
-        flags = found.flags.replace("--config.microbatches", f"--config.{own}microbatches")
-        return f"fits, in {found.seconds:.2f} s a step: {flags}"
-    return (
-        "no setting of microbatches, remat, mesh and sampling.mesh fits. Use more devices; or store less per parameter"
-        " (--config.optimizer.moments=bfloat16, --config.optimizer.rule=ADAFACTOR, --config.model.lora.rank=16,"
-        " --config.grpo.kl_coef=0); or shrink the batch (--config.data.batch_size, --config.data.prompt_lengths,"
-        " --config.sampling.max_new_tokens, --config.model.max_pixels)"
-    )
 
 
 def define_flags() -> None:
@@ -119,7 +35,7 @@ def define_flags() -> None:
     defaults = Efficiency()
     define_config()
     flags.DEFINE_string("topology", None, f"devices, such as a800:2x8 or v5e:2x4, of {', '.join(DEVICES)}; or here")
-    flags.DEFINE_integer("stage", 0, "index of the stage in the config, from 0")
+    flags.DEFINE_integer("stage", None, "index of a stage, from 0, to plan alone; by default all are planned")
     flags.DEFINE_bool("all", False, "compile every shape that a batch may take, not the largest alone (hours)")
     flags.DEFINE_bool("search", False, "search for the fastest settings that fit, even if the given ones do")
     flags.DEFINE_float("compute_share", defaults.compute, "achieved fraction of the bf16 peak")
@@ -139,7 +55,7 @@ def main(_: Sequence[str]) -> None:
         refuse_command_line("plan", str(error))
     if args.topology is None:
         refuse_command_line("plan", "--topology is missing, such as --topology=a800:1x8")
-    if not 0 <= args.stage < len(args.config.stages):
+    if args.stage is not None and not 0 <= args.stage < len(args.config.stages):
         refuse_command_line("plan", f"--stage={args.stage}: it takes 0 to {len(args.config.stages) - 1}")
     shares = {"compute_share": args.compute_share, "memory_share": args.memory_share, "link_share": args.link_share}
     for name, share in shares.items():
@@ -164,11 +80,7 @@ def main(_: Sequence[str]) -> None:
     )
     try:
         topology = attached_topology() if args.topology == _HERE else topology_by_name(args.topology)
-        fit = fits(compile_stage(args.config, topology, efficiency, args.stage, all_shapes=args.all), topology)
-        if not fit:
-            print("does not fit")
-        if not fit or args.search:
-            print(remedy(args.config, args.stage, model_spec(args.config), topology, efficiency))
+        fit = plan_stages(args.config, topology, efficiency, args.stage, all_shapes=args.all, search=args.search)
     except (ValueError, OSError, ModuleNotFoundError) as error:  # what the package raises for bad input
         sys.exit(f"plan: {error}")
     sys.exit(0 if fit else 1)

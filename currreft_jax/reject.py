@@ -16,7 +16,7 @@ depend on; and ledger.jsonl, every answer and judgement. The same command goes o
 selects from the ledger alone, such as with another threshold, and prints what each threshold would keep.
 
 A key for the servers comes from $OPENAI_API_KEY. Every setting is a flag, --config.NAME=VALUE, with and without a
-config file; `python -m pydoc currreft_jax.config.Rejection` describes them. docs/reject.md describes the files.
+config file. docs/reject.md describes the files.
 """
 
 from __future__ import annotations
@@ -49,23 +49,33 @@ def main(_: Sequence[str]) -> None:
     from currreft_jax.endpoint import EndpointError
     from currreft_jax.rejection.runner import reject, replay
     from currreft_jax.rejection.summary import read_summary, summary_tables
+    from currreft_jax.runtime import distributed
     from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 
     def say(line: str) -> None:
-        print(f"reject: {line}", file=sys.stderr, flush=True)
+        if distributed.is_main():
+            print(f"reject: {line}", file=sys.stderr, flush=True)
 
     if not args["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:
         enable_compilation_cache()
-        files = replay(settings, out, say) if args.replay else reject(settings, out, say)
-    except (ValueError, OSError, ModuleNotFoundError, EndpointError, MathsPoolError) as error:
+        if args.replay:
+            files = replay(settings, out, say)
+        else:
+            distributed.initialize(args.coordinator_address, args.num_processes, args.process_id)
+            files = reject(settings, out, say)
+    except (
+        *(ValueError, OSError, ModuleNotFoundError),
+        *(EndpointError, MathsPoolError, distributed.MissingProcess),
+    ) as error:
         logging.debug("raised here", exc_info=True)
         sys.exit(f"reject: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    print(summary_tables(read_summary(files.summary)))
-    print(f"\n{files.kept}: {files.num_kept} rows to train on; {files.num_held_out} are held out")
+    if files:
+        print(summary_tables(read_summary(files.summary)))
+        print(f"\n{files.kept}: {files.num_kept} rows to train on; {files.num_held_out} are held out")
 
 
 if __name__ == "__main__":

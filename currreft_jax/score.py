@@ -3,7 +3,7 @@
 Each line of FILE is a JSON object:
 
   kind        judge, choice or open
-  task        detection, classify or math
+  task        detection, classify or math; other for a task that a reward of your own scores
   solution    the gold answer, bare or inside <answer> tags; may be a number
   completion  what the model wrote
   id          optional; the line number by default
@@ -14,6 +14,8 @@ Each line of FILE is a JSON object:
   resized     optional [width, height]: the frame that the model saw, if another
   num_tokens  optional; the length of the completion, for the weights length and overlong
   finished    optional; false for a completion that the token limit cut off
+
+Other keys are the `extra` of the row, which rewards of your own see.
 
 Prints a table of means and one of reasons. --out writes one JSON object for each row: id, total, each reward and the
 first reason, if any.
@@ -28,7 +30,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from currreft_jax.config import BoxReading, DetectionScore, PartialCredit, Rewards
+from currreft_jax.config import BoxReading, DetectionScore, OnRewardError, PartialCredit, Rewards
 from currreft_jax.config.arguments import CommandParser
 from currreft_jax.config.output import output_path
 from currreft_jax.evaluation.completions_file import read_completions, score_lines, score_table, verdict_records
@@ -43,11 +45,13 @@ def main() -> None:
     try:
         settings = _settings(options)
         lines = read_completions(options.file)
-        unused = frozenset[str]().union(*(line.unused_keys for line in lines))
-        if unused:
-            print(f"score: unused keys: {', '.join(sorted(unused))}", file=sys.stderr)
+        extra = {key for line in lines for key in line.row.extra}
+        if extra:
+            print(f"score: keys that only rewards of your own can use: {', '.join(sorted(extra))}", file=sys.stderr)
         with MathsPool(settings.maths) as pool:
             scores = score_lines(lines, settings, pool)
+        for failure in scores.failures:
+            print(f"score: counts as 0: {failure.message}", file=sys.stderr)
         if options.out:
             with nullcontext(sys.stdout) if options.out == STDOUT else open(options.out, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in verdict_records(lines, scores))
@@ -62,6 +66,7 @@ def _settings(options: argparse.Namespace) -> Rewards:
         detection=DetectionScore(options.detection),
         box_reading=BoxReading(options.box_reading),
         tau=options.tau,
+        on_error=OnRewardError(options.on_error),
     )
     for setting in options.weight:
         name, equals, value = setting.rpartition("=")
@@ -108,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="weight of a reward: one of " + ", ".join(default.weights) + ", or package.module:function; repeatable",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=[on_error.value for on_error in OnRewardError],
+        default=default.on_error.value,
+        help="what a completion does for which a reward of your own fails (default %(default)s)",
     )
     return parser
 

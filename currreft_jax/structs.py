@@ -19,7 +19,8 @@ The module loads no JAX: arrays are NumPy's on the host and JAX's on the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Array = Any  # NumPy's on the host, JAX's on the device
 
 PADDING = -1  # in an array of indices or ids
+MAX_REASON = 40  # characters of a reason of one's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Prompt:
         name: name of the prompt in error messages.
         key: 64 bits that seed the prompt's completions; see `data.packing.row_key`.
         first_sample: number of its first completion within the group; not 0 where it stands for a part of the group.
+        content: number of its tokens and images; a stream reads prompts of one number once. None for a prompt that is
+            read by itself.
     """
 
     tokens: Int32[np.ndarray, " L"]
@@ -86,6 +90,7 @@ class Prompt:
     name: str
     key: int = 0
     first_sample: int = 0
+    content: int | None = None
 
 
 class TokenSampling(NamedTuple):
@@ -260,6 +265,8 @@ class Row:
         source: name of the data set.
         split: split of the data set.
         origin: licence and publication of the data set.
+        extra: keys that the schema does not know, with their JSON values; for rewards of one's own. A row's hash leaves
+            them out.
     """
 
     id: str
@@ -276,6 +283,7 @@ class Row:
     source: str = ""
     split: str = ""
     origin: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +325,8 @@ class Reason(StrEnum):
     | unparsable | math-verify cannot read it |
     | timeout | beyond a limit of time, memory, length or nesting |
     | too_long, repeats | a penalty |
-    | unrewarded | given by rewards of one's own |
+    | unrewarded | for rewards of one's own, which may also give words of their own |
+    | reward_failed | a reward of one's own failed, and `Rewards.on_error` is `zero` |
     """
 
     TRUNCATED = "truncated"
@@ -341,6 +350,7 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"
     REPEATS = "repeats"
     UNREWARDED = "unrewarded"
+    REWARD_FAILED = "reward_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,11 +359,27 @@ class Verdict:
 
     Attributes:
         value: within the reward's declared range.
-        reason: never None for a value of 0 that could have been more.
+        reason: a `Reason`, or up to `MAX_REASON` characters of one's own, by which completions are counted. Never None
+            for a value of 0 that could have been more.
     """
 
     value: float
-    reason: Reason | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFailure:
+    """A completion for which a reward function failed, or returned an invalid verdict.
+
+    Attributes:
+        reward: name of the reward.
+        location: file and line of the function; empty if unknown.
+        message: names these, the row, the completion, and what went wrong.
+    """
+
+    reward: str
+    location: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,11 +387,13 @@ class Scores:
     """The rewards of a batch of completions.
 
     Attributes:
-        total: float64 `[P, G]`, the weighted sum of the parts.
-        parts: name -> float64 `[P, G]`, unweighted.
-        reasons: name -> object `[P, G]`, a `Reason` or None.
+        total: float64 `[P, G]`, the weighted sum of the parts that are not NaN.
+        parts: name -> float64 `[P, G]`, unweighted; NaN where the reward does not apply to the row.
+        reasons: name -> object `[P, G]`, the reason as a string, or None.
+        failures: the reward functions' failures, each of which counts as 0 (`Rewards.on_error`).
     """
 
     total: np.ndarray
     parts: dict[str, np.ndarray]
     reasons: dict[str, np.ndarray]
+    failures: tuple[RewardFailure, ...] = ()

@@ -2,13 +2,12 @@
 
   python -m currreft_jax.train --config=configs/curriculum.py
   python -m currreft_jax.train --config=configs/stage1.py:3b --config.data.batch_size=16
-  python -m currreft_jax.train --config=configs/sft.py:tiny --config.stages[0].sources[0].file=rows.jsonl
+  python -m currreft_jax.train --config=configs/curriculum.py:3b --rows train/*.jsonl --held-out test/*.jsonl
 
 Every setting of the config can be given on the command line; a misspelt one is refused, with the nearest right name.
-`python -m pydoc currreft_jax.config.Config` describes the settings, and currreft_jax.config.Optimizer those of
-`optimizer`. The workdir receives metrics, completions, checkpoints and the settings. The same command continues an
-interrupted run and skips finished stages. SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end with exit
-code 75: start it again.
+--config=FILE --help lists the variants and all settings of a config, as does docs/settings.md. The workdir receives
+metrics, completions, checkpoints and the settings. The same command continues an interrupted run and skips finished
+stages. SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end with exit code 75: start it again.
 
 `--profile=11:12` traces steps 11 and 12 of each stage, for xprof and Perfetto, to `profile` in the stage's folder.
 docs/metrics.md describes the metrics.
@@ -30,6 +29,7 @@ from currreft_jax.rewards.maths_pool import MathsPoolError
 from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.compilation_cache import enable_compilation_cache
+from currreft_jax.runtime.multihost import RefusedElsewhere, exit_refused
 from currreft_jax.runtime.profiler import ProfileSteps, parse_profile_steps
 from currreft_jax.training.console import say
 from currreft_jax.training.limits import LimitReached, NonFiniteError
@@ -55,7 +55,7 @@ _PROFILE = flags.DEFINE(_ProfileParser(), "profile", None, "FROM:TO, steps of a 
 # Errors whose messages stand alone; --verbosity=1 adds the traceback.
 _REFUSALS = (
     *(ValueError, OSError, ModuleNotFoundError, NonFiniteError, LimitReached),
-    *(RewardError, MathsPoolError, EndpointError, distributed.MissingProcess),
+    *(RewardError, MathsPoolError, EndpointError, distributed.MissingProcess, RefusedElsewhere),
 )
 
 
@@ -75,7 +75,7 @@ def main(_: Sequence[str]) -> None:
         exported = run(config, workdir, profile=_PROFILE.value)
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
-        sys.exit(f"train: {error}")
+        exit_refused("train", error)
     for number in (signal.SIGTERM, signal.SIGUSR1):  # all is saved: a late one must not change the exit code
         signal.signal(number, signal.SIG_IGN)
     if exported is None:

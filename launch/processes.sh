@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One run of N processes on this machine, on simulated CPU devices, as if on several machines:
-#   launch/processes.sh 2 --config=configs/sft.py:tiny --workdir=runs/two
+#   launch/processes.sh 2 --config=configs/curr_rl.py:tiny --workdir=runs/two
 # DEVICES is the number of devices per process (4); PROGRAM and PYTHON as in run.sh. Needs bash 4.4.
 # SIGTERM, SIGUSR1 and a first Ctrl-C ask all processes to save; a second Ctrl-C kills them. If a process fails, the
 # script names it, kills the others and exits with its code: of several that fail at once, as when one is killed and

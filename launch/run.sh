@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One process on all devices of a machine:
-#   launch/run.sh --config=configs/sft.py:3b --workdir=runs/sft
+#   launch/run.sh --config=configs/curriculum.py:3b --rows rows/train/*.jsonl --held-out rows/test/*.jsonl
 # PROGRAM (currreft_jax.train) and PYTHON (python) can be set. SIGTERM, SIGUSR1 and a first Ctrl-C save; a second Ctrl-C
 # ends at once. Exit code 75: interrupted and saved; run it again.
 set -euo pipefail

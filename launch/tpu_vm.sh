@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One run on all workers of a TPU pod slice; JAX finds them in the machines' metadata:
-#   TPU=my-slice ZONE=us-east5-a launch/tpu_vm.sh --config=configs/sft.py:7b --workdir=/mnt/shared/runs/sft
+#   TPU=my-slice ZONE=us-east5-a launch/tpu_vm.sh \
+#     --config=configs/curr_rl.py:7b --rows /mnt/shared/rows/train/*.jsonl --workdir=/mnt/shared/runs/curr_rl
 # Once before, to install the repository and its environment on every worker:
 #   TPU=my-slice ZONE=us-east5-a SETUP=1 REPOSITORY=https://... launch/tpu_vm.sh
 # FOLDER is the repository on the workers ($HOME/currreft_jax), PROJECT is gcloud's; PROGRAM as in run.sh.

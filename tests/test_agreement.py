@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import jax
 import pytest
@@ -118,8 +117,9 @@ def test_a_run_compares_files_before_it_reads_rows(monkeypatch, checkpoint, tmp_
         raise ValueError(f"compared {config.stages[0].sources[0].file}")
 
     monkeypatch.setattr(trainer, "refuse_differing_files", refuse)
-    with pytest.raises(ValueError, match=r"compared nowhere\.jsonl"):
-        trainer.run(config_of(checkpoint, Path("nowhere.jsonl")), tmp_path / "run")
+    (rows := tmp_path / "no_rows.jsonl").touch()
+    with pytest.raises(ValueError, match=r"compared .*no_rows\.jsonl"):
+        trainer.run(config_of(checkpoint, rows), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -38,6 +38,7 @@ from currreft_jax.session.meshes import choose_meshes
 from currreft_jax.session.session import make_model
 from currreft_jax.training.batches import layout_on, refuse_uneven_sampling
 from currreft_jax.training.programs import stage_programs
+from tests.documented import commands
 
 ROOT = Path(__file__).parent.parent
 
@@ -253,17 +254,20 @@ DEVICES_OF = {
 
 
 def printed_commands() -> Iterator[tuple[str, list[str]]]:
-    """Yields (file and command, flags) of every command with a config in README, docs, configs and launch files."""
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*.py")]
-    files += [*(ROOT / "launch").iterdir(), ROOT / "currreft_jax/train.py", ROOT / "currreft_jax/plan.py"]
-    for path in files:
-        text = path.read_text().replace("\\\n", " ")
-        for found in re.finditer(r"^(?!.*currreft_jax\.(?:evaluate|reject)).*--config=configs/(?!.*\$).*$", text, re.M):
+    """Yields (file and command, flags) of every command with a training config: pages, configs, launch files."""
+    printed = [(command.page, command.text) for command in commands() if "--config=configs/" in command.text]
+    files = [*(ROOT / "configs").glob("*.py"), *(ROOT / "launch").iterdir()]
+    for path in [*files, ROOT / "currreft_jax/train.py", ROOT / "currreft_jax/plan.py"]:
+        text = re.sub(r"\\\n#?", " ", path.read_text())
+        for found in re.finditer(r"^.*--config=configs/(?!.*\$).*$", text, re.M):
             line = re.sub(r"\s+#.*", "", found[0].lstrip("# "))
-            for command in re.findall(r"`([^`]*--config=[^`]*)`", line) or [line]:
-                words = [word for word in shlex.split(command) if re.match("--.*=|--search$", word)]
-                first = next(i for i, word in enumerate(words) if word.startswith("--config="))
-                yield f"{path.relative_to(ROOT)}: {command.strip()}", words[first:]
+            spans = re.findall(r"`([^`]*--config=[^`]*)`", line) or [line]
+            printed += [(str(path.relative_to(ROOT)), span.strip()) for span in spans]
+    for file, command in printed:
+        if not re.search(r"currreft_jax\.(evaluate|reject)", command):
+            words = [word for word in shlex.split(command) if re.match("--.*=|--search$", word)]
+            first = next(i for i, word in enumerate(words) if word.startswith("--config="))
+            yield f"{file}: {command}", words[first:]
 
 
 def test_every_printed_command_starts_on_the_devices_that_it_names(tmp_path):

@@ -16,13 +16,14 @@ from currreft_jax.runtime.multihost import to_devices
 from currreft_jax.runtime.timing import CompilationCounter
 from currreft_jax.sampling import continuous
 from currreft_jax.sampling.continuous import SampledGroup, sample_stream, slot_layout, warm_up_stream
-from currreft_jax.sampling.slots import grow_slots, slot_programs
+from currreft_jax.sampling.slots import resize_slots, slot_programs
 from currreft_jax.sampling.state import DecodeState
 from currreft_jax.structs import TokenSampling
 from tests.marks import quick
 from tests.test_rollout import EXACT, G, rollout, world  # noqa: F401
 
 SEEDS = {"seed": 3, "stage": 1, "step": 7}
+STREAMED = replace(EXACT, ladder=(0.5,))
 ROWS = (0, 1, 3, 4, 6, 7)  # prompts of `world` with at most one image
 
 
@@ -66,7 +67,7 @@ def assert_same_groups(groups, expected):
 @pytest.fixture(scope="module")
 def layout(world):
     """Three slots; a prompt enters at a time."""
-    found = slot_layout(world[0], EXACT, 3, 96)
+    found = slot_layout(world[0], STREAMED, 3, 96)
     assert (found.num_slots, found.num_entering, found.length) == (3, 1, 96)
     return found
 
@@ -76,11 +77,12 @@ def stream(world, prompts, layout):
     """Streams prompts after the warm-up, and asserts that nothing compiles."""
     model, parameters, processor, _ = world
     arguments = {"layout": layout, "weights": cr.decode_params(model, parameters, EXACT)}
-    warm_up_stream(model, parameters, processor, [[prompt] for prompt in prompts[:2]], EXACT, **arguments)
+    entries = [[replace(prompt, content=number)] for number, prompt in enumerate(prompts[:2])]
+    warm_up_stream(model, parameters, processor, entries, STREAMED, **arguments)
 
     def run(source, **more):
         counter = CompilationCounter()
-        yield from sample_stream(model, parameters, processor, source, EXACT, **arguments, **SEEDS, **more)
+        yield from sample_stream(model, parameters, processor, source, STREAMED, **arguments, **SEEDS, **more)
         counter.close()
         assert counter.take() == 0
 
@@ -91,11 +93,61 @@ def flat(parts):
     return [group for part in parts for group in part]
 
 
-def test_a_stream_samples_the_tokens_of_fixed_batches_and_compiles_nothing(prompts, expected, stream):
+def test_a_stream_samples_the_tokens_of_fixed_batches_and_compiles_nothing(prompts, expected, stream, monkeypatch):
+    """Meanwhile its caches grow and are cut, and at its end it has fewer slots."""
+    capacities, sizes = list[int](), list[int]()
+    resize, shrink = continuous._SlotBatch.resize, continuous._SlotBatch.shrink
+
+    def recorded_resize(batch, capacity):
+        capacities.append(capacity - batch.capacity)
+        resize(batch, capacity)
+
+    monkeypatch.setattr(continuous._SlotBatch, "resize", recorded_resize)
+    monkeypatch.setattr(
+        continuous._SlotBatch, "shrink", lambda batch: sizes.append(batch.smaller_size) or shrink(batch)
+    )
+    groups = flat(stream(prompts[:4]))
+    assert_same_groups(sorted(groups, key=lambda group: group.number), expected[:4])
     groups = flat(stream(prompts))
+    print(capacities, sizes)
+    assert max(capacities) > 0 > min(capacities) and sizes == [2, 2]
     numbers = [group.number for group in groups]
     assert numbers != sorted(numbers)  # short ones leave before long ones that entered earlier
     assert_same_groups(sorted(groups, key=lambda group: group.number), expected)
+
+
+@pytest.fixture
+def prefilled(monkeypatch):
+    """Numbers of the prompts that are prefilled, by call."""
+    numbers, prefill = [], continuous._PromptReader.prefill
+
+    def counted(reader, waiting, **options):
+        numbers.append([number for number, _ in waiting])
+        return prefill(reader, waiting, **options)
+
+    monkeypatch.setattr(continuous._PromptReader, "prefill", counted)
+    return numbers
+
+
+def test_prompts_of_equal_content_are_read_once_while_a_slot_holds_them(prompts, stream, prefilled):
+    """In three slots; their completions are those of prompts that are read by themselves."""
+    contents = [0, 0, 0, 0, 1, 1, 1, 2]  # prompts 0, 1 and 2, with keys and numbers of their own
+    asked = [
+        replace(prompts[content], key=number // 2, first_sample=G * (number % 2), content=content, name=str(number))
+        for number, content in enumerate(contents)
+    ]
+    one_by_one = flat(stream([replace(prompt, content=None) for prompt in asked]))
+    assert prefilled == [[number] for number in range(8)]
+    prefilled.clear()
+    groups = flat(stream(asked))
+    assert prefilled == [[0], [4], [7]]
+    assert_same_groups(*(sorted(found, key=lambda group: group.number) for found in (groups, one_by_one)))
+
+
+def test_a_content_that_no_slot_holds_any_more_is_read_again(prompts, stream, prefilled):
+    contents = [0, 1, 2, 3, 0]
+    asked = [replace(prompts[content], content=content) for content in contents]
+    assert len(flat(stream(asked))) == 5 and prefilled == [[0], [1], [2], [3], [4]]
 
 
 def test_fewer_prompts_than_slots_and_none_at_all(prompts, expected, stream):
@@ -121,12 +173,29 @@ def test_prompts_may_arrive_while_others_are_decoded(prompts, expected, stream):
     assert groups[-1].number == 3
 
 
+def test_while_slots_are_free_prompts_are_asked_for_four_times_a_segment(prompts, stream):
+    lengths = []
+
+    def arriving():
+        yield prompts[0]
+        while len(lengths) < 3:
+            yield None
+
+    def keep(sampled):
+        lengths.append(sampled.tokens.shape[1])
+        return True
+
+    flat(stream(arriving(), on_tokens=keep))
+    assert lengths[:3] == [1 + EXACT.segment // 4, EXACT.segment // 4, EXACT.segment // 4]
+
+
 def test_an_entering_prompt_leaves_nothing_of_the_last_one(world, prompts, layout):
     """Not even what is not finite, which masks would not keep out of sums."""
     model, parameters, processor, _ = world
     reader = continuous._PromptReader(model, parameters, processor, EXACT, layout, None, (3, 1, 7))
-    entering = reader.prefill(prompts[:1])
+    entering = reader.prefill([continuous._Waiting(0, prompts[0])])
     batch = continuous._SlotBatch(reader, entering)
+    prefilled, started = entering.prefilled
 
     def spoil(x):
         return jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 77)
@@ -134,18 +203,18 @@ def test_an_entering_prompt_leaves_nothing_of_the_last_one(world, prompts, layou
     spoilt = jax.tree.map(spoil, (batch._prompts, batch._state._replace(place=None)))
     state = spoilt[1]._replace(place=batch._state.place, done=jnp.ones_like(batch._state.done))
     slots = to_devices(np.array([2], np.int32), model.mesh)
-    filled = slot_programs(reader.spec).insert(spoilt[0], state, entering.prompts, entering.state, slots)
+    filled = slot_programs(reader.spec).insert(spoilt[0], state, prefilled, started, slots)
     for x in jax.tree.leaves((filled[0], filled[1]._replace(place=None))):
         assert np.isfinite(np.asarray(x[2])).all() and x.shape[0] == 3
     assert not np.asarray(filled[1].done[2]).any() and np.asarray(filled[1].slot)[2] == 1
     for layer in filled[1].caches:
         assert not np.asarray(layer.keys[2]).any() and not np.asarray(layer.values[2]).any()
-    for layer, read in zip(filled[0].caches, entering.prompts.caches, strict=True):
+    for layer, read in zip(filled[0].caches, prefilled.caches, strict=True):
         np.testing.assert_array_equal(layer.keys[2], read.keys[0])
         np.testing.assert_array_equal(layer.values[2], read.values[0])
 
 
-def test_a_ring_that_grows_keeps_its_tokens_in_their_order():
+def test_a_ring_that_grows_and_shrinks_keeps_its_tokens_in_their_order():
     """The keys and values are the numbers of the tokens, of which a completion of five has the last ones."""
     ring = init_cache(jnp.zeros((1, 1, 1, 4, 2)), jnp.zeros((1, 1, 1, 4, 2)), jnp.dtype("float32"))
     place = 0
@@ -166,12 +235,20 @@ def test_a_ring_that_grows_keeps_its_tokens_in_their_order():
     ring = write(ring, 10)  # more than twice round
     assert seen(ring, 9, 3) == [6, 7, 8, 9] and seen(ring, 9, 1) == [8, 9] and seen(ring, 9, -1) == []
     free = dict.fromkeys(DecodeState._fields)
-    grown = grow_slots(DecodeState(**{**free, "caches": (ring,), "place": jnp.int32(place)}))
+    grown = resize_slots(DecodeState(**{**free, "caches": (ring,), "place": jnp.int32(place)}), 8)
     (ring,), place = grown.caches, int(grown.place)
     for number in range(10, 13):
         token = jnp.full((1, 1, 1, 2), float(number))
         ring = update_cache(ring, token, token, jnp.int32(place))
         assert seen(ring, place, number - 6) == list(range(6, number + 1))
+        assert seen(ring, place, 1) == [number - 1, number]
+        place += 1
+    cut = resize_slots(DecodeState(**{**free, "caches": (ring,), "place": jnp.int32(place)}), 4)
+    (ring,), place = cut.caches, int(cut.place)
+    for number in range(13, 18):
+        token = jnp.full((1, 1, 1, 2), float(number))
+        ring = update_cache(ring, token, token, jnp.int32(place))
+        assert seen(ring, place, 3) == list(range(number - 3, number + 1))
         assert seen(ring, place, 1) == [number - 1, number]
         place += 1
 
@@ -191,15 +268,19 @@ def test_shards_segments_and_buckets_change_no_token(checkpoint, world, rollout,
     model, parameters = cr.load_model(checkpoint, mesh=cr.make_mesh(*mesh, devices=devices))
     settings = replace(EXACT, **changes)
     layout = slot_layout(model, settings, 4, 96)
-    parts = sample_stream(model, parameters, *world[2:], settings, layout=layout, **SEEDS)
-    assert_same_groups(sorted(flat(parts), key=lambda group: group.number), groups_of(rollout, range(8)))
+    twice = [replace(prompt, content=row) for row, prompt in enumerate(world[3]) for _ in range(2)]
+    parts = sample_stream(model, parameters, world[2], twice, settings, layout=layout, **SEEDS)
+    groups = sorted(flat(parts), key=lambda group: group.number)
+    for first in (0, 1):
+        found = [group._replace(number=row) for row, group in enumerate(groups[first::2])]
+        assert_same_groups(found, groups_of(rollout, range(8)))
 
 
 @pytest.mark.parametrize("slots", quick([1, 9, 64], 3))
 def test_slots_fill_whole_prefills(world, slots):
     layout = slot_layout(world[0], EXACT, slots, 10)
     assert layout.num_slots >= slots and layout.num_slots % layout.num_entering == 0
-    assert layout.num_entering == max(1, slots // 8) and layout.length == 96
+    assert layout.num_entering == max(1, slots // 4) and layout.length == 96
 
 
 def test_a_prompt_longer_than_a_slot_is_refused(world, layout):
@@ -214,7 +295,7 @@ def test_prompts_with_settings_of_their_own_share_a_batch(world, prompts, expect
     model, parameters, processor, _ = world
     own = {prompt.name: TokenSampling(EXACT.temperature, 0, 1.0) for prompt in prompts}
     own[prompts[1].name], own[prompts[2].name] = TokenSampling(0.0, 0, 0.5), TokenSampling(0.7, 1, 1.0)
-    sampling = {"token_sampling": lambda prompt: own[prompt.name], **SEEDS}
+    sampling = {"token_sampling": lambda prompt: own[prompt.name], "ladder": (), **SEEDS}
     parts = sample_stream(model, parameters, processor, prompts, EXACT, layout=layout, **sampling)
     groups = sorted(flat(parts), key=lambda group: group.number)
     sampled = [number for number in range(len(prompts)) if number not in (1, 2)]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from currreft_jax.config import Config, Data, Sampling, Source, Stage
+from currreft_jax.config import Config, Data, Sampling, Source, Stage, SuiteDomain
 from currreft_jax.evaluation import held_out
 from currreft_jax.evaluation.held_out import HeldOut
 from currreft_jax.evaluation.measurement import Measurement, regressed_from
@@ -137,3 +137,27 @@ def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path,
     assert metrics == expected | regressions
     assert ("one fell from 1.500 to 1.000" in capsys.readouterr().err) == bool(regressions)
     assert not ended and matrix.history[2:] == tuple(current)
+
+
+@pytest.mark.parametrize("margin", [None, 0.05])
+def test_rows_out_of_domain_are_measured_and_decide_nothing(monkeypatch, tmp_path, capsys, margin):
+    """They have fallen from 1.5 to 0; the score, the gate and the warnings are those of the held-out rows."""
+    in_domain = dataclasses.replace(BEST, stage="", step=0, held_out="one", rows=40, rewards=(1.0,) * 40)
+    matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=True)
+    sets = [HeldOut("one", 0, (), 40, domain=domain) for domain in SuiteDomain]
+    assert [one.name for one in sets] == ["one", "one/out_of_domain"]
+    matrix.add([dataclasses.replace(in_domain, held_out=one.name, domain=one.domain.value) for one in sets])
+    now = [
+        dataclasses.replace(measured, stage="one", step=5, reward=reward, rewards=(reward,) * 40)
+        for measured, reward in zip(matrix.history, (1.5, 0.0), strict=True)
+    ]
+    monkeypatch.setattr(evaluator, "measure", lambda *_, **__: now)
+    context = context_of()
+    context.stage.forgetting_margin = margin
+    evaluating = evaluator.Evaluator(context, sets, matrix)
+    metrics, ended, score = evaluating.evaluate({}, 5)
+    assert metrics["held_out/one/out_of_domain/reward"] == 0.0 and not any("regression" in name for name in metrics)
+    assert (ended, score) == (False, 1.5) and "brick wall" not in capsys.readouterr().err
+    decision = evaluating.decide([5])
+    assert decision is None or [change.held_out for change in decision.changes] == ["one"]
+    assert ForgettingMatrix(tmp_path / "curriculum.json", writes=False).history == matrix.history

@@ -1,5 +1,7 @@
 """The program that asks a model: what it writes, where it draws, and how it refuses."""
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -106,6 +108,7 @@ def test_a_folder_of_two_dtypes_is_loaded_in_the_one_that_is_named(tmp_path, cap
         (["--prompt=x", "--image=a.png", "--boxes=out.gif"], "name a .png, .jpg or .webp file"),
         (["--prompt=x", "--model=/nowhere"], "/nowhere is neither a folder nor the id of a model"),
         (["--prompt=x", "--temperature=-1"], "sampling.temperature is -1.0"),
+        (["--prompt=x", "--max-new-tokens=0"], "sampling.max_new_tokens is 0; it takes 1 or more"),
         (["--prompt=x", "--samples=0"], "sampling.group_size is 0; it takes 1 or more"),
     ],
 )
@@ -120,13 +123,24 @@ def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
     assert f"{tmp_path / 'no.png'}: not a readable image" in capsys.readouterr().err
 
 
-def test_the_demo_needs_no_other_argument(tmp_path, capsys):
-    assert program.main(["--demo", f"--boxes={tmp_path / 'out.png'}"]) == 0
+def test_the_demo_needs_no_other_argument_and_shows_question_and_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["--demo"]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("<think> blue triangle bottom left </think> <answer> [") and "with 1 box" in said.err
-    render_image(demo_scene()).save(tmp_path / "scene.png")
-    assert program.main([f"--image={tmp_path / 'scene.png'}"]) == 0
-    assert "blue triangle [" in capsys.readouterr().out
+    assert said.out.startswith("<think> blue triangle bottom left </think> <answer> [")
+    assert "generate: the question: where is the blue triangle? give a box.\n" in said.err
+    assert "generate: the right answer: [" in said.err
+    assert "wrote runs/generate-demo.png with 1 box" in said.err and "drawn scenes" not in said.err
+    scene = render_image(demo_scene())
+    with Image.open("runs/generate-demo.png") as drawn:
+        assert drawn.size == scene.size and np.any(np.asarray(drawn) != np.asarray(scene))
+    scene.save("scene.png")
+    assert program.main(["--image=scene.png"]) == 0
+    said = capsys.readouterr()
+    assert "blue triangle [" in said.out and "knows drawn scenes of coloured shapes only" in said.err
+    assert (
+        "name one, such as --model=Qwen/Qwen2.5-VL-3B-Instruct" in said.err and len(list(Path("runs").iterdir())) == 1
+    )
 
 
 def test_a_missing_base_is_an_error_with_the_remedy(monkeypatch, tmp_path, capsys):

@@ -300,12 +300,20 @@ def test_token_sums_become_means_over_all_passes(tmp_path):
     assert error is None and line["entropy"] == 2.0 and "passes" not in line
 
 
-def test_the_reward_rises(checkpoint, rows, tmp_path):
+def test_the_reward_rises(checkpoint, rows, tmp_path, monkeypatch):
+    written, write_metrics = [], trainer.write_metrics
+
+    def watched(stage, lines):
+        written.append([line["step"] for line in lines])
+        write_metrics(stage, lines)
+
+    monkeypatch.setattr(trainer, "write_metrics", watched)
     config = config_of(checkpoint, rows, steps=8, reward="lowercase_share")
     config.grpo.kl_coef = 0.0
     config.optimizer.learning_rate = 1e-2
     config.logging = Logging(log_every=8, save_every=8, rollouts_every=0, tensorboard=False)
     trainer.run(config, tmp_path)
+    assert written == [[1], [2, 3, 4, 5, 6, 7, 8]]  # the first step is shown at once
     rewards = [line["reward"] for line in logged_metrics(tmp_path)]
     assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.5
     assert not (tmp_path / "rollouts").exists()
@@ -316,7 +324,8 @@ def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, c
     monkeypatch.setattr(Checkpoints, "save", lambda *args, score=None: scores.append(score) or save(*args, score=score))
     config = config_of(checkpoint, rows)
     one = replace(config.stages[0], steps=2, learning_rate=1e-3, held_out=[Source(str(rows), sample="first:10")])
-    two = replace(one, name="two", steps=1, moments=Handover.KEEP, learning_rate=1e-4)
+    two = replace(one, name="two", steps=1, moments=Handover.KEEP, learning_rate=1e-4, held_out=[])
+    two.out_of_domain = one.held_out
     config.stages = [one, two]
     config.logging.evaluate_every = 1
     config.logging.evaluate_rows = 10
@@ -325,7 +334,7 @@ def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, c
     matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=False)
     measured = [(entry.stage, entry.step, entry.held_out) for entry in matrix.history]
     times = [("", 0), ("one", 1), ("one", 2), ("two", 1)]
-    assert measured == [(*time, name) for time in times for name in ("one", "two")]
+    assert measured == [(*time, name) for time in times for name in ("one", "two/out_of_domain")]
     assert all(entry.rows == 10 for entry in matrix.history)
     # Accuracy and format have no weight here.
     assert all(entry.accuracy is entry.format is entry.passed is None for entry in matrix.history)
@@ -337,10 +346,12 @@ def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, c
     assert last["held_out/one/reward"] == matrix.history[4].reward
     assert logged_metrics(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start
     lines = [(name, line) for name in ("one", "two") for line in logged_metrics(tmp_path / name)]
-    assert scores == [line[f"held_out/{name}/reward"] for name, line in lines]  # the best checkpoint has the highest
+    assert scores == [line.get(f"held_out/{name}/reward") for name, line in lines]  # none without held-out rows
     replayed = replay_completion(f"{tmp_path}/two/rollouts/1.jsonl:2:3")  # by the keys of the second stage
     assert replayed.replayed == replayed.recorded and replayed.logp_difference < 1e-4
-    assert "95% intervals" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "95% intervals" in told and "programs are compiled as batches need them" in told
+    assert re.search(r"train: answering 20 held-out rows before the first step, after compiling .* … [\d.]+ s\n", told)
     state = (tmp_path / "curriculum.json").read_text()
     trainer.run(config, tmp_path)
     assert (tmp_path / "curriculum.json").read_text() == state

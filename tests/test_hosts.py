@@ -51,8 +51,15 @@ class Coordinator:
 
     def blocking_key_value_get_bytes(self, key: str, milliseconds: int) -> bytes:
         with self._changed:
-            assert self._changed.wait_for(lambda: key in self._values, 10), key
+            if not self._changed.wait_for(lambda: key in self._values, milliseconds / 1000):
+                raise jax.errors.JaxRuntimeError(f"DEADLINE_EXCEEDED: {key}")
             return self._values[key]
+
+    def key_value_set(self, key: str, value: str, *, allow_overwrite: bool) -> None:
+        self._values[key] = value
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        return [item for item in self._values.items() if item[0].startswith(folder)]
 
     def key_value_delete(self, key: str) -> None:
         with self._changed:
@@ -92,6 +99,25 @@ def test_hosts_agree_without_the_devices(on_hosts):
         assert total.tolist() == [11, 22] and number == 33
     assert results(on_hosts(multihost.same_on_all_hosts, [b"a", b"a"])) == [True, True]
     assert results(on_hosts(multihost.same_on_all_hosts, [b"a", b"b"])) == [False, False]
+
+
+def test_hosts_that_wait_end_with_the_reason_of_one_that_refuses(on_hosts, monkeypatch):
+    monkeypatch.setattr(multihost, "_REFUSALS_EVERY", 0.01)
+    monkeypatch.setattr(multihost, "_PATIENCE", 5)
+
+    def refuse_or_wait(host):
+        with pytest.raises(SystemExit) as ended:
+            try:
+                if host == 0:
+                    raise FileNotFoundError("rows.jsonl: no such file")
+                multihost.max_over_hosts(np.zeros(1))
+            except (FileNotFoundError, multihost.RefusedElsewhere) as error:
+                multihost.exit_refused("evaluate", error)
+        return str(ended.value)
+
+    first, second = results(on_hosts(refuse_or_wait, [0, 1]))
+    assert first == "evaluate: rows.jsonl: no such file"
+    assert second.startswith("evaluate: host 0 (") and second.endswith(") has ended: rows.jsonl: no such file")
 
 
 def test_rows_of_all_hosts_are_gathered_bit_for_bit(on_hosts):

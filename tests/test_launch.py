@@ -176,12 +176,13 @@ def test_a_killed_process_is_named_and_ends_the_others(settings, environment, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_request_a_save(number):
+def test_signals_request_a_save_and_are_answered_at_once(number, capfd):
     before = signal.signal(number, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
     with Interrupt() as interrupt:
         assert not interrupt.requested
         os.kill(os.getpid(), number)
         assert interrupt.requested
+        assert f"train: {signal.Signals(number).name}: saving after this step" in capfd.readouterr().err
     assert signal.signal(number, before) == signal.default_int_handler
 
 

@@ -19,8 +19,8 @@ from tests.test_launch import ROOT, environment, settings, wait_for
 __all__ = ["environment", "settings"]
 
 # Stands in for training, in a moment: it saves half a second after a signal, however many follow.
-# With SCENARIO=crash process 1 fails; with SCENARIO=killed process VICTIM is killed, upon which the other aborts, as JAX
-# makes it; with SCENARIO=stuck no process ends by itself.
+# With SCENARIO=crash process 1 fails; with SCENARIO=stuck no process ends by itself; with SCENARIO=killed process
+# VICTIM is killed, upon which the other aborts, as JAX makes it.
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path

@@ -37,6 +37,12 @@ class Device:
     device_kind: str = "a device"
     coords: tuple[int, int, int] = (0, 0, 0)
     core_on_chip: int = 0
+
+
+@dataclass(frozen=True)
+class SliceDevice(Device):
+    """One of several slices; JAX gives a topology's devices no `slice_index`."""
+
     slice_index: int = 0
 
 
@@ -44,15 +50,16 @@ def gpus(hosts: int, per_host: int = 8) -> list[Device]:
     return [Device(index, index // per_host) for index in range(hosts * per_host)]
 
 
-def tpus(*shape: int, kind: str = "TPU v6 lite", slice_index: int = 0) -> list[Device]:
+def tpus(*shape: int, kind: str = "TPU v6 lite", slice_index: int | None = None) -> list[Device]:
     """A slice whose hosts have 2 x 2 chips, listed host by host."""
     wide = (*shape, 1)[:3]
     chips = [(x, y, z) for z, y, x in product(*map(range, reversed(wide)))]
     hosts = {place: index for index, place in enumerate(dict.fromkeys((x // 2, y // 2, z) for x, y, z in chips))}
     listed = sorted(chips, key=lambda chip: hosts[chip[0] // 2, chip[1] // 2, chip[2]])
-    first = 100 * slice_index
+    first = 100 * (slice_index or 0)
+    of_slice = Device if slice_index is None else partial(SliceDevice, slice_index=slice_index)
     return [
-        Device(first + i, first + hosts[x // 2, y // 2, z], "tpu", kind, (x, y, z), 0, slice_index)
+        of_slice(first + i, first + hosts[x // 2, y // 2, z], "tpu", kind, (x, y, z))
         for i, (x, y, z) in enumerate(listed)
     ]
 
@@ -84,7 +91,7 @@ def shape_of(config: Config, devices: list[Device], usable_bytes: float | None =
         (MeshShape(fsdp=4, tensor=-1), gpus(2), (1, 4, 4)),
         (MeshShape(data=1), gpus(2), (1, 16, 1)),
         (MeshShape(), tpus(4, 4), (1, 16, 1)),  # four hosts, one slice
-        (MeshShape(), [*tpus(2, 4), *tpus(2, 4, slice_index=1)], (2, 8, 1)),
+        (MeshShape(), [*tpus(2, 4, slice_index=0), *tpus(2, 4, slice_index=1)], (2, 8, 1)),
     ],
 )
 def test_parameters_are_split_within_a_host_and_copied_to_each(mesh, devices, expected):
@@ -152,7 +159,7 @@ def test_neighbours_of_a_tpu_mesh_are_close():
     listed = tpus(4, 4)
     assert max(hops(1, make_mesh(1, 16, 1, listed))) == 1  # a ring; 6 in the order of the list
     assert max(hops(1, make_mesh(1, 8, 1, tpus(2, 4)))) < 4
-    both = [*listed, *tpus(4, 4, slice_index=1)]
+    both = [*tpus(4, 4, slice_index=0), *tpus(4, 4, slice_index=1)]
     mesh = make_mesh(2, 16, 1, both)
     assert [{device.slice_index for device in copy.flat} for copy in mesh.devices] == [{0}, {1}]
     assert max(hops(1, mesh)) == 1
@@ -179,7 +186,7 @@ def test_an_axis_may_split_a_physical_one_but_no_process_shares_a_data_shard(siz
     [
         ((1, 16, 1), gpus(2)),  # a host's GPUs stay together
         ((1, 3, 1), tpus(2, 2)[:3]),  # no cuboid
-        ((1, 32, 1), [*tpus(4, 4), *tpus(4, 4, slice_index=1)]),  # an axis over two slices
+        ((1, 32, 1), [*tpus(4, 4, slice_index=0), *tpus(4, 4, slice_index=1)]),  # an axis over two slices
         ((1, 1, 1), tpus(2, 2)[3:]),
     ],
 )
@@ -190,7 +197,7 @@ def test_other_devices_stay_in_their_order(sizes, devices):
 def test_a_slice_of_tpus_shares_links_and_so_does_a_host_of_gpus():
     assert devices_per_host(gpus(2)) == 8 and devices_per_host(gpus(1, 1)) == 1
     assert devices_per_host(tpus(4, 4)) == 16
-    assert devices_per_host([*tpus(2, 4), *tpus(2, 4, slice_index=1)]) == 8
+    assert devices_per_host([*tpus(2, 4, slice_index=0), *tpus(2, 4, slice_index=1)]) == 8
 
 
 # -------------------------------------------------------------------------------------------------- sampling in shards

@@ -274,12 +274,22 @@ def test_a_run_tells_what_its_steps_cost(traced_run):
 
 
 @pytest.mark.slow
-def test_every_metric_is_documented(traced_run):
-    page = Path("docs/metrics.md").read_text()
-    documented = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.M)))
-    patterns = [re.sub("[A-Z]+", ".+", re.escape(name)) for name in documented]
-    names = {name for line in read_metrics(traced_run / "metrics.jsonl") for name in line}
-    assert [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
+def test_the_page_has_the_metrics_of_a_run(traced_run):
+    page = Path("docs/metrics.md").read_text().partition("## One by one")[2].partition("## Reasons")[0]
+    lines = re.findall(r"^\| (`.*?) \| (.*?) \|", page, re.M)
+    written = {name for line in read_metrics(traced_run / "metrics.jsonl") for name in line}
+
+    def written_as(documented: str) -> set[str]:
+        return {name for name in written if re.fullmatch(re.sub("[A-Z]+", ".+", re.escape(documented)), name)}
+
+    documented = {name: meaning for names, meaning in lines for name in re.findall(r"`([^`]+)`", names)}
+    assert written == set().union(*map(written_as, documented))
+    for name, meaning in documented.items():
+        assert (
+            written_as(name)
+            or re.search("only (if|where|with)|absent|of evaluated steps", meaning)
+            or "held_out" in name
+        ), name
 
 
 @pytest.mark.slow

@@ -1,15 +1,18 @@
 """Output goes to local paths: every program refuses an address in one line, before it does anything."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks import data, gpu, grpo_step, learning, rollout, world_base
-from currreft_jax import dataset, generate, score
+from benchmarks.paper import __main__ as paper
+from currreft_jax import dataset, score
 from currreft_jax.config.output import local_path
 from currreft_jax.data.world_rows import ensure_world
 from currreft_jax.models import hf
 from currreft_jax.report import __main__ as report
+from currreft_jax.sampling.command_line import make_parser
 from currreft_jax.training import trainer
 from tests.test_train import config_of
 from tools.convert_weights import __main__ as convert_weights
@@ -17,7 +20,7 @@ from tools.convert_weights import __main__ as convert_weights
 ADDRESS = "gs://bucket/run"
 PARSERS = {
     "score": (score._parser, ["answers.jsonl", "--out"]),
-    "generate": (generate._parser, ["--boxes"]),
+    "generate": (partial(make_parser, ""), ["--boxes"]),
     "dataset check": (dataset._parser, ["check", "rows.jsonl", "--out"]),
     "dataset show": (dataset._parser, ["show", "rows.jsonl", "1", "--out"]),
     "dataset build": (dataset._parser, ["build", "world", "--out"]),
@@ -27,6 +30,8 @@ PARSERS = {
     **{module.__name__: (module._parser, ["--out"]) for module in (data, gpu, grpo_step, learning, rollout)},
     "benchmarks.world_base": (world_base._parser, ["--model", "model", "--out"]),
     "benchmarks.learning --runs": (learning._parser, ["--runs"]),
+    "benchmarks.paper": (paper._parser, ["--out"]),
+    "benchmarks.paper --runs": (paper._parser, ["--runs"]),
 }
 
 

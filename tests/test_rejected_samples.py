@@ -16,13 +16,13 @@ from currreft_jax.config import (
     Rejection,
     Source,
     Stage,
+    as_evaluation,
     validate,
 )
 from currreft_jax.evaluation.training_leaks import find_training_leaks
 from currreft_jax.runtime.workdir import with_kept_rows, write_config
 from currreft_jax.training import rejected_samples
 from currreft_jax.training.rejected_samples import (
-    announce_one_process,
     keep_samples,
     refuse_missing_rows,
     rejection_settings,
@@ -57,12 +57,21 @@ def test_the_model_of_the_stage_before_answers_unless_the_settings_name_one(jobs
     assert keep_samples(config, 1, tmp_path / "one", tmp_path / "two", tmp_path, interrupt)
     ((settings, out),) = jobs
     assert settings.model == EvaluatedModel(str(tmp_path / "one" / "model")) and out == tmp_path / "reject"
-    assert settings == dataclasses.replace(config.stages[1].rejection, model=settings.model)
+    assert settings == dataclasses.replace(config.stages[1].rejection, model=settings.model, seed=config.seed)
     said = capsys.readouterr().err
     assert "train: reject: another line" in said and "train: 9 rows kept to train on, 1 held out: " in said
     assert rejection_settings(config, config.stages[1].rejection, None).model.path == "base"
     named = Rejection(model=EvaluatedModel("teacher", endpoint="http://localhost:1/v1"))
-    assert rejection_settings(config, named, tmp_path) is named
+    assert rejection_settings(config, named, tmp_path).model is named.model
+
+
+@pytest.mark.parametrize(("own", "seed"), [(None, 7), (0, 0), (3, 3)])
+def test_the_seed_of_the_run_is_that_of_the_sampling_unless_it_is_set_apart(own, seed):
+    config = config_of()
+    config.seed, config.stages[1].rejection.seed = 7, own
+    settings = rejection_settings(config, config.stages[1].rejection, None)
+    assert settings.chosen_seed == seed and as_evaluation(settings, []).seed == seed
+    assert Rejection().chosen_seed == 0
 
 
 def test_a_stage_that_has_begun_keeps_its_rows(jobs, tmp_path):
@@ -77,23 +86,10 @@ def test_a_signal_stops_the_sampling_at_its_next_line(jobs, tmp_path):
     assert not jobs
 
 
-def test_several_processes_are_refused_until_the_rows_are_kept(jobs, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(rejected_samples.jax, "process_count", lambda: 2)
-    arguments = config_of(), 1, tmp_path / "one", tmp_path / "two", tmp_path, SimpleNamespace(requested=False)
-    with pytest.raises(
-        ValueError, match=r"stage two begins with rejected sampling, which runs in one process: then start the"
-    ):
-        keep_samples(*arguments)
-    announce_one_process(arguments[0], tmp_path)
-    assert "stage two begins with rejected sampling, which runs in one process" in capfd.readouterr().err
-    (tmp_path / "reject").mkdir()
-    (tmp_path / "reject" / "kept.jsonl").touch()
-    announce_one_process(arguments[0], tmp_path)
-    assert keep_samples(*arguments) and not jobs and "one process" not in capfd.readouterr().err
-
-
 def test_missing_rows_are_refused_before_the_first_stage(tmp_path):
     config = config_of()
+    for stage in config.stages:
+        stage.sources[0].file = str(tmp_path)
     with pytest.raises(
         FileNotFoundError, match=r"rows\.jsonl of config\.stages\[1\]\.rejection\.sources\[0\] does not exist"
     ):

@@ -1,4 +1,4 @@
-"""The repository: modules that load no JAX, the README's file map and example, the lazy public API, links."""
+"""The repository: modules that load no JAX, the file map, the example in Python, the lazy public API, links."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import currreft_jax as cr
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
+DOCS = ROOT / "docs"
 
 
 def modules_after(statement: str) -> set[str]:
@@ -39,14 +39,15 @@ def test_host_side_modules_load_neither_jax_nor_torch(module):
 
 def test_the_public_api_is_lazy_and_complete():
     assert "jax" not in modules_after("import currreft_jax as cr; cr.load_processor")
+    assert dir(cr) == sorted(cr.__all__)  # what completion offers
     for name in cr.__all__:
         assert callable(getattr(cr, name)), name
     with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
         cr.load_modle  # noqa: B018
 
 
-def test_the_readmes_file_map_is_the_tree():
-    listing = re.search(r"## File map\n.*?\n```\n(.*?)```", README, re.S)
+def test_the_file_map_is_the_tree():
+    listing = re.search(r"\n```\n(.*?)```", (DOCS / "file_map.md").read_text("utf-8"), re.S)
     assert listing
     mapped = {line.split()[0].rstrip("/") for line in listing.group(1).splitlines() if line.strip()}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -62,9 +63,9 @@ def test_the_readmes_file_map_is_the_tree():
 
 
 @pytest.mark.slow
-def test_the_readmes_python_runs(checkpoint, tmp_path):
+def test_the_python_of_the_commands_page_runs(checkpoint, tmp_path):
     """Runs the example with a small checkpoint and image, and fewer new tokens."""
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "commands.md").read_text("utf-8"), re.S)
     from tests import tiny
 
     tiny.picture(90, 60).save(tmp_path / "street.jpg")
@@ -73,12 +74,12 @@ def test_the_readmes_python_runs(checkpoint, tmp_path):
     )
     example = example.replace("max_new_tokens=128", "max_new_tokens=4")
     example = example.replace('"out"', repr(str(tmp_path / "out")))
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "commands.md", "exec"), {})
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_every_link_in_the_docs_exists():
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for document in [ROOT / "README.md", *DOCS.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text("utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"

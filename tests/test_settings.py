@@ -15,15 +15,28 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from configs import stage1
+from configs import curriculum, stage1
 from currreft_jax import dataset, generate, score
-from currreft_jax.config import CacheType, Config, Method, Sampling, Source, Stage, validate, validate_sampling
+from currreft_jax.config import (
+    CacheType,
+    Config,
+    Evaluation,
+    Method,
+    Rejection,
+    Sampling,
+    Source,
+    Stage,
+    validate,
+    validate_sampling,
+)
 from currreft_jax.config.checks import field_types
 from currreft_jax.config.files import load_config
 from currreft_jax.config.names import setting_type
+from currreft_jax.config.reference import setting_groups
 from currreft_jax.report import __main__ as report
 from tests.marks import quick
 from tools.convert_weights import __main__ as convert_weights
+from tools.settings_page import PAGE, settings_page
 
 ROOT = Path(__file__).parent.parent
 
@@ -222,9 +235,9 @@ def test_the_sampler_refuses_numbers_that_are_not_finite():
         ("num_steps", "config has no setting num_steps; nearest: config.stages[0].steps"),
         (
             "optimizer.learning_rat",
-            "config.optimizer has no setting learning_rat; nearest: learning_rate (see python -m",
+            "config.optimizer has no setting learning_rat; nearest: learning_rate (--help",
         ),
-        ("stages[0].step", "config.stages[0] has no setting step; nearest: steps (see"),
+        ("stages[0].step", "config.stages[0] has no setting step; nearest: steps (--help"),
         ("stages[-1].step", "config.stages[-1] has no setting step; nearest: steps"),
         ("qqqq", "config has no setting qqqq; it has name, seed, method"),
         ("stages[0].sources[1].file", "config.stages[0].sources has only [0]; to change their number, write --config."),
@@ -256,10 +269,24 @@ def test_every_setting_has_its_type():
     assert setting_type(config_of(), 'rewards.weights["format"]') is float
 
 
-def test_the_class_that_a_message_names_documents_its_settings():
-    for owner in (Config, Stage, Source):
-        for name in field_types(owner):
-            assert f"{name}: " in (owner.__doc__ or "")
+def test_every_setting_of_every_program_has_a_meaning():
+    for config in (config_of(), Evaluation(), Rejection()):
+        for group in setting_groups(config):
+            assert group.summary, group.place
+            for setting in group.settings:
+                assert setting.meaning and setting.type_text, setting.path
+
+
+def test_the_page_of_settings_is_current():
+    assert settings_page() == PAGE.read_text("utf-8"), "run python -m tools.settings_page"
+
+
+def test_values_are_listed_as_flags_take_them():
+    (config,) = (group for group in setting_groups(curriculum.get_config("tiny")) if group.place == "config.stages[N]")
+    settings = {setting.path.rpartition(".")[2]: setting for setting in config.settings}
+    assert settings["steps"].values == ("80", "80", "80", "20") and settings["steps"].default == "1000"
+    assert settings["kinds"].values == ("judge", "choice", "open", "()")
+    assert settings["replay"].values == ("0.0",) and settings["forgetting_margin"].default == "None"
 
 
 # ------------------------------------------------------------------------------------------------------------- flags
@@ -303,9 +330,13 @@ REFUSED = [
         [TINY, "--config.num_steps=3"],
         "--config.num_steps=3: config has no setting num_steps; nearest: config.stages[0]",
     ),
-    ([TINY, "--config.optimizer.learning_rat=3e-5"], "nearest: learning_rate (see"),
-    ([TINY, "--config.stages[0].step=14"], "nearest: steps (see"),
-    (["--config=configs/stage1.py:4b"], "--config=configs/stage1.py:4b: no variant '4b'; write tiny, 3b or 7b"),
+    ([TINY, "--config.optimizer.learning_rat=3e-5"], "nearest: learning_rate (--help"),
+    ([TINY, "--config.stages[0].step=14"], "nearest: steps (--help"),
+    (["--config=configs/stage1.py:4b"], "--config=configs/stage1.py:4b: no variant '4b'; there are tiny, 3b, 7b"),
+    (["--config=configs/stage1.py:tny"], "no variant 'tny'; nearest: tiny"),
+    (["--config=stage1"], "nearest: configs/stage1.py"),
+    (["--config=config/stage1.py"], "nearest: configs/stage1.py"),
+    (["--config=configs/eval.py:tiny"], "not the Config of this program; it is a config of evaluate"),
     (["--config=configs/nosuch.py"], "there is no file configs/nosuch.py in "),
     (["--config=configs/stage7.py"], "nearest: configs/stage"),
     ([TINY, "--config.stages[0].sources[1].file=b.jsonl"], "has only [0]; to change their number, write --config."),
@@ -332,7 +363,7 @@ REFUSED = [
         [TINY, "--config.stages[0].optimizer.learning_rate=1"],
         "config.stages[0].optimizer takes Optimizer, whose settings",
     ),
-    ([CHAIN, "--config.stages[3].rejection.treshold=90"], "nearest: threshold (see"),
+    ([CHAIN, "--config.stages[3].rejection.treshold=90"], "nearest: threshold (--help"),
     ([CHAIN, "--config.stages[3].rejection.threshold=100"], "config.stages[3].rejection.threshold is 100.0; it takes"),
     ([CHAIN, "--config.stages[3].method=grop"], "--config.stages[3].method=grop: it takes one of sft, grpo"),
     ([TINY, "--config.sampling.mesh=1"], "sampling.mesh is (1,); it takes (data, tensor)"),
@@ -366,13 +397,28 @@ def test_flags_set_lists_rewards_and_booleans():
     assert code == 0 and text.strip() == " ".join(map(str, expected))
 
 
+def test_help_lists_every_setting_with_its_value_and_the_variants():
+    (text, code), (defaults, _), (other_machine, _) = parse_all(
+        [[CHAIN, "--help"], ["--help"], ["--config=configs/stage1.py:3b", "--help"]]
+    )
+    assert code == 0
+    for group in setting_groups(curriculum.get_config("tiny")):
+        for setting in group.settings:
+            assert f"\n  --{setting.path}=" in text, setting.path
+    assert "\n  --config.data.batch_size=16  (default 8)\n        prompts per step, over all hosts. Takes a" in text
+    assert "\n  tiny  the small model" in text and "\n  --rows FILES\n" in text
+    assert "\n  configs/sft.py " in defaults and "configs/eval.py" not in defaults
+    assert "\n  --config.stages[N].steps=1000\n" in defaults
+    assert "\n  --config.name=stage1-3b  (default run)" in other_machine
+
+
 @pytest.mark.parametrize("program", quick([["plan", "--topology=here"], ["train"]]))
 def test_the_programs_refuse_a_misspelt_setting_in_one_line(program):
     command = [sys.executable, "-m", f"currreft_jax.{program[0]}", *program[1:], TINY, "--config.data.bach_size=8"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     place = "--config.data.bach_size=8: config.data has no setting bach_size; nearest: batch_size"
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"{program[0]}: {place} (see python -m pydoc currreft_jax.config.Data)\n"
+    assert done.stderr == f"{program[0]}: {place} (--help lists all)\n"
 
 
 # ------------------------------------------------------------------------------------------------------ config files
@@ -383,9 +429,12 @@ def test_the_programs_refuse_a_misspelt_setting_in_one_line(program):
     [
         (
             "def get_config():\n    c = Config()\n    c.sed = 3\n    return c",
-            ":4: Config has no setting sed; nearest: seed (see",
+            ":4: Config has no setting sed; nearest: seed (--help",
         ),
-        ("def get_config():\n    return Config(\n        sed=3)", ":3: Config has no setting sed; nearest: seed (see"),
+        (
+            "def get_config():\n    return Config(\n        sed=3)",
+            ":3: Config has no setting sed; nearest: seed (--help",
+        ),
         ("def get_config():\n    return Confg()", ":3: NameError: name 'Confg' is not defined"),
         ("def get_config(:", ":2: invalid syntax"),
         ("x = 1", "mine.py has no function get_config"),
@@ -418,6 +467,13 @@ def test_a_variant_reaches_the_file(tmp_path):
         "from currreft_jax.config import Config\ndef get_config(variant='none'): return Config(name=variant)\n"
     )
     assert [load_config(f"{tmp_path}/mine.py{variant}").name for variant in ("", ":a:b")] == ["none", "a:b"]
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("VARIANTS = {'small': 'a small one', 'large': 'a large one'}\n")
+    assert load_config(f"{tmp_path}/mine.py:large").name == "large"
+    with pytest.raises(ValueError, match=r"^no variant 'lrge'; nearest: large$"):
+        load_config(f"{tmp_path}/mine.py:lrge")
+    with pytest.raises(ValueError, match=r"^no variant 'x'; there are small, large$"):
+        load_config(f"{tmp_path}/mine.py:x")
 
 
 # ------------------------------------------------------------------------------------ programs without a config

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,7 @@ from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.runtime.workdir import saved_steps
 from currreft_jax.session import session
 from currreft_jax.training import evaluator, start, trainer
+from currreft_jax.training.console import say
 from currreft_jax.training.curriculum import ForgettingMatrix
 from currreft_jax.training.forgetting_gate import GateDecision
 from currreft_jax.training.limits import NonFiniteError
@@ -424,7 +426,8 @@ def test_the_world_is_drawn_for_runs_that_read_it_alone(tmp_path, monkeypatch, o
     monkeypatch.setattr(trainer, "refuse_differing_files", lambda _: crash())
     config = stage1.get_config("tiny")
     if own:
-        config.stages[0].sources = config.stages[0].held_out = [Source("own.jsonl")]
+        (tmp_path / "own.jsonl").touch()
+        config.stages[0].sources = config.stages[0].held_out = [Source(str(tmp_path / "own.jsonl"))]
     with pytest.raises(RuntimeError, match="a crash"):
         trainer.run(config, tmp_path / "run")
     assert drawn == ([] if own else [Path(common.WORLD)])
@@ -436,7 +439,7 @@ def test_a_machine_without_accelerator_gets_the_tiny_variant(monkeypatch, capsys
     assert "variant tiny" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"variant 3b needs an accelerator.*cuda12"):
         sft.get_config("3b")
-    with pytest.raises(ValueError, match="write tiny, 3b or 7b"):
+    with pytest.raises(ValueError, match="no variant '13b'; nearest: 3b"):
         sft.get_config("13b")
 
 
@@ -497,7 +500,10 @@ def test_invalid_settings_are_refused(change, message):
             ([], "--config is missing"),
             (["--config=configs/sft.py:tiny", "extra"], "extra is no flag"),
             (["--config=configs/sft.py:tiny", "--config.data.batch_size=0"], "data.batch_size is 0"),
-            (["--config=configs/sft.py:tiny", "--config.model.path=nowhere"], "nowhere is neither a folder nor"),
+            (
+                ["--config=configs/sft.py:tiny", "--rows=README.md", "--config.model.path=nowhere"],
+                "nowhere is neither a folder nor",
+            ),
             (["--config=configs/sft.py:tiny", "--config.data.bach_size=8"], "bach_size"),
             (
                 ["--config=configs/sft.py:tiny", "--workdir=gs://bucket/run"],
@@ -521,6 +527,17 @@ def test_truncated_lines_and_later_steps_are_dropped(tmp_path):
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 1), (3, 0.5)]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_time_left_is_not_that_of_the_first_step_and_lines_stand_above_the_bar(tmp_path, capsys):
+    with Metrics(tmp_path, Logging(tensorboard=False), name="run", step=2, steps=9, writes=True) as metrics:
+        time.sleep(0.05)
+        metrics.advance()
+        say("a line")
+        metrics.advance()
+    shown = capsys.readouterr().err.split("\r")
+    assert any("3/9 [00:00<?, ?step/s]" in part for part in shown)
+    assert "train: a line\n" in shown and "4/9" in shown[-1]
 
 
 def test_a_damaged_line_of_metrics_is_named(tmp_path):

@@ -202,9 +202,10 @@ def test_folders_without_readable_weights_are_refused_by_all_programs(folder, tm
     assert main([str(folder), str(tmp_path / "out")]) == 1
     converted = capsys.readouterr().err
     assert generate.main([f"--model={folder}", "--prompt=x"]) == 1
-    generated = capsys.readouterr().err
-    config = Config(model=Pretrained(path=str(folder)), stages=[Stage("one", [Source("rows.jsonl")])])
-    with pytest.raises(FileNotFoundError) as refused:  # before it looks for rows
+    generated = capsys.readouterr().err.splitlines()[-1]
+    (rows := tmp_path / "rows.jsonl").touch()
+    config = Config(model=Pretrained(path=str(folder)), stages=[Stage("one", [Source(str(rows))])])
+    with pytest.raises(FileNotFoundError) as refused:  # before it reads rows
         trainer.run(config, tmp_path / "run")
     for error in (converted, generated, str(refused.value)):
         assert message in error

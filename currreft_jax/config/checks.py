@@ -67,7 +67,7 @@ def describe(kind: Any) -> str:
     if isinstance(kind, UnionType):
         return describe(arguments[0])
     if container is tuple:
-        return f"a tuple, such as (A,B), each {describe(arguments[0])}"
+        return f"a tuple, as a flag A,B, each {describe(arguments[0])}"
     if container is list:
         return f"a list of {arguments[0].__name__}"
     if container is dict:

@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class Task(Enum):
-    """Subject of a row; `OTHER` is for conversations, which no rule scores."""
+    """Subject of a row; `OTHER` is for conversations, and for open rows that a reward of one's own scores."""
 
     DETECTION = "detection"
     CLASSIFY = "classify"

@@ -6,16 +6,20 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import currreft_jax.config as settings
-from currreft_jax.config.names import nearest, unknown_setting
+from currreft_jax.config.names import nearest, refuse_unknown_variant, unknown_setting
 from currreft_jax.config.training import Config
 
 Settings = TypeVar("Settings")
 
 _MODULE = "config_file"
+VARIANTS = "VARIANTS"  # of a config's file: what each variant is, by name
+_PROGRAMS = {"Config": "train and plan", "Evaluation": "evaluate", "Rejection": "reject"}
+_REPOSITORY = Path(__file__).parents[2]
 # What Python says of a name that a class of settings does not have.
 _UNKNOWN = re.compile(r"'?(\w+)(?:' object has no attribute|\.__init__\(\) got an unexpected keyword argument) '(\w+)'")
 
@@ -30,32 +34,62 @@ def load_config(text: str, kind: type[Settings] = Config) -> Settings:
     Raises:
         ValueError: no such file or variant, or a mistake in the file, with its line.
     """
+    path, variant = _split(text)
+    try:
+        module = _load_module(path)
+        if not hasattr(module, "get_config"):
+            raise ValueError(f"{path} has no function get_config")
+        if variant and VARIANTS in vars(module):
+            refuse_unknown_variant(variant[0], vars(module)[VARIANTS])
+        config = module.get_config(*variant)
+    except Exception as error:  # the file is its user's program: whatever is wrong in it is reported with its line
+        raise ValueError(_describe_error(path, error)) from error
+    if not isinstance(config, kind):
+        program = _PROGRAMS.get(type(config).__name__)
+        raise ValueError(
+            f"{path}: get_config returned a {type(config).__name__}, not the {kind.__name__} of this program"
+            f"{f'; it is a config of {program}' if program else ''}"
+        )
+    return config
+
+
+def read_variants(text: str) -> dict[str, str]:
+    """Returns what each variant of a config is, by name: `VARIANTS` of its file, or none.
+
+    Raises:
+        ValueError: no such file, or a mistake in it.
+    """
+    path, _ = _split(text)
+    try:
+        return vars(_load_module(path)).get(VARIANTS, {})
+    except Exception as error:  # as in `load_config`
+        raise ValueError(_describe_error(path, error)) from error
+
+
+def config_folders() -> list[Path]:
+    """Lists the folders where configs are looked for: `configs` of the current folder and of the repository."""
+    return [folder for folder in (Path("configs"), _REPOSITORY / "configs") if folder.is_dir()]
+
+
+def _split(text: str) -> tuple[Path, list[str]]:
+    """Splits FILE:VARIANT into the file, which must exist, and at most one variant."""
     file, *variant = text.split(":", 1)
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"there is no file {file} in {Path.cwd()}{_other_files(path)}")
     if path.suffix != ".py":
         raise ValueError(f"{file} is no Python file: a config file's name ends in .py")
-    try:
-        module = _load_module(path)
-        if not hasattr(module, "get_config"):
-            raise ValueError(f"{path} has no function get_config")
-        config = module.get_config(*variant)
-    except Exception as error:  # the file is its user's program: whatever is wrong in it is reported with its line
-        raise ValueError(_describe_error(path, error)) from error
-    if not isinstance(config, kind):
-        raise ValueError(
-            f"{path}: get_config returned a {type(config).__name__}, not the {kind.__name__} of this program"
-        )
-    return config
+    return path, variant
 
 
 def _load_module(path: Path) -> Any:
     root = path.resolve().parent
     while (root / "__init__.py").exists():
         root = root.parent
-    if root != path.resolve().parent and str(root) not in sys.path:
-        sys.path.append(str(root))  # a file of a package may import the package, from whatever folder it is named
+    # A file imports its neighbours or its package, and the repository's configs, from whatever folder it is named.
+    for folder in (root, _REPOSITORY):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
     spec = importlib.util.spec_from_file_location(_MODULE, path)
     assert spec is not None and spec.loader is not None  # as of every name that ends in .py
     module = importlib.util.module_from_spec(spec)
@@ -65,13 +99,19 @@ def _load_module(path: Path) -> Any:
 
 
 def _other_files(path: Path) -> str:
-    """Names the files that may have been meant."""
+    """Names the files that may have been meant: of its folder, or else configs of the repository."""
     marker = b"def get_config("
-    files = sorted(file.name for file in path.parent.glob("*.py") if marker in file.read_bytes())
-    names = nearest(path.name, files)
-    if names:
-        return f"; nearest: {', '.join(str(path.parent / name) for name in names)}"
-    return f"; {path.parent}/ has {', '.join(files)}" if files else ""
+    folders = dict.fromkeys([path.parent, *config_folders()])
+    files = [file for folder in folders for file in sorted(folder.glob("*.py")) if marker in file.read_bytes()]
+    for folder in folders:
+        names = nearest(path.name, [file.name for file in files if file.parent == folder])
+        if names:
+            return f"; nearest: {', '.join(str(folder / name) for name in names)}"
+    return f"; {files[0].parent}/ has {_names_in(files, files[0].parent)}" if files else ""
+
+
+def _names_in(files: Sequence[Path], folder: Path) -> str:
+    return ", ".join(file.name for file in files if file.parent == folder)
 
 
 def _describe_error(path: Path, error: Exception) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -14,26 +16,32 @@ from ml_collections import config_flags
 from currreft_jax.config.checks import describe
 from currreft_jax.config.data import Kind, Source, Task
 from currreft_jax.config.evaluation import EvaluatedModel, ImageCondition, Suite
+from currreft_jax.config.file_flags import define_files, expand_files, gather_files
 from currreft_jax.config.files import load_config
+from currreft_jax.config.help import help_text
 from currreft_jax.config.names import nearest, nearest_settings, setting_type
+from currreft_jax.config.own_rows import use_rows
 from currreft_jax.config.rejection import QuotaSource
 from currreft_jax.config.stage import Stage
-from currreft_jax.config.training import Config
+from currreft_jax.config.training import ELSEWHERE, Config
 from currreft_jax.config.validation import validate
-
-flags.disclaim_key_flags()  # `--config` is listed by the `--help` of the program that defines it
 
 Settings = TypeVar("Settings")
 
 REFUSED = 2  # exit code of a program that refuses its command line, as argparse has it
 _NO_CONFIG = "--config is missing; configs/ has some, such as --config=configs/sft.py"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+_STAGE_FILES = re.compile(r"(stages\[(-?\d+)\])\.sources(\[-?\d+\]\.file)?")
+_HELP = ("--help", "-help", "-h", "-?", "--helpshort")
+ROWS, HELD_OUT = "rows", "held-out"
 _WRONG_VALUE = re.compile(r"flag --(config\.([^=]+)=.*?): ", re.S)
 _command_line: list[str] = []  # ml_collections finds the overrides here
 
 
 def define_config(default: Settings | None = None) -> flags.FlagHolder[Settings]:
     """Defines `--config=FILE:VARIANT`, and with it a flag for every setting, `--config.NAME=VALUE`.
+
+    A training config also gets `--rows` and `--held-out`.
 
     Args:
         default: the settings of an empty `--config=`; without any, a training `Config` whose file must be named.
@@ -45,6 +53,13 @@ def define_config(default: Settings | None = None) -> flags.FlagHolder[Settings]
         "config", settings, description, sys_argv=_command_line, parse_fn=partial(_load_config, default, type(settings))
     )
     flags.FLAGS["config"].default_as_str = ""
+    if default is None:
+        define_files(
+            ROWS,
+            "files or patterns such as train/*.jsonl: rows that every stage trains on, those of its kinds, each file"
+            " with the same share of the batches; instead of the config's, whose held-out rows go with them",
+        )
+        define_files(HELD_OUT, "files or patterns of rows that are never trained on, to measure every stage with")
     return holder
 
 
@@ -64,10 +79,13 @@ def flags_parser(
     names = Config(stages=[Stage()]) if example is None else example
 
     def parse(arguments: Sequence[str]) -> list[str]:
+        if any(argument in _HELP for argument in arguments):
+            _print_help(program, arguments, names)
         if example is not None and not any(re.match("--?config($|=)", argument) for argument in arguments):
             arguments = [*arguments[:1], "--config=", *arguments[1:]]
-        _command_line[:] = arguments
         try:
+            arguments = gather_files(arguments)
+            _command_line[:] = arguments
             positional = flags.FLAGS(arguments)
             if len(positional) > 1:
                 raise ValueError(f"{positional[1]} is no flag; a setting is written --config.NAME=VALUE")
@@ -87,8 +105,23 @@ def refuse_command_line(program: str, message: str) -> NoReturn:
     sys.exit(REFUSED)
 
 
-def _load_config(default: Any, kind: type[Settings], text: str) -> Settings:
-    """Loads a config, and refuses overrides of settings that it does not have.
+def _print_help(program: str, arguments: Sequence[str], example: Any) -> NoReturn:
+    """Prints the flags and the settings of a program, those of the config that is named, and ends it."""
+    texts = re.findall(r"^--?config(?:=|\n)(.*)$", "\n".join(arguments), re.M)
+    text = texts[-1] if texts else ""
+    if ":" in text:
+        os.environ.setdefault(ELSEWHERE, "1")  # a variant for other machines can be read about
+    try:
+        config = load_config(text, type(example)) if text else example
+    except ValueError as error:
+        refuse_command_line(program, f"--config={text}: {error}")
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
+    print(help_text(config, text), flush=True)
+    sys.exit(0)
+
+
+def _load_config(default: Any, kind: type, text: str) -> Any:
+    """Loads a config with the files of `--rows` and `--held-out`; refuses overrides of settings that it does not have.
 
     Args:
         default: the settings of an empty text; None refuses it.
@@ -98,17 +131,60 @@ def _load_config(default: Any, kind: type[Settings], text: str) -> Settings:
     Raises:
         flags.Error: naming the flag; a ValueError would be reworded on its way.
     """
+    arguments = flags.FLAGS.read_flags_from_files(_command_line, force_gnu=False)
     try:
-        config = load_config(text, kind) if text or default is None else default
+        config: Any = load_config(text, kind) if text or default is None else default
     except ValueError as error:
         raise flags.Error(f"--config={text}: {error}") from error
-    for argument in flags.FLAGS.read_flags_from_files(_command_line, force_gnu=False):
-        if override := _OVERRIDE.match(argument):
-            try:
-                setting_type(config, override[1])
-            except ValueError as error:
-                raise flags.Error(f"{argument}: {error}") from error
+    overrides = {argument: match[1] for argument in arguments if (match := _OVERRIDE.match(argument))}
+    files = {name: _files_of(name, arguments) for name in (ROWS, HELD_OUT)}
+    if isinstance(config, Config) and any(files.values()):
+        try:
+            config = use_rows(config, files[ROWS], files[HELD_OUT])
+        except ValueError as error:
+            raise flags.Error(str(error)) from error
+    for argument, path in overrides.items():
+        try:
+            setting_type(config, path)
+        except ValueError as error:
+            raise flags.Error(f"{argument}: {error}") from error
+    if isinstance(config, Config) and not any(files.values()):
+        _refuse_foreign_held_out(config, text, overrides)
     return config
+
+
+def _files_of(name: str, arguments: Sequence[str]) -> list[str]:
+    """Returns the files of a flag of files, from all of its occurrences.
+
+    Raises:
+        flags.Error: no file matches.
+    """
+    prefix = f"--{name}="
+    texts = [argument.removeprefix(prefix) for argument in arguments if argument.startswith(prefix)]
+    try:
+        return expand_files(texts)
+    except ValueError as error:
+        raise flags.Error(f"--{name}: {error}") from error
+
+
+def _refuse_foreign_held_out(config: Config, text: str, overrides: Mapping[str, str]) -> None:
+    """Refuses to train a stage on files of one's own and to measure it on held-out rows of the config.
+
+    Args:
+        config: as its file makes it.
+        text: FILE:VARIANT.
+        overrides: settings on the command line, each with its path.
+
+    Raises:
+        flags.Error: naming the flag and the remedy.
+    """
+    for argument, path in overrides.items():
+        stage = _STAGE_FILES.fullmatch(path)
+        if stage and config.stages[int(stage[2])].held_out and f"{stage[1]}.held_out" not in overrides.values():
+            raise flags.Error(
+                f"{argument}: the held-out rows would be those of {text}, of another set: add --held-out FILES, or"
+                f" --config.{stage[1]}.held_out=[] for none"
+            )
 
 
 def _describe_error(error: Exception, example: Any) -> str:

@@ -7,9 +7,12 @@ from enum import Enum
 class Remat(Enum):
     """Rematerialisation in the backward pass.
 
-    `NONE` keeps all activations, `DOTS` the matrix products of a block, `BLOCK` the input of a block.
+    `NONE` keeps all activations, `DOTS` the matrix products of a block, `BLOCK` the input of a block. `AUTO` is `DOTS`
+    where the gradient of the largest batch then takes at most nine tenths of the devices' memory; else, and where that
+    memory is unknown, `BLOCK`.
     """
 
+    AUTO = "auto"
     NONE = "none"
     DOTS = "dots"
     BLOCK = "block"
@@ -66,7 +69,7 @@ class Pretrained:
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     init: Init = Init.CHECKPOINT
     dtype: str = "bfloat16"
-    remat: Remat = Remat.BLOCK
+    remat: Remat = Remat.AUTO
     attention: AttentionKernel = AttentionKernel.AUTO
     min_pixels: int = 0
     max_pixels: int = 401_408

@@ -59,7 +59,15 @@ def unknown_setting(owner: type, name: str, place: str, config: Any = None) -> s
     """
     names = nearest(name, field_types(owner)) or (nearest_settings(name, config) if config else [])
     hint = f"nearest: {', '.join(names)}" if names else f"it has {', '.join(field_types(owner))}"
-    return f"{place} has no setting {name}; {hint} (see python -m pydoc currreft_jax.config.{owner.__name__})"
+    return f"{place} has no setting {name}; {hint} (--help lists all)"
+
+
+def refuse_unknown_variant(variant: str, variants: Iterable[str]) -> None:
+    """Raises ValueError for a variant that a config does not have, naming the nearest one, or all of them."""
+    if variant not in variants:
+        names = nearest(variant, variants)
+        hint = f"nearest: {', '.join(names)}" if names else f"there are {', '.join(variants)}"
+        raise ValueError(f"no variant {variant!r}; {hint}")
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:

@@ -44,7 +44,8 @@ class Rejection:
 
     Attributes:
         name: name of the default output folder.
-        seed: seed of sampled answers, and of the order of rows.
+        seed: seed of sampled answers, of the order of rows, and of all other choices; None for that of the run which
+            this is a stage of, or for 0 without a run.
         model: the model that answers.
         sources: files of rows, with quotas.
         max_samples: answers to a row at most, a multiple of `sampling.group_size`; the rows of a source that falls
@@ -67,11 +68,13 @@ class Rejection:
         sampling: decoding; `group_size` answers to a row at first.
         rewards: of the rules that judge, and of `require_rules`.
         endpoint: how the server of `model` is asked, and what that may cost.
+        budget: calls of all servers together at most: for answers, for the judge and for the second judge, with
+            repeated calls and those of interrupted runs of the job; None for no limit.
         threads: threads per host that read images.
     """
 
     name: str = "reject"
-    seed: int = 0
+    seed: int | None = None
     model: EvaluatedModel = field(default_factory=EvaluatedModel)
     sources: list[QuotaSource] = field(default_factory=list)
     max_samples: int = 16
@@ -93,14 +96,20 @@ class Rejection:
     sampling: Sampling = field(default_factory=_sampled)
     rewards: Rewards = field(default_factory=Rewards)
     endpoint: EndpointLimits = field(default_factory=EndpointLimits)
+    budget: int | None = None
     threads: int = 4
+
+    @property
+    def chosen_seed(self) -> int:
+        """The seed, or 0 where none is set."""
+        return self.seed or 0
 
 
 def as_evaluation(rejection: Rejection, suites: list[Suite]) -> Evaluation:
     """Returns the settings by which the model answers the rows of suites."""
     return Evaluation(
         name=rejection.name,
-        seed=rejection.seed,
+        seed=rejection.chosen_seed,
         models=[rejection.model],
         suites=suites,
         template=rejection.template,
@@ -161,5 +170,6 @@ def _settings(rejection: Rejection) -> list[Demand]:
         (0 <= rejection.threshold < 100, "threshold", rejection.threshold, "a score in [0, 100)"),
         (0 < rejection.second_share <= 1, "second_share", rejection.second_share, "a share in (0, 1]"),
         (rejection.calibration_rows >= 0, "calibration_rows", rejection.calibration_rows, "0, for none, or more"),
+        (rejection.budget is None or rejection.budget >= 0, "budget", rejection.budget, "0 or more calls"),
         (0 <= rejection.held_out < 1, "held_out", rejection.held_out, "a share in [0, 1)"),
     ]

@@ -39,6 +39,17 @@ class BoxReading(Enum):
     JSON = "json"
 
 
+class OnRewardError(Enum):
+    """What a completion does for which a reward of one's own fails, or returns an invalid verdict.
+
+    `STOP`: it ends the run. `ZERO`: it earns 0 with the reason `reward_failed`, or the least value of a reward that
+    gives no more than 0; such completions are counted and reported.
+    """
+
+    STOP = "stop"
+    ZERO = "zero"
+
+
 @dataclass(slots=True)
 class Maths:
     """Limits of one comparison by math-verify. An answer beyond a limit scores 0 with reason `timeout`.
@@ -64,21 +75,34 @@ class Maths:
 
 @dataclass(slots=True)
 class Length:
-    """Reward part `length`: -1 / `max_tokens` for each token, down to -1."""
+    """Reward part `length`: -1 / `max_tokens` for each token, down to -1.
+
+    Attributes:
+        max_tokens: tokens that cost 1.
+    """
 
     max_tokens: int = 1024
 
 
 @dataclass(slots=True)
 class Repetition:
-    """Reward part `repetition`: minus the share of `ngram`-word sequences that repeat an earlier one."""
+    """Reward part `repetition`: minus the share of `ngram`-word sequences that repeat an earlier one.
+
+    Attributes:
+        ngram: words of a sequence.
+    """
 
     ngram: int = 4
 
 
 @dataclass(slots=True)
 class Overlong:
-    """Reward part `overlong`: 0 up to `max_tokens - buffer_tokens`, then falling linearly to -1 at `max_tokens`."""
+    """Reward part `overlong`: 0 up to `max_tokens - buffer_tokens`, then falling linearly to -1 at `max_tokens`.
+
+    Attributes:
+        max_tokens: tokens at which it is -1.
+        buffer_tokens: tokens before, over which it falls.
+    """
 
     max_tokens: int = 512
     buffer_tokens: int = 128
@@ -95,6 +119,7 @@ class Rewards:
     Attributes:
         weights: part -> weight in the total; a part of weight 0 is not computed. Other keys are rewards of one's own,
             by registered name or by import path, `package.module:function`.
+        on_error: what a completion does for which a reward of one's own fails.
         partial_credit: which incomplete sets of options earn `partial_value`.
         partial_value: reward of an incomplete set (equation 4).
         detection: score of predicted boxes.
@@ -109,6 +134,7 @@ class Rewards:
     """
 
     weights: dict[str, float] = field(default_factory=_weights)
+    on_error: OnRewardError = OnRewardError.STOP
     partial_credit: PartialCredit = PartialCredit.SUBSET
     partial_value: float = 0.2
     detection: DetectionScore = DetectionScore.PAPER

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from currreft_jax.config.data import Kind, Source, Task
+from currreft_jax.config.evaluation import SuiteDomain
 from currreft_jax.config.method import LossAverage, Method, Optimizer
 from currreft_jax.config.rejection import Rejection
 
@@ -29,6 +30,8 @@ class Stage:
         tasks: tasks of rows to use; all where empty.
         replay: share of the batches that comes from the sources of earlier stages.
         held_out: held-out rows, evaluated in this stage and in all later ones.
+        out_of_domain: rows out of the stage's domain, evaluated whenever the held-out rows are. They are measured
+            alone: no gate and no choice of a checkpoint looks at them.
         moments: optimizer state at the start, after another stage.
         learning_rate: overrides the optimizer's; 0 for the optimizer's.
         promote_above: promotion gate: the stage ends early once the share of held-out rows with full accuracy is above
@@ -68,9 +71,17 @@ class Stage:
     batch_size: int | None = None
     optimizer: Optimizer | None = None
     evaluate_every: int | None = None
+    out_of_domain: list[Source] = field(default_factory=list)
+
+    @property
+    def evaluated(self) -> dict[SuiteDomain, list[Source]]:
+        """Files of the rows that every evaluation answers, without domains that have none."""
+        files = {SuiteDomain.IN: self.held_out, SuiteDomain.OUT: self.out_of_domain}
+        return {domain: sources for domain, sources in files.items() if sources}
 
     @property
     def files(self) -> list[Source]:
         """All files that the stage reads when it begins."""
         asked = self.rejection.sources if self.rejection else []
-        return [*self.sources, *self.held_out, *self.held_out_loss, *(quota.source for quota in asked)]
+        evaluated = [*self.held_out, *self.out_of_domain, *self.held_out_loss]
+        return [*self.sources, *evaluated, *(quota.source for quota in asked)]

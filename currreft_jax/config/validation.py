@@ -183,6 +183,7 @@ def _validate_stage(config: Config, stage_index: int) -> None:
     for name, sources in (
         ("sources", stage.sources),
         ("held_out", stage.held_out),
+        ("out_of_domain", stage.out_of_domain),
         ("held_out_loss", stage.held_out_loss),
     ):
         for index, source in enumerate(sources):

@@ -96,7 +96,12 @@ class ShapeBuckets:
                     " the shapes were fitted to them; remove the file, and the same command fits them again"
                 )
             if needed > limit:
-                raise BudgetError(f"{name}: {needed} needed, but the largest bucket is {limit}; add a larger one")
+                example = (
+                    f", such as --config.{name}={limit},{ceil(needed / 64) * 64}" if name != "slots of an image" else ""
+                )
+                raise BudgetError(
+                    f"{name}: {needed} needed, but the largest bucket is {limit}; add a larger one{example}"
+                )
 
 
 def _first_fit(shapes: Sequence[BatchShape], dims: BatchDims) -> BatchShape:

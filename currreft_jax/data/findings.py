@@ -28,12 +28,15 @@ class Problem(StrEnum):
     LEAKED_QUESTION = "question in training and testing"
     FRAME = "frame is not the image's size"
     SAME_WORDING = "wording in training and testing"
-    UNUSED_KEY = "key that plays no part"
+    EXTRA_KEY = "key for rewards of your own"
+    NO_RULE = "scored by rewards of your own alone"
     PLAIN_IMAGE = "image of one colour"
     BALANCE = "answers out of balance"
 
 
-NOTES = frozenset({Problem.FRAME, Problem.SAME_WORDING, Problem.UNUSED_KEY, Problem.PLAIN_IMAGE, Problem.BALANCE})
+NOTES = frozenset(
+    {Problem.FRAME, Problem.SAME_WORDING, Problem.EXTRA_KEY, Problem.NO_RULE, Problem.PLAIN_IMAGE, Problem.BALANCE}
+)
 
 
 @dataclass(frozen=True, slots=True)

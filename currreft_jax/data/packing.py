@@ -185,11 +185,16 @@ def collate(prompts: Sequence[Prompt], config: ModelConfig, shape: BatchShape, s
         lengths=np.array([len(prompt.tokens) for prompt in prompts], np.int32),
         positions=positions,
         next_position=np.array([prompt.next_position for prompt in prompts], np.int32),
-        key=np.array([(prompt.key >> 32, prompt.key & 0xFFFFFFFF) for prompt in prompts], np.uint32),
+        key=prompt_keys(prompts),
         first_sample=np.array([prompt.first_sample for prompt in prompts], np.int32),
         embed_index=embed_index,
         images=packed if shape.slots else None,
     )
+
+
+def prompt_keys(prompts: Sequence[Prompt]) -> np.ndarray:
+    """Returns the keys of prompts in halves, uint32 `[P, 2]`."""
+    return np.array([(prompt.key >> 32, prompt.key & 0xFFFFFFFF) for prompt in prompts], np.uint32)
 
 
 def _pack_images(

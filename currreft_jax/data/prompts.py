@@ -37,8 +37,6 @@ class Template:
     system: str | None = None
 
 
-_SCORED_TASKS = (Task.DETECTION, Task.CLASSIFY, Task.MATH)
-
 # The authors' prompts, except that their classify instruction lacks the full stop.
 PAPER = Template(
     instruction=(
@@ -46,12 +44,12 @@ PAPER = Template(
         " </answer> tags."
     ),
     suffixes={
-        **{(Kind.JUDGE, task): "Ensure your final answer is exactly 'yes' or 'no'." for task in _SCORED_TASKS},
+        **{(Kind.JUDGE, task): "Ensure your final answer is exactly 'yes' or 'no'." for task in Task},
         **{
             (Kind.CHOICE, task): (
                 "Ensure your final answer is exactly one of the provided option letters without any additional text."
             )
-            for task in _SCORED_TASKS
+            for task in Task
         },
         (Kind.OPEN, Task.DETECTION): "Output the final answer in JSON format in <answer> </answer> tags.",
     },
@@ -61,7 +59,15 @@ PAPER = Template(
     ),
 )
 
-WORLD = Template(instruction="", suffixes=question_text.SUFFIXES, multiple=question_text.MULTIPLE_SUFFIX, options="")
+WORLD = Template(
+    instruction="",
+    suffixes={
+        **question_text.SUFFIXES,
+        **{(kind, Task.OTHER): question_text.SUFFIXES[kind, Task.MATH] for kind in (Kind.JUDGE, Kind.CHOICE)},
+    },
+    multiple=question_text.MULTIPLE_SUFFIX,
+    options="",
+)
 
 TEMPLATES: dict[str, Template] = {"paper": PAPER, "world": WORLD}
 

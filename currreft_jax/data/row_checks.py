@@ -19,7 +19,7 @@ from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import Template
 from currreft_jax.data.row_boxes import FramePairs, gold_corners, text_corners
 from currreft_jax.data.rows import IMAGE, UNIT_FRAME
-from currreft_jax.rewards import MathsPool, boxes, check_rows, maths
+from currreft_jax.rewards import MathsPool, boxes, check_rows, has_rule, maths
 from currreft_jax.rewards.answer import RowError
 from currreft_jax.structs import Boxes, Frame, Row
 
@@ -166,7 +166,9 @@ def check_prompt_length(
 
 
 def check_golds(rows: Sequence[LocatedRow], progress: Progress) -> list[tuple[LocatedRow, RowError]]:
-    """Parses the gold answers with the rows' own rewards; skips rows whose boxes leave their frame.
+    """Parses the gold answers with the rows' own rewards.
+
+    Skips rows without a rule, and rows whose boxes leave their frame.
 
     Returns:
         The rows with a malformed gold answer, and their errors.
@@ -174,7 +176,7 @@ def check_golds(rows: Sequence[LocatedRow], progress: Progress) -> list[tuple[Lo
     Raises:
         MathsPoolError: math-verify cannot run here.
     """
-    scored = [located for located in rows if located.row.kind is not Kind.CHAT and not _leaves_frame(located.row)]
+    scored = [located for located in rows if has_rule(located.row) and not _leaves_frame(located.row)]
     chunks = [scored[start : start + _GOLD_CHUNK] for start in range(0, len(scored), _GOLD_CHUNK)]
     errors = []
     with ExitStack() as stack:

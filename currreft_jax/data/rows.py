@@ -17,7 +17,8 @@ A row is a JSON object with the fields of `structs.Row`:
 | source, split, origin | data set, its split, its licence |
 | provenance, judge | of rows kept by rejected sampling: the model, the sample and the scores of the answer; not read |
 
-A null counts as an absent key. Other keys are ignored, except for videos and sounds, which no row can have.
+A null counts as an absent key. Other keys are the row's `extra`, which rewards of one's own read, except for videos and
+sounds, which no row can have.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,15 @@ def parse_row(fields: Fields, *, image_root: Path, kind: Kind | None = None, tas
         source=fields.text("source", ""),
         split=fields.text("split", ""),
         origin=fields.text("origin", ""),
+        extra=extra_keys(keys, KEYS.union(UNREAD_MEDIA)),
     )
     _validate_texts(fields, row)
     return row
+
+
+def extra_keys(keys: Mapping[str, Any], known: Set[str]) -> dict[str, Any]:
+    """Returns the keys that are none of the known ones, without nulls."""
+    return {key: value for key, value in keys.items() if key not in known and value is not None}
 
 
 def row_to_json(row: Row, image_root: Path | None = None) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def row_to_json(row: Row, image_root: Path | None = None) -> dict[str, Any]:
         "split": row.split,
         "origin": row.origin,
     }
-    return keys | {key: value for key, value in optional.items() if value}
+    return keys | {key: value for key, value in optional.items() if value} | dict(row.extra)
 
 
 def split_conversation(row: Row) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:

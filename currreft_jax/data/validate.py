@@ -47,6 +47,7 @@ from currreft_jax.data.row_checks import (
 )
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.data.rows import KEYS
+from currreft_jax.rewards import has_rule
 from currreft_jax.structs import Row
 
 NO_SPLITS = (
@@ -149,13 +150,15 @@ def _read_rows(input_file: InputFile, report: ValidationReport, progress: Progre
     """Reads the valid rows of a file; reports malformed rows, repeated ids, and repeated and unknown keys."""
     path = input_file.path
     first_locations: dict[str, str] = {}
-    unknown_keys: Counter[str] = Counter()
+    extra_keys: Counter[str] = Counter()
+    without_rule = 0
     with RowFile(path, image_root=input_file.image_root, kind=input_file.kind, task=input_file.task) as file:
         for index in progress(range(len(file)), f"rows of {Path(path).name}", len(file)):
             location = file.location(index)
             try:
                 row = file[index]
-                unknown_keys.update(set(file.fields(index).keys) - KEYS)
+                extra_keys.update(row.extra.keys())
+                without_rule += row.kind is not Kind.CHAT and not has_rule(row)
             except LineError as error:
                 report.findings.append(Finding(Problem.BAD_ROW, path, location, error.problem))
                 continue
@@ -167,10 +170,13 @@ def _read_rows(input_file: InputFile, report: ValidationReport, progress: Progre
                 message = f"id {row.id!r} is that of {first}, and it seeds what is sampled; give each row its own"
                 report.findings.append(Finding(Problem.ID, path, location, message))
             yield LocatedRow(row, path, location, _split_of(row, input_file))
-    for key, count in unknown_keys.items():
+    for key, count in extra_keys.items():
         rows, known = plural(count, "row"), ", ".join(sorted(KEYS))
-        message = f'"{key}" of {rows} is none of {known}; is it misspelt?'
-        report.findings.append(Finding(Problem.UNUSED_KEY, path, path, message))
+        message = f'"{key}" of {rows} is none of {known}: it is in `extra`, for a reward of your own; is it misspelt?'
+        report.findings.append(Finding(Problem.EXTRA_KEY, path, path, message))
+    if without_rule:
+        message = f"no rule scores {plural(without_rule, 'row')}, whose answers need a reward of your own"
+        report.findings.append(Finding(Problem.NO_RULE, path, path, message))
 
 
 def _split_of(row: Row, file: InputFile) -> str | None:

@@ -1,12 +1,38 @@
-"""The budget of a ledger, in calls and tokens."""
+"""Budgets: of a ledger in calls and tokens, and of a job with several ledgers in calls."""
 
 from __future__ import annotations
 
 import asyncio
+from threading import Lock
 
 
 class BudgetSpent(Exception):
     """The next call would exceed the budget."""
+
+
+class JobBudget:
+    """Counts the calls of a job, whose endpoints have ledgers and threads of their own.
+
+    Attributes:
+        max_calls: calls at most.
+        calls: calls so far.
+    """
+
+    def __init__(self, max_calls: int, calls: int) -> None:
+        self.max_calls = max_calls
+        self.calls = calls
+        self._lock = Lock()
+
+    def take(self) -> None:
+        """Counts a call.
+
+        Raises:
+            BudgetSpent: the call would exceed the budget.
+        """
+        with self._lock:
+            if self.calls >= self.max_calls:
+                raise BudgetSpent(f"the job's budget of {self.max_calls:,} calls is spent: raise budget")
+            self.calls += 1
 
 
 class CallBudget:
@@ -17,9 +43,10 @@ class CallBudget:
         tokens: tokens so far, without those reserved.
     """
 
-    def __init__(self, max_calls: float, max_tokens: float, calls: int, tokens: int):
+    def __init__(self, max_calls: float, max_tokens: float, calls: int, tokens: int, job: JobBudget | None = None):
         self.calls = calls
         self.tokens = tokens
+        self._job = job
         self._max_calls = max_calls
         self._max_tokens = max_tokens
         self._reserved: list[int] = []
@@ -42,6 +69,8 @@ class CallBudget:
                 if self.tokens + sum(self._reserved) + tokens <= self._max_tokens:
                     break
                 await self._settled.wait()
+            if self._job:
+                self._job.take()
             self.calls += 1
             self._reserved.append(tokens)
 

@@ -101,7 +101,8 @@ class Endpoint:
         self._loop = loop
         self._concurrency = AdaptiveConcurrency(settings.concurrency, settings.max_concurrency)
         self._pace = Pace(_limit(settings.calls_per_minute), _limit(settings.tokens_per_minute))
-        self._budget = CallBudget(_limit(settings.max_calls), _limit(settings.max_tokens), ledger.calls, ledger.tokens)
+        max_calls, max_tokens = _limit(settings.max_calls), _limit(settings.max_tokens)
+        self._budget = CallBudget(max_calls, max_tokens, ledger.calls, ledger.tokens, settings.job_budget)
         self._first = asyncio.Lock()
         self._contact = False  # whether the server has answered
         self._mistake = ""  # in the settings, which the first request has found

@@ -11,6 +11,7 @@ from typing import Any
 
 from currreft_jax.config import EndpointLimits
 from currreft_jax.config.checks import refuse
+from currreft_jax.endpoint.budget import JobBudget
 from currreft_jax.endpoint.reply import SETTLED, FailureReason
 
 # Shorter keys are words such as EMPTY, which answers may contain.
@@ -33,6 +34,7 @@ class EndpointSettings(EndpointLimits):
         ledger: file of the ledger, which is appended to; one process at a time.
         extra_body: further fields of every request body, such as `{"repetition_penalty": 1.0}`.
         ask_again: failures of earlier runs that are asked again.
+        job_budget: calls of all endpoints of a job; None for no limit but the endpoint's own.
     """
 
     url: str
@@ -40,6 +42,7 @@ class EndpointSettings(EndpointLimits):
     ledger: Path
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     ask_again: frozenset[FailureReason] = frozenset(FailureReason) - SETTLED
+    job_budget: JobBudget | None = None
 
 
 def validate_endpoint(settings: EndpointSettings) -> None:

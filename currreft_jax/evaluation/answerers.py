@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +19,12 @@ import jax
 import numpy as np
 
 from currreft_jax.config import EvaluatedModel, Evaluation
+from currreft_jax.config.wording import plural
 from currreft_jax.data.budget import PromptBudget, prompt_without_patches
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.packing import BatchShape
 from currreft_jax.data.prompts import load_template
+from currreft_jax.endpoint import JobBudget
 from currreft_jax.evaluation.endpoint_answerer import EndpointAnswerer
 from currreft_jax.evaluation.manifest import HASH_BYTES
 from currreft_jax.evaluation.suites import SuiteError, SuiteQuestion, SuiteReply
@@ -29,6 +32,7 @@ from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.digests import hash_files
 from currreft_jax.runtime.multihost import gather_bytes
 from currreft_jax.runtime.sharding import make_mesh
+from currreft_jax.runtime.timing import CompilationCounter
 from currreft_jax.sampling.completions import decode_group
 from currreft_jax.sampling.continuous import SlotLayout, sample_stream, slot_layout, warm_up_stream
 from currreft_jax.sampling.sampler import batch_shape, decode_params, prompt_dims
@@ -78,7 +82,13 @@ class Answerer(Protocol):
         ...
 
 
-def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log: Callable[[str], None]) -> Answerer:
+def open_answerer(
+    model: EvaluatedModel,
+    evaluation: Evaluation,
+    out: Path,
+    log: Callable[[str], None],
+    budget: JobBudget | None = None,
+) -> Answerer:
     """Opens a model, without loading its parameters, or makes ready to ask a server.
 
     Args:
@@ -86,24 +96,27 @@ def open_answerer(model: EvaluatedModel, evaluation: Evaluation, out: Path, log:
         evaluation: all settings.
         out: folder of the answers.
         log: called with a line for people.
+        budget: calls of all servers of a job; None for no limit but the model's own.
 
     Raises:
         FileNotFoundError: nothing at its path.
         ValueError: no model there, or settings of a server that are impossible.
     """
     if not model.endpoint:
-        return ModelAnswerer(model, evaluation)
+        return ModelAnswerer(model, evaluation, log)
     if jax.process_count() > 1:
         raise ValueError(f"{model.name}: one process asks a server; start the program without a launcher")
-    return EndpointAnswerer(model, evaluation, out, log)
+    return EndpointAnswerer(model, evaluation, out, log, budget)
 
 
 class ModelAnswerer:
     """Samples completions from parameters of this program, on all its devices."""
 
-    def __init__(self, model: EvaluatedModel, evaluation: Evaluation) -> None:
+    def __init__(
+        self, model: EvaluatedModel, evaluation: Evaluation, log: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Reads the model's processor, and hashes its weights."""
-        self._evaluation, self._path = evaluation, model.path
+        self._evaluation, self._path, self._name, self._log = evaluation, model.path, model.name, log
         self._options: dict[str, Any] = {
             "dtype": evaluation.dtype or None,
             "min_pixels": evaluation.min_pixels or None,
@@ -115,6 +128,7 @@ class ModelAnswerer:
         self._loaded: LoadedModel | None = None
         self._decoding: Parameters | None = None
         self._layout: SlotLayout | None = None
+        self._compiled: set[tuple[SlotLayout, BatchShape]] = set()
         self._processor = load_source_processor(model.path, **self._options)
         folder = resolve_source(model.path)
         is_main = jax.process_index() == 0  # the host that writes manifests
@@ -143,7 +157,7 @@ class ModelAnswerer:
             raise SuiteError("\n  ".join([head, *shown, *more]))
 
     def prepare(self, questions: Iterable[SuiteQuestion]) -> None:
-        """Compiles the programs for the prompts that are read together, of few shapes: nothing compiles later."""
+        """Compiles the programs for the prompts that are read together, of few shapes, once: nothing compiles later."""
         loaded, sampling = self._load(), self._evaluation.sampling
         layout = slot_layout(loaded.model, sampling, self._evaluation.batch_size, 1)
         representatives: dict[BatchShape, list[_Numbered]] = {}
@@ -154,15 +168,25 @@ class ModelAnswerer:
         if not representatives:
             return
         self._layout = dataclasses.replace(layout, length=max(shape.length for shape in representatives))
+        new = {(self._layout, shape): together for shape, together in representatives.items()}
+        new = {program: together for program, together in new.items() if program not in self._compiled}
+        if not new:
+            return
+        self._compiled |= new.keys()
+        begun, counter = time.perf_counter(), CompilationCounter()
+        self._log(f"{self._name}: compiling for {plural(len(new), 'shape')} of prompts")
         warm_up_stream(
             loaded.model,
             loaded.params,
             loaded.processor,
-            [[self._prompt(question) for _, question in _own(together)] for together in representatives.values()],
+            [[self._prompt(question) for _, question in _own(together)] for together in new.values()],
             sampling,
             layout=self._layout,
             weights=self._decoding,
         )
+        programs, seconds = plural(counter.take(), "program"), time.perf_counter() - begun
+        counter.close()
+        self._log(f"{self._name}: compiled {programs} in {seconds:.0f} s; no answer compiles more")
 
     def answers(self, questions: Iterable[SuiteQuestion]) -> Iterator[tuple[int, SuiteReply]]:
         """Samples completions; a question enters as soon as there is room for it."""

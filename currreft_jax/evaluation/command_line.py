@@ -18,6 +18,7 @@ from currreft_jax.config import (
     Suite,
     validate_evaluation,
 )
+from currreft_jax.config.file_flags import define_files, expand_files, name_files
 from currreft_jax.config.flags import define_config
 
 _SAMPLED_TEMPERATURE = 1.0
@@ -28,7 +29,7 @@ def define_flags() -> None:
     define_config(Evaluation())
     flags.DEFINE_list("model", [], "models to evaluate, instead of the config's")
     flags.DEFINE_string("endpoint", None, "base URL of an OpenAI-compatible server that has the models of --model")
-    flags.DEFINE_list("rows", [], "files of rows, each a suite, instead of the config's suites")
+    define_files("rows", "files or patterns of rows, each file a suite, instead of the config's suites")
     flags.DEFINE_list("benchmarks", [], "published files, each as NAME=FILE, besides or instead of the config's suites")
     generations = [extraction.value for extraction in Extraction]
     flags.DEFINE_enum("extraction", None, generations, "how benchmarks read answers; G1 to G3 as VLMEvalKit does")
@@ -62,7 +63,8 @@ def settings_of_flags(config: Evaluation) -> Evaluation:
     if args.model:
         config.models = [EvaluatedModel(path, endpoint=args.endpoint or "") for path in args.model]
     if args.rows:
-        config.suites = [Suite(sources=[Source(file)]) for file in args.rows]
+        files = expand_files(args.rows)
+        config.suites = [Suite(name, [Source(file)]) for name, file in zip(name_files(files), files, strict=True)]
     config.suites = [*config.suites, *map(_benchmark_suite, args.benchmarks)]
     if args.extraction:
         config.extraction = Extraction(args.extraction)

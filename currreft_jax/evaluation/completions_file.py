@@ -11,9 +11,9 @@ import numpy as np
 
 from currreft_jax.config import Kind, Rewards, Task
 from currreft_jax.data.fields import BYTE_ORDER_MARK, Fields
-from currreft_jax.data.rows import MAX_OPTIONS, parse_solution
+from currreft_jax.data.rows import MAX_OPTIONS, extra_keys, parse_solution
 from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
-from currreft_jax.structs import Completion, Frame, Reason, Row, Scores
+from currreft_jax.structs import Completion, Frame, Row, Scores
 
 STDIN = "-"
 _SHOWN_ERRORS = 20
@@ -32,14 +32,12 @@ class CompletionLine:
         row: the question and its gold answer.
         completion: the model's completion.
         resized: the frame in which the model saw the image; None for the row's own.
-        unused_keys: keys of the line that have no meaning.
     """
 
     location: str
     row: Row
     completion: Completion
     resized: Frame | None
-    unused_keys: frozenset[str]
 
 
 def read_completions(file: str) -> list[CompletionLine]:
@@ -83,13 +81,14 @@ def parse_completion_line(text: str, location: str, line_number: int) -> Complet
         options=fields.texts("options", f"a list of at most {MAX_OPTIONS} strings", MAX_OPTIONS),
         multiple=fields.take("multiple", bool, "true or false", False),
         frame=fields.frame("frame"),
+        extra=extra_keys(fields.keys, _KEYS),
     )
     completion = Completion(
         fields.text("completion", meaning="what the model wrote"),
         num_tokens,
         fields.take("finished", bool, "true or false", True),
     )
-    return CompletionLine(location, row, completion, fields.frame("resized"), frozenset(fields.keys) - _KEYS)
+    return CompletionLine(location, row, completion, fields.frame("resized"))
 
 
 def score_lines(lines: Sequence[CompletionLine], settings: Rewards, pool: MathsPool) -> Scores:
@@ -115,12 +114,12 @@ def score_lines(lines: Sequence[CompletionLine], settings: Rewards, pool: MathsP
 
 
 def verdict_records(lines: Sequence[CompletionLine], scores: Scores) -> list[dict[str, Any]]:
-    """Returns one JSON object a line: id, total, each reward and the first reason, or null."""
+    """Returns one JSON object a line: id, total, each reward or null where it does not apply, first reason or null."""
     return [
         {
             "id": line.row.id,
             "total": float(scores.total[p, 0]),
-            **{name: float(values[p, 0]) for name, values in scores.parts.items()},
+            **{name: None if np.isnan(values[p, 0]) else float(values[p, 0]) for name, values in scores.parts.items()},
             "reason": _first_reason(scores, p),
         }
         for p, line in enumerate(lines)
@@ -131,10 +130,12 @@ def score_table(lines: Sequence[CompletionLine], scores: Scores) -> str:
     """Formats the means of every kind and task, and below them how often each reason was given."""
     groups = np.array([f"{line.row.kind.value:<8}{line.row.task.value:<10}" for line in lines])
     columns = {"total": scores.total, **scores.parts}
-    report = [f"{'kind':<8}{'task':<10}{'rows':>8}" + "".join(f"{name:>12}" for name in columns)]
+    widths = {name: max(12, len(name) + 2) for name in columns}
+    header = "".join(f"{name:>{width}}" for name, width in widths.items())
+    report = [f"{'kind':<8}{'task':<10}{'rows':>8}{header}"]
     for group in [*sorted(set(groups)), "all"]:
         members = np.ones(len(lines), bool) if group == "all" else groups == group
-        means = "".join(f"{values[members].mean():>12.3f}" for values in columns.values())
+        means = "".join(f"{_mean(values[members]):>{widths[name]}}" for name, values in columns.items())
         report.append(f"{group:<18}{members.sum():>8}{means}")
     counts = Counter((group, reason) for p, group in enumerate(groups) if (reason := _first_reason(scores, p)))
     if counts:
@@ -143,5 +144,10 @@ def score_table(lines: Sequence[CompletionLine], scores: Scores) -> str:
     return "\n".join(report)
 
 
-def _first_reason(scores: Scores, p: int) -> Reason | None:
+def _mean(values: np.ndarray) -> str:
+    """Formats the mean over the rows that a reward applies to; a dash where there are none."""
+    return "-" if np.isnan(values).all() else f"{np.nanmean(values):.3f}"
+
+
+def _first_reason(scores: Scores, p: int) -> str | None:
     return next((reasons[p, 0] for reasons in scores.reasons.values() if reasons[p, 0]), None)

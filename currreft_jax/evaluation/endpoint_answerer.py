@@ -20,6 +20,7 @@ from currreft_jax.endpoint import (
     EndpointSettings,
     Failure,
     FailureReason,
+    JobBudget,
     Message,
     Reply,
     Request,
@@ -47,7 +48,14 @@ class EndpointAnswerer:
         facts: what a manifest says of the model.
     """
 
-    def __init__(self, model: EvaluatedModel, evaluation: Evaluation, out: Path, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        model: EvaluatedModel,
+        evaluation: Evaluation,
+        out: Path,
+        log: Callable[[str], None],
+        budget: JobBudget | None = None,
+    ) -> None:
         """Checks the settings; nothing is asked yet.
 
         Args:
@@ -55,6 +63,7 @@ class EndpointAnswerer:
             evaluation: all settings.
             out: folder of the answers; the ledger of all calls is in the model's own.
             log: called with a line for people.
+            budget: calls of all servers of the job; None for no limit but the model's own.
 
         Raises:
             ValueError: a setting is impossible.
@@ -66,6 +75,7 @@ class EndpointAnswerer:
             model=model.path,
             ledger=out / model.name / LEDGER,
             extra_body={"top_k": sampling.top_k} if sampling.top_k else {},
+            job_budget=budget,
         )
         validate_endpoint(self._settings)
         self._decoding = Decoding(

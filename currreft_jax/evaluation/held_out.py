@@ -1,4 +1,4 @@
-"""Held-out rows: read once, answered by the current policy as often as needed."""
+"""Held-out rows, in and out of a stage's domain: read once, answered by the current policy as often as needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from currreft_jax.config import OnBadRow, Stage, evaluation_batch_size
+from currreft_jax.config import OnBadRow, Stage, SuiteDomain, evaluation_batch_size
 from currreft_jax.data.examples import Example, make_example
 from currreft_jax.data.mixture import load_mixture
 from currreft_jax.data.prompts import load_template
@@ -28,7 +28,7 @@ _FIRST_STAGE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The held-out rows of a stage.
+    """The held-out rows of a stage, or those out of its domain.
 
     Attributes:
         stage: its name.
@@ -36,6 +36,7 @@ class HeldOut:
         examples: this host's; the last one may be repeated, so that all hosts have as many.
         rows: number over all hosts.
         images: key of the images of each row, of all hosts.
+        domain: whether the rows are of the stage's domain.
     """
 
     stage: str
@@ -43,10 +44,16 @@ class HeldOut:
     examples: tuple[Example, ...]
     rows: int
     images: tuple[str, ...] = ()
+    domain: SuiteDomain = SuiteDomain.IN
+
+    @property
+    def name(self) -> str:
+        """Name in metrics and measurements: the stage's for rows of its domain."""
+        return self.stage if self.domain is SuiteDomain.IN else f"{self.stage}/out_of_domain"
 
 
 def held_out_rows(session: Session) -> list[HeldOut]:
-    """Reads the held-out rows of all stages: equally many of each file, spread evenly over it.
+    """Reads the held-out rows of all stages, and those out of domain: equally many of each file, spread evenly over it.
 
     Raises:
         MixtureError: a row cannot be read.
@@ -57,11 +64,10 @@ def held_out_rows(session: Session) -> list[HeldOut]:
     data = dataclasses.replace(config.data, pass_rates="", on_bad_row=OnBadRow.ERROR)
     prompt_template = load_template(config.data.template)
     sets = []
-    for stage_index, stage in enumerate(config.stages):
-        if not stage.held_out:
-            continue
-        evaluated = Stage(stage.name, stage.held_out, kinds=stage.kinds, tasks=stage.tasks)
-        mixed = load_mixture([evaluated], 0, data, config.seed)
+    evaluated = [(index, *item) for index, stage in enumerate(config.stages) for item in stage.evaluated.items()]
+    for stage_index, domain, sources in evaluated:
+        stage = config.stages[stage_index]
+        mixed = load_mixture([Stage(stage.name, sources, kinds=stage.kinds, tasks=stage.tasks)], 0, data, config.seed)
         rows_per_file = -(-config.logging.evaluate_rows // len(mixed.sources))
         rows = [(part.file, int(i)) for part in mixed.sources for i in _spread(part.indices, rows_per_file)]
         errors = check_rows([file[i] for file, i in rows], config.rewards, pool=session.reward_pool)
@@ -73,7 +79,7 @@ def held_out_rows(session: Session) -> list[HeldOut]:
             make_example(file[i], session.processor, prompt_template, location=file.location(i)) for file, i in own
         )
         images = tuple("\0".join(file[i].images) for file, i in rows)
-        sets.append(HeldOut(stage.name, stage_index, examples, len(rows), images))
+        sets.append(HeldOut(stage.name, stage_index, examples, len(rows), images, domain))
         mixed.close()
     return sets
 
@@ -101,26 +107,29 @@ def measure(
         sampled = _rewards(session, params, decoding_params, held_out, session.config.sampling.temperature)
         greedily = _rewards(session, params, decoding_params, held_out, 0.0) if greedy else None
         reward, accuracy = sampled["reward"], sampled.get("accuracy")
+        has_accuracy = accuracy is not None and not np.isnan(accuracy).all()
         measurements.append(
             Measurement(
                 stage=stage,
                 step=step,
-                held_out=held_out.stage,
+                held_out=held_out.name,
                 rows=held_out.rows,
                 reward=float(reward.mean()),
                 error=float(reward.std(ddof=1) / np.sqrt(held_out.rows)) if held_out.rows > 1 else 0.0,
                 accuracy=_mean(accuracy),
                 format=_mean(sampled.get("format")),
-                passed=None if accuracy is None else int((accuracy == 1).sum()),
+                passed=int((accuracy == 1).sum()) if has_accuracy else None,
                 greedy=_mean(greedily["reward"]) if greedily else None,
                 rewards=tuple(map(float, reward)),
+                domain=held_out.domain.value,
             )
         )
     return measurements
 
 
 def _mean(values: np.ndarray | None) -> float | None:
-    return None if values is None else float(values.mean())
+    """Returns the mean over the rows that a reward applies to; None without any."""
+    return None if values is None or np.isnan(values).all() else float(np.nanmean(values))
 
 
 def _rewards(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from currreft_jax.config import SuiteDomain
 from currreft_jax.evaluation.statistics import Z
 
 
@@ -16,7 +17,7 @@ class Measurement:
     Attributes:
         stage: the stage in training; empty before the first one.
         step: step number within that stage.
-        held_out: the stage whose held-out rows were answered.
+        held_out: the set of rows that was answered: the stage whose held-out rows they are, or `HeldOut.name`.
         rows: their number.
         reward: mean, at the sampling temperature.
         error: standard error of `reward`.
@@ -25,6 +26,7 @@ class Measurement:
         passed: rows with full accuracy; None where accuracy has no weight.
         greedy: mean reward of greedy answers; None where there are none.
         rewards: of each row, at the sampling temperature; None in files of earlier versions.
+        domain: "in" or "out" of the domain of that stage.
     """
 
     stage: str
@@ -38,6 +40,7 @@ class Measurement:
     passed: int | None
     greedy: float | None = None
     rewards: tuple[float, ...] | None = None
+    domain: str = SuiteDomain.IN.value
 
     @property
     def interval(self) -> tuple[float, float]:

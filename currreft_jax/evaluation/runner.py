@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +36,7 @@ from currreft_jax.runtime.workdir import only_run
 Log = Callable[[str], None]
 OpenAnswerer = Callable[[EvaluatedModel, Evaluation, Path, Log], Answerer]
 _ROWS_PER_WRITE = 8
+_WRITES_AHEAD = 8  # so many wait to be scored before the sampler waits for them
 JUDGE_LEDGER = "judge.ledger"  # in the folder of the model's answers
 
 
@@ -126,6 +129,11 @@ def _find_leaks(
         refuse_leaks(model.path, report)
     if report.unchecked:
         log(f"{model.name}: leaks of training rows into the suites are not checked: {report.unchecked}")
+    if report.template and report.template != evaluation.template:
+        log(
+            f"{model.name}: trained with the prompt template {report.template}, asked with {evaluation.template}; for"
+            f" the one of its training give --config.template={report.template}"
+        )
     return report
 
 
@@ -174,13 +182,45 @@ def _score_benchmarks(
             log(judge.summary())
 
 
+class _ScoringThread:
+    """Scores and writes answers in a thread, in the order in which they are given: sampling does not wait for them.
+
+    After an error nothing more is written: the answers behind it would stand at the places of others.
+    """
+
+    def __init__(self) -> None:
+        self._thread, self._pending, self._failed = ThreadPoolExecutor(1, "scoring"), deque[Future[None]](), False
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Queues a write, and waits while too many are queued; raises what an earlier one has raised."""
+        self._pending.append(self._thread.submit(self._run, write))
+        while len(self._pending) > _WRITES_AHEAD:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Waits for all writes; raises what one has raised."""
+        self._thread.shutdown()
+        while self._pending:
+            self._pending.popleft().result()
+
+    def _run(self, write: Callable[[], None]) -> None:
+        if not self._failed:
+            self._failed = True  # stays so if the write raises: nothing is written after it
+            write()
+            self._failed = False
+
+
 class _OrderedAnswers:
     """Scores the answers of a part and writes them in the order of its rows, whatever the order in which they come."""
 
     def __init__(
-        self, num_rows: int, writer: AnswersWriter, score: Callable[[Sequence[AnsweredRow]], list[Answer]]
+        self,
+        num_rows: int,
+        writer: AnswersWriter,
+        score: Callable[[Sequence[AnsweredRow]], list[Answer]],
+        thread: _ScoringThread,
     ) -> None:
-        self._num_rows, self._writer, self._score = num_rows, writer, score
+        self._num_rows, self._writer, self._score, self._thread = num_rows, writer, score, thread
         self._next, self._ready = writer.count, list[AnsweredRow]()
         self._early: dict[int, AnsweredRow] = {}  # answers that wait for one of an earlier row
 
@@ -194,10 +234,10 @@ class _OrderedAnswers:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the answers that are ready."""
+        """Queues the answers that are ready to be written."""
         ready, self._ready = self._ready, []
         if ready:
-            self._writer.write(self._score(ready))
+            self._thread.submit(lambda: self._writer.write(self._score(ready)))
 
 
 def _answer_parts(
@@ -212,11 +252,12 @@ def _answer_parts(
     """Answers the rows of a model's suites that have no answer yet, all in one stream."""
     with ExitStack() as stack:
         writers = [stack.enter_context(AnswersWriter(part.file.path, part.suite.ids)) for part in parts if pool]
-        answers = []
+        answers, thread = [], _ScoringThread()
+        stack.callback(thread.close)
         for part, writer in zip(parts, writers, strict=False):
             settings = {"scorer": evaluation.scorer, "domain": part.suite.settings.domain}
             score = partial(score_answers, settings=rewards, pool=pool, **settings)
-            answers.append(_OrderedAnswers(len(part.suite), writer, score))
+            answers.append(_OrderedAnswers(len(part.suite), writer, score, thread))
             stack.callback(answers[-1].flush)
         counts = [writer.count for writer in writers] or [0] * len(parts)
         done: list[int] = max_over_hosts(np.array(counts)).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ from currreft_jax.data.examples import Example
 from currreft_jax.rewards import score_completions
 from currreft_jax.sampling.completions import Completions, decode_completions
 from currreft_jax.session.session import Session
-from currreft_jax.structs import Rollout, Scores
+from currreft_jax.structs import RewardFailure, Rollout, Scores
+
+_reported: set[tuple[str, str]] = set()  # reward and location of failures that were printed
 
 
 class ScoredRollout(NamedTuple):
@@ -35,4 +38,13 @@ def score_rollout(session: Session, examples: Sequence[Example], rollout: Rollou
         frames=[example.frame for example in examples],
         pool=session.reward_pool,
     )
+    report_failures(scores.failures)
     return ScoredRollout(completions, scores)
+
+
+def report_failures(failures: Sequence[RewardFailure]) -> None:
+    """Prints the first failure of each reward at each line of its code to standard error; metrics count all of them."""
+    for failure in failures:
+        if (failure.reward, failure.location) not in _reported:
+            _reported.add((failure.reward, failure.location))
+            print(f"rewards: counts as 0, as will more of its kind: {failure.message}", file=sys.stderr)

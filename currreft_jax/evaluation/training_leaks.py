@@ -25,10 +25,12 @@ class LeakReport:
     Attributes:
         findings: by suite.
         unchecked: why there was no comparison, or only a part of one; empty otherwise.
+        template: prompt template that the model was trained with; empty if it is unknown.
     """
 
     findings: dict[str, list[Finding]]
     unchecked: str = ""
+    template: str = ""
 
     def summary(self, suite: str) -> int | str:
         """Returns the number of leaks into a suite, or why it is unknown."""
@@ -66,7 +68,9 @@ def find_training_leaks(
                     findings[suite.settings.name] += [leak for leak in leaks if leak.problem not in NOTES]
     except (OSError, ValueError) as error:
         return LeakReport(findings, f"the training rows cannot be read ({error})")
-    return LeakReport(findings, "" if runs else "the model is of no run whose training rows are known")
+    if not runs:
+        return LeakReport(findings, "the model is of no run whose training rows are known")
+    return LeakReport(findings, template=runs[0][0].data.template)
 
 
 def refuse_leaks(model: str, report: LeakReport) -> None:

@@ -3,9 +3,17 @@
 from currreft_jax.judges.agreement import Agreement, Disagreement, compare_judges, length_correlation
 from currreft_jax.judges.calibration import Calibration, PlantedFault, calibrate
 from currreft_jax.judges.endpoint_judge import self_judging_warning, validate_judge
-from currreft_jax.judges.judgement import AnswerJudge, CriterionScores, Judged, Judgement, Unjudged, overall_score
+from currreft_jax.judges.judgement import (
+    AnswerJudge,
+    CriterionScores,
+    Judged,
+    Judgement,
+    Unjudged,
+    judge_name,
+    overall_score,
+)
 from currreft_jax.judges.opening import open_judge
-from currreft_jax.judges.rules import has_rule, verifying_rewards
+from currreft_jax.judges.rules import verifying_rewards
 
 __all__ = [
     "Agreement",
@@ -19,7 +27,7 @@ __all__ = [
     "Unjudged",
     "calibrate",
     "compare_judges",
-    "has_rule",
+    "judge_name",
     "length_correlation",
     "open_judge",
     "overall_score",

@@ -14,8 +14,8 @@ import scipy
 from currreft_jax.config import Kind, Rewards, Task
 from currreft_jax.data.builders.math_negatives import near_misses
 from currreft_jax.judges.judgement import AnswerJudge, Judged
-from currreft_jax.judges.rules import has_rule, verifying_rewards
-from currreft_jax.rewards import MathsPool, score_completions
+from currreft_jax.judges.rules import verifying_rewards
+from currreft_jax.rewards import MathsPool, has_rule, score_completions
 from currreft_jax.rewards.answer import gold_text
 from currreft_jax.rewards.binary import gold_yes_no
 from currreft_jax.rewards.boxes import parse_corners

@@ -21,6 +21,7 @@ from currreft_jax.endpoint import (
     EndpointSettings,
     Failure,
     FailureReason,
+    JobBudget,
     Reply,
     Request,
     open_endpoint,
@@ -62,7 +63,14 @@ class EndpointJudge:
         facts: what manifest and provenance say of the judge.
     """
 
-    def __init__(self, judge: Judge, template: Template, ledger: Path, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        template: Template,
+        ledger: Path,
+        log: Callable[[str], None],
+        budget: JobBudget | None = None,
+    ) -> None:
         """Opens the ledger.
 
         Args:
@@ -70,6 +78,7 @@ class EndpointJudge:
             template: the text around the questions that the answers were given to.
             ledger: file of the calls.
             log: called with a line for people.
+            budget: calls of all servers of the job; None for no limit but the judge's own.
 
         Raises:
             ValueError: a setting is impossible, or the ledger cannot be used.
@@ -77,7 +86,7 @@ class EndpointJudge:
         """
         validate_judge(judge)
         settings = EndpointSettings(
-            **dataclasses.asdict(judge.endpoint), url=judge.url, model=judge.model, ledger=ledger
+            **dataclasses.asdict(judge.endpoint), url=judge.url, model=judge.model, ledger=ledger, job_budget=budget
         )
         self.facts = {"kind": "endpoint", "model": judge.model, "url": judge.url, "prompt_version": PROMPT_VERSION}
         self._decoding = Decoding(max_tokens=judge.max_new_tokens, temperature=0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 from math import fsum
@@ -82,6 +82,11 @@ class Judgement:
     rationale: str = ""
     reply: str = ""
     unjudged: Unjudged | None = None
+
+
+def judge_name(facts: Mapping[str, Any]) -> str:
+    """Returns kind, model and prompt version of a judge, for people and ledgers; see `AnswerJudge.facts`."""
+    return " ".join(filter(None, (facts[key] for key in ("kind", "model", "prompt_version"))))
 
 
 class AnswerJudge(Protocol):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from currreft_jax.config import Judge, JudgeKind, Rewards
 from currreft_jax.data.prompts import load_template
+from currreft_jax.endpoint import JobBudget
 from currreft_jax.judges.endpoint_judge import EndpointJudge, validate_judge
 from currreft_jax.judges.judgement import AnswerJudge
 from currreft_jax.judges.rules import RulesJudge
@@ -21,6 +22,7 @@ def open_judge(
     pool: MathsPool,
     log: Callable[[str], None],
     template: str = "paper",
+    budget: JobBudget | None = None,
 ) -> AnswerJudge:
     """Opens a judge; the caller closes it, such as by `contextlib.closing`.
 
@@ -31,6 +33,7 @@ def open_judge(
         pool: compares mathematical answers.
         log: called with a line for people.
         template: prompt template of the questions that the answers were given to.
+        budget: calls of all servers of a job; None for no limit but the judge's own.
 
     Raises:
         ValueError: a setting is impossible, or the ledger cannot be used.
@@ -39,4 +42,4 @@ def open_judge(
     validate_judge(judge)
     if judge.kind is JudgeKind.RULES:
         return RulesJudge(rewards, pool)
-    return EndpointJudge(judge, load_template(template), ledger, log)
+    return EndpointJudge(judge, load_template(template), ledger, log, budget)

@@ -9,9 +9,9 @@ from itertools import islice
 
 from currreft_jax.config import DetectionScore, Rewards
 from currreft_jax.judges.judgement import CriterionScores, Judged, Judgement, Unjudged, overall_score
-from currreft_jax.rewards import RULES, MathsPool, score_completions
+from currreft_jax.rewards import MathsPool, has_rule, score_completions
 from currreft_jax.rewards.penalties import repetition_penalty
-from currreft_jax.structs import Completion, Row
+from currreft_jax.structs import Completion
 
 RULES_VERSION = "rules-1"  # of the table in docs/judges.md
 _BATCH_SIZE = 32  # answers that are compared together, by all workers of the pool
@@ -105,11 +105,6 @@ class RulesJudge:
             for name, value in (parts | {"repetition": repetition}).items()
         )
         return Judgement(answer.key, scores, overall_score(scores), rationale)
-
-
-def has_rule(row: Row) -> bool:
-    """Returns whether a rule scores the row: its gold answer can be checked."""
-    return (row.kind, row.task) in RULES
 
 
 def verifying_rewards(rewards: Rewards) -> Rewards:

@@ -87,6 +87,13 @@ def roll_cache(cache: Cache, num_places: jax.Array) -> Cache:
     return _map_arrays(cache, lambda x, _, axis: jnp.roll(x, -num_places, axis), cache)
 
 
+def last_tokens(cache: Cache, num_tokens: int) -> Cache:
+    """Returns the last `num_tokens` places of a cache."""
+    return _map_arrays(
+        cache, lambda x, _, axis: jax.lax.slice_in_dim(x, x.shape[axis] - num_tokens, None, axis=axis), cache
+    )
+
+
 def grow_cache(cache: Cache, num_tokens: int) -> Cache:
     """Appends room for `num_tokens` tokens to a cache."""
 

@@ -174,5 +174,5 @@ def apply_remat(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
             return body
         case Remat.DOTS:
             return jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(MATMUL_OUTPUT))
-        case Remat.BLOCK:
+        case Remat.BLOCK | Remat.AUTO:  # not chosen where nothing is trained
             return jax.checkpoint(body)

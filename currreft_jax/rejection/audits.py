@@ -9,7 +9,7 @@ from pathlib import Path
 
 from currreft_jax.config import JudgeKind, Rejection
 from currreft_jax.evaluation.suites import SuiteQuestion
-from currreft_jax.judges import AnswerJudge, Judged, calibrate
+from currreft_jax.judges import AnswerJudge, Judged, calibrate, judge_name
 from currreft_jax.rejection.candidates import CandidateRows, CandidateSource
 from currreft_jax.rejection.records import AnswerGroup, Records, SampledAnswer, answer_key
 from currreft_jax.rejection.selection import judged_answers
@@ -54,7 +54,7 @@ def ensure_calibration(
 
 def judge_again(settings: Rejection, rows: CandidateRows, records: Records, second: AnswerJudge) -> None:
     """Lets a second judge score a share of the answers that the first one scored; nothing is judged twice."""
-    name = " ".join(filter(None, (second.facts[key] for key in ("kind", "model", "prompt_version"))))
+    name = judge_name(second.facts)
     for judgement in second.judge(_chosen(settings, rows, records, name)):
         records.add_judgement(judgement, name)
     records.sync()
@@ -69,7 +69,7 @@ def _chosen(settings: Rejection, rows: CandidateRows, records: Records, name: st
                 continue
             for one in chain.from_iterable(judged_answers(records, source.settings.name, row)):
                 key = answer_key(source.settings.name, row, one.sample)
-                is_chosen = one.overall is not None and _share_of(settings.seed, key) < settings.second_share
+                is_chosen = one.overall is not None and _share_of(settings.chosen_seed, key) < settings.second_share
                 if is_chosen and records.judgement(key, name) is None:
                     yield to_judge(key, source.question(row), one.group, one.answer)
 

@@ -16,6 +16,7 @@ from currreft_jax.config import (
     Suite,
     validate_rejection,
 )
+from currreft_jax.config.file_flags import define_files, expand_files, name_files
 from currreft_jax.config.flags import define_config
 from currreft_jax.config.output import local_path
 from currreft_jax.judges import validate_judge
@@ -26,13 +27,20 @@ def define_flags() -> None:
     define_config(Rejection())
     flags.DEFINE_string("model", None, "model that answers, instead of the config's")
     flags.DEFINE_string("endpoint", None, "base URL of an OpenAI-compatible server that has the model: distillation")
-    flags.DEFINE_list("rows", [], "files of rows, each a source without a quota, instead of the config's sources")
-    flags.DEFINE_list("suites", [], "files of rows to evaluate on, with which kept rows must share no image")
+    define_files("rows", "files or patterns of rows, each file a source without a quota, instead of the config's")
+    define_files("suites", "files or patterns of rows to evaluate on, with which kept rows must share no image")
     flags.DEFINE_string("judge", None, "rules, or the judge's name at --judge_endpoint")
     flags.DEFINE_string("judge_endpoint", None, "base URL of the judge's server; by default the config's")
     flags.DEFINE_float("threshold", None, "overall score above which an answer is kept")
-    flags.DEFINE_integer("budget", None, "calls of each server at most, those of earlier runs included")
+    flags.DEFINE_integer(
+        "budget",
+        None,
+        "calls of all servers and judges together at most, those of interrupted runs of the job included",
+    )
     flags.DEFINE_string("out", None, "folder of the job; runs/NAME by default, of the config's name")
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, without a known launcher")
+    flags.DEFINE_integer("num_processes", None, "number of processes, without a known launcher")
+    flags.DEFINE_integer("process_id", None, "index of this process, from 0, without a known launcher")
     flags.DEFINE_bool("replay", False, "select again from the recorded answers and judgements, without a call")
 
 
@@ -50,9 +58,11 @@ def settings_of_flags(config: Rejection) -> Rejection:
     if args.model:
         config.model = EvaluatedModel(args.model, endpoint=args.endpoint or "")
     if args.rows:
-        config.sources = [QuotaSource(source=Source(file)) for file in args.rows]
+        files = expand_files(args.rows)
+        config.sources = [QuotaSource(name, Source(file)) for name, file in zip(name_files(files), files, strict=True)]
     if args.suites:
-        config.suites = [Suite(sources=[Source(file)]) for file in args.suites]
+        files = expand_files(args.suites)
+        config.suites = [Suite(name, [Source(file)]) for name, file in zip(name_files(files), files, strict=True)]
     if args.judge == JudgeKind.RULES.value:
         config.judge = Judge()
     elif args.judge:
@@ -61,9 +71,7 @@ def settings_of_flags(config: Rejection) -> Rejection:
     if args.threshold is not None:
         config.threshold = args.threshold
     if args.budget is not None:
-        judges = [config.judge, *([config.second_judge] if config.second_judge else [])]
-        for limits in (config.endpoint, *(judge.endpoint for judge in judges)):
-            limits.max_calls = args.budget
+        config.budget = args.budget
     validate_rejection(config)
     for judge in filter(None, (config.judge, config.second_judge)):
         validate_judge(judge)

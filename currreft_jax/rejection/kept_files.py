@@ -1,4 +1,4 @@
-"""The files that a job ends with: kept and held-out rows, and the summary. Loads no JAX."""
+"""The files that a job ends with: kept and held-out rows, disagreements of judges, and the summary. Loads no JAX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from currreft_jax.config import Rejection
 from currreft_jax.data.prompts import load_template
 from currreft_jax.evaluation.manifest import write_json
 from currreft_jax.rejection.candidates import CandidateSource, question_words
-from currreft_jax.rejection.kept_rows import provenance, split_held_out, training_row, write_lines
+from currreft_jax.rejection.disagreements import DISAGREEMENTS, disagreement_rows
+from currreft_jax.rejection.kept_rows import is_distilled, provenance, split_held_out, training_row, write_lines
 from currreft_jax.rejection.records import Records
 from currreft_jax.rejection.selection import KeepRule
 from currreft_jax.rejection.summary import select_sources, summarize
@@ -63,7 +64,7 @@ def write_kept_files(
         ValueError: no answer is kept.
     """
     rule = KeepRule(settings.threshold, settings.require_rules)
-    template, distilled = load_template(settings.template), bool(settings.model.endpoint)
+    template = load_template(settings.template)
     keyed: list[tuple[str, dict[str, Any]]] = []
     shortfall: dict[str, int] = {}
     for source, selection in zip(sources, select_sources(sources, records, rule), strict=True):
@@ -78,11 +79,12 @@ def write_kept_files(
             text, frame = kept.answer.completion.text, kept.group.frame
             row = training_row(question, selection.name, text, frame, template, out)
             key = question.image or question_words(question.row)
-            keyed.append((key, row | provenance(kept, question, manifest, distilled)))
-    train, held_out = split_held_out(keyed, settings.held_out, settings.seed)
+            keyed.append((key, row | provenance(kept, question, manifest)))
+    train, held_out = split_held_out(keyed, settings.held_out, settings.chosen_seed)
     write_lines(out / KEPT, train)
     write_lines(out / KEPT_HELD_OUT, held_out)
-    summary = summarize(sources, records, rule, distilled=distilled, seed=settings.seed)
+    write_lines(out / DISAGREEMENTS, disagreement_rows(sources, records, settings.threshold, manifest, template, out))
+    summary = summarize(sources, records, rule, distilled=is_distilled(manifest), seed=settings.chosen_seed)
     write_json(out / SUMMARY, summary | {"train": len(train), "held_out": len(held_out), "judge": manifest["judge"]})
     if not train:
         reasons = ", ".join(f"{reason} {count}" for reason, count in summary["answers"].items())

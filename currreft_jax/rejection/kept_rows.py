@@ -16,6 +16,7 @@ from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.prompts import Template, question_messages
 from currreft_jax.data.rows import IMAGE, parse_row
 from currreft_jax.evaluation.suites import SuiteQuestion
+from currreft_jax.judges import Judgement
 from currreft_jax.rejection.selection import JudgedAnswer
 from currreft_jax.structs import Frame
 
@@ -63,41 +64,46 @@ def is_readable(keys: dict[str, Any], folder: Path) -> bool:
     return True
 
 
-def provenance(
-    kept: JudgedAnswer, question: SuiteQuestion, manifest: dict[str, Any], distilled: bool
-) -> dict[str, Any]:
-    """Returns the keys of a kept row that say where its answer is from.
+def provenance(answer: JudgedAnswer, question: SuiteQuestion, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns the keys of a row that say where its answer is from, and what the judge said.
 
     Args:
-        kept: the answer.
+        answer: the answer, a judged one.
         question: the question.
         manifest: of the job.
-        distilled: whether the answers are those of another model than the one that is trained.
     """
-    judgement = kept.judgement
-    assert judgement is not None and judgement.scores is not None  # only judged answers are kept
-    completion, frame = kept.answer.completion, kept.group.frame
+    assert answer.judgement is not None  # only judged answers become rows
+    completion, frame = answer.answer.completion, answer.group.frame
     return {
         "provenance": {
             "row": question.row.id,
             "location": question.location,
             "kind": question.row.kind.value,
             "generator": manifest["model"],
-            "distilled": distilled,
+            "distilled": is_distilled(manifest),
             "seed": manifest["decoding"]["seed"],
-            "sample": kept.sample,
+            "sample": answer.sample,
             "tokens": completion.num_tokens,
             "template": manifest["prompts"],
             "frame": frame and [frame.width, frame.height],
-            "right_by_rules": kept.answer.right,
+            "right_by_rules": answer.answer.right,
         },
-        "judge": {
-            **asdict(judgement.scores),
-            "overall": judgement.overall,
-            "rationale": judgement.rationale,
-            "reply": judgement.reply,
-            **manifest["judge"],
-        },
+        "judge": {**judgement_keys(answer.judgement), **manifest["judge"]},
+    }
+
+
+def is_distilled(manifest: dict[str, Any]) -> bool:
+    """Returns whether the answers are those of a server: of another model than the one that is trained."""
+    return bool(manifest["settings"]["model"]["endpoint"])
+
+
+def judgement_keys(judgement: Judgement) -> dict[str, Any]:
+    """Returns a judgement as the keys of a row."""
+    return {
+        **(asdict(judgement.scores) if judgement.scores else {"unjudged": str(judgement.unjudged)}),
+        "overall": judgement.overall,
+        "rationale": judgement.rationale,
+        "reply": judgement.reply,
     }
 
 

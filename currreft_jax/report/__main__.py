@@ -9,8 +9,8 @@
 
 A run's page has its curves, its forgetting matrix and its rollouts, and can be written while the run is going. An
 evaluation's page has the tables and bars of its models, and rows that two of them answer otherwise; name the folders of
-models to choose them and their order. A job's page has what was kept and why, and some of the kept answers. No page
-needs a network. docs/report.md describes their sections.
+models to choose them and their order. A job's page has what was kept and why, some of the kept answers, and those
+on which two judges disagree. No page needs a network. docs/report.md describes their sections.
 With --replay, prints the command that samples one completion again; it is named by stage, step, row and g.
 """
 
@@ -87,7 +87,10 @@ def _rejection_page(options: argparse.Namespace) -> tuple[Path, str, str, int]:
         raise ValueError("the page of a job of rejected sampling is its own; name its folder alone")
     (folder,) = options.folders
     text, counts = render_rejection(read_rejection(folder))
-    return options.out or folder / FILE_NAME, text, plural(counts["shown"], "kept row"), counts["missing"]
+    contents = plural(counts["shown"], "kept row")
+    if counts["disputed"]:
+        contents += f", {plural(counts['disputed'], 'answer')} on which the judges disagree"
+    return options.out or folder / FILE_NAME, text, contents, counts["missing"]
 
 
 def _write(out: Path, text: str, contents: str, missing_images: int) -> None:

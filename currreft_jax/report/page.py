@@ -13,7 +13,7 @@ from pathlib import Path
 from currreft_jax.report.answer_pairs import pairs_json
 from currreft_jax.report.comparisons import EvaluatedModels, comparison_record
 from currreft_jax.report.embed import html_safe_json
-from currreft_jax.report.rejections import RejectionJob, kept_json, rejection_record
+from currreft_jax.report.rejections import RejectionJob, disagreements_json, kept_json, rejection_record
 from currreft_jax.report.rollouts import rollouts_json
 from currreft_jax.report.runs import Run, run_record
 
@@ -76,18 +76,28 @@ def render_comparison(evaluated: EvaluatedModels, max_bytes: int = MAX_BYTES) ->
 
 
 def render_rejection(job: RejectionJob, max_bytes: int = MAX_BYTES) -> tuple[str, dict[str, int]]:
-    """Renders the report of a job of rejected sampling: what was kept and why, with a draw of the kept answers.
+    """Renders the report of a job of rejected sampling: what was kept and why, with kept and disputed answers.
+
+    Args:
+        job: the job.
+        max_bytes: size limit; answers that would exceed it are left out. Disputed ones take half at most.
 
     Returns:
-        The page, and the counts of `kept_json`.
+        The page, and the counts of kept and of `disputed` answers, and of `missing` images.
 
     Raises:
         ValueError: a file is damaged; the message names it.
     """
     rejection = html_safe_json(rejection_record(job))
-    kept, counts = kept_json(job, max_bytes - _size(PageKind.REJECTION) - len(rejection.encode()))
-    title = job.folder.resolve().name
-    return _assemble(PageKind.REJECTION, title, f'{{"rejection":{rejection},"kept":{kept}}}'), counts
+    room = max_bytes - _size(PageKind.REJECTION) - len(rejection.encode())
+    disputed, disputed_counts = disagreements_json(job, room // 2)
+    kept, counts = kept_json(job, room - len(disputed.encode()))
+    data = f'{{"rejection":{rejection},"disputed":{disputed},"kept":{kept}}}'
+    counts = {
+        **{"shown": counts["shown"], "disputed": disputed_counts["shown"]},
+        "missing": counts["missing"] + disputed_counts["missing"],
+    }
+    return _assemble(PageKind.REJECTION, job.folder.resolve().name, data), counts
 
 
 def _assemble(kind: PageKind, title: str, data: str) -> str:

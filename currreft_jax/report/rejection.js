@@ -1,5 +1,5 @@
 
-const { rejection, kept } = DATA;
+const { rejection, disputed, kept } = DATA;
 const words = (name) => name.replaceAll("_", " ");
 const percent = (share) => (share === null ? "" : `${(100 * share).toFixed(1)}%`);
 const count = (value) => value.toLocaleString("en");
@@ -57,12 +57,17 @@ function scores() {
   $("#scores .charts").append(new Histogram().node);
 }
 
+function secondValue(value) {
+  if (typeof value === "number") return number(value);
+  return Array.isArray(value) ? value.map(number).join(" to ") : value ?? "undefined";
+}
+
 function judge() {
   const { confusion, planted, second_judge: second } = rejection;
   show("#judge", `Judge against rules: ${plural(confusion.checked, "answer")} that rules can check`, ["judge", "right by rules", "wrong by rules"],
     [["above the threshold", count(confusion.above_right), count(confusion.above_wrong)], ["not above it", count(confusion.below_right), count(confusion.below_wrong)]]);
   if (planted.length) show("#judge", "Planted faults", ["planted", "answers", "above the threshold", "not judged"], planted.map(([name, ...sizes]) => [name, ...sizes.map(count)]));
-  if (second) show("#judge", "Second judge", ["", "value"], Object.entries(second).map(([name, value]) => [words(name), typeof value === "number" ? number(value) : JSON.stringify(value)]));
+  if (second) show("#judge", "Second judge", ["", "value"], Object.entries(second).filter(([name]) => name !== "largest").map(([name, value]) => [words(name), secondValue(value)]));
 }
 
 function thresholds() {
@@ -71,23 +76,41 @@ function thresholds() {
     rejection.sweep.map(([threshold, rows, short, wrong, faults, length]) => [number(threshold), count(rows), count(short), percent(wrong), percent(faults), length === null ? "" : number(length)]));
 }
 
+/** What a judge says of an answer; without a score, why there is none. */
+function judgeColumn(judge, title) {
+  const { overall, scores, unjudged, rationale } = judge;
+  const said = overall === null ? words(unjudged) : `score ${number(overall)}`;
+  return el("div", { class: `side-answer ${overall !== null && overall > rejection.threshold ? "right" : ""}` }, el("h4", {}, title, el("small", {}, said)),
+    el("p", { class: "prompt" }, rationale || "no rationale"), el("div", { class: "facts" }, Object.entries(scores).map(([name, value]) => el("span", {}, `${name} ${number(value)}`))));
+}
+
+function answerCard(row, images) {
+  const group = { ...row, id: row.row, missing: [...row.missing], gold_boxes: [], question_boxes: [], completions: [] };
+  const checked = row.right === null ? "not checked by rules" : row.right ? "right by rules" : "wrong by rules";
+  const several = row.judges.length > 1;
+  return el("article", { class: "card", tabindex: 0, "aria-label": row.row }, el("header", {}, el("b", {}, row.source), el("span", {}, row.task), el("span", {}, row.judges.map(({ overall, unjudged }) => (overall === null ? words(unjudged) : number(overall))).join(" and ")), el("span", {}, checked), el("code", {}, `${row.row}/${row.sample}`)),
+    el("div", { class: "body" }, el("div", { class: "side" }, imageFigures(group, images), el("p", { class: "prompt" }, row.prompt)),
+      el("div", { class: several ? "pair three" : "pair" }, el("div", { class: "side-answer plain-side" }, el("h4", {}, several ? "Answer" : "Kept answer"), el("div", { class: "text" }, row.answer)),
+        row.judges.map((judge, i) => judgeColumn(judge, several ? `${["First", "Second"][i]} judge: ${judge.name}` : "Judge")))));
+}
+
+function disagreements() {
+  if (!rejection.second_judge) return $("#disagreements").remove();
+  const shown = disputed.rows.length < disputed.found ? `the first ${count(disputed.rows.length)} of ` : "";
+  $("#disagreements .note").append(`Answers that the two judges score differently, ${shown}${count(disputed.found)}: those on other sides of the threshold first, then by the difference. Green lines are above the threshold.`);
+  $("#disagreements .cards").append(...disputed.rows.map((row) => answerCard(row, disputed.images)));
+}
+
 function keptAnswers() {
   $("#kept .note").append(`Of ${plural(kept.found, "kept row")}, up to ${kept.per_source} of each source are drawn at random, by seed ${kept.seed}.`);
-  $("#cards").append(...kept.rows.map((row) => {
-    const group = { ...row, id: row.row, missing: [...row.missing], gold_boxes: [], question_boxes: [], completions: [] };
-    const checked = row.right === null ? "not checked by rules" : row.right ? "right by rules" : "wrong by rules";
-    return el("article", { class: "card", tabindex: 0, "aria-label": row.row }, el("header", {}, el("b", {}, row.source), el("span", {}, row.task), el("span", {}, `score ${number(row.scores.overall)}`), el("span", {}, checked), el("code", {}, row.row)),
-      el("div", { class: "body" }, el("div", { class: "side" }, imageFigures(group, kept.images), el("p", { class: "prompt" }, row.prompt)),
-        el("div", { class: "pair" }, el("div", { class: "side-answer plain-side" }, el("h4", {}, "Kept answer"), el("div", { class: "text" }, row.answer)),
-          el("div", { class: "side-answer plain-side" }, el("h4", {}, "Judge"), el("p", { class: "prompt" }, row.rationale || "no rationale"),
-            el("div", { class: "facts" }, Object.entries(row.scores).map(([name, value]) => el("span", {}, `${name} ${number(value)}`)))))));
-  }));
+  $("#kept .cards").append(...kept.rows.map((row) => answerCard(row, kept.images)));
 }
 
 overview();
 composition();
 scores();
 judge();
+disagreements();
 thresholds();
 keptAnswers();
 finish();

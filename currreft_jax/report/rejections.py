@@ -1,4 +1,4 @@
-"""Reads a job of rejected sampling: what was kept and why, and a draw of the kept answers with their images."""
+"""Reads a job of rejected sampling: what was kept and why, some kept answers, and those on which judges disagree."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from typing import Any
 
 from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.rows import IMAGE, parse_row, split_conversation
+from currreft_jax.judges import judge_name
 from currreft_jax.models.folder import read_json
+from currreft_jax.rejection.disagreements import DISAGREEMENTS
+from currreft_jax.rejection.kept_files import SUMMARY
 from currreft_jax.report.embed import html_safe_json
 from currreft_jax.report.rollouts import EmbeddedImages
+from currreft_jax.runtime.workdir import KEPT, KEPT_HELD_OUT
 from currreft_jax.structs import Turn
 
-SUMMARY, KEPT, HELD_OUT = "summary.json", "kept.jsonl", "held_out.jsonl"
 ROWS_PER_SOURCE = 5
+MAX_DISAGREEMENTS = 40
 SEED = 0
-_SCORES = ("accuracy", "consistency", "format", "fluency", "overall")
+_CRITERIA = ("accuracy", "consistency", "format", "fluency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,13 @@ class RejectionJob:
         folder: its folder.
         summary: the content of its summary.
         kept: the kept rows, held-out ones too, each with file and line.
+        disagreements: the answers that the two judges score differently, the most different first.
     """
 
     folder: Path
     summary: dict[str, Any]
     kept: tuple[Fields, ...]
+    disagreements: tuple[Fields, ...]
 
 
 def is_rejection(folder: Path) -> bool:
@@ -46,16 +52,17 @@ def read_rejection(folder: Path) -> RejectionJob:
     """Reads the output of a job.
 
     Raises:
-        LineError: a kept row is no JSON object.
+        LineError: a row is no JSON object.
         ValueError: the summary is damaged.
     """
-    files = [path for name in (KEPT, HELD_OUT) if (path := folder / name).is_file()]
-    kept = [
-        Fields.from_json(line, f"{path}:{number}")
-        for path in files
-        for number, line in enumerate(path.read_bytes().splitlines(), 1)
-    ]
-    return RejectionJob(folder, read_json(folder / SUMMARY), tuple(kept))
+    kept = (*_lines(folder / KEPT), *_lines(folder / KEPT_HELD_OUT))
+    return RejectionJob(folder, read_json(folder / SUMMARY), kept, _lines(folder / DISAGREEMENTS))
+
+
+def _lines(path: Path) -> tuple[Fields, ...]:
+    """Reads the lines of a file; none where it is absent."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return tuple(Fields.from_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
 
 
 def rejection_record(job: RejectionJob) -> dict[str, Any]:
@@ -68,6 +75,8 @@ def rejection_record(job: RejectionJob) -> dict[str, Any]:
     try:
         calibration, second = summary["calibration"], summary["second_judge"]
         planted = calibration["planted"] if calibration else {}
+        if second and not (job.folder / DISAGREEMENTS).is_file():
+            raise ValueError(f"{DISAGREEMENTS} is missing")
         return {
             **{name: summary[name] for name in ("kept", "quota", "shortfall", "threshold", "distilled")},
             "sources": [_source_record(source) for source in summary["sources"]],
@@ -114,17 +123,28 @@ def draw_kept(job: RejectionJob, seed: int = SEED) -> list[Fields]:
 
 
 def kept_json(job: RejectionJob, max_bytes: int) -> tuple[str, dict[str, int]]:
-    """Dumps a draw of the kept rows, as many as fit, as the page's JSON; counts those `shown` and `missing` images.
+    """Dumps a draw of the kept rows as the page's JSON; see `answers_json`."""
+    facts = {"per_source": ROWS_PER_SOURCE, "seed": SEED, "found": len(job.kept)}
+    return answers_json(draw_kept(job), facts, max_bytes)
+
+
+def disagreements_json(job: RejectionJob, max_bytes: int) -> tuple[str, dict[str, int]]:
+    """Dumps the first disagreements of the judges as the page's JSON; see `answers_json`."""
+    return answers_json(job.disagreements[:MAX_DISAGREEMENTS], {"found": len(job.disagreements)}, max_bytes)
+
+
+def answers_json(rows: Sequence[Fields], facts: dict[str, Any], max_bytes: int) -> tuple[str, dict[str, int]]:
+    """Dumps judged answers, as many as fit, as the page's JSON; counts those `shown` and `missing` images.
 
     Raises:
-        LineError: a kept row is damaged.
+        LineError: a row is damaged.
     """
     embedded = EmbeddedImages()
     texts: list[str] = []
     room, missing = max_bytes - 1000, set[str]()
-    for fields in draw_kept(job):
+    for fields in rows:
         images_before = len(embedded.images)
-        record = _kept_record(fields, embedded)
+        record = _answer_record(fields, embedded)
         text = html_safe_json(record)
         room -= len((text + html_safe_json(embedded.images[images_before:])).encode()) + 1
         if room < 0:
@@ -132,30 +152,42 @@ def kept_json(job: RejectionJob, max_bytes: int) -> tuple[str, dict[str, int]]:
             break
         texts.append(text)
         missing.update(record["missing"])
-    facts = html_safe_json({"per_source": ROWS_PER_SOURCE, "seed": SEED, "found": len(job.kept)})
-    text = f'{facts[:-1]},"images":{html_safe_json(embedded.images)},"rows":[{",".join(texts)}]}}'
+    text = f'{html_safe_json(facts)[:-1]},"images":{html_safe_json(embedded.images)},"rows":[{",".join(texts)}]}}'
     return text, {"shown": len(texts), "missing": len(missing)}
 
 
-def _kept_record(fields: Fields, embedded: EmbeddedImages) -> dict[str, Any]:
-    """Converts a kept row: its prompt, its answer, and what the judge said."""
+def _answer_record(fields: Fields, embedded: EmbeddedImages) -> dict[str, Any]:
+    """Converts a row: its prompt, its answer, and what the judges said."""
     row = parse_row(fields, image_root=Path(fields.location.rpartition(":")[0]).parent)
     question, answer = split_conversation(row)
     judge = fields.take("judge", dict, "the judgement of the answer")
     origin = fields.take("provenance", dict, "where the answer is from")
+    second = fields.take("second_judge", dict, "the judgement of a second judge", default={})
     try:
-        scores = {name: float(judge[name]) for name in _SCORES}
-        rationale, right = str(judge["rationale"]), origin["right_by_rules"]
+        judges = [{"name": judge_name(judge), **_judgement_record(judge)}]
+        judges += [{"name": second["name"], **_judgement_record(second)}] if second else []
+        sample, right = origin["sample"], origin["right_by_rules"]
     except (KeyError, TypeError, ValueError) as error:
         raise LineError(fields.location, f"no judged answer of this version ({error!r}); run the job again") from error
     images = [embedded.index_of(path) for path in row.images]
     return {
-        **{"row": row.id, "source": row.source, "task": row.task.value, "right": right},
-        **{"scores": scores, "rationale": rationale},
+        **{"row": row.id, "sample": sample, "source": row.source, "task": row.task.value, "right": right},
+        "judges": judges,
         "prompt": _texts(question),
         "answer": _texts(answer),
         "images": images,
         "missing": [path for path, index in zip(row.images, images, strict=True) if index is None],
+    }
+
+
+def _judgement_record(keys: dict[str, Any]) -> dict[str, Any]:
+    """Converts a judgement; without a score it says why."""
+    is_scored = keys["overall"] is not None
+    return {
+        "overall": float(keys["overall"]) if is_scored else None,
+        "scores": {name: float(keys[name]) for name in _CRITERIA} if is_scored else {},
+        "unjudged": "" if is_scored else str(keys["unjudged"]),
+        "rationale": str(keys["rationale"]),
     }
 
 

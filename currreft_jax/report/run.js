@@ -371,6 +371,11 @@ function wilson(share, rows) {
   return [Math.max(0, center - half), Math.min(1, center + half)];
 }
 
+const OUT_OF_DOMAIN = "/out_of_domain";  // ends the names of sets of rows out of a stage's domain
+const isOut = (name) => name.endsWith(OUT_OF_DOMAIN);
+const ofStage = (name) => (isOut(name) ? name.slice(0, -OUT_OF_DOMAIN.length) : name);
+const setTitle = (name) => (isOut(name) ? `Out of the domain of ${ofStage(name)}` : `Rows of ${name}`);
+
 /** Points of a run's held-out rows: the pass rate with Wilson's interval where all evaluations have it, else the reward. */
 function heldOutPoints(runIndex, name, passes) {
   const { times, names: sets, cells } = runs[runIndex].matrix;
@@ -389,10 +394,13 @@ function heldOut() {
   const unit = passes ? "share of rows with full accuracy" : "mean reward";
   const lines = runs.flatMap((each, i) => sets.map((name) => ({ run: i, set: name, points: heldOutPoints(i, name, passes) }))).filter(({ points }) => points.length > 1);
   if (!lines.length) { $("#held-out").remove(); return; }
-  const charts = runs.length === 1 ? [{ title: "All stages", series: lines.map(({ set, points }) => ({ label: `rows of ${set}`, points })) }]
-    : sets.map((name) => ({ title: `Rows of ${name}`, series: lines.filter(({ set }) => set === name).map(({ run: i, points }) => ({ label: runs[i].label, points })) }));
-  $("#held-out .note").append("Evaluations every logging.evaluate_every steps, with 95% intervals. The rows of a stage are in the domain of training while it is trained, and after it;"
-    + " for rows out of every stage's domain, evaluate checkpoints (docs/report.md).");
+  const linesOf = (name) => lines.filter(({ set }) => set === name);
+  const inAndOut = sets.filter(isOut).map((name) => ({ title: `In and out of the domain of ${ofStage(name)}`,
+    series: [[ofStage(name), "in domain"], [name, "out of domain"]].flatMap(([set, label]) => linesOf(set).map(({ points }) => ({ label, points }))) }));
+  const charts = runs.length > 1 ? sets.map((name) => ({ title: setTitle(name), series: linesOf(name).map(({ run: i, points }) => ({ label: runs[i].label, points })) }))
+    : [...inAndOut, { title: "All stages", series: lines.filter(({ set }) => !isOut(set)).map(({ set, points }) => ({ label: `rows of ${set}`, points })) }];
+  $("#held-out .note").append("Evaluations every logging.evaluate_every steps, with 95% intervals. The rows of a stage are in the domain of training while it is trained, and after it."
+    + (sets.some(isOut) ? "" : " For rows out of domain, name them in a stage's out_of_domain, or evaluate checkpoints (docs/report.md)."));
   $("#held-out .charts").append(...charts.filter(({ series }) => series.length).map((chart) => new IntervalChart({ ...chart, unit, bounds: stageBounds(), range: passes ? [0, 1] : null }).node));
 }
 
@@ -429,7 +437,7 @@ function matrixTable({ times, names: sets, cells }, measure) {
         el("div", {}, cell === first[k] ? plural(cell.rows, "row") : signed(change, 3),
           measure === "reward" && cell.regressed_from !== null && el("span", { class: "regressed" }, `  ▼ from ${cell.regressed_from.toFixed(3)}`)));
     })));
-  return el("table", { class: "matrix" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after"), sets.map((name) => el("th", { scope: "col" }, name)))),
+  return el("table", { class: "matrix" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after"), sets.map((name) => el("th", { scope: "col" }, isOut(name) ? `${ofStage(name)}, out of domain` : name)))),
     el("tbody", {}, body));
 }
 

@@ -1,22 +1,34 @@
 """Reward functions: the built-in penalties and users' own, by name or import path."""
 
+import inspect
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from currreft_jax.config import Rewards
 from currreft_jax.config.names import nearest
 from currreft_jax.rewards.penalties import length_penalty, overlong_penalty, repetition_penalty
-from currreft_jax.structs import Completion, Frame, Reason, Row, Verdict
+from currreft_jax.structs import MAX_REASON, Completion, Frame, Reason, RewardFailure, Row, Verdict
 
 RULE_REWARDS = ("accuracy", "format")  # computed by the rule of a row's kind and task
 
-RewardFunction = Callable[[Row, Completion, str | None, Frame | None], Verdict]
+RewardFunction = Callable[[Row, Completion, str | None, Frame | None], Verdict | None]
 
 
 class RewardError(Exception):
-    """A reward function failed or returned an invalid verdict; the message names it, the row and the completion."""
+    """A reward function failed or returned an invalid verdict.
+
+    Attributes:
+        failure: names the function, its file and line, the row and the completion.
+    """
+
+    def __init__(self, failure: RewardFailure):
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,8 @@ def find_reward(name: str, settings: Rewards) -> BoundedReward:
     except ImportError as error:
         raise ValueError(f"rewards.weights names {name!r}, but {module} cannot be imported: {error}") from error
     if attribute not in functions:
-        raise ValueError(f"rewards.weights names {name!r}, but {module} defines no {attribute!r}")
+        near = f"; nearest: {', '.join(names)}" if (names := nearest(attribute, list(functions))) else ""
+        raise ValueError(f"rewards.weights names {name!r}, but {module} defines no {attribute!r}{near}")
     function = functions[attribute]
     registered = (reward for reward in _REGISTERED.values() if reward.function is function)
     return next(registered, BoundedReward(function, 0.0, 1.0))
@@ -98,30 +111,82 @@ def validate_reward_names(settings: Rewards) -> None:
             find_reward(name, settings)
 
 
+def is_own(name: str) -> bool:
+    """Returns whether a name in `Rewards.weights` is that of a user's reward."""
+    return name not in Rewards().weights
+
+
 def call_reward(
     name: str, reward: BoundedReward, row: Row, completion: Completion, answer: str | None, frame: Frame | None
-) -> Verdict:
-    """Calls a reward function and check its verdict.
+) -> Verdict | None:
+    """Calls a reward function and checks its verdict; None if it does not apply to the row.
 
     Raises:
-        RewardError: the function raises, or returns anything but a `Verdict` within its range and with a reason for
-            every value of 0 or less that could have been more.
+        RewardError: the function raises, or returns anything but None or a `Verdict` within its range and with a reason
+            for every value of 0 or less that could have been more.
     """
-    call = f"reward {name!r}, row {row.id}, completion {completion.text[:200]!r}"
     try:
         verdict = reward.function(row, completion, answer, frame)
     except Exception as error:
-        raise RewardError(f"{call}: {type(error).__name__}: {error}") from error
-    if not isinstance(verdict, Verdict) or not isinstance(verdict.value, int | float):
-        raise RewardError(f"{call}: returned {verdict!r}; return Verdict(value, reason) with a plain number")
-    if not (math.isfinite(verdict.value) and reward.low <= verdict.value <= reward.high):
-        raise RewardError(f"{call}: value {verdict.value} is outside its range {reward.low} to {reward.high}")
-    needs_reason = verdict.value <= 0 < reward.high
-    if not isinstance(verdict.reason, Reason) and (verdict.reason is not None or needs_reason):
-        raise RewardError(
-            f"{call}: value {verdict.value} with reason {verdict.reason!r}; give a Reason, or Reason.UNREWARDED"
-        )
+        location, problem = _raised_at(error) or _defined_at(reward.function), f"{type(error).__name__}: {error}"
+        raise RewardError(_failure(name, location, row, completion, problem)) from error
+    if problem := _invalidity(verdict, reward):
+        raise RewardError(_failure(name, _defined_at(reward.function), row, completion, problem))
     return verdict
+
+
+def failed_verdict(reward: BoundedReward) -> Verdict:
+    """Returns the verdict of a completion for which the reward failed, under `OnRewardError.ZERO`."""
+    return Verdict(0.0 if reward.high > 0 else reward.low, Reason.REWARD_FAILED)
+
+
+def _failure(name: str, location: str, row: Row, completion: Completion, problem: str) -> RewardFailure:
+    where = f"{location}: " if location else ""
+    message = f"{where}reward {name!r}, row {row.id}, completion {completion.text[:200]!r}: {problem}"
+    return RewardFailure(name, location, message)
+
+
+def _invalidity(verdict: object, reward: BoundedReward) -> str:
+    """Returns what is wrong with the value that a reward function returned; empty if nothing is."""
+    if verdict is None:
+        return ""
+    if not isinstance(verdict, Verdict) or not isinstance(verdict.value, int | float):
+        return f"returned {verdict!r}; return Verdict(value, reason) with a plain number, or None for no reward"
+    if not (math.isfinite(verdict.value) and reward.low <= verdict.value <= reward.high):
+        return (
+            f"value {verdict.value} is outside its range {reward.low} to {reward.high}, which"
+            " @register(name, low=…, high=…) sets"
+        )
+    reason = verdict.reason
+    is_text = isinstance(reason, str) and 0 < len(reason) <= MAX_REASON and reason.isprintable()
+    if is_text or (reason is None and not verdict.value <= 0 < reward.high):
+        return ""
+    return f"value {verdict.value} with reason {reason!r}; a reason is a line of 1 to {MAX_REASON} characters"
+
+
+def _raised_at(error: Exception) -> str:
+    """Returns the last line in the reward's own file that an exception passed; empty if none was reached."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # after `call_reward`
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f"{_short_path(own[-1].filename)}:{own[-1].lineno}" if own else ""
+
+
+def _defined_at(function: Callable[..., object]) -> str:
+    """Returns file and line of a function, method or callable object; empty for one that is not written in Python."""
+    function = inspect.unwrap(function)
+    while isinstance(function, partial):
+        function = inspect.unwrap(function.func)
+    written = function if inspect.isroutine(function) else type(function).__call__
+    if inspect.ismethod(written):
+        written = written.__func__
+    if not inspect.isfunction(written):
+        return ""
+    return f"{_short_path(written.__code__.co_filename)}:{written.__code__.co_firstlineno}"
+
+
+def _short_path(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _num_tokens(completion: Completion) -> int:

@@ -14,7 +14,7 @@ from currreft_jax.rewards.maths import Comparison, Expression, gold_expression, 
 from currreft_jax.structs import Boxes, Frame, Reason, Row, Verdict
 
 Parsed = TypeVar("Parsed")
-AnswerScorer = Callable[[str], tuple[Verdict | Comparison, Reason | None]]
+AnswerScorer = Callable[[str], tuple[Verdict | Comparison | None, Reason | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,11 @@ class ScoringRule(Generic[Parsed]):
 
         return score
 
+    def flaw(self, answer: str, row: Row, frame: Frame | None, settings: Rewards) -> Reason | None:
+        """Returns the reason why an answer is malformed, or None; the row's gold answer is not read."""
+        parsed = self.parse(answer, row, frame, settings)
+        return parsed.reason if isinstance(parsed, DamagedAnswer) else parsed if isinstance(parsed, Reason) else None
+
 
 _YES_NO: ScoringRule[bool] = ScoringRule(
     gold=lambda row, frame, settings: gold_yes_no(row),
@@ -82,12 +87,17 @@ _EXPRESSION: ScoringRule[Expression] = ScoringRule(
 AnyRule = ScoringRule[bool] | ScoringRule[frozenset[str]] | ScoringRule[Boxes] | ScoringRule[Expression]
 
 RULES: dict[tuple[Kind, Task], AnyRule] = {
-    **{(Kind.JUDGE, task): _YES_NO for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH)},
-    **{(Kind.CHOICE, task): _LETTERS for task in (Task.DETECTION, Task.CLASSIFY, Task.MATH)},
+    **{(Kind.JUDGE, task): _YES_NO for task in Task},
+    **{(Kind.CHOICE, task): _LETTERS for task in Task},
     (Kind.OPEN, Task.DETECTION): _BOXES,
     (Kind.OPEN, Task.CLASSIFY): _LABELS,
     (Kind.OPEN, Task.MATH): _EXPRESSION,
 }
+
+
+def has_rule(row: Row) -> bool:
+    """Returns whether a rule scores the row: its gold answer can be checked."""
+    return (row.kind, row.task) in RULES
 
 
 def rule_of(row: Row) -> AnyRule:
@@ -96,6 +106,11 @@ def rule_of(row: Row) -> AnyRule:
     Raises:
         RowError: no rule scores such rows.
     """
-    if (row.kind, row.task) not in RULES:
-        raise RowError(row, f"no rule scores {row.kind.value} rows; let a judge score it, or leave it to SFT")
+    if not has_rule(row):
+        rows = f"{row.kind.value} rows" + (f" of task {row.task.value}" if row.kind is not Kind.CHAT else "")
+        raise RowError(
+            row,
+            f"no rule scores {rows}; name a reward of your own in rewards.weights, let a judge score it, or leave it to"
+            " SFT",
+        )
     return RULES[row.kind, row.task]

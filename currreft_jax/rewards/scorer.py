@@ -1,18 +1,29 @@
 """Scores completions by the rules, the penalties and users' reward functions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
 
-from currreft_jax.config import Rewards, validate_rewards
+from currreft_jax.config import OnRewardError, Rewards, validate_rewards
 from currreft_jax.rewards.answer import RowError, extract_answer
 from currreft_jax.rewards.format import format_reward
 from currreft_jax.rewards.maths import Comparison, Expression, gold_expression, needs_math_verify, unreadable_part
 from currreft_jax.rewards.maths_pool import MathsPool, Outcome
-from currreft_jax.rewards.registry import RULE_REWARDS, call_reward, find_reward, validate_reward_names
-from currreft_jax.rewards.rules import AnswerScorer, rule_of
-from currreft_jax.structs import Completion, Frame, Reason, Row, Scores, Verdict
+from currreft_jax.rewards.registry import (
+    RULE_REWARDS,
+    BoundedReward,
+    RewardError,
+    call_reward,
+    failed_verdict,
+    find_reward,
+    is_own,
+    validate_reward_names,
+)
+from currreft_jax.rewards.rules import AnswerScorer, has_rule, rule_of
+from currreft_jax.structs import Completion, Frame, Reason, RewardFailure, Row, Scores, Verdict
+
+RewardCall = tuple[Row, Completion, str | None, Frame | None]  # the arguments of a reward function
 
 _VERDICTS = {
     Outcome.EQUAL: Verdict(1.0),
@@ -40,8 +51,8 @@ def score_completions(
         pool: math-verify workers; where None, a pool is opened for this call if an answer needs one.
 
     Raises:
-        RowError: a row has no rule, or its gold answer cannot be parsed.
-        RewardError: a reward function fails or returns an invalid verdict.
+        RowError: a row has neither a rule nor a reward of one's own, or its gold answer cannot be parsed.
+        RewardError: a reward function fails or returns an invalid verdict, or none applies to a row without a rule.
         ValueError: invalid settings, or lengths that do not match.
     """
     settings = settings or Rewards()
@@ -49,37 +60,43 @@ def score_completions(
     shape = _group_shape(rows, completions, frames)
     weights = _active_weights(settings)
     functions = {name: find_reward(name, settings) for name in weights if name not in RULE_REWARDS}
-    values = {name: np.zeros(shape) for name in weights}
+    values = {name: np.full(shape, np.nan) for name in weights}
     reasons = {name: np.full(shape, None, object) for name in weights}
     comparisons: dict[tuple[int, int], Comparison] = {}
+    failures: list[RewardFailure] = []
+    needs_rule = len(functions) < len(weights)
 
     for p, row in enumerate(rows):
         frame = frames[p] if frames else None
-        needs_rule = len(functions) < len(weights)
-        score_answer = rule_of(row).answer_scorer(row, frame, settings) if needs_rule else None
+        score_answer = _answer_scorer(row, frame, settings) if needs_rule else None
+        has_accuracy = has_rule(row) and "accuracy" in weights
         for g, completion in enumerate(completions[p]):
             answer = extract_answer(completion)
-            verdicts = _rule_verdicts(score_answer, answer, completion) if score_answer else {}
+            verdicts = _rule_verdicts(score_answer, has_accuracy, answer, completion) if score_answer else {}
             text = None if isinstance(answer, Reason) else answer
             for name, function in functions.items():
-                verdicts[name] = call_reward(name, function, row, completion, text, frame)
+                call = (row, completion, text, frame)
+                verdicts[name] = _own_verdict(name, function, call, settings, failures)
+            _refuse_unscored(row, verdicts)
             for name in weights:
                 verdict = verdicts[name]
                 if isinstance(verdict, Comparison):
                     comparisons[p, g] = verdict
-                else:
+                elif verdict is not None:
                     values[name][p, g], reasons[name][p, g] = verdict.value, verdict.reason
 
     for (p, g), verdict in _decide(comparisons, rows, settings, pool).items():
         values["accuracy"][p, g], reasons["accuracy"][p, g] = verdict.value, verdict.reason
-    total = sum((weight * values[name] for name, weight in weights.items()), np.zeros(shape))
-    return Scores(total, values, reasons)
+    total = sum((weight * np.nan_to_num(values[name]) for name, weight in weights.items()), np.zeros(shape))
+    return Scores(total, values, reasons, tuple(failures))
 
 
 def check_rows(
     rows: Sequence[Row], settings: Rewards | None = None, *, pool: MathsPool | None = None
 ) -> list[RowError]:
     """Returns one error for each row that cannot be scored; call this when rows are loaded.
+
+    Gold answers are read only where `accuracy` has a weight: a reward of one's own reads its gold itself.
 
     Raises:
         ValueError: invalid settings, such as an unknown reward.
@@ -92,9 +109,13 @@ def check_rows(
         return []
     errors: list[RowError] = []
     unverified: list[tuple[Row, str]] = []
+    scored_by_own = any(map(is_own, weights))
     for row in rows:
+        if scored_by_own and not has_rule(row):
+            continue
         try:
-            gold = rule_of(row).gold(row, None, settings)
+            rule = rule_of(row)
+            gold = rule.gold(row, None, settings) if "accuracy" in weights else None
         except RowError as error:
             errors.append(error)
         else:
@@ -126,14 +147,53 @@ def _group_shape(
     return len(rows), group_size
 
 
+def _answer_scorer(row: Row, frame: Frame | None, settings: Rewards) -> AnswerScorer:
+    """Returns the function that scores an answer by the row's rule; its accuracy is None where that is not wanted.
+
+    Raises:
+        RowError: the row has neither a rule nor a reward of one's own, or its gold answer cannot be parsed.
+    """
+    weights = _active_weights(settings)
+    if not has_rule(row) and any(map(is_own, weights)):
+        return lambda answer: (None, None if answer else Reason.EMPTY_ANSWER)
+    rule = rule_of(row)
+    if "accuracy" in weights:
+        return rule.answer_scorer(row, frame, settings)
+    return lambda answer: (None, rule.flaw(answer, row, frame, settings))
+
+
 def _rule_verdicts(
-    score_answer: AnswerScorer, answer: str | Reason, completion: Completion
-) -> dict[str, Verdict | Comparison]:
+    score_answer: AnswerScorer, has_accuracy: bool, answer: str | Reason, completion: Completion
+) -> dict[str, Verdict | Comparison | None]:
     """Returns accuracy and format of one completion; a malformed answer earns no format."""
     if isinstance(answer, Reason):
-        return dict.fromkeys(RULE_REWARDS, Verdict(0.0, answer))
+        return {"accuracy": Verdict(0.0, answer) if has_accuracy else None, "format": Verdict(0.0, answer)}
     accuracy, flaw = score_answer(answer)
     return {"accuracy": accuracy, "format": Verdict(0.0, flaw) if flaw else format_reward(completion.text)}
+
+
+def _own_verdict(
+    name: str, reward: BoundedReward, call: RewardCall, settings: Rewards, failures: list[RewardFailure]
+) -> Verdict | None:
+    """Returns the verdict of a reward function; adds a failure that `Rewards.on_error` lets pass to `failures`."""
+    try:
+        return call_reward(name, reward, *call)
+    except RewardError as error:
+        if settings.on_error is OnRewardError.STOP or not is_own(name):
+            raise
+        failures.append(error.failure)
+        return failed_verdict(reward)
+
+
+def _refuse_unscored(row: Row, verdicts: Mapping[str, object]) -> None:
+    """Refuses a row whose answer no reward scores: it would be trained on its format alone."""
+    names = [name for name in verdicts if name == "accuracy" or is_own(name)]
+    if any(map(is_own, names)) and all(verdicts[name] is None for name in names):
+        own = ", ".join(filter(is_own, names))
+        message = (
+            f"row {row.id}: {own} returned None, and no rule scores its answer: nothing but its format would count"
+        )
+        raise RewardError(RewardFailure(own, "", message))
 
 
 def _decide(

@@ -46,7 +46,8 @@ class Metrics:
             ModuleNotFoundError: Weights & Biases is wanted but not installed.
             ValueError: a line of `metrics.jsonl` is damaged.
         """
-        self._bar = tqdm(initial=step, total=steps, unit="step", disable=not writes, file=sys.stderr, mininterval=1)
+        self._bar = progress_bar(step, steps, shows=writes)
+        self._first_step = step + 1
         self._file = self._events = self._wandb = None
         if not writes:
             return
@@ -79,8 +80,13 @@ class Metrics:
             self._wandb.finish()
 
     def advance(self) -> None:
-        """Moves the progress bar by one step."""
-        self._bar.update()
+        """Moves the progress bar by one step; the first one, which may compile, does not count in the time left."""
+        if self._bar.n != self._first_step - 1:
+            self._bar.update()
+            return
+        shows, self._bar.leave = not self._bar.disable, False
+        self._bar.close()
+        self._bar = progress_bar(self._first_step, self._bar.total, shows=shows)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Writes a line: a step, its stage, and its metrics."""
@@ -96,6 +102,11 @@ class Metrics:
                 self._events.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(dict(values), step=step)
+
+
+def progress_bar(step: int, steps: int, *, shows: bool) -> tqdm[Any]:
+    """Returns a bar on standard error, whose time left is that of the steps from now on."""
+    return tqdm(initial=step, total=steps, unit="step", disable=not shows, file=sys.stderr, mininterval=1)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -8,11 +8,14 @@ dispatched before it: the first one of a step would wait for the update of the s
 from __future__ import annotations
 
 import json
+import socket
+import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -26,7 +29,22 @@ from currreft_jax.structs import Array
 
 _EXCHANGES = "currreft_jax/allgather"
 _exchanges: defaultdict[str, count[int]] = defaultdict(count)  # by thread, whose names are the same on all hosts
-_PATIENCE = 3_600_000  # milliseconds; JAX ends this process much sooner where another one has died
+_PATIENCE = 3_600  # seconds; JAX ends this process much sooner where another one has died
+_REFUSALS = "currreft_jax/refusals"
+_REFUSALS_EVERY = 1  # seconds between two looks for them while a host waits
+
+
+class RefusedElsewhere(RuntimeError):
+    """Another host has refused the run; the message names it and its reason."""
+
+
+def exit_refused(program: str, error: Exception) -> NoReturn:
+    """Exits with an error's message, and tells the other hosts, which end with it at their next exchange."""
+    state = runtime.global_state
+    if state.client is not None and not isinstance(error, RefusedElsewhere):
+        reason = f"host {state.process_id} ({socket.gethostname()}) has ended: {error}"
+        state.client.key_value_set(f"{_REFUSALS}/{state.process_id}", reason, allow_overwrite=True)
+    sys.exit(f"{program}: {error}")
 
 
 def shards_per_host(mesh: Mesh) -> int:
@@ -83,7 +101,11 @@ def allgather(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def gather_bytes(content: bytes) -> list[bytes]:
-    """Gathers each host's bytes through the coordinator; each thread of a host with that of the same name elsewhere."""
+    """Gathers each host's bytes through the coordinator; each thread of a host with that of the same name elsewhere.
+
+    Raises:
+        RefusedElsewhere: another host has ended by `exit_refused` instead.
+    """
     state = runtime.global_state
     if state.client is None:
         return [content]
@@ -91,13 +113,23 @@ def gather_bytes(content: bytes) -> list[bytes]:
     exchange = next(_exchanges[thread])
     folder = f"{_EXCHANGES}/{thread}"
     state.client.key_value_set_bytes(f"{folder}/{exchange}/{state.process_id}", content)
-    received = [
-        state.client.blocking_key_value_get_bytes(f"{folder}/{exchange}/{host}", _PATIENCE)
-        for host in range(state.num_processes)
-    ]
+    received = [_await_bytes(state.client, f"{folder}/{exchange}/{host}") for host in range(state.num_processes)]
     if exchange:  # every host has read the exchange before this one
         state.client.key_value_delete(f"{folder}/{exchange - 1}/{state.process_id}")
     return received
+
+
+def _await_bytes(client: Any, key: str) -> bytes:
+    """Waits for another host's bytes, or for its refusal."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return client.blocking_key_value_get_bytes(key, 1000 * _REFUSALS_EVERY)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error) or time.monotonic() > end:
+                raise
+        if refusals := client.key_value_dir_get(f"{_REFUSALS}/"):
+            raise RefusedElsewhere("; ".join(reason for _, reason in refusals))
 
 
 def max_over_hosts(values: np.ndarray) -> np.ndarray:

@@ -119,7 +119,7 @@ def _arrange_devices(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray
     as_listed = np.asarray(devices).reshape(*sizes)
     if devices[0].platform != "tpu":
         return as_listed
-    slices = [[device for device in devices if device.slice_index == index] for index in _slice_indices(devices)]
+    slices = [[device for device in devices if _slice_index(device) == index] for index in _slice_indices(devices)]
     copies, rest = divmod(sizes[0], len(slices))
     if rest or not all(map(_is_cuboid, slices)):
         return as_listed
@@ -131,7 +131,12 @@ def _arrange_devices(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray
 
 
 def _slice_indices(devices: Sequence[Any]) -> list[int]:
-    return list(dict.fromkeys(device.slice_index for device in devices))
+    return list(dict.fromkeys(map(_slice_index, devices)))
+
+
+def _slice_index(device: Any) -> int:
+    """Returns the slice of a TPU; 0 where it is the only one, of which JAX's topologies give no index."""
+    return device.slice_index if hasattr(device, "slice_index") else 0
 
 
 def _is_cuboid(devices: Sequence[Any]) -> bool:
@@ -147,7 +152,7 @@ def _keeps_shards_whole(devices: np.ndarray) -> bool:
 
 def devices_per_host(devices: Sequence[Any]) -> int:
     """Returns the number of consecutive devices that share links: those of a process, on TPUs those of a slice."""
-    owners = Counter(device.slice_index if device.platform == "tpu" else device.process_index for device in devices)
+    owners = Counter(_slice_index(device) if device.platform == "tpu" else device.process_index for device in devices)
     return gcd(*owners.values())
 
 

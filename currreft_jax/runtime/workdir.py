@@ -20,6 +20,7 @@ KEPT, KEPT_HELD_OUT = "kept.jsonl", "held_out.jsonl"  # in the folder of rejecte
 # Settings that may change between the parts of an interrupted run: layout, logging, limits, and room for rows.
 _MAY_CHANGE = (
     *("name", "mesh.", "sampling.mesh", "microbatches", "model.remat", "plan_first", "rewards.maths.workers"),
+    *("rewards.on_error",),
     *("data.threads", "data.prefetch", "data.max_bad_rows", "data.shapes", "data.prompt_lengths"),
     *("logging.log_every", "logging.save_every", "logging.keep_last", "logging.rollouts_every"),
     *("logging.tensorboard", "logging.wandb"),
@@ -96,7 +97,10 @@ def refuse_changed_settings(config: Config, stage_index: int, stage_dir: Path) -
         if before.get(name) != now.get(name) and not name.startswith(_MAY_CHANGE)
     ]
     if changed:
-        raise ValueError(f"{path}: {'; '.join(changed)}: put it back as it was, or take another workdir")
+        workdir = stage_dir if len(config.stages) == 1 else stage_dir.parent
+        is_untrained = stage_index == 0 and not (saved_steps(stage_dir) or (stage_dir / EXPORT).exists())
+        remedy = f"; or remove {workdir}, where no step is saved" if is_untrained else ""
+        raise ValueError(f"{path}: {'; '.join(changed)}: put it back as it was, or take another workdir{remedy}")
 
 
 def flat_settings(config: Config) -> dict[str, Any]:

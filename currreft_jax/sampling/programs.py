@@ -66,7 +66,7 @@ def state_shardings(spec: SamplerSpec) -> tuple[Any, Any]:
     mesh = spec.decoding.mesh
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH))
     caches = NamedSharding(mesh, P(BATCH, "tensor" if splits_heads(spec.model.config, mesh) else None))
-    prompts: Any = PromptState(caches, rows, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
+    prompts: Any = PromptState(caches, rows, rows, rows, rows, rows, rows)  # pyright: ignore[reportArgumentType]
     state: Any = DecodeState(rows, replicated, rows, rows, caches, rows, rows, rows)  # pyright: ignore[reportArgumentType]
     return prompts, state
 
@@ -106,10 +106,17 @@ def prefill(
         caches=prompt_caches(spec.model, prefix, spec.decoding, jnp.dtype(spec.cache_dtype)),
         lengths=prefix.lengths,
         next_position=prefix.next_position,
+        last_hidden=constrain(prefix.last_hidden.astype(spec.decoding.dtype), spec.decoding.mesh, BATCH),
         keys=completion_keys(seeds, jnp.asarray(batch.key), sample_ids).reshape(num_rows, group_size, 2),
         rows=jnp.tile(jnp.arange(num_rows // spec.num_shards, dtype=jnp.int32), spec.num_shards),
         sampling=jax.tree.map(lambda x: jnp.repeat(x, parts), sampling),
     )
+    return prompts, start_completions(spec, decoder, prompts, done)
+
+
+def start_completions(spec: SamplerSpec, decoder: Decoder, prompts: PromptState, done: Array) -> DecodeState:
+    """Samples the first token of each completion, `[R, G]`; those that are `done` only fill the batch."""
+    num_rows, group_size = done.shape
     state = DecodeState(
         slot=jnp.zeros(num_rows, jnp.int32),
         place=jnp.int32(0),
@@ -118,9 +125,8 @@ def prefill(
         caches=decoder.init_caches(num_rows, group_size, spec.segment, jnp.dtype(spec.cache_dtype)),
         **empty_segment(spec, num_rows, group_size)._asdict(),
     )
-    hidden = constrain(prefix.last_hidden.astype(spec.decoding.dtype), spec.decoding.mesh, BATCH)
-    logits = jnp.repeat(_logits(spec, decoder, prompts, hidden[:, None]), group_size, axis=1)
-    return prompts, _append(spec, state, logits, prompts, 0)
+    logits = jnp.repeat(_logits(spec, decoder, prompts, prompts.last_hidden[:, None]), group_size, axis=1)
+    return _append(spec, state, logits, prompts, 0)
 
 
 def decode(

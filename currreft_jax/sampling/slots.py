@@ -1,8 +1,9 @@
 """The programs of continuous batching, in which every prompt has a slot of a resident batch until its completions end.
 
 `init` makes free slots. The sampler's `prefill` reads a few prompts at a time, and `insert` puts them into free slots.
-`decode` samples tokens of all slots until enough of them are free, and `grow` doubles the caches of the completions
-when the oldest one has filled them. `end` ends completions early.
+`fork` fills free slots with prompts that other slots hold: equal prompts are read once. `decode` samples tokens of all
+slots until enough of them are free, and `resize` fits the caches of the completions to the oldest one. `end` ends
+completions early. When no prompt waits any more, the sampler's `compact` drops free slots.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from currreft_jax.models.cache import grow_cache, roll_cache
+from currreft_jax.models.cache import grow_cache, last_tokens, roll_cache
 from currreft_jax.models.decoder import bind_decoder
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.sharding import BATCH
 from currreft_jax.sampling.programs import (
+    completion_keys,
     count_active,
     decode_options,
     decode_token,
     empty_segment,
     is_active,
+    start_completions,
     state_shardings,
 )
 from currreft_jax.sampling.state import DecodeState, PromptState, SamplerSpec
-from currreft_jax.structs import Array
+from currreft_jax.structs import Array, TokenSampling
 
 
 class SlotPrograms(NamedTuple):
@@ -36,8 +39,9 @@ class SlotPrograms(NamedTuple):
 
     init: Any
     insert: Any
+    fork: Any
     decode: Any
-    grow: Any
+    resize: Any
     end: Any
 
 
@@ -53,6 +57,24 @@ class SlotCounts(NamedTuple):
     oldest: Array
 
 
+class Forks(NamedTuple):
+    """E prompts that slots hold, and their next completions.
+
+    Attributes:
+        sources: int32 `[E]`, slots that hold the prompts.
+        slots: int32 `[E]`, free slots, counted within the data shard; R / N for what is not to enter.
+        keys: uint32 `[E, 2]`, keys of the prompts.
+        first_samples: int32 `[E]`, number of the first completion within its group.
+        sampling: how each prompt's tokens are sampled, `[E]` each; None where the specification says it.
+    """
+
+    sources: Array
+    slots: Array
+    keys: Array
+    first_samples: Array
+    sampling: TokenSampling | None
+
+
 @lru_cache(maxsize=32)
 def slot_programs(spec: SamplerSpec) -> SlotPrograms:
     """Makes the programs of a specification once."""
@@ -63,13 +85,18 @@ def slot_programs(spec: SamplerSpec) -> SlotPrograms:
             partial(init_slots, spec), out_shardings=(prompts, state), static_argnames=("num_slots", "length")
         ),
         insert=jax.jit(partial(insert, spec), out_shardings=(prompts, state), donate_argnums=(0, 1)),
+        fork=jax.jit(
+            partial(fork, spec),
+            out_shardings=(prompts, state, state._replace(place=None, caches=())),
+            donate_argnums=(1, 2),
+        ),
         decode=jax.jit(
             partial(decode_slots, spec),
             out_shardings=(state, NamedSharding(mesh, P())),
             donate_argnums=2,
             compiler_options=decode_options(mesh),
         ),
-        grow=jax.jit(grow_slots, out_shardings=state),
+        resize=jax.jit(resize_slots, out_shardings=state, static_argnames="capacity"),
         end=jax.jit(lambda done, ends: done | ends[:, None], out_shardings=NamedSharding(mesh, P(BATCH))),
     )
 
@@ -112,19 +139,57 @@ def insert(
         entering_state: their completions, of one token each.
         slots: int32 `[E]`, slots counted within the data shard; R / N for what is not to enter.
     """
-
-    def put(x: jax.Array, entering: jax.Array) -> jax.Array:
-        targets, indices, values = (a.reshape(spec.num_shards, -1, *a.shape[1:]) for a in (x, slots, entering))
-        return jax.vmap(lambda a, index, b: a.at[index].set(b, mode="drop"))(targets, indices, values).reshape(x.shape)
-
     length, capacity = prompts.caches[0].values.shape[2], state.caches[0].values.shape[3]
     entering_caches = tuple(grow_cache(cache, length - cache.values.shape[2]) for cache in entering_prompts.caches)
     entering_prompts = entering_prompts._replace(caches=entering_caches)
     empty = tuple(grow_cache(cache, capacity - spec.segment) for cache in entering_state.caches)
     done = _end_at_limit(spec, entering_state).done
     entering_state = entering_state._replace(place=None, caches=empty, done=done)
-    filled = jax.tree.map(put, state._replace(place=None), entering_state)
-    return jax.tree.map(put, prompts, entering_prompts), filled._replace(place=state.place)
+
+    def put(resident: Any, entering: Any, slots: Array) -> Any:
+        return jax.tree.map(lambda x, new: x.at[slots].set(new, mode="drop"), resident, entering)
+
+    # Within each shard, whose plain scatter writes in place; a scatter that is batched over shards copies all slots.
+    resident = prompts, state._replace(place=None)
+    specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings(spec))
+    specs = specs[0], specs[1]._replace(place=None)
+    put_in_shards = jax.shard_map(
+        put, mesh=spec.decoding.mesh, in_specs=(specs, specs, P(BATCH)), out_specs=specs, check_vma=False
+    )
+    filled_prompts, filled = put_in_shards(resident, (entering_prompts, entering_state), slots)
+    return filled_prompts, filled._replace(place=state.place)
+
+
+def fork(
+    spec: SamplerSpec,
+    decoding_params: Parameters,
+    prompts: PromptState,
+    state: DecodeState,
+    forks: Forks,
+    seeds: Array,
+) -> tuple[PromptState, DecodeState, DecodeState]:
+    """Copies prompts from their slots into free ones, and samples the first tokens of new completions there.
+
+    Args:
+        spec: sampler specification.
+        decoding_params: the copy that decoding reads.
+        prompts: prompts of the R slots; those of free slots are whole until others enter.
+        state: their completions.
+        forks: prompts to copy.
+        seeds: uint32 `[3]`: seed, stage, step.
+
+    Returns:
+        The slots' prompts, their completions, and the E entering completions without caches.
+    """
+    group_size = state.token.shape[1]
+    sample_ids = jnp.asarray(forks.first_samples)[:, None] + jnp.arange(group_size, dtype=jnp.int32)
+    copied = jax.tree.map(lambda x: x[forks.sources], prompts)._replace(
+        keys=completion_keys(seeds, jnp.asarray(forks.keys), sample_ids), sampling=forks.sampling
+    )
+    done = jnp.zeros((len(forks.sources), group_size), bool)
+    started = start_completions(spec, bind_decoder(spec.decoding, decoding_params), copied, done)
+    filled = insert(spec, prompts, state, copied, started, forks.slots)
+    return *filled, started._replace(place=None, caches=())
 
 
 def decode_slots(
@@ -154,11 +219,14 @@ def decode_slots(
     return state, SlotCounts(count_active(spec, state), jnp.max(ages))
 
 
-def grow_slots(state: DecodeState) -> DecodeState:
-    """Doubles the caches of the completions."""
-    capacity = state.caches[0].values.shape[3]
-    caches = tuple(grow_cache(roll_cache(cache, state.place % capacity), capacity) for cache in state.caches)
-    return state._replace(caches=caches, place=jnp.int32(capacity))
+def resize_slots(state: DecodeState, capacity: int) -> DecodeState:
+    """Lengthens the caches of the completions to `capacity` tokens, or cuts all but their latest ones off."""
+    current = state.caches[0].values.shape[3]
+    caches = tuple(roll_cache(cache, state.place % current) for cache in state.caches)
+    if capacity < current:
+        return state._replace(caches=tuple(last_tokens(cache, capacity) for cache in caches), place=jnp.int32(capacity))
+    grown = tuple(grow_cache(cache, capacity - current) for cache in caches)
+    return state._replace(caches=grown, place=jnp.int32(current))
 
 
 def _end_at_limit(spec: SamplerSpec, state: DecodeState) -> DecodeState:

@@ -93,6 +93,7 @@ class PromptState(NamedTuple):
         caches: each layer's keys and values of the prompts.
         lengths: int32 `[R]`.
         next_position: int32 `[R]`.
+        last_hidden: `[R, D]`, hidden state of the last token, which predicts the first token of the completions.
         keys: uint32 `[R, G, 2]`, random key data of each completion.
         rows: int32 `[R]`, each prompt's row in the full batch, counted within its data shard.
         sampling: how each prompt's tokens are sampled, `[R]` each; None where the specification says it.
@@ -101,6 +102,7 @@ class PromptState(NamedTuple):
     caches: tuple[Cache, ...]
     lengths: Array
     next_position: Array
+    last_hidden: Array
     keys: Array
     rows: Array
     sampling: TokenSampling | None = None

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
@@ -90,7 +91,13 @@ class ChatService:
             self.log(f"{name} {outcome}: {num_prompt} + {completion_tokens} tokens, {seconds:.2f} s")
 
         if request.stream:
-            return StreamingResponse(self._events(job, deltas, writer, log), media_type="text/event-stream")
+            progress = _StreamOutcome()
+
+            def end() -> None:
+                self.engine.cancel(job)
+                log(progress.outcome, progress.num_tokens)
+
+            return _EventStream(self._events(job, deltas, writer, progress), end)
         collected = list[ChoiceDelta]()
 
         async def collect() -> None:
@@ -131,7 +138,12 @@ class ChatService:
         finally:
             self._num_reading -= 1
         deltas: asyncio.Queue[ChoiceDelta | ApiError] = asyncio.Queue()
-        job = ChatJob(request, prompt, lambda delta: loop.call_soon_threadsafe(deltas.put_nowait, delta))
+
+        def notify(delta: ChoiceDelta | ApiError) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(deltas.put_nowait, delta)
+
+        job = ChatJob(request, prompt, notify)
         self.engine.submit(job)
         return job, deltas
 
@@ -163,28 +175,47 @@ class ChatService:
         job: ChatJob,
         deltas: asyncio.Queue[ChoiceDelta | ApiError],
         writer: ResponseWriter,
-        log: Callable[[str, int], None],
+        progress: _StreamOutcome,
     ) -> AsyncIterator[str]:
-        """Yields the events of a stream; where it is closed early, the job ends."""
-        num_tokens, outcome = 0, "disconnected"
+        """Yields the events of a stream."""
         try:
             for index in range(job.request.num_choices):
                 yield writer.first_chunk(index)
             async for delta in self._deltas(job, deltas):
-                num_tokens += len(delta.tokens)
+                progress.num_tokens += len(delta.tokens)
                 if delta.text or delta.finish_reason or job.request.logprobs:
                     yield writer.delta_chunk(delta)
             if job.request.include_usage:
-                yield writer.usage_chunk(len(job.prompt.tokens), num_tokens)
-            outcome = "ok"
+                yield writer.usage_chunk(len(job.prompt.tokens), progress.num_tokens)
+            progress.outcome = "ok"
             yield END
         except ApiError as error:
-            outcome = f"error {error.status}"
+            progress.outcome = f"error {error.status}"
             yield event(error.body())
             yield END
+
+
+@dataclass(slots=True)
+class _StreamOutcome:
+    """How far a stream has come, and how it ended."""
+
+    num_tokens: int = 0
+    outcome: str = "disconnected"
+
+
+class _EventStream(StreamingResponse):
+    """A stream that calls `end` at its end, also where the client leaves before the first event."""
+
+    def __init__(self, events: AsyncIterator[str], end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            self.engine.cancel(job)
-            log(outcome, num_tokens)
+            self._end()
 
 
 async def read_body(request: Request, limits: ServerLimits) -> bytes:

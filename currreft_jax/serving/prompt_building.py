@@ -19,7 +19,7 @@ from currreft_jax.structs import Prompt
 def build_prompt(request: ChatRequest, processor: Processor, limits: ServerLimits, seed: int, name: str) -> Prompt:
     """Renders the conversation by the checkpoint's chat template, and reads its images.
 
-    The key of the prompt, which seeds its completions, is a hash of seed, tokens and pixels.
+    Its content is a hash of tokens and pixels; its key, which seeds its completions, of the seed and the content.
 
     Args:
         request: the request.
@@ -50,12 +50,16 @@ def build_prompt(request: ChatRequest, processor: Processor, limits: ServerLimit
         raise ApiError(400, str(error), "messages") from None
     except TemplateError as error:
         raise ApiError(400, f"the model's chat template refuses the messages: {error}", "messages") from None
-    digest = hashlib.blake2b(f"{seed}\0".encode(), digest_size=8)
-    digest.update(prompt.tokens.tobytes())
+    digest = hashlib.blake2b(prompt.tokens.tobytes(), digest_size=32)
     for image in images:
         digest.update(repr(image.grid).encode())
         digest.update(image.patches.tobytes())
-    return replace(prompt, images=images, key=int.from_bytes(digest.digest(), "big"))
+    key = hashlib.blake2b(digest.digest() + str(seed).encode(), digest_size=8)
+    return replace(prompt, images=images, content=_number(digest), key=_number(key))
+
+
+def _number(digest: hashlib.blake2b) -> int:
+    return int.from_bytes(digest.digest(), "big")
 
 
 def _check_text_length(request: ChatRequest, processor: Processor, limits: ServerLimits) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import FrameType
 
 import jax
@@ -106,6 +107,7 @@ def _make_sampler(
     layout = slot_layout(model, settings, slots, max_prompt_tokens)
     weights = decode_params(model, params, settings)
     start = time.perf_counter()
+    log("compiling; nothing listens before this has ended")
     warm_up_stream(
         model,
         params,
@@ -140,7 +142,8 @@ def _make_sampler(
 def _warm_up_prompts(processor: Processor) -> list[Prompt]:
     text = {"type": "text", "text": "What is in the image?"}
     image = Image.fromarray(np.zeros((112, 112, 3), np.uint8))
-    return [
+    prompts = [
         processor.prompt([{"role": "user", "content": [text]}]),
         processor.prompt([{"role": "user", "content": [{"type": "image"}, text]}], [image]),
     ]
+    return [replace(prompt, content=content) for content, prompt in enumerate(prompts)]

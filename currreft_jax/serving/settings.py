@@ -74,6 +74,7 @@ class ServedModel:
             group_size=1,
             max_new_tokens=limits.max_tokens,
             segment=self.segment,
+            ladder=(),  # requests keep coming: its batch never shrinks
             precision=Precision(self.precision),
             cache=CacheType(self.precision),
         )

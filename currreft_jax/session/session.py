@@ -56,7 +56,7 @@ def open_session(config: Config) -> Iterator[Session]:
         processor=processor,
         model=make_model(config.model, processor.config, mesh, processor.tokenizer_size),
     )
-    if config.method is not Method.GRPO and not any(stage.held_out for stage in config.stages):
+    if config.method is not Method.GRPO and not any(stage.evaluated for stage in config.stages):
         yield session
         return
     with MathsPool(config.rewards.maths, local_cores()) as pool:

@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tqdm import tqdm
+
 from currreft_jax.runtime.distributed import is_main
 
 
 def say(text: str) -> None:
-    """Prints a line to standard error, once for all hosts."""
+    """Prints a line to standard error, above a progress bar, once for all hosts."""
     if is_main():
-        print(f"train: {text}", file=sys.stderr)
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(f"train: {text}", file=sys.stderr)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from currreft_jax.config import SuiteDomain
 from currreft_jax.evaluation.measurement import LossMeasurement, Measurement
 from currreft_jax.evaluation.statistics import Z, wilson_interval
 from currreft_jax.training.forgetting_gate import GateDecision
@@ -58,6 +59,11 @@ class ForgettingMatrix:
     def history(self) -> tuple[Measurement, ...]:
         """All measurements."""
         return tuple(self._measurements)
+
+    @property
+    def in_domain(self) -> tuple[Measurement, ...]:
+        """The measurements of rows of the stages' domains, by which gates decide."""
+        return tuple(one for one in self._measurements if one.domain == SuiteDomain.IN.value)
 
     def has(self, stage: str, step: int) -> bool:
         """Returns true if there are measurements of this step."""

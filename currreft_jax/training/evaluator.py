@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from currreft_jax.config import SuiteDomain
+from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.held_out import HeldOut, measure
 from currreft_jax.evaluation.measurement import LossMeasurement, Measurement, regressed_from
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.workdir import MATRIX
 from currreft_jax.training.batches import StageContext
-from currreft_jax.training.console import say
+from currreft_jax.training.console import say, timed
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 from currreft_jax.training.forgetting_gate import (
     GateDecision,
@@ -48,14 +50,14 @@ class Evaluator:
         loss_rows: LossRows | None = None,
     ) -> None:
         self._context, self._sets, self._matrix, self._loss_rows = context, sets, matrix, loss_rows
-        self._images = {held_out.stage: held_out.images for held_out in sets}
+        self._images = {held_out.name: held_out.images for held_out in sets}
 
     def begin(self, policy: Parameters, start: int) -> None:
         """Drops evaluations after the resumed step. What a new stage is compared with is measured at its start."""
         stage = self._context.stage
         self._matrix.resume_from(stage.name, start)
         has_gate = stage.forgetting_margin is not None
-        if start and has_gate and not start_measurements(self._matrix.history, stage.name):
+        if start and has_gate and not start_measurements(self._matrix.in_domain, stage.name):
             raise ValueError(
                 f"{MATRIX} has no measurement of the start of {stage.name}, with which its forgetting gate compares:"
                 " put the file back, or remove the stage's folder, and the same command trains it again"
@@ -63,9 +65,9 @@ class Evaluator:
         if start:
             return
         if self._sets and self._context.stage_index == 0 and not self._matrix.has("", 0):
-            self._matrix.add(measure(self._context, policy, self._sets, "", 0, greedy=True))
-        if has_gate and not start_measurements(self._matrix.history, stage.name):
-            self._matrix.add(measure(self._context, policy, self._sets, stage.name, 0, greedy=True))
+            self._measure_start(policy, "")
+        if has_gate and not start_measurements(self._matrix.in_domain, stage.name):
+            self._measure_start(policy, stage.name)
         if self._loss_rows and not any(one.stage == stage.name for one in self._matrix.losses):
             say(f"loss of {self._loss_rows.rows} held-out rows at the start: {self._measure_loss(policy, 0):.4f}")
 
@@ -84,9 +86,9 @@ class Evaluator:
         promoted = False
         for held_out, now in zip(self._sets, measurements, strict=True):
             metrics |= self._set_metrics(held_out, now)
-            if held_out.stage == stage.name:
+            if held_out.name == stage.name:
                 promoted = stage.promote_above < 1 and is_promoted(now, stage.promote_above)
-        score = self._score(measurements)
+        score = self._score([now for now in measurements if now.domain == SuiteDomain.IN.value])
         self._matrix.add(measurements)
         if promoted and step < stage.steps:
             say(f"stage {stage.name} is promoted at step {step}: its pass rate is above its gate")
@@ -101,17 +103,22 @@ class Evaluator:
         stage = self._context.stage
         if stage.forgetting_margin is None:
             return None
-        decision = decide(self._matrix.history, stage.name, stage.forgetting_margin, saved_steps, self._images)
+        decision = decide(self._matrix.in_domain, stage.name, stage.forgetting_margin, saved_steps, self._images)
         self._matrix.decide(decision)
         say(str(decision))
         return decision
 
+    def _measure_start(self, policy: Parameters, stage_name: str) -> None:
+        rows = plural(sum(held_out.rows for held_out in self._sets), "held-out row")
+        with timed(f"answering {rows} before the first step, after compiling for them"):
+            self._matrix.add(measure(self._context, policy, self._sets, stage_name, 0, greedy=True))
+
     def _set_metrics(self, held_out: HeldOut, now: Measurement) -> dict[str, float]:
         """Returns the metrics of a set of held-out rows, and warns if an earlier stage has regressed."""
-        stage, metrics = self._context.stage, {f"held_out/{held_out.stage}/reward": now.reward}
+        stage, metrics = self._context.stage, {f"held_out/{held_out.name}/reward": now.reward}
         if now.passed is not None:
-            metrics[f"held_out/{held_out.stage}/pass"] = now.passed / now.rows
-        best = regressed_from(self._matrix.history, now)
+            metrics[f"held_out/{held_out.name}/pass"] = now.passed / now.rows
+        best = regressed_from(self._matrix.in_domain, now)  # none of rows out of domain
         if best and held_out.stage_index < self._context.stage_index:
             metrics[f"held_out/{held_out.stage}/regression"] = best.reward - now.reward
             say(
@@ -125,7 +132,7 @@ class Evaluator:
         stage = self._context.stage
         if stage.forgetting_margin is None:
             return next((now.reward for now in measurements if now.held_out == stage.name), None)
-        start = {before.held_out: before for before in start_measurements(self._matrix.history, stage.name)}
+        start = {before.held_out: before for before in start_measurements(self._matrix.in_domain, stage.name)}
         changes = (
             reward_change(start[now.held_out], now, stage.forgetting_margin, self._images[now.held_out])
             for now in measurements

@@ -46,13 +46,13 @@ class Interrupt:
         return self.requested
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        again = ""
         if number == signal.SIGINT:
             # With several hosts an exception would first wait for the others.
             signal.signal(number, signal.SIG_DFL if self._several else self._previous[number])
-            os.write(
-                sys.stderr.fileno(),
-                b"\ntrain: saving after this step, then stopping; press Ctrl-C again to stop at once\n",
-            )
+            again = "; press Ctrl-C again to stop at once"
+        text = f"\ntrain: {signal.Signals(number).name}: saving after this step, then stopping{again}\n"
+        os.write(sys.stderr.fileno(), text.encode())
         if self._several:
             signal.raise_signal(signal.SIGTERM)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.config import BatchLayout, Config, Method, Shapes, evaluation_batch_size, stage_settings
+from currreft_jax.config import BatchLayout, Config, Method, Remat, Shapes, evaluation_batch_size, stage_settings
 from currreft_jax.config.wording import plural
 from currreft_jax.data.buckets import BatchDims, ProcessorLike, ShapeBuckets, config_buckets
 from currreft_jax.data.packing import BatchShape, collate, max_slots_per_image, smallest_bucket
 from currreft_jax.data.shape_fitting import NUM_COMPLETION_LENGTHS, NUM_SHAPES
 from currreft_jax.models.qwen2_5_vl import Model
+from currreft_jax.planning.compiled import compile_program
+from currreft_jax.planning.devices import GIB, Topology
 from currreft_jax.planning.spec import ModelSpec
 from currreft_jax.runtime.programs import StepProgram, abstract_rows
 from currreft_jax.runtime.sharding import data_shards, make_mesh
@@ -41,6 +43,8 @@ from currreft_jax.training.update import (
     gradient_function,
     update_programs,
 )
+
+_USABLE_SHARE = 0.9  # of the memory, since a run may take some more than is planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +124,14 @@ class StagePrograms:
 
     def step(self, bucket: Bucket) -> Iterator[StepProgram]:
         """Yields the programs of a step whose microbatches take one shape, in the order in which they run."""
-        held_out = any(stage.held_out for stage in self.config.stages)
+        held_out = any(stage.evaluated for stage in self.config.stages)
         if self.is_grpo or held_out:
             yield from self._copies()
         if self.is_grpo:
             yield from self._rollout(bucket)
         if self.reference:
             yield self._reference(bucket)
-        yield self._gradient(bucket)
+        yield self.gradient(bucket)
         microbatches = [self._group_batch(bucket)] * self.layout.num_microbatches
         yield self._apply_gradients({**self.reference, "microbatches": microbatches})
         if held_out:
@@ -136,7 +140,7 @@ class StagePrograms:
     def every_program(self) -> list[StepProgram]:
         """Lists the programs that the steps of a stage call, for every shape: the largest batches first."""
         buckets = self.buckets()[::-1]
-        programs = [self._gradient(bucket) for bucket in buckets]
+        programs = [self.gradient(bucket) for bucket in buckets]
         if self.reference:
             programs += map(self._reference, buckets)
         if self.is_grpo:
@@ -218,7 +222,8 @@ class StagePrograms:
             label = f"{' x '.join(map(str, shape))} {dtype.__name__}"
             yield StepProgram("split", label, program, (abstract_rows(shape, dtype, mesh),), {})
 
-    def _gradient(self, bucket: Bucket) -> StepProgram:
+    def gradient(self, bucket: Bucket) -> StepProgram:
+        """Returns the program of a microbatch's gradient."""
         state, mesh = self.state, self.model.mesh
         batch, layout, microbatches = self._group_batch(bucket), self.layout, self.layout.num_microbatches
         weights = abstract_rows(batch.tokens.shape, jnp.float32, mesh)
@@ -305,6 +310,31 @@ def stage_programs(
     state = abstract_state(model, optimizer.transform)
     shapes = config_buckets(config, spec, layout_on(config, mesh))
     return StagePrograms(config, spec, spec.stop_token_ids, model, state, update, shapes, held_out_prompts)
+
+
+def fit_remat(
+    remat: Remat, programs_with: Callable[[Remat], StagePrograms], topology: Topology, log: Callable[[str], None]
+) -> StagePrograms:
+    """Returns a stage's programs with the rematerialisation that a setting chooses.
+
+    Args:
+        remat: the setting; `AUTO` compiles the gradient of the largest batch.
+        programs_with: makes the programs with another rematerialisation.
+        topology: the devices.
+        log: called with what `AUTO` chooses, and why.
+    """
+    if remat is not Remat.AUTO:
+        return programs_with(remat)
+    if topology.usable_bytes is None:
+        return programs_with(Remat.BLOCK)
+    programs = programs_with(Remat.DOTS)
+    gradient = compile_program(programs.gradient(programs.buckets()[-1]), topology)
+    needed = f"{gradient.peak_bytes / GIB:.1f} of {topology.usable_bytes / GIB:.1f} GiB"
+    if gradient.peak_bytes <= _USABLE_SHARE * topology.usable_bytes:
+        log(f"model.remat=auto keeps the products of blocks: the largest gradient takes {needed} per device")
+        return programs
+    log(f"model.remat=auto recomputes whole blocks: else the largest gradient takes {needed} per device")
+    return programs_with(Remat.BLOCK)
 
 
 def session_programs(

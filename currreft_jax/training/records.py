@@ -18,11 +18,12 @@ from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import load_template
 from currreft_jax.data.rows import row_to_json
 from currreft_jax.evaluation.scoring import ScoredRollout
+from currreft_jax.rewards.registry import is_own
 from currreft_jax.runtime.multihost import local_rows
-from currreft_jax.structs import Array, Completion, Reason, Rollout, Scores
+from currreft_jax.structs import MAX_REASON, Array, Completion, Reason, Rollout, Scores
 from currreft_jax.training.batches import host_groups
 
-_TASKS, _REASONS = tuple(Task), tuple(Reason)
+_TASKS = tuple(Task)
 
 
 def rollout_values(examples: Sequence[Example], scored: ScoredRollout) -> dict[str, np.ndarray]:
@@ -31,6 +32,7 @@ def rollout_values(examples: Sequence[Example], scored: ScoredRollout) -> dict[s
     return {
         "reward": scores.total,
         **{f"rewards/{name}": values for name, values in scores.parts.items()},
+        **{f"failed/{name}": scores.reasons[name] == Reason.REWARD_FAILED for name in scores.parts if is_own(name)},
         "length": scored.completions.lengths,
         "finished": scored.completions.finished,
         "reason": _first_reasons(scores),
@@ -45,20 +47,26 @@ def rollout_metrics(values: Mapping[str, np.ndarray]) -> dict[str, float]:
         values: from `rollout_values`, gathered over hosts.
     """
     reward, length, task = values["reward"], values["length"], values["task"]
-    reasons, counts = np.unique(values["reason"][values["reason"] >= 0], return_counts=True)
+    reasons, counts = np.unique(values["reason"][values["reason"] != ""], return_counts=True)
+    failed = {name.removeprefix("failed/"): x for name, x in values.items() if name.startswith("failed/")}
     return {
         "reward": float(reward.mean()),
         "reward_std": float(reward.std(axis=1, ddof=1).mean()),
         "frac_reward_zero_std": float((np.ptp(reward, axis=1) == 0).mean()),
-        **{f"{name}/mean": float(part.mean()) for name, part in values.items() if name.startswith("rewards/")},
+        **{
+            f"{name}/mean": float(np.nanmean(part))
+            for name, part in values.items()
+            if name.startswith("rewards/") and not np.isnan(part).all()
+        },
+        **{f"rewards/{name}/failed": float(x.mean()) for name, x in failed.items() if x.any()},
         **{f"reward/{_TASKS[index].value}": float(reward[task == index].mean()) for index in np.unique(task)},
         "completions/mean_length": float(length.mean()),
         "completions/min_length": float(length.min()),
         "completions/max_length": float(length.max()),
         "completions/clipped_ratio": float(1 - values["finished"].mean()),
         **{
-            f"parse/{_REASONS[int(reason)]}": count / reward.size
-            for reason, count in zip(reasons, counts.tolist(), strict=True)
+            f"parse/{reason}": count / reward.size
+            for reason, count in zip(reasons.tolist(), counts.tolist(), strict=True)
         },
     }
 
@@ -105,7 +113,7 @@ def rollout_records(
             "text": completion.text,
             "finished": completion.finished,
             "reward": float(scores.total[p, g]),
-            "parts": {name: float(values[p, g]) for name, values in scores.parts.items()},
+            "parts": {name: float(x[p, g]) for name, x in scores.parts.items() if not np.isnan(x[p, g])},
             "reasons": {name: str(reasons[p, g]) for name, reasons in scores.reasons.items() if reasons[p, g]},
             "advantage": float(advantages[p, g]),
             "tokens": [processor.decode([token]) for token in tokens[own]],
@@ -137,12 +145,10 @@ def drop_records(folder: Path, after: int) -> None:
 
 
 def _first_reasons(scores: Scores) -> np.ndarray:
-    """Returns the index of each completion's first reason among `Reason`, or -1: `[P, G]`."""
-    first = np.full(scores.total.shape, -1)
+    """Returns each completion's first reason, or an empty string: `[P, G]`, of one dtype on all hosts."""
+    first = np.full(scores.total.shape, "", f"<U{MAX_REASON}")
     for reasons in reversed(scores.reasons.values()):
-        indices = np.array([[_REASONS.index(one) if one else -1 for one in row] for row in reasons])
-        indices = indices.reshape(first.shape)
-        first = np.where(indices >= 0, indices, first)
+        first = np.where(reasons == None, first, reasons.astype(first.dtype))  # noqa: E711, elementwise
     return first
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-
 from currreft_jax.config import REJECT, Config, EvaluatedModel, Rejection
 from currreft_jax.rejection.runner import reject
-from currreft_jax.runtime.workdir import CONFIG, EXPORT, KEPT
+from currreft_jax.runtime.workdir import CONFIG, EXPORT
 from currreft_jax.training.console import say
 from currreft_jax.training.interrupt import Interrupt
 
@@ -23,7 +21,8 @@ def keep_samples(
 ) -> bool:
     """Samples and judges the rows of a stage with rejected sampling, into the folder `reject` of the workdir.
 
-    A job that was stopped goes on where it was. A stage that has begun keeps the rows that it began with.
+    All hosts call it. A job that was stopped goes on where it was. A stage that has begun keeps the rows that it began
+    with.
 
     Args:
         config: settings of the run.
@@ -37,16 +36,12 @@ def keep_samples(
         False if the run was asked to stop before the rows were kept.
 
     Raises:
-        ValueError: several processes run, and the rows are not kept yet; or rows, model or answers cannot be used.
+        ValueError: rows, model or answers cannot be used.
         EndpointError: a server cannot be reached, or its budget is spent.
     """
     stage, folder = config.stages[stage_index], workdir / REJECT
     if not stage.rejection or (stage_dir / CONFIG).exists():
         return True
-    if jax.process_count() > 1:
-        if (folder / KEPT).exists():
-            return True
-        raise ValueError(_one_process(stage.name, folder))
 
     def log(line: str) -> None:
         say(f"reject: {line}")
@@ -58,41 +53,39 @@ def keep_samples(
         files = reject(rejection_settings(config, stage.rejection, previous_dir), folder, log)
     except _StopRequested:
         return False
-    say(f"{files.num_kept} rows kept to train on, {files.num_held_out} held out: {files.kept}")
+    if files:
+        say(f"{files.num_kept} rows kept to train on, {files.num_held_out} held out: {files.kept}")
     return True
 
 
 def refuse_missing_rows(config: Config) -> None:
-    """Refuses rejected sampling from files that do not exist, before the stages ahead of it are trained.
+    """Refuses stages whose files do not exist, before the stages ahead of them are trained.
 
     Raises:
-        FileNotFoundError: naming the file.
+        FileNotFoundError: naming the file, the setting and the remedy.
     """
     for stage_index, stage in enumerate(config.stages):
-        for index, source in enumerate(stage.rejection.sources if stage.rejection else ()):
-            if not Path(source.source.file).exists():
-                setting = f"config.stages[{stage_index}].rejection.sources[{index}]"
-                raise FileNotFoundError(f"{source.source.file} of {setting} does not exist")
-
-
-def announce_one_process(config: Config, workdir: Path) -> None:
-    """Says at the start of a run of several processes that it will stop where rejected sampling begins."""
-    if jax.process_count() == 1 or (workdir / REJECT / KEPT).exists():
-        return
-    for stage in config.stages:
+        settings = {
+            "sources": stage.sources,
+            "held_out": stage.held_out,
+            "out_of_domain": stage.out_of_domain,
+            "held_out_loss": stage.held_out_loss,
+        }
         if stage.rejection:
-            say(_one_process(stage.name, workdir / REJECT))
-
-
-def _one_process(stage_name: str, folder: Path) -> str:
-    return (
-        f"stage {stage_name} begins with rejected sampling, which runs in one process: then start the same command once"
-        f" without a launcher, and again with it when {folder / KEPT} is there"
-    )
+            settings["rejection.sources"] = [quota.source for quota in stage.rejection.sources]
+        for name, sources in settings.items():
+            for index, source in enumerate(sources):
+                if not Path(source.file).exists():
+                    raise FileNotFoundError(
+                        f"{source.file} of config.stages[{stage_index}].{name}[{index}] does not exist: name rows of"
+                        " your own with --rows and --held-out, or build them (docs/data.md)"
+                    )
 
 
 def rejection_settings(config: Config, rejection: Rejection, previous_dir: Path | None) -> Rejection:
-    """Returns the settings of rejected sampling, with the model that a stage starts from where they name none."""
+    """Returns the settings of rejected sampling, with the run's seed and the stage's first model for none."""
+    if rejection.seed is None:
+        rejection = replace(rejection, seed=config.seed)
     if rejection.model.path:
         return rejection
     model = EvaluatedModel(str(previous_dir / EXPORT) if previous_dir else config.model.path)

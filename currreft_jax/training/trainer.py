@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from currreft_jax.config import Config, Method, Shapes, evaluation_batch_size, stage_settings, validate
+from currreft_jax.config import Config, Method, Remat, Shapes, evaluation_batch_size, stage_settings, validate
 from currreft_jax.config.output import local_path
 from currreft_jax.data import world_rows
 from currreft_jax.data.buckets import ShapeBuckets
@@ -21,6 +21,7 @@ from currreft_jax.data.examples import Example
 from currreft_jax.evaluation.held_out import held_out_rows
 from currreft_jax.models import hf
 from currreft_jax.models.qwen2_5_vl import Parameters
+from currreft_jax.planning.devices import attached_topology
 from currreft_jax.planning.fit import refuse_too_large
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.agreement import refuse_differing_files, refuse_differing_settings
@@ -38,7 +39,7 @@ from currreft_jax.runtime.workdir import (
     with_kept_rows,
     write_config,
 )
-from currreft_jax.session.session import Session, open_session
+from currreft_jax.session.session import Session, least_memory, open_session
 from currreft_jax.session.sources import to_compute_dtype, to_policy
 from currreft_jax.training.batches import StageContext
 from currreft_jax.training.console import say
@@ -51,9 +52,9 @@ from currreft_jax.training.limits import LimitReached, reached_limit
 from currreft_jax.training.metrics_buffer import MetricsBuffer
 from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
-from currreft_jax.training.programs import StagePrograms, compile_ahead, session_programs
+from currreft_jax.training.programs import StagePrograms, compile_ahead, fit_remat, session_programs
 from currreft_jax.training.records import drop_records, write_records
-from currreft_jax.training.rejected_samples import announce_one_process, keep_samples, refuse_missing_rows
+from currreft_jax.training.rejected_samples import keep_samples, refuse_missing_rows
 from currreft_jax.training.sft import sft_step
 from currreft_jax.training.shapes import fit_run_buckets
 from currreft_jax.training.start import (
@@ -97,7 +98,6 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
         if world_rows.is_used(config):
             draw_world(Path(config.data.world))
         refuse_missing_rows(config)
-        announce_one_process(config, workdir)
         refuse_differing_files(config)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):
@@ -236,12 +236,10 @@ def open_stage(
         refuse_uneven_batch(session)
         buckets = fit_run_buckets(session, run_config, stage_index, workdir, stage_dir)
         rows = stack.enter_context(closing(read_rows(session, stage_index, buckets)))
-        model = session.model
         optimizer = stage_optimizer(config, stage_index)
-        programs = update_programs(model, optimizer.transform, optimizer.settings, gradient_function(config))
-        devices = list(model.mesh.devices.flat)
-        held_out_prompts = evaluation_batch_size(run_config)
-        stage_programs = session_programs(session, optimizer, programs, buckets, held_out_prompts)
+        stage_programs = open_programs(session, optimizer, buckets, evaluation_batch_size(run_config))
+        session = replace(session, config=stage_programs.config, model=stage_programs.model)
+        model, programs, devices = session.model, stage_programs.update, list(session.model.mesh.devices.flat)
         prepare_programs(config, stage_programs, devices, interrupt)
         held_out, loss_rows = held_out_rows(session), read_loss_rows(session, stage)
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
@@ -279,12 +277,29 @@ def open_stage(
         )
 
 
+def open_programs(
+    session: Session, optimizer: StageOptimizer, buckets: ShapeBuckets, held_out_prompts: int
+) -> StagePrograms:
+    """Makes the programs of a stage, with the rematerialisation that fits where the setting leaves it open."""
+
+    def programs_with(remat: Remat) -> StagePrograms:
+        config = replace(session.config, model=replace(session.config.model, remat=remat))
+        own = replace(session, config=config, model=replace(session.model, remat=remat))
+        update = update_programs(own.model, optimizer.transform, optimizer.settings, gradient_function(config))
+        return session_programs(own, optimizer, update, buckets, held_out_prompts)
+
+    topology = replace(attached_topology(list(session.model.mesh.devices.flat)), usable_bytes=least_memory())
+    return fit_remat(session.config.model.remat, programs_with, topology, say)
+
+
 def prepare_programs(config: Config, programs: StagePrograms, devices: list[Any], interrupt: Interrupt) -> None:
     """Refuses a batch that the devices cannot hold, and compiles all programs where their shapes are known."""
     if config.plan_first:
         refuse_too_large(programs.step(programs.buckets()[-1]), devices)
     if config.data.shapes is Shapes.AUTO:
         compile_ahead(programs.every_program(), interrupt)
+    else:
+        say(f"up to {programs.max_programs():,} programs are compiled as batches need them: such steps take longer")
 
 
 def evaluated_context(context: StageContext, run_config: Config) -> StageContext:
@@ -329,7 +344,7 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         stop = interrupt.after_step(stage.checkpoints)
         evaluates = step == last_step or _is_due(logging.evaluate_every, step)
         saves = stop or step == last_step or _is_due(logging.save_every, step)
-        if not (saves or evaluates or _is_due(logging.log_every, step)):
+        if not (saves or evaluates or _is_due(logging.log_every, step) or step == stage.step + 1):
             continue
         lines, error = stage.buffer.flush()
         ended, score = False, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from currreft_jax.config import Kind, Task
+from currreft_jax.structs import Row
 from currreft_jax.world.question_text import user_text
 from currreft_jax.world.questions import make_question
 from currreft_jax.world.scenes import Scene, domains, make_scene
@@ -18,6 +19,14 @@ def demo_scene() -> Scene:
 
 def demo_question() -> str:
     """Asks for the boxes of an object of the scene."""
+    return user_text(_demo_row())
+
+
+def demo_answer() -> str:
+    """Returns the right answer."""
+    return _demo_row().solution
+
+
+def _demo_row() -> Row:
     settings = WorldSettings()
-    question = make_question(demo_scene(), Task.DETECTION, Kind.OPEN, image="", split="", settings=settings)
-    return user_text(question.row)
+    return make_question(demo_scene(), Task.DETECTION, Kind.OPEN, image="", split="", settings=settings).row

@@ -106,7 +106,7 @@ def test_check_prints_and_writes_errors_and_exits_with_1(file, run):
     assert "    and 5 more\n" in table
     assert "    test.jsonl:1: " + str(file.absolute().parent / "a.png") + " has the pixels of " in table
     assert f"{'question in training and testing':<40}       1   test.jsonl" in table
-    assert f"{'note: key that plays no part':<40}       1   test.jsonl" in table
+    assert f"{'note: key for rewards of your own':<40}       1   test.jsonl" in table
     assert table.endswith("files 2, rows 12, errors 15, notes 1\n")
     report = json.loads(Path("report.json").read_text())
     assert (report["errors"], report["notes"], len(report["findings"])) == (15, 1, 16)
@@ -120,7 +120,7 @@ def test_notes_do_not_change_the_exit_code(file, run):
     Image.new("RGB", (150, 100), "white").save("a.png")
     code, output = run("check", file)
     assert code is None
-    assert "note: key that plays no part" in output
+    assert "note: key for rewards of your own" in output
     assert "note: image of one colour" in output
     assert output.endswith("errors 0, notes 2\n")
 

@@ -156,6 +156,14 @@ def test_ms_swift_messages_load(tmp_path):
     assert (second.images, second.messages[0]) == ((), Turn("user", "2 + 2?"))
 
 
+def test_keys_that_the_schema_does_not_know_are_the_rows_extra(tmp_path):
+    keys = DETECTION | {"tolerance": 5, "marks": [0, {"a": None}], "unit": None, "judge": {"score": 1}, "video": ""}
+    row = parse_row(Fields(keys, "f:1"), image_root=tmp_path)
+    assert row.extra == {"tolerance": 5, "marks": [0, {"a": None}]}
+    assert parse_row(Fields(row_to_json(row), "f:1"), image_root=tmp_path) == row
+    assert hash(row) == hash(parse_row(Fields(DETECTION | {"id": row.id}, "f:1"), image_root=tmp_path))
+
+
 def test_nulls_and_blank_lines_are_ignored(tmp_path):
     nulls = {"id": None, "options": None, "multiple": None, "frame": None, "boxes": None, "images": None, "split": None}
     path = write(tmp_path / "rows.jsonl", "", DETECTION | nulls, "  ", DETECTION | {"messages": None})

@@ -126,7 +126,6 @@ FAULTS = {
     "no box": (change(0, solution="left"), Problem.GOLD, 1, "'left' is no gold answer (bad_json)"),
     "labels": (change(3, solution=" , "), Problem.GOLD, 4, "is no gold answer (empty_answer)"),
     "maths": (change(4, solution="<answer></answer>"), Problem.GOLD, 5, "is no gold answer (empty_answer)"),
-    "no rule": (change(4, task="other"), Problem.GOLD, 5, "no rule scores open rows"),
     "same id": (change(3, id="r1"), Problem.ID, 4, "id 'r1' is that of "),
     "same row": (
         append(TRAIN[3] | {"id": "x", "image": "3.png"}),
@@ -161,7 +160,8 @@ FAULTS = {
     ),
     "one colour": (change(3, image="plain.png"), Problem.PLAIN_IMAGE, 4, "plain.png: every pixel is (255, 255, 255)"),
     "frame": (change(2, frame=[180, 160]), Problem.FRAME, 3, "boxes are moved by 0.500 along x and 0.500 along y"),
-    "misspelt key": (change(2, otpions=[]), Problem.UNUSED_KEY, None, '"otpions" of 1 row is none of boxes, conv'),
+    "misspelt key": (change(2, otpions=[]), Problem.EXTRA_KEY, None, '"otpions" of 1 row is none of boxes, conv'),
+    "no rule": (change(4, task="other"), Problem.NO_RULE, None, "no rule scores 1 row, whose answers need a reward of"),
 }
 
 

@@ -1,6 +1,12 @@
 """Evaluations with a small model: nothing compiles after the warm-up, and a restart changes no byte."""
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +61,10 @@ def test_nothing_compiles_after_the_warm_up_and_a_restart_changes_no_byte(checkp
     """With all rows of one shape, and with two shapes and two segments."""
     evaluation = evaluation_of(checkpoint, tmp_path / "rows", images=images, segment=segment)
     path, lines = evaluate(evaluation, tmp_path / "whole")
-    assert not any("compiled" in line for line in lines), lines
+    assert not any("after the warm-up" in line for line in lines), lines
+    assert any(re.search(r"^tied: compiled \d+ programs in \d+ s; no answer compiles more$", line) for line in lines), (
+        lines
+    )
     assert "tied/both: 11/11 rows" in lines[-1] and "0:00:00 left" in lines[-1]
     answers = list(read_answers(path))
     assert [answer.row for answer in answers] == [f"seen-{i}" for i in range(7)] + [f"unseen-{i}" for i in range(4)]
@@ -124,3 +133,25 @@ if process == 0:
 def test_two_processes_answer_as_one(checkpoint, tmp_path):
     path, _ = evaluate(evaluation_of(checkpoint, tmp_path / "rows"), tmp_path / "one")
     assert run_two_processes(checkpoint, tmp_path / "two" / "out", PROGRAM) == path.read_text()
+
+
+@pytest.mark.slow
+def test_a_file_that_the_first_process_lacks_ends_both_with_its_name(checkpoint, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "currreft_jax.evaluate", f"--model={checkpoint}", "--rows=seen.jsonl", "--out=out"]
+    processes = []
+    for index in range(2):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        if index:
+            write_rows(folder, "seen", 2)
+        place = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+        arguments = {"cwd": folder, "env": environment, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([*command, *place], **arguments))
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], errors
+    assert all("seen.jsonl" in error for error in errors)
+    assert "evaluate: host 0 (" in errors[1] and "did not come to the barrier" not in "".join(errors)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ REFUSED = [
     ([*GIVEN, "--images=blank,blank"], "it takes different ones, at least one"),
     ([*GIVEN, "--samples=0"], "sampling.group_size is 0; it takes 1 or more"),
     ([*GIVEN, "--config.sampling.group_size=2"], "config.sampling.temperature is 0.0; it takes a positive number"),
-    ([*GIVEN, "--config.batch_siz=3"], "config has no setting batch_siz; nearest: batch_size (see"),
+    ([*GIVEN, "--config.batch_siz=3"], "config has no setting batch_siz; nearest: batch_size (--help"),
     ([*GIVEN, "--modl=x"], "there is no flag --modl; nearest: --model"),
     ([*GIVEN, "--scorer=mine"], "rules|official"),
     (
@@ -126,6 +127,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
+
+
+def test_help_lists_the_flags():
+    shown = run("--help").stdout
+    listed = set(re.findall(r"^  --([\w-]+)", shown, re.M))
+    assert {"model", "rows", "endpoint", "images", "samples", "out", "config"} <= listed
 
 
 def test_models_are_compared_and_a_table_is_checked_from_the_command_line(tmp_path):

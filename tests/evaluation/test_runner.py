@@ -1,6 +1,7 @@
 """Evaluations without a model: files, manifests, resumption to the row, refusals before the first answer."""
 
 import json
+import threading
 
 import pytest
 
@@ -12,6 +13,7 @@ from currreft_jax.evaluation.manifest import manifest_path
 from currreft_jax.evaluation.progress import Progress
 from currreft_jax.evaluation.statistics import pass_at_k
 from currreft_jax.evaluation.summary import summary_table
+from currreft_jax.evaluation.training_leaks import LeakReport
 from tests.evaluation.suites import Echo, evaluation_of, write_rows
 
 
@@ -81,6 +83,30 @@ def test_what_is_in_order_is_written_when_a_run_ends_early(evaluation, tmp_path)
             evaluate(evaluation, out, stop_after=stop_after)
         rows = [answer.row for answer in read_answers(out / "models-a" / "one.jsonl")]
         assert rows == [f"one-{index}" for index in range(written)]
+
+
+def test_scoring_holds_up_no_answer_and_writes_nothing_after_an_error(tmp_path, monkeypatch):
+    """The first scores come when all rows are answered; the second ones fail, and the third are not written."""
+    evaluation = evaluation_of([write_rows(tmp_path / "rows", "one", 24)])
+    answered, batches, score = threading.Event(), [], runner.score_answers
+
+    def scored(rows, **settings):
+        assert answered.wait(10)
+        batches.append(len(rows))
+        if len(batches) == 2:
+            raise OSError("no scores")
+        return score(rows, **settings)
+
+    class Told(Echo):
+        def answers(self, questions):
+            yield from super().answers(questions)
+            answered.set()
+
+    monkeypatch.setattr(runner, "score_answers", scored)
+    with pytest.raises(OSError, match="no scores"):
+        runner.evaluate(evaluation, tmp_path / "out", lambda _: None, lambda model, settings, *_: Told(model, settings))
+    rows = [answer.row for answer in read_answers(tmp_path / "out" / "models-a" / "one.jsonl")]
+    assert rows == [f"one-{index}" for index in range(batches[0])] and len(batches) == 2
 
 
 def test_every_suite_is_checked_before_the_first_answer(evaluation, tmp_path):
@@ -195,3 +221,12 @@ def test_progress_tells_the_time_left_from_the_rows_answered_now():
     now = 106.0
     progress.add("a/two", 10)
     assert lines[-1].startswith("a/two: 10/40 rows, 1.7 rows/s, 0:00:18 left")
+
+
+@pytest.mark.parametrize("template", ["", "paper", "world"])
+def test_another_prompt_template_than_that_of_training_is_told(tmp_path, monkeypatch, template):
+    report = LeakReport({}, template=template)
+    monkeypatch.setattr(runner, "find_training_leaks", lambda *_: report)
+    evaluation, told = evaluation_of([write_rows(tmp_path, "test", 1)]), []
+    assert runner._find_leaks(evaluation, EvaluatedModel("runs/demo"), [], {}, told.append) is report
+    assert [("--config.template=world" in line) for line in told] == [True] * (template == "world")

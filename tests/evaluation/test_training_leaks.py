@@ -2,7 +2,7 @@
 
 import pytest
 
-from currreft_jax.config import Config, EvaluatedModel, Pretrained, Source, Stage
+from currreft_jax.config import Config, Data, EvaluatedModel, Pretrained, Source, Stage
 from currreft_jax.evaluation.suites import SuiteError, load_suites
 from currreft_jax.evaluation.training_leaks import find_training_leaks, refuse_leaks
 from currreft_jax.runtime.workdir import write_config
@@ -44,6 +44,7 @@ def test_a_stage_has_seen_the_rows_of_the_stages_up_to_it(files, tmp_path):
         assert locations(leaks(model, test)) == ["1"]
     report = leaks(stage2, test)
     assert locations(report) == ["1", "2"] and report.summary("test") == 2
+    assert report.template == Data().template
     with pytest.raises(SuiteError, match=r"was trained on 2 images or questions of test.*allow_leaks") as error:
         refuse_leaks("run/stage2", report)
     assert f"{test}:1: " in str(error.value) and f"{first}:2" in str(error.value)

@@ -9,7 +9,7 @@ from currreft_jax.config import EndpointLimits, EvaluatedModel
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.rejection import runner
 from tests.endpoint_stub import MODEL, endpoint_stub
-from tests.judges.helpers import KEY_VARIABLE, conversation_text, judge_settings
+from tests.judges.helpers import KEY_VARIABLE, conversation_text, fenced_texts, judge_settings, scores_json
 from tests.rejection.fakes import FakeJudge, rejection_of, source_of
 from tests.rejection.served import fault_of, judge_reply, run_served
 
@@ -51,6 +51,34 @@ def test_a_budget_stops_the_job_before_it_is_passed_and_a_larger_one_continues(t
         run_served(settings, tmp_path / "part", lines)
         run_served(settings, tmp_path / "whole", lines)
     names = ("kept.jsonl", "held_out.jsonl")  # how many further answers were sampled depends on the speed of the judge
+    assert content_of(tmp_path / "part", *names) == content_of(tmp_path / "whole", *names)
+
+
+def test_the_budget_is_that_of_the_model_and_both_judges_over_interruptions(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "MathsPool", lambda _: nullcontext())
+    answer, scores = "<think> t </think> <answer> yes </answer>", scores_json(90, 90, 90, 90)
+    lines: list[str] = []
+    with endpoint_stub(
+        answer_of=lambda text: scores if fenced_texts(text) else answer, text_of=conversation_text
+    ) as stub:
+        limits = EndpointLimits(attempts=2, backoff_s=0.002, key_variable="NO_SUCH_KEY")
+        settings = rejection_of(
+            *[source_of(tmp_path, "s", 9)],
+            **{"model": EvaluatedModel(MODEL, "served", stub.url), "endpoint": limits, "max_samples": 2},
+            **{"judge": judge_settings(stub), "second_judge": judge_settings(stub), "second_share": 1.0},
+        )
+        runner.reject(settings, tmp_path / "whole", print)
+        whole = len(stub.calls)
+        assert whole == 27  # a call of the model for each row, and of each judge for its two equal answers
+        for budget in (4, 12, 20, 26):  # within the model's calls and those of each judge
+            settings.budget = budget
+            with pytest.raises(EndpointError, match=f"the job's budget of {budget} calls is spent: raise budget"):
+                runner.reject(settings, tmp_path / "part", lines.append)
+            assert len(stub.calls) - whole == budget and not (tmp_path / "part" / "kept.jsonl").exists()
+        settings.budget = whole
+        runner.reject(settings, tmp_path / "part", lines.append)
+        assert len(stub.calls) == 2 * whole and "27 of 27 calls of the budget are spent" in lines
+    names = ("kept.jsonl", "disagreements.jsonl")
     assert content_of(tmp_path / "part", *names) == content_of(tmp_path / "whole", *names)
 
 

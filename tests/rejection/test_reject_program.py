@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
+from configs import eval as evaluation
 from configs import reject as reject_config
 from currreft_jax.config import JudgeKind, QuotaSource, Rejection, validate_rejection
 from currreft_jax.config.checks import field_types
@@ -36,11 +37,12 @@ for arguments in json.load(sys.stdin):
             refuse_command_line("reject", str(error))
         print(config.model.path, bool(config.model.endpoint), [source.name for source in config.sources],
               [source.quota for source in config.sources][:1], [suite.name for suite in config.suites],
-              config.judge.kind.value, config.judge.model, config.threshold, config.judge.endpoint.max_calls,
+              config.judge.kind.value, config.judge.model, config.threshold, config.budget,
               command_line.job_folder(config), "jax" in sys.modules, flush=True)
         os._exit(0)
     print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
+SUITES = [suite.name for suite in evaluation.get_config("tiny").suites]
 GIVEN = ["--model=runs/demo/stage3", "--rows=rows/a.jsonl,b.jsonl"]
 PARSED = [
     (GIVEN, "runs/demo/stage3 False ['a', 'b'] [0] [] rules  85.0 None runs/reject False"),
@@ -50,8 +52,7 @@ PARSED = [
     ),
     (
         ["--config=configs/reject.py:tiny", "--model=m", "--judge=q", "--judge_endpoint=http://localhost:1/v1"],
-        "m False ['judge', 'choice', 'open'] [40] ['test-judge', 'test-choice', 'test-open'] endpoint q 85.0 None"
-        " runs/reject-tiny False",
+        f"m False ['judge', 'choice', 'open'] [40] {SUITES} endpoint q 85.0 None runs/reject-tiny False",
     ),
     (
         ["--config=configs/reject.py:tiny", "--config.sources[0].quota=3", "--config.suites=[]"],
@@ -64,12 +65,15 @@ REFUSED = [
     (["--endpoint=http://localhost:1/v1", "--rows=a.jsonl"], "--endpoint needs --model"),
     ([*GIVEN, "--judge_endpoint=http://localhost:1/v1"], "--judge_endpoint needs --judge"),
     ([*GIVEN, "--judge=q"], "judge.url is empty; it takes the base URL of a server"),
-    (["--model=x", "--rows=a/a.jsonl,b/a.jsonl"], "config.sources is a, a; it takes another name for each source"),
+    (
+        ["--model=x", "--config.sources=a/a.jsonl,b/a.jsonl"],
+        "config.sources is a, a; it takes another name for each source",
+    ),
     ([*GIVEN, "--threshold=100"], "config.threshold is 100.0; it takes a score in [0, 100)"),
     ([*GIVEN, "--config.max_samples=6"], "max_samples is 6; it takes a multiple of sampling.group_size (4)"),
     ([*GIVEN, "--config.held_out=1"], "config.held_out is 1.0; it takes a share in [0, 1)"),
     ([*GIVEN, "--config.sampling.temperature=0"], "sampling.temperature is 0.0; it takes a positive number"),
-    ([*GIVEN, "--config.treshold=3"], "config has no setting treshold; nearest: threshold (see"),
+    ([*GIVEN, "--config.treshold=3"], "config has no setting treshold; nearest: threshold (--help"),
     ([*GIVEN, "--replay=x"], "replay"),
     (["--config=configs/eval.py:tiny"], "get_config returned a Evaluation, not the Rejection of this program"),
 ]
@@ -81,7 +85,8 @@ def test_command_lines_are_parsed_or_refused_in_one_line():
         [sys.executable, "-c", PARSE_ALL], input=json.dumps(lines), capture_output=True, text=True, cwd=ROOT, env=env
     )
     assert done.returncode == 0, done.stderr
-    results = [block.rpartition("code ") for block in done.stdout.split("===\n")[1:]]
+    _, *blocks = done.stdout.split("===\n")
+    results = [block.rpartition("code ") for block in blocks]
     for (arguments, expected), (text, _, code) in zip([*PARSED, *REFUSED], results, strict=True):
         refused = (arguments, expected) in REFUSED
         assert int(code) == 2 * refused, text
@@ -96,7 +101,11 @@ def test_the_config_is_valid(variant, monkeypatch):
     monkeypatch.setattr(common, "_ACCELERATORS", ("/dev/null",))
     config = reject_config.get_config(variant)
     validate_rejection(config)
-    assert config.suites and config.threshold == 85.0 and config.require_rules
+    assert config.threshold == 85.0 and config.require_rules
+    compared = {source.file: source.sample for suite in config.suites for source in suite.sources}
+    assert compared == {
+        source.file: "all" for suite in evaluation.get_config(variant).suites for source in suite.sources
+    }
     assert (config.judge.kind is JudgeKind.RULES) == (variant == "tiny")
     if variant != "tiny":
         quotas = Counter[str]()

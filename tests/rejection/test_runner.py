@@ -6,15 +6,35 @@ from dataclasses import replace
 
 import pytest
 
-from currreft_jax.config import EvaluatedModel, Judge, JudgeKind, QuotaSource, Source, Suite
+from currreft_jax.config import (
+    EvaluatedModel,
+    Judge,
+    JudgeKind,
+    QuotaSource,
+    Source,
+    Suite,
+    as_evaluation,
+    source_suites,
+)
 from currreft_jax.data.prompts import load_template, question_messages
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.endpoint import EndpointError
+from currreft_jax.evaluation.suites import load_suites
+from currreft_jax.rejection import answering
 from currreft_jax.rejection.runner import replay
 from currreft_jax.rejection.summary import summary_tables
 from currreft_jax.structs import Completion, Frame
 from tests import tiny
-from tests.rejection.fakes import CalibratedJudge, FakeJudge, Ran, number_of, rejection_of, right_answer, source_of
+from tests.rejection.fakes import (
+    CalibratedJudge,
+    FakeAnswerer,
+    FakeJudge,
+    Ran,
+    number_of,
+    rejection_of,
+    right_answer,
+    source_of,
+)
 
 
 def lines(path):
@@ -28,8 +48,7 @@ def kept_rows(ran):
 def test_sampling_stops_when_the_quota_is_filled(tmp_path):
     ran = Ran(rejection_of(source_of(tmp_path, "s", 40, 5)), tmp_path / "out", ahead=0)
     assert ran.files.num_kept == 5 and not ran.files.shortfall
-    assert len(ran.answerer.asked) == 8  # two batches of four rows
-    assert len({row for row, _ in ran.answerer.asked}) == 8
+    assert len({row for row, _ in ran.answerer.asked}) == len(ran.answerer.asked) == 5  # all of them pass
     other = Ran(replace(rejection_of(*rejection_of(source_of(tmp_path, "s", 40, 5)).sources), seed=1), tmp_path / "1")
     assert kept_rows(other) != kept_rows(ran)  # the order of rows is seeded
 
@@ -124,6 +143,39 @@ def test_the_provenance_of_a_row_says_who_answered_and_who_judged(tmp_path):
     assert facts["right_by_rules"] is True and facts["location"].endswith("s.jsonl:1")
     assert judge["overall"] == 90.0 and judge["accuracy"] == 90.0 and judge["reply"] == "raw reply"
     assert judge["model"] == "fake" and judge["prompt_version"] == "fake-1" and judge["rationale"] == "good"
+
+
+def test_every_kept_row_has_its_own_answer_score_image_and_place(tmp_path):
+    def answer(row, sample):
+        return Completion(f"<think> {row} {sample} </think> <answer> yes </answer>", 10)
+
+    def score(row, sample):
+        return 80.0 + number_of(row) + sample / 10
+
+    sources = [source_of(tmp_path, name, 12, images=12, first_image=20 * index) for index, name in enumerate("st")]
+    ran = Ran(rejection_of(*sources), tmp_path / "out", score, answer)
+    kept = lines(ran.files.kept)
+    assert len(kept) == 14  # rows 5 to 11 of both sources
+    for row in kept:
+        facts, number = row["provenance"], number_of(row["provenance"]["row"])
+        assert row["id"] == f"{row['source']}/{facts['row']}"
+        assert facts["location"].endswith(f"{row['source']}.jsonl:{number + 1}") and facts["sample"] == 1
+        assert row["messages"][-1]["content"] == answer(facts["row"], facts["sample"]).text
+        assert row["judge"]["overall"] == score(facts["row"], facts["sample"])
+        assert row["images"] == [f"../{row['source']}-{number + (20 if row['source'] == 't' else 0)}.png"]
+
+
+def test_the_other_hosts_sample_the_batches_of_the_first(tmp_path, monkeypatch):
+    sent: list[bytes] = []
+    monkeypatch.setattr(answering, "gather_bytes", lambda content: sent.append(content) or [content])
+    settings = rejection_of(source_of(tmp_path, "s", 9, 6), source_of(tmp_path, "t", 5, first_image=9))
+    ran = Ran(settings, tmp_path / "out", uneven_score)
+    received, (suites, _) = iter(sent), load_suites(as_evaluation(settings, source_suites(settings)))
+    monkeypatch.setattr(answering, "gather_bytes", lambda content: [next(received)])
+    along = FakeAnswerer(settings.sampling.group_size)
+    answering.sample_along(suites, along, settings.sampling.group_size)
+    assert along.asked == ran.answerer.asked and {first for _, first in along.asked} == {0, 2, 4}
+    assert not list(received)
 
 
 def test_answers_of_a_server_are_called_distillation(tmp_path):
@@ -296,12 +348,6 @@ def test_a_job_that_keeps_nothing_says_why(tmp_path):
         Ran(rejection_of(source_of(tmp_path, "s", 2)), tmp_path / "out", lambda row, sample: 85.0)
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(ValueError, match="one process samples and judges"):
-        Ran(rejection_of(source_of(tmp_path, "s", 2)), tmp_path / "out")
-
-
 def test_planted_faults_are_judged_first_and_shown_beside_the_threshold(tmp_path):
     settings = rejection_of(source_of(tmp_path, "s", 4), source_of(tmp_path, "t", 4, first_image=9), calibration_rows=3)
     judge = CalibratedJudge()
@@ -330,6 +376,15 @@ def test_a_second_judge_scores_a_share_and_its_agreement_is_told(tmp_path, monke
     assert 0.35 < summary["answers"] / len(ran.judge.judged) < 0.65 and 0.8 < summary["kappa"] < 1
     assert abs(summary["largest"][0]["first"] - summary["largest"][0]["second"]) == 5.0
     assert "second judge rules second fake-1" in summary_tables(json.loads(ran.files.summary.read_text()))
+    disputed = lines(tmp_path / "out" / "disagreements.jsonl")
+    pairs = [(row["judge"]["overall"], row["second_judge"]["overall"]) for row in disputed]
+    assert pairs and all(0 < two - one <= 5 for one, two in pairs)
+    is_split = [(one > 85) != (two > 85) for one, two in pairs]
+    assert is_split == sorted(is_split, reverse=True) and 0 < sum(is_split) < len(pairs)
+    row = disputed[0]
+    assert row["second_judge"]["name"] == "rules second fake-1" and row["second_judge"]["accuracy"] == 90.0
+    assert f"s/{row['provenance']['row']}/{row['provenance']['sample']}" in second.judged
+    assert row["messages"][-1]["content"] == right_answer("", row["provenance"]["sample"]).text and row["images"]
     again = FakeJudge(lambda row, sample: 0.0)
     again.facts = second.facts
     Ran(settings, tmp_path / "out", uneven_score, second=again)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from tests.report.workdirs import (
     write_lines,
     write_run,
 )
+from tools import report_picture
 
 pytestmark = pytest.mark.browser
 GREEN, ORANGE = np.array([7, 135, 90]), np.array([212, 66, 10])
@@ -456,12 +458,34 @@ def test_stability_and_held_out_rows_of_runs_are_drawn_with_their_spread(opened,
     assert "made: 0.4 at step 40, from 0.309 to 0.498" in label  # Wilson, 40 of 100
 
 
+def test_rows_in_and_out_of_domain_are_drawn_against_steps_and_compared(opened, tmp_path):
+    folders = [write_run(tmp_path / name, stages=("one",)) for name in ("rl", "sft")]
+    for folder in folders:
+        matrix = ForgettingMatrix(folder / "curriculum.json", writes=True)
+        for step, passed in ((0, 40), (10, 50), (20, 60)):
+            for name, domain, fall in (("one", "in", 0), ("one/out_of_domain", "out", 30)):
+                measured = Measurement("one", step, name, 100, 1.0, 0.01, 0.5, 0.9, passed - fall, domain=domain)
+                matrix.add([measured])
+    page = opened(folders[0])
+    until(page, "document.querySelectorAll('#held-out .chart > svg .dot').length === 9")
+    assert page.locator("#held-out .chart h4").all_inner_texts()[0].startswith("In and out of the domain of one")
+    label = page.locator("#held-out .chart > svg").first.get_attribute("aria-label")
+    assert "in domain: 0.6 at step 20" in label and "out of domain: 0.3 at step 20" in label
+    assert "one, out of domain" in page.locator("#forgetting .matrix thead").inner_text()
+    page = opened(*folders)
+    until(page, "document.querySelectorAll('#held-out .chart > svg .dot').length === 12")
+    titles = page.locator("#held-out .chart h4").all_inner_texts()
+    assert [title.split("\n")[0] for title in titles][1].startswith("Out of the domain of one")
+    label = page.locator("#held-out .chart > svg").nth(1).get_attribute("aria-label")
+    assert "rl: 0.3 at step 20" in label and "sft: 0.3 at step 20" in label
+
+
 # --------------------------------------------------------------------------------------------------- rejected sampling
 
 
 def test_a_job_of_rejected_sampling_shows_its_composition_scores_judge_and_answers(opened, tmp_path):
     page = opened(write_job(tmp_path / "job"))
-    assert page.locator("main > section").count() == 6
+    assert page.locator("main > section").count() == 6  # without a second judge there are no disagreements
     assert page.locator(".meter").all_inner_texts() == ["geometry\n8 of 10", "general\n3 of 10", "all maths\n11 of 20"]
     until(page, "document.querySelectorAll('#scores .score').length === 2")
     below, above = page.locator("#scores .score").all()
@@ -471,16 +495,43 @@ def test_a_job_of_rejected_sampling_shows_its_composition_scores_judge_and_answe
     assert float(below.get_attribute("x")) < threshold < float(above.get_attribute("x"))
     judged = page.locator("#judge table").first.inner_text().split("\n")
     assert judged[-2:] == ["above the threshold\t10\t1", "not above it\t2\t27"]
-    card = page.locator("#cards .card").first
+    card = page.locator("#kept .card").first
     answer, judge = (card.locator(".side-answer").nth(i).bounding_box() for i in range(2))
     image = card.locator("img").bounding_box()
     assert image["x"] + image["width"] <= answer["x"] and answer["x"] + answer["width"] <= judge["x"]
     assert "adds up" in card.inner_text() and "right by rules" in card.inner_text()
 
 
+def test_answers_on_which_judges_disagree_stand_between_image_and_both_rationales(opened, tmp_path):
+    page = opened(write_job(tmp_path / "job", disputed=3))
+    assert "3: those on other sides" in page.locator("#disagreements .note").inner_text()
+    assert page.locator("#disagreements .card").count() == 3
+    card = page.locator("#disagreements .card").first
+    boxes = [card.locator(".side-answer").nth(i).bounding_box() for i in range(3)]
+    image = card.locator("img").bounding_box()
+    assert image["x"] + image["width"] <= boxes[0]["x"]
+    assert all(one["y"] == two["y"] and one["x"] + one["width"] <= two["x"] for one, two in pairwise(boxes))
+    first, second = (card.locator(".side-answer").nth(i) for i in (1, 2))
+    assert "First judge: rules rules-1" in first.inner_text() and "adds up" in first.inner_text()
+    assert "accuracy 40" in second.inner_text() and "does not add up" in second.inner_text()
+    assert ["right" in one.get_attribute("class").split() for one in (first, second)] == [True, False]
+    assert "unreadable" in page.locator("#disagreements .card").nth(1).inner_text()
+
+
 def test_hostile_answers_of_a_job_stay_text_on_a_narrow_page(opened, tmp_path):
-    page = opened(write_job(tmp_path / "job", text=HOSTILE), viewport={"width": 360, "height": 800})
+    page = opened(write_job(tmp_path / "job", text=HOSTILE, disputed=1), viewport={"width": 360, "height": 800})
     page.wait_for_timeout(100)
     assert page.evaluate("window.hacked") is None and page.locator("script").count() == 2
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
     assert page.locator(".side-answer .text").first.inner_text().startswith("</script><script>")
+
+
+def test_the_picture_of_the_readme_is_drawn(workdir, tmp_path, capsys):
+    row = json.loads((workdir / "two" / "rollouts" / "1.jsonl").read_text().splitlines()[-1])["id"]
+    out = tmp_path / "picture.png"
+    report_picture.main([str(workdir), row, str(out)])
+    with Image.open(out) as picture:
+        assert picture.width == 1680 and 400 < picture.height < 1400
+        assert len(picture.getcolors() or []) > 20
+    with pytest.raises(SystemExit):
+        report_picture.main([str(workdir), "no such row", str(out)])

@@ -7,7 +7,14 @@ import pytest
 
 from currreft_jax.report import __main__ as program
 from currreft_jax.report.page import MAX_BYTES
-from currreft_jax.report.rejections import ROWS_PER_SOURCE, kept_json, read_rejection, rejection_record
+from currreft_jax.report.rejections import (
+    MAX_DISAGREEMENTS,
+    ROWS_PER_SOURCE,
+    disagreements_json,
+    kept_json,
+    read_rejection,
+    rejection_record,
+)
 from tests.report.jobs import kept_row, write_job
 from tests.report.test_report import HOSTILE
 
@@ -39,9 +46,27 @@ def test_kept_answers_are_drawn_from_each_source_with_image_rationale_and_scores
     assert found["found"] == 11 and counts == {"shown": 8, "missing": 0}  # the held-out row counts, too
     row = found["rows"][0]
     assert row["prompt"] == "how many?" and row["answer"] == "<answer> 3 </answer>"
-    assert (row["rationale"], row["scores"]["overall"], row["right"]) == ("adds up", 97.0, True)
+    (judge,) = row["judges"]
+    assert (judge["rationale"], judge["overall"], judge["scores"]["format"]) == ("adds up", 97.0, 97.0)
+    assert judge["name"] == "rules rules-1" and row["right"] is True
     assert found["images"][row["images"][0]]["width"] == 84
     assert kept_of(job)[0] == found
+
+
+def test_answers_on_which_the_judges_disagree_are_shown_with_both_judgements(tmp_path, capsys):
+    job = write_job(tmp_path / "job", disputed=MAX_DISAGREEMENTS + 2)
+    text, counts = disagreements_json(read_rejection(job), MAX_BYTES)
+    found = json.loads(text)
+    assert found["found"] == MAX_DISAGREEMENTS + 2 and counts["shown"] == len(found["rows"]) == MAX_DISAGREEMENTS
+    (first, second), (_, unjudged) = (row["judges"] for row in found["rows"][:2])
+    assert (first["overall"], second["overall"], second["name"]) == (97.0, 40.0, "endpoint careful judge-1")
+    assert second["rationale"] == "does not add up" and second["scores"]["accuracy"] == 40.0
+    assert unjudged["overall"] is None and (unjudged["unjudged"], unjudged["scores"]) == ("unreadable", {})
+    program.main([str(job)])
+    assert f"8 kept rows, {MAX_DISAGREEMENTS} answers on which the judges disagree" in capsys.readouterr().err
+    (job / "disagreements.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"disagreements\.jsonl is missing.*run the job again"):
+        program.main([str(job)])
 
 
 def test_a_page_of_a_job_keeps_its_size_limit(job):

@@ -127,10 +127,39 @@ def test_settings_change_the_scores():
     assert "open    detection        2       1.000       1.000\n" in done.stdout
 
 
-def test_unused_keys_are_named():
+def test_a_reward_of_ones_own_reads_further_keys_and_may_fail(tmp_path, monkeypatch, capsys):
+    (tmp_path / "score_gauge.py").write_text(
+        "from currreft_jax.structs import Verdict\n"
+        "def within(row, completion, answer, frame):\n"
+        "    close = abs(float(answer) - float(row.solution)) <= row.extra['tolerance']\n"
+        "    return Verdict(1.0) if close else Verdict(0.0, 'off the mark')\n"
+    )
+    row = {"kind": "open", "task": "other", "solution": "70", "tolerance": 5}
+    rows = [
+        row | {"completion": f"<think> a </think> <answer>{answer}</answer>"} for answer in ("71", "80", "about 71")
+    ]
+    (tmp_path / "answers.jsonl").write_text(lines(rows))
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["score", str(tmp_path / "answers.jsonl"), "--weight", "score_gauge:within=1", "--on-error", "zero"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", "-"])
+    score.main()
+    printed = capsys.readouterr()
+    verdicts = [json.loads(line) for line in printed.out.splitlines()]
+    assert [(line["total"], line["accuracy"], line["reason"]) for line in verdicts] == [
+        (2, None, None),
+        (1, None, "off the mark"),
+        (1, None, "reward_failed"),
+    ]
+    assert (
+        "score: counts as 0: " in printed.err and "score_gauge.py:3: reward 'score_gauge:within', row 3" in printed.err
+    )
+    assert "open    other            3       1.333           -       1.000               0.333\n" in printed.err
+
+
+def test_keys_that_no_rule_reads_are_named():
     done = run("-", text=lines([ROWS[0] | {"otpions": [], "model": "m"}]))
     assert done.returncode == 0
-    assert done.stderr == "score: unused keys: model, otpions\n"
+    assert done.stderr == "score: keys that only rewards of your own can use: model, otpions\n"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
+import re
 import subprocess
 import sys
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from currreft_jax.config import (
     Kind,
     Length,
     Maths,
+    OnRewardError,
     Overlong,
     PartialCredit,
     Repetition,
@@ -47,9 +52,9 @@ def score_user(name: str, row: Row = YES, text: str = well_formed("yes")):
     return score_completions([row], [[Completion(text)]], only_reward(name))
 
 
-def test_every_kind_and_task_but_conversations_has_a_rule():
-    tasks = [task for task in Task if task is not Task.OTHER]
-    assert RULES.keys() == {(kind, task) for kind in Kind for task in tasks if kind is not Kind.CHAT}
+def test_all_rows_but_conversations_and_open_ones_of_another_task_have_a_rule():
+    all_kinds = {(kind, task) for kind in Kind for task in Task if kind is not Kind.CHAT}
+    assert RULES.keys() == all_kinds - {(Kind.OPEN, Task.OTHER)}
 
 
 def test_totals_rewards_and_reasons_of_two_groups():
@@ -124,7 +129,9 @@ def test_rows_groups_and_frames_must_match():
 
 def test_conversations_are_scored_by_users_rewards_only(empty_registry):
     row = make_row("chat", "math", "hello", name="c9")
-    with pytest.raises(RowError, match="row c9: no rule scores chat rows; let a judge"):
+    with pytest.raises(
+        RowError, match=r"row c9: no rule scores chat rows; name a reward of your own in rewards.weights, let a judge"
+    ):
         score_completions([row], [[Completion("")]])
     assert "no rule scores chat" in str(check_rows([row])[0])
     register("kind", low=0, high=1)(lambda row, completion, answer, frame: Verdict(1.0))
@@ -166,13 +173,14 @@ def test_a_registered_reward_sees_row_completion_answer_and_frame(empty_registry
     ("function", "message"),
     [
         (lambda *_: 1.0, r"returned 1.0; return Verdict\(value, reason\)"),
-        (lambda *_: None, "returned None; return Verdict"),
         (lambda *_: Verdict("1"), "returned Verdict.*plain number"),
         (lambda *_: Verdict(np.ones(2)), "returned Verdict.*plain number"),
         (lambda *_: Verdict(1.5), "value 1.5 is outside its range 0.0 to 1.0"),
         (lambda *_: Verdict(float("nan")), "value nan is outside"),
-        (lambda *_: Verdict(0.0), "value 0.0 with reason None; give a Reason"),
-        (lambda *_: Verdict(1.0, "fine"), "reason 'fine'; give a Reason"),
+        (lambda *_: Verdict(0.0), "value 0.0 with reason None; a reason is a line of 1 to 40 characters"),
+        (lambda *_: Verdict(0.0, ""), "value 0.0 with reason ''; a reason is"),
+        (lambda *_: Verdict(1.0, "far\noff"), r"reason 'far\\noff'; a reason is"),
+        (lambda *_: Verdict(1.0, "far off " * 6), "a reason is a line of 1 to 40"),
         (lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
         (lambda row: Verdict(1.0), "TypeError"),
     ],
@@ -181,6 +189,103 @@ def test_an_invalid_verdict_names_reward_row_and_completion(empty_registry, func
     register("mine")(function)
     with pytest.raises(RewardError, match=rf"reward 'mine', row q1, completion '<think>look.*{message}"):
         score_user("mine")
+
+
+# Tasks with a reward of their own
+
+GAUGE = Row("g1", Task.OTHER, Kind.OPEN, "What does the gauge show?", "70", extra={"tolerance": 5})
+
+
+def within(row, completion, answer, frame):
+    """A reward for gauges: 1 within the row's tolerance; not for other tasks."""
+    if row.task is not Task.OTHER:
+        return None
+    if not answer:
+        return Verdict(0.0, Reason.NO_ANSWER_TAG)
+    close = abs(Fraction(answer) - Fraction(row.solution)) <= row.extra["tolerance"]  # fails in a file of Python's
+    return Verdict(1.0) if close else Verdict(0.0, "off the mark")
+
+
+WITHIN = f"{__name__}:within"
+OWN = Rewards(weights={"accuracy": 1.0, "format": 1.0, WITHIN: 1.0})
+
+
+def line_of(text: str) -> int:
+    return next(number for number, line in enumerate(Path(__file__).read_text().splitlines(), 1) if text in line)
+
+
+def test_an_open_row_of_another_task_has_layout_and_a_reward_of_ones_own():
+    texts = [well_formed("71"), "<answer>66</answer>", well_formed("90"), "70", well_formed(" ")]
+    assert check_rows([GAUGE], OWN) == []
+    scores = score_completions([GAUGE], [[Completion(text) for text in texts]], OWN)
+    assert scores.total.tolist() == [[2, 1, 1, 0, 0]]
+    assert np.isnan(scores.parts["accuracy"]).all() and not any(scores.reasons["accuracy"][0])
+    assert scores.parts["format"].tolist() == [[1, 0, 1, 0, 0]]
+    assert scores.reasons["format"].tolist() == [[None, "bad_layout", None, "no_answer_tag", "empty_answer"]]
+    assert scores.reasons[WITHIN].tolist() == [[None, None, "off the mark", "no_answer_tag", "no_answer_tag"]]
+    with pytest.raises(RowError, match="no rule scores open rows of task other; name a reward of your own in rewards"):
+        score_completions([GAUGE], [[Completion("70")]])
+
+
+def test_rows_with_a_rule_and_rows_with_a_reward_of_ones_own_are_scored_together():
+    rows, completions = [YES, GAUGE], [[Completion(well_formed("yes"))], [Completion(well_formed("70"))]]
+    scores = score_completions(rows, completions, OWN)
+    assert scores.total.tolist() == [[2], [2]]
+    np.testing.assert_array_equal(scores.parts["accuracy"], [[1], [np.nan]])
+    np.testing.assert_array_equal(scores.parts[WITHIN], [[np.nan], [1]])
+    settings = Rewards(weights={"format": 1.0, WITHIN: 1.0})
+    with pytest.raises(RewardError, match=rf"row q1: {WITHIN} returned None, and no rule scores its answer"):
+        score_completions(rows, completions, settings)
+
+
+def test_golds_are_read_only_for_the_accuracy():
+    polygon = make_row("open", "detection", "[[10, 10], [50, 10], [30, 40]]")
+    settings = Rewards(weights={"format": 1.0, f"{__name__}:brevity": 1.0})
+    assert check_rows([polygon], settings) == []
+    completions = [[Completion(well_formed("[0, 0, 9, 9]")), Completion(well_formed("left"))]]
+    assert score_completions([polygon], completions, settings).parts["format"].tolist() == [[1, 0]]
+    assert len(check_rows([polygon])) == 1
+
+
+def test_a_failure_names_the_line_of_the_reward_that_failed(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    with pytest.raises(RewardError) as raised:
+        score_completions([GAUGE], [[Completion(well_formed("about 71 bar"))]], OWN)
+    line = line_of("close = abs(Fraction(answer)")
+    assert str(raised.value).startswith(f"test_scorer.py:{line}: reward '{WITHIN}', row g1, completion '<think>")
+    assert str(raised.value).endswith("ValueError: Invalid literal for Fraction: 'about 71 bar'")
+
+
+@pytest.mark.parametrize("wrap", [lambda function: function, partial])
+def test_an_invalid_verdict_names_the_line_where_its_reward_begins(empty_registry, wrap, monkeypatch, tmp_path):
+    def half(row, completion, answer, frame):
+        return 0.5
+
+    monkeypatch.chdir(tmp_path)
+    register("mine")(wrap(half))
+    with pytest.raises(
+        RewardError, match=rf"^{re.escape(__file__)}:{line_of('def half')}: reward 'mine'.*returned 0.5"
+    ):
+        score_user("mine")
+
+
+def test_a_failing_reward_counts_as_zero_where_the_settings_say_so(empty_registry):
+    register("penalty", low=-1.0, high=0.0)(lambda *_: 1 / 0)
+    weights = {"format": 1.0, WITHIN: 1.0, "penalty": 0.5}
+    settings = Rewards(weights=weights, on_error=OnRewardError.ZERO)
+    completions = [[Completion(well_formed(answer)) for answer in ("70", "about 71 bar")]]
+    scores = score_completions([GAUGE], completions, settings)
+    assert scores.total.tolist() == [[1.5, 0.5]]
+    assert scores.reasons[WITHIN].tolist() == [[None, Reason.REWARD_FAILED]]
+    assert [failure.reward for failure in scores.failures] == ["penalty", WITHIN, "penalty"]
+    assert "ZeroDivisionError" in scores.failures[0].message
+    with pytest.raises(RewardError):
+        score_completions([GAUGE], completions, Rewards(weights=weights))
+    settings.weights["overlong"] = 1.0
+    with pytest.raises(
+        RewardError, match="num_tokens is unknown"
+    ):  # not a reward of one's own: a mistake of the caller
+        score_completions([GAUGE], completions, settings)
 
 
 def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
@@ -198,6 +303,7 @@ def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
         ("acuracy", "names 'acuracy'; write package.module:function, or one of accuracy, format"),
         ("no_such_module:f", "no_such_module cannot be imported"),
         (f"{__name__}:f", "defines no 'f'"),
+        (f"{__name__}:brevty", "defines no 'brevty'; nearest: brevity"),
     ],
 )
 def test_an_unknown_reward_is_refused(name, message):

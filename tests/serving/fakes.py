@@ -122,10 +122,12 @@ def fake_server(processor, key: str | None = None, *, paused: bool = False, **li
     thread.start()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with TestClient(make_app(service, key), raise_server_exceptions=False, headers=headers) as client:
-        yield FakeServer(client, sampler, engine, lines)
-    engine.drain()
-    sampler.gate.set()
-    thread.join(5)
+        try:
+            yield FakeServer(client, sampler, engine, lines)
+        finally:  # a test that fails leaves no request waiting
+            engine.drain()
+            sampler.gate.set()
+            thread.join(5)
     assert not thread.is_alive()
 
 

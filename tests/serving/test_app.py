@@ -7,6 +7,9 @@ import time
 
 import pytest
 
+from currreft_jax.serving import app
+from currreft_jax.serving.chat_request import parse_chat_request
+from currreft_jax.serving.settings import ServerLimits
 from tests.serving.fakes import ENDLESS, MODEL, data_url, fake_server, load_processor, with_images
 
 KEY = "sk-very-secret"
@@ -19,7 +22,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def server(processor):
-    with fake_server(processor) as server:
+    with fake_server(processor, timeout_s=30) as server:
         yield server
 
 
@@ -69,7 +72,9 @@ def test_models_and_health(server):
     assert server.client.get("/health").json()["status"] == "ok"
 
 
-@pytest.mark.parametrize("options", [{}, {"n": 3}, {"logprobs": True}, {"stop": "1"}, {"max_tokens": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"n": 3}, {"logprobs": True}, {"stop": "1"}, {"stop": "red"}, {"max_tokens": 5}], ids=str
+)
 def test_a_stream_joins_to_the_whole_answer(server, options):
     whole = server.ask("hello", seed=1, **options).json()
     stream = {"stream": True, "stream_options": {"include_usage": True}}
@@ -118,6 +123,18 @@ def test_an_answer_depends_on_seed_prompt_and_choice_alone(server):
     assert len({server.text("hello") for _ in range(3)}) > 1  # a new seed for each
 
 
+def test_prompts_of_equal_tokens_and_pixels_have_one_content_whatever_their_seeds(server):
+    def contents(text, *images):
+        server.ask(with_images(text, *images), seed=1, n=2)
+        server.ask(with_images(text, *images), seed=2, temperature=0)
+        return {prompt.content for prompt in server.sampler.prompts[-3:]}
+
+    first, second = data_url(), data_url(seed=1)
+    (alone,), (other,), (text,) = contents("hello", first), contents("hello", second), contents("hallo", first)
+    (both,), (swapped,) = contents("hello", first, second), contents("hello", second, first)
+    assert len({alone, other, text, both, swapped}) == 5
+
+
 def test_requests_of_different_temperatures_share_the_batch(server):
     texts = {}
 
@@ -130,6 +147,20 @@ def test_requests_of_different_temperatures_share_the_batch(server):
     for thread in threads:
         thread.join()
     assert [texts[temperature].split()[-1] for temperature in (0, 0.5, 1)] == ["0", "0.5", "1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (1.0, 0, 1.0)),
+        ({"temperature": 0.7, "top_k": 5, "top_p": 0.9}, (0.7, 5, 0.9)),
+        ({"temperature": 0.0005, "top_k": -1}, (0.0, 0, 1.0)),  # greedy
+    ],
+    ids=str,
+)
+def test_sampling_settings_are_those_of_the_request(fields, expected):
+    body = {"messages": [{"role": "user", "content": "x"}], **fields}
+    assert parse_chat_request(json.dumps(body).encode(), MODEL, ServerLimits()).sampling == expected
 
 
 def test_the_conversation_goes_through_the_chat_template(server, processor):
@@ -232,7 +263,7 @@ def test_limits_of_body_images_and_prompt(processor):
 
 
 def test_a_full_queue_answers_429_and_what_waits_is_answered(processor):
-    with fake_server(processor, paused=True) as server:
+    with fake_server(processor, paused=True, timeout_s=30) as server:
         statuses = []
 
         def ask():
@@ -254,8 +285,9 @@ def test_a_full_queue_answers_429_and_what_waits_is_answered(processor):
 
 
 def test_an_answer_that_takes_too_long_is_ended(processor):
-    with fake_server(processor, paused=True, timeout_s=0.05) as server:
-        assert_error(server.ask("x", stream=False), 504)
+    with fake_server(processor, paused=True, timeout_s=0.05, max_waiting=1) as server:
+        for _ in range(3):  # those that have left the queue make room in it
+            assert_error(server.ask("x", stream=False), 504)
         events = events_of(server.ask("x", stream=True))
         assert events[-1]["error"]["code"] == 504
         server.sampler.gate.set()
@@ -312,7 +344,7 @@ def test_a_disconnect_frees_its_slots(processor, stream):
 
 
 def test_draining_answers_what_is_waiting_and_refuses_the_rest(processor):
-    with fake_server(processor, paused=True) as server:
+    with fake_server(processor, paused=True, timeout_s=30) as server:
         texts = []
         thread = threading.Thread(target=lambda: texts.append(server.text("x")))
         thread.start()
@@ -326,21 +358,33 @@ def test_draining_answers_what_is_waiting_and_refuses_the_rest(processor):
 
 
 def test_a_failing_model_ends_every_request_by_500(processor):
-    with fake_server(processor) as server:
+    with fake_server(processor, timeout_s=30) as server:
         server.sampler.error = ArithmeticError("broken")
         assert_error(server.ask("x"), 500, "stopped")
         assert_error(server.ask("x"), 503)
     assert "broken" in server.lines
 
 
+def test_a_fault_of_the_code_is_a_500_of_its_request_alone(processor, monkeypatch):
+    def build(*_):
+        raise KeyError("fault")
+
+    with fake_server(processor) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(app, "build_prompt", build)
+            assert_error(server.ask("x"), 500, "a fault of the server")
+        assert server.text("x").startswith("red")
+
+
 # ----------------------------------------------------------------------------------------------------------------- key
 
 
-def test_every_path_needs_the_key(processor):
+def test_every_path_needs_the_key_and_the_log_has_neither_key_nor_text(processor):
     with fake_server(processor, KEY) as server:
-        assert server.ask("x").status_code == 200
+        assert server.ask("what is it?").status_code == 200
         for headers in ({"Authorization": ""}, {"Authorization": f"Bearer {KEY}x"}, {"Authorization": KEY}):
             for path in ("/health", "/v1/models", "/v1/chat/completions", "/other"):
                 assert_error(server.client.get(path, headers=headers), 401)
         assert server.client.get("/health", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
-        assert KEY not in "".join(server.lines)
+        log = "".join(server.lines)
+        assert " ok: " in log and KEY not in log and "what is it?" not in log

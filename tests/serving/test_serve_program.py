@@ -60,9 +60,9 @@ def test_an_address_that_is_taken_ends_in_one_line(capsys):
     assert capsys.readouterr().err.startswith("serve: ")
 
 
-def start_server(log):
+def start_server(log, *flags):
     """Starts the program; returns the process and its URL."""
-    command = [sys.executable, "-m", "currreft_jax.serve", "--port=0", *FLAGS]
+    command = [sys.executable, "-m", "currreft_jax.serve", "--port=0", *FLAGS, *flags]
     process = subprocess.Popen(command, stderr=log.open("w"), env={**os.environ, serve.KEY_VARIABLE: KEY})
     while "listens at" not in log.read_text():
         assert process.poll() is None, log.read_text()

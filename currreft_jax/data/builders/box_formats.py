@@ -18,9 +18,11 @@ BOX_FORMATS: dict[str, Callable[[float, float, float, float], Box]] = {
 BOX_SCALES: dict[str, float | None] = {"pixels": None, "unit": 1.0, "thousand": 1000.0}
 # Keys of a box written as an object: one that holds its four numbers, or four whose names fit some of the formats.
 _LIST_KEYS = ("bbox_2d", "bbox", "box")
-_NUMBER_KEYS: dict[tuple[str, str, str, str], tuple[str, ...]] = {
+NUMBER_KEYS: dict[tuple[str, str, str, str], tuple[str, ...]] = {
     ("x1", "y1", "x2", "y2"): ("xyxy", "voc"),
     ("xmin", "ymin", "xmax", "ymax"): ("xyxy", "voc"),
+    ("left", "top", "right", "bottom"): ("xyxy", "voc"),
+    ("left", "top", "width", "height"): ("xywh",),
     ("x", "y", "width", "height"): ("xywh",),
     ("x", "y", "w", "h"): ("xywh",),
 }
@@ -76,13 +78,13 @@ def parse_box(value: Any, box_format: str, frame: Frame | None, record: Fields, 
 
 def _numbers_of_object(value: Mapping[str, Any], box_format: str, record: Fields) -> Any:
     list_keys = [key for key in _LIST_KEYS if key in value]
-    number_keys = [keys for keys in _NUMBER_KEYS if value.keys() >= set(keys)]
+    number_keys = [keys for keys in NUMBER_KEYS if value.keys() >= set(keys)]
     if len(list_keys) + len(number_keys) != 1:
-        known = ", ".join((*_LIST_KEYS, *map(" ".join, _NUMBER_KEYS)))
+        known = ", ".join((*_LIST_KEYS, *map(" ".join, NUMBER_KEYS)))
         record.refuse(f"the box is {value!r}; as an object it has one of these: {known}")
     if list_keys:
         return value[list_keys[0]]
-    formats = _NUMBER_KEYS[number_keys[0]]
+    formats = NUMBER_KEYS[number_keys[0]]
     if box_format not in formats:
         record.refuse(f"the box {value!r} is not {box_format}; give --box-form {' or '.join(formats)}")
     return [value[key] for key in number_keys[0]]

@@ -17,7 +17,7 @@ from currreft_jax.data.builders.converter import BuildError, ConvertedData, Data
 from currreft_jax.data.builders.formats import FORMATS, find_format
 from currreft_jax.data.builders.gold_filter import drop_unreadable_golds, take_readable
 from currreft_jax.data.builders.hashed_rng import hash_shuffle_rows
-from currreft_jax.data.builders.image_split import split_by_image
+from currreft_jax.data.builders.image_split import describe_split, split_by_image
 from currreft_jax.data.builders.material_files import write_material
 from currreft_jax.data.builders.output_files import format_report, write_row_files, write_text
 from currreft_jax.data.builders.recipe import PAPER, shrink_recipe
@@ -87,14 +87,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_arguments_of_formats(parser: argparse.ArgumentParser, default: DatasetSource) -> None:
     """Adds the arguments of tables, resized images and recipes."""
     parser.add_argument(
-        "--task", choices=[task.value for task in Task], default=default.task.value, help="table: task of the rows"
+        "--task",
+        choices=[task.value for task in Task],
+        default=default.task.value,
+        help="table: task of the rows (default %(default)s); other for one that a reward of your own scores",
     )
     parser.add_argument(
-        "--column", action="append", default=[], metavar="KEY=NAME", help="table: column of a row's key; repeatable"
+        "--column",
+        action="append",
+        default=[],
+        metavar="KEY=NAME",
+        help="table: column of a row's key, of the solution also four of a box, as solution=x1,y1,x2,y2; repeatable",
     )
-    parser.add_argument("--box-form", choices=list(BOX_FORMATS), default=default.box_format, help="table: box format")
     parser.add_argument(
-        "--box-scale", choices=list(BOX_SCALES), default=default.box_scale, help="table: unit of box coordinates"
+        "--question",
+        default="",
+        metavar="TEXT",
+        help="table: the question of all rows; {label} or another column in braces is replaced by its cell, as in"
+        " 'Where is the {label}?'",
+    )
+    parser.add_argument(
+        "--box-form", choices=list(BOX_FORMATS), default="", help="table: box format (default: if only one fits, that)"
+    )
+    parser.add_argument(
+        "--box-scale",
+        choices=list(BOX_SCALES),
+        default=default.box_scale,
+        help="table: unit of box coordinates (default %(default)s)",
     )
     parser.add_argument(
         "--frame",
@@ -170,6 +189,10 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
     annotated_frame = options.frame == "annotated"
     if annotated_frame and options.format not in _FORMATS_WITH_SIZES:
         raise BuildError(f"--frame=annotated: {options.format} states no sizes; give WIDTHxHEIGHT, as 1920x1080")
+    of_tables = {"--question": options.question, "--column": options.column, "--box-form": options.box_form}
+    if options.format != "table" and any(of_tables.values()):
+        given = ", ".join(flag for flag, value in of_tables.items() if value)
+        raise BuildError(f"{given}: of `build table` alone, not of {options.format}, whose files say it themselves")
     folder = options.source if options.source.is_dir() else options.source.parent
     return DatasetSource(
         folder=options.source,
@@ -189,6 +212,7 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
         frame=None if annotated_frame else _parse_frame(options.frame),
         annotated_frame=annotated_frame,
         columns=dict(_parse_pair(text, "--column") for text in options.column),
+        question=options.question,
     )
 
 
@@ -228,20 +252,21 @@ def _build_format(options: argparse.Namespace) -> str:
         if options.absent:
             rows = with_absent_rows(rows, data.images, options.absent, options.seed)
         converted = split_by_image(rows, fractions, options.seed) if fractions else {"": rows}
+        data.remarks.extend(describe_split(converted, fractions, options.seed))
         splits = {
             name: [*(split if keep_converted else []), *_generate_kinds(split, kinds, data, options.seed, pool)]
             for name, split in converted.items()
         }
     if not any(splits.values()):
         of_split = f" of --split={options.split}" if options.split else ""
-        raise BuildError(f"no rows{of_split}\n{format_report({}, data.dropped, data.bad_records)}")
+        raise BuildError(f"no rows{of_split}\n{format_report({}, data)}")
     files: dict[str, int] = {}
     for name, split in splits.items():
         files |= write_row_files(options.out / name, split)
         if keep_converted:
             write_material(options.out / name, split, data)
     _write_summary(options, files, data)
-    return format_report(files, data.dropped, data.bad_records)
+    return format_report(files, data)
 
 
 def _sample_rows(data: ConvertedData, count: int | None, seed: int, pool: MathsPool) -> list[Row]:
@@ -268,6 +293,7 @@ def _write_summary(options: argparse.Namespace, files: Mapping[str, int], data: 
         "format": options.format,
         "seed": options.seed,
         "files": {str(Path(name).relative_to(options.out)): count for name, count in files.items()},
+        "remarks": data.remarks,
         "dropped": {reason: len(locations) for reason, locations in sorted(data.dropped.items())},
         "bad": [str(error) for error in data.bad_records],
     }

@@ -32,11 +32,12 @@ class DatasetSource:
         include_difficult: asks about VOC's difficult objects.
         list_categories: questions about categories list those to choose from.
         max_boxes: categories with more objects than this are not asked about.
-        box_format: a key of `BOX_FORMATS`.
+        box_format: of a table, a key of `BOX_FORMATS`; where empty, the only one that fits all boxes.
         box_scale: a key of `BOX_SCALES`.
         frame: size that boxes are measured in, if it is not that of the image file.
         annotated_frame: boxes are measured in the size that their annotations state, whatever that of the image file.
-        columns: row key -> column of the table.
+        columns: row key -> column of the table; of the solution also the four columns of a box, with commas.
+        question: of all rows of a table, with `{column}` fields; where empty, a column holds the questions.
     """
 
     folder: Path
@@ -51,11 +52,12 @@ class DatasetSource:
     include_difficult: bool = False
     list_categories: bool = True
     max_boxes: int = 4
-    box_format: str = "xyxy"
+    box_format: str = ""
     box_scale: str = "pixels"
     frame: Frame | None = None
     annotated_frame: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,18 @@ class DroppedRecord:
     reason: str
 
 
-ConvertedItem = Row | AnnotatedImage | WrongAnswers | DroppedRecord | LineError
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """A decision of a converter that its user should know of.
+
+    Attributes:
+        text: a line of the report.
+    """
+
+    text: str
+
+
+ConvertedItem = Row | AnnotatedImage | WrongAnswers | DroppedRecord | Remark | LineError
 Converter = Callable[[DatasetSource], Iterator[ConvertedItem]]
 
 
@@ -138,6 +151,7 @@ class ConvertedData:
         images: image path -> its annotations.
         wrong_answers: row id -> wrong answers that the source offers.
         dropped: reason -> locations or row ids.
+        remarks: lines of the report.
         bad_records: records that could not be read and were skipped.
     """
 
@@ -145,6 +159,7 @@ class ConvertedData:
     images: dict[str, AnnotatedImage] = field(default_factory=dict)
     wrong_answers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     bad_records: list[LineError] = field(default_factory=list)
 
 
@@ -207,6 +222,8 @@ def collect_items(items: Iterable[ConvertedItem], *, skip: bool = False, limit: 
                 data.wrong_answers[item.row_id] = item.answers
             case DroppedRecord():
                 data.dropped.setdefault(item.reason, []).append(item.location)
+            case Remark():
+                data.remarks.append(item.text)
             case LineError():
                 data.bad_records.append(item)
         if len(data.bad_records) > max(allowed, _MAX_ERRORS_SHOWN):

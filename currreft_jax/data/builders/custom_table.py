@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from currreft_jax.config import Kind, Task
@@ -16,78 +19,116 @@ from currreft_jax.data.builders.converter import (
     ConvertedItem,
     DatasetSource,
     DroppedRecord,
+    Remark,
     convert_records,
 )
 from currreft_jax.data.builders.gold_filter import unreadable_gold
 from currreft_jax.data.builders.image_files import load_image_cell
 from currreft_jax.data.builders.object_questions import format_labels
 from currreft_jax.data.builders.records import find_files, parse_json_cell, read_records, record_name
-from currreft_jax.data.fields import Fields
+from currreft_jax.data.builders.table_boxes import RawBox, choose_box_format, merge_rows
+from currreft_jax.data.builders.table_columns import ROW_KEYS, ColumnFinder, fill_question
+from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.rows import IMAGE
 from currreft_jax.rewards.answer import RowError, gold_text, parse_json
 from currreft_jax.structs import Row
-
-KEYS = ("id", "problem", "solution", "image", "options", "split")
 
 
 def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
     """Converts each record to a row; boxes in the solution are converted from the source's format and scale.
 
+    Boxes that one question asks for in one image are one row. Columns that are none of the row's are its `extra`.
+
     Raises:
-        BuildError: `--column` names an unknown key, or the kind is chat.
+        BuildError: `--column` names an unknown key, the kind is chat, a column is missing, or `--box-form` has to be
+            given.
     """
-    unknown = set(source.columns) - set(KEYS)
+    unknown = set(source.columns) - set(ROW_KEYS)
     if unknown:
-        raise BuildError(f"--column {unknown.pop()}=…: it takes {', '.join(KEYS)}")
-
-    def convert(record: Fields) -> Iterator[ConvertedItem]:
-        cells = {key: _cell(record, source.columns.get(key, key), key in source.columns) for key in KEYS}
-        split = str(cells["split"] or "")
-        if source.split and split != source.split:
-            return
-        if not cells["problem"] or cells["solution"] in (None, ""):
-            record.refuse("problem or solution is empty; --column problem=NAME names the column that holds it")
-        image, frame = load_image_cell(cells["image"], source, record) if cells["image"] else (None, None)
-        row = Row(
-            id=f"{source.name}-{cells['id'] or record_name(record)}",
-            task=source.task,
-            kind=source.kind,
-            problem=_parse_question(str(cells["problem"]), bool(image), record),
-            solution=_solution_text(cells["solution"], source.task, record),
-            images=(image,) if image else (),
-            options=_parse_options(cells["options"], record),
-            source=source.name,
-            split=split,
-            origin=source.origin,
-        )
-        try:
-            row = replace(row, solution=gold_text(row))
-        except RowError as error:
-            yield DroppedRecord(f"{record.location}: {error.problem}", unreadable_gold(row.task))
-            return
-        if (row.kind, row.task) != (Kind.OPEN, Task.DETECTION):
-            yield row
-            return
-        if image is None or frame is None:
-            record.refuse("a detection row without an image; --column image=NAME names the column that holds it")
-        frame = source.frame or frame
-        corners = [
-            parse_box(box, source.box_format, frame, record, source.box_scale)
-            for box in _solution_boxes(row.solution, record)
-        ]
-        yield AnnotatedImage(image, frame, tuple(("", box) for box in corners))
-        yield replace(row, solution=format_boxes(corners), frame=frame)
-
+        raise BuildError(f"--column {unknown.pop()}=…: it takes {', '.join(ROW_KEYS)}; other columns are kept as extra")
     if source.kind is Kind.CHAT:
         raise BuildError("--kind=chat: conversations are not tables; `build chat` reads them")
-    for path in find_files(source.folder):
-        yield from convert_records(read_records(path), convert)
+    finder = ColumnFinder(source)
+    if _is_boxes(source) and not source.box_format:
+        box_format, told = _choose_format(source, finder)
+        source = replace(source, box_format=box_format)
+        yield from [Remark(told)] if told else []
+    records = chain.from_iterable(map(read_records, find_files(source.folder)))
+    yield from merge_rows(convert_records(records, partial(_convert, source, finder)))
+    yield from map(Remark, finder.remarks())
 
 
-def _cell(record: Fields, column: str, required: bool) -> Any:
-    if required and column not in record.keys:
-        record.refuse(f"no column {column!r}; there are {', '.join(map(str, record.keys))}")
-    return record.keys.get(column)
+def _convert(source: DatasetSource, finder: ColumnFinder, record: Fields) -> Iterator[ConvertedItem]:
+    columns = finder.of(record)
+    cells = {key: columns.cell(record, key) for key in ROW_KEYS}
+    split = str(cells["split"] or "")
+    if source.split and split != source.split:
+        return
+    question = fill_question(source.question, record, columns) if source.question else cells["problem"]
+    solution = columns.solution(record)
+    if not question or solution in (None, ""):
+        record.refuse("problem or solution is empty; --column problem=NAME names the column that holds it")
+    image, frame = load_image_cell(cells["image"], source, record) if cells["image"] else (None, None)
+    row = Row(
+        id=f"{source.name}-{cells['id'] or record_name(record)}",
+        task=source.task,
+        kind=source.kind,
+        problem=_parse_question(str(question), bool(image), record),
+        solution=_solution_text(solution, source.task, record),
+        images=(image,) if image else (),
+        options=_parse_options(cells["options"], record),
+        source=source.name,
+        split=split,
+        origin=source.origin,
+        extra=finder.extra_cells(record),
+    )
+    try:
+        row = replace(row, solution=gold_text(row))
+    except RowError as error:
+        yield DroppedRecord(f"{record.location}: {error.problem}", unreadable_gold(row.task))
+        return
+    if not _is_boxes(source):
+        yield row
+        return
+    if image is None or frame is None:
+        record.refuse("a detection row without an image; --column image=NAME names the column that holds it")
+    frame = source.frame or frame
+    corners = [
+        parse_box(box, source.box_format, frame, record, source.box_scale)
+        for box in _solution_boxes(row.solution, record)
+    ]
+    yield AnnotatedImage(image, frame, tuple((str(cells["label"] or ""), box) for box in corners))
+    yield replace(row, solution=format_boxes(corners), frame=frame)
+
+
+def _is_boxes(source: DatasetSource) -> bool:
+    return (source.kind, source.task) == (Kind.OPEN, Task.DETECTION)
+
+
+def _choose_format(source: DatasetSource, finder: ColumnFinder) -> tuple[str, str]:
+    """Reads all boxes of a table, and returns the only format that fits them and a line that says so.
+
+    Broken records are left to the conversion, which reports them.
+
+    Raises:
+        BuildError: several formats fit, or none.
+    """
+    boxes = list[RawBox]()
+    for record in chain.from_iterable(map(read_records, find_files(source.folder))):
+        if not isinstance(record, LineError):
+            with suppress(LineError, RowError):
+                boxes += _raw_boxes(source, finder, record)
+    return choose_box_format(boxes, source.box_scale)
+
+
+def _raw_boxes(source: DatasetSource, finder: ColumnFinder, record: Fields) -> list[RawBox]:
+    columns = finder.of(record)
+    cell, image = columns.solution(record), columns.cell(record, "image")
+    if cell in (None, "") or not image or (source.split and str(columns.cell(record, "split")) != source.split):
+        return []
+    _, frame = load_image_cell(image, source, record)
+    text = gold_text(Row("", source.task, source.kind, "", _solution_text(cell, source.task, record)))
+    return [RawBox(box, source.frame or frame, record) for box in _solution_boxes(text, record)]
 
 
 def _parse_question(text: str, has_image: bool, record: Fields) -> str:

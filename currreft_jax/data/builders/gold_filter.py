@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from currreft_jax.config import Kind, Task
+from currreft_jax.config import Task
 from currreft_jax.data.builders.converter import ConvertedData
-from currreft_jax.rewards import MathsPool, check_rows
+from currreft_jax.rewards import MathsPool, check_rows, has_rule
 from currreft_jax.structs import Row
 
 
@@ -45,8 +45,8 @@ def unreadable_gold(task: Task) -> str:
 
 
 def filter_readable(rows: Sequence[Row], dropped: dict[str, list[str]], pool: MathsPool) -> list[Row]:
-    """Returns the rows whose gold answer can be read, and adds the others to `dropped`; conversations have none."""
-    errors = check_rows([row for row in rows if row.kind is not Kind.CHAT], pool=pool)
+    """Returns the rows whose gold answer can be read, or that no rule scores, and adds the others to `dropped`."""
+    errors = check_rows([row for row in rows if has_rule(row)], pool=pool)
     for error in errors:
         dropped.setdefault(unreadable_gold(error.row.task), []).append(str(error))
     unreadable = {id(error.row) for error in errors}

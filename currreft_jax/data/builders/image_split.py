@@ -76,6 +76,32 @@ def split_by_image(
     return splits
 
 
+def describe_split(splits: Mapping[str, Sequence[Row]], fractions: Mapping[str, float], seed: int) -> list[str]:
+    """Counts the images of each split, and says for an empty one what fills it; nothing without fractions."""
+    if not fractions:
+        return []
+    counts = {name: len({key for row in rows for key in group_keys(row)}) for name, rows in splits.items()}
+    lines = [f"images: {', '.join(f'{name} {count}' for name, count in counts.items())}"]
+    empty = [name for name, count in counts.items() if not count and fractions[name]]
+    if not empty:
+        return lines
+    rows = [row for split in splits.values() for row in split]
+    other = next((n for n in range(seed + 1, seed + 100) if _fills(rows, fractions, n)), None)
+    remedy = "give it a larger fraction" + ("" if other is None else f", or take another --seed: {other} fills all")
+    return [
+        *lines,
+        *(
+            f"{name} has no rows: none of the {sum(counts.values())} images fell into its {fractions[name]:g}; {remedy}"
+            for name in empty
+        ),
+    ]
+
+
+def _fills(rows: Sequence[Row], fractions: Mapping[str, float], seed: int) -> bool:
+    splits = split_by_image(rows, fractions, seed)
+    return all(splits[name] for name, fraction in fractions.items() if fraction)
+
+
 def shared_keys(first: Iterable[Row], second: Iterable[Row]) -> set[str]:
     """Returns the keys that occur in both sets of rows."""
     return {key for row in first for key in group_keys(row)} & {key for row in second for key in group_keys(row)}

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from currreft_jax.config import Kind
-from currreft_jax.data.builders.converter import BuildError
-from currreft_jax.data.fields import LineError
+from currreft_jax.data.builders.converter import BuildError, ConvertedData
 from currreft_jax.data.row_files import RowFile, parse_rows, write_rows
 from currreft_jax.structs import Row
 
@@ -56,17 +55,17 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def format_report(
-    files: Mapping[str, int], dropped: Mapping[str, Sequence[str]], bad_records: Sequence[LineError]
-) -> str:
-    """Lists the written files, the dropped records by reason, and the skipped bad records."""
+def format_report(files: Mapping[str, int], data: ConvertedData) -> str:
+    """Lists the written files, the converter's remarks, the dropped records by reason, and the skipped bad records."""
     lines = [f"{count:>8}  {name}" for name, count in files.items()]
-    if dropped:
+    lines += [f"note: {remark}" for remark in data.remarks]
+    if data.dropped:
         lines += ["dropped:"]
         lines += [
-            f"{len(locations):>8}  {reason} (first: {locations[0]})" for reason, locations in sorted(dropped.items())
+            f"{len(locations):>8}  {reason} (first: {locations[0]})"
+            for reason, locations in sorted(data.dropped.items())
         ]
-    if bad_records:
-        lines += [f"bad records skipped: {len(bad_records)}"]
-        lines += [f"          {error}" for error in bad_records[:_MAX_ERRORS_REPORTED]]
+    if data.bad_records:
+        lines += [f"bad records skipped: {len(data.bad_records)}"]
+        lines += [f"          {error}" for error in data.bad_records[:_MAX_ERRORS_REPORTED]]
     return "\n".join(lines)

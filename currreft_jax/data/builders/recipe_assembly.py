@@ -107,7 +107,8 @@ def assemble(root: Path, out: Path, recipe: Recipe, options: AssemblyOptions) ->
     }
     write_text(out / "recipe.json", json.dumps(summary, indent=2) + "\n")
     bad_records = [error for converted in data.values() for error in converted.bad_records]
-    return "\n".join([format_report(files, dropped, bad_records), *(f"short: {text}" for text in shortages)])
+    report = format_report(files, ConvertedData(dropped=dropped, bad_records=bad_records))
+    return "\n".join([report, *(f"short: {text}" for text in shortages)])
 
 
 def _convert(source: RecipeSource, format_name: str, root: Path, out: Path, options: AssemblyOptions) -> ConvertedData:

@@ -123,6 +123,19 @@ def test_unreadable_golds_are_dropped_and_counted(tmp_path, capsys):
     assert [row.solution for row in read_rows(tmp_path / "out" / "open-math.jsonl")] == ["3"]
 
 
+def test_rows_of_a_task_without_a_rule_are_kept_and_split(tmp_path, capsys):
+    for number in range(3):
+        write_image(tmp_path / "t" / f"{number}.png", 30, 30, shade=number)
+    (tmp_path / "t" / "t.csv").write_text("image,reading,tolerance\n0.png,70,5\n1.png,about 3,2\n2.png,4,1\n", "utf-8")
+    table = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out", "--task", "other"]
+    run_build(*table, "--question", "What does it show?", "--column", "solution=reading", "--fractions", "a=0.9,b=0.1")
+    printed = capsys.readouterr().out
+    rows = [row for path in (tmp_path / "out").glob("*/open-other.jsonl") for row in read_rows(path)]
+    assert sorted((row.solution, row.extra["tolerance"]) for row in rows) == [("4", "1"), ("70", "5"), ("about 3", "2")]
+    assert "note: columns kept as extra, for rewards of your own: tolerance" in printed
+    assert "note: images: a 3, b 0\nnote: b has no rows: none of the 3 images fell into its 0.1" in printed
+
+
 def test_an_unreadable_label_affects_no_other_row(tmp_path, capsys):
     golds = ["cat", "dog", "bus", "car", "cup", " , "]
     records = [{"problem": "What?", "solution": gold, "image": f"{n}.png"} for n, gold in enumerate(golds)]
@@ -138,7 +151,7 @@ def test_an_unreadable_label_affects_no_other_row(tmp_path, capsys):
 def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
     write_json_lines(tmp_path / "t" / "t.jsonl", [{"problem": "q", "solution": "3"}, {"problem": "q"}])
     arguments = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out"]
-    with pytest.raises(SystemExit, match=r"t\.jsonl:2: problem or solution is empty"):
+    with pytest.raises(SystemExit, match=r"t\.jsonl:2: no column for the answer: give --column solution"):
         run_build(*arguments)
     assert not (tmp_path / "out").exists()
     run_build(*arguments, "--on-bad-row", "skip")
@@ -158,6 +171,7 @@ def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
         (["coco", "--source", ".", "--out", "o", "--frame", "12"], "as 1920x1080"),
         (["vlm-r1", "--source", ".", "--out", "o", "--frame", "annotated"], "vlm-r1 states no sizes"),
         (["table", "--source", ".", "--out", "o", "--column", "a"], "write KEY=VALUE"),
+        (["coco", "--source", ".", "--out", "o", "--question", "?"], "--question: of `build table` alone, not of coco"),
         (["coco", "--source", ".", "--out", "o", "--absent", "1"], "--absent 1: it takes a share from 0 to below 1"),
         (["stages", "--source", ".", "--out", "o", "--absent", "0.1"], "it goes with coco and voc"),
         (["--recipe", "paper", "--out", "o", "--root", ".", "--absent", "0.1"], "it goes with coco and voc"),
@@ -185,7 +199,7 @@ def test_boxes_keep_the_frame_option(tmp_path):
         tmp_path / "t" / "t.jsonl", [{"problem": "q", "solution": "[200, 20, 900, 300]", "image": "a.png"}]
     )
     arguments = ["table", "--source", tmp_path / "t", "--out", tmp_path / "out", "--task", "detection"]
-    run_build(*arguments, "--frame", "1000x500", "--generate", "choice")
+    run_build(*arguments, "--frame", "1000x500", "--box-form", "xyxy", "--generate", "choice")
     (row,) = read_rows(tmp_path / "out" / "choice-detection.jsonl")
     assert row.frame == Frame(1000, 500)
 

@@ -102,7 +102,7 @@ def test_boxes_are_read_as_lists_and_objects_and_in_answer_tags(folder, solution
 def test_other_boxes_are_refused(folder, solution, message):
     write_json_lines(folder / "t.jsonl", [{"problem": "Where?", "solution": solution, "image": "a.png"}])
     with pytest.raises(BuildError) as refused:
-        build(folder, task=Task.DETECTION)
+        build(folder, task=Task.DETECTION, box_format="xyxy")
     assert message in str(refused.value)
 
 
@@ -173,3 +173,166 @@ def test_a_csv_of_another_encoding_is_named(folder):
     (folder / "t.csv").write_text("problem,solution\nHow many?,3\n", "utf-16")
     with pytest.raises(BuildError, match=r"t\.csv: not UTF-8 .*; convert it"):
         build(folder)
+
+
+# Tables of boxes
+
+
+def write_csv(folder, text: str) -> None:
+    (folder / "t.csv").write_text(text, "utf-8")
+
+
+def build_boxes(folder, question="Where is the {label}?", **settings) -> ConvertedData:
+    return build(folder, task=Task.DETECTION, question=question, **settings)
+
+
+CORNERS = "filename,label,xmin,ymin,xmax,ymax\n"
+
+
+def test_columns_of_corners_and_labels_become_one_row_a_question(folder):
+    write_image(folder / "b.png", 200, 100)
+    lines = ["a.png,dog,0,20,30,40", "a.png,cat,10,20,30.5,40", "b.png,dog,1,2,3,4", "a.png,dog,50,20,70,40"]
+    write_csv(folder, CORNERS + "\n".join([*lines, lines[-1]]) + "\n")
+    data = build_boxes(folder)
+    assert [(row.id, row.problem, row.solution, row.images[0][-5:], row.extra) for row in data.rows] == [
+        ("table-t.csv:2", "Where is the dog?", "[[0, 20, 30, 40], [50, 20, 70, 40]]", "a.png", {"label": "dog"}),
+        ("table-t.csv:3", "Where is the cat?", "[10, 20, 30.5, 40]", "a.png", {"label": "cat"}),
+        ("table-t.csv:4", "Where is the dog?", "[1, 2, 3, 4]", "b.png", {"label": "dog"}),
+    ]
+    assert data.remarks == [
+        "boxes are xyxy, corners counted from 0, the second one outside the box: that alone fits all 5 boxes (xywh 0,"
+        " voc 4)",
+        "5 records became 3 rows: all boxes of one question about one image are one answer",
+        "columns: image from filename, boxes from xmin ymin xmax ymax",
+        "columns kept as extra, for rewards of your own: label",
+    ]
+    assert ("dog", (50.0, 20.0, 70.0, 40.0)) in data.images[str(folder / "a.png")].objects
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("filename,class,x,y,w,h\na.png,dog,10,20,20,20\n", "xywh"),
+        ("path,category,Left,Top,Width,Height\na.png,dog,10,20,20,20\n", "xywh"),
+        ('image,label,solution\na.png,dog,"[50, 20, 20, 20]"\n', "xywh"),
+        ('image,label,solution\na.png,dog,"[0, 20, 150, 90]"\n', "xyxy"),
+        ('image,label,solution\na.png,dog,"{""bbox_2d"": [10, 20, 30, 40]}"\n', "xyxy"),
+    ],
+)
+def test_the_only_box_format_that_fits_all_boxes_is_taken_and_told(folder, table, expected):
+    write_csv(folder, table)
+    data = build_boxes(folder)
+    assert data.remarks[0].startswith(f"boxes are {expected}, ")
+    assert len(data.rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (
+            ["110,20,190,40", "1,1,30,40"],
+            "--box-form is missing: xyxy and voc fit all 2 boxes. xyxy: corners counted from 0",
+        ),
+        (
+            ["50,20,20,20", "60,20,150,90"],
+            "no format fits all 2 boxes: xyxy fits 1, xywh fits 1, voc fits 1. The first",
+        ),
+        (["50,20,20,20", "0,0,150,190"], "t.csv:3: the box [0.0, 0.0, 150.0, 190.0] (xywh, pixels) leaves its image"),
+        (["0.1,0.2,0.05,0.4", "0.5,0.2,0.7,0.3"], "no number of a box is above 1: give --box-scale unit"),
+    ],
+)
+def test_a_box_format_that_the_boxes_do_not_decide_is_asked_for(folder, boxes, message):
+    write_csv(folder, "filename,label,a,b,c,d\n" + "".join(f"a.png,dog{n},{box}\n" for n, box in enumerate(boxes)))
+    with pytest.raises(BuildError) as refused:
+        build_boxes(folder, columns={"solution": "a,b,c,d"})
+    assert message in str(refused.value)
+
+
+def test_four_columns_are_read_in_the_order_in_which_they_are_named(folder):
+    write_csv(folder, "filename,label,a,b,c,d\na.png,dog,40,30,20,10\n")
+    data = build_boxes(folder, columns={"solution": "d, c, b, a"}, box_format="xyxy")
+    assert [row.solution for row in data.rows] == ["[10, 20, 30, 40]"]
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "message"),
+    [
+        (CORNERS, {"question": ""}, "t.csv:2: no column for the question: give --question 'Where is the {label}?'"),
+        (
+            CORNERS,
+            {"question": "Where is the {lable}?"},
+            "--question has {lable}, and no column is called so; there are",
+        ),
+        (CORNERS, {"columns": {"problem": "label"}}, "--question and --column problem=…: give one of them"),
+        (
+            CORNERS,
+            {"columns": {"solution": "xmin,ymin,xmax,ymix"}},
+            "no column 'ymix'; there are filename, label, xmin",
+        ),
+        (CORNERS, {"columns": {"labell": "label"}}, "--column labell=…: it takes id, problem, solution, image"),
+        (
+            CORNERS.replace("filename", "file,path"),
+            {},
+            "file and path could both be the image: give --column image=NAME",
+        ),
+        (CORNERS.replace("ymax", "ymax,x1,y1,x2,y2"), {}, "could both be boxes: name four by --column solution"),
+        (
+            CORNERS.replace("ymax", "bottom"),
+            {},
+            "no column for the answer: give --column solution=NAME, or of the four",
+        ),
+    ],
+)
+def test_missing_and_doubtful_columns_are_told_once(folder, table, settings, message):
+    write_csv(folder, table + ",".join(["a.png"] * table.count(",")) + ",1\n")
+    with pytest.raises(BuildError) as refused:
+        build_boxes(folder, **settings)
+    assert message in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_cell_that_is_no_number_is_named_with_its_line(folder):
+    write_csv(folder, CORNERS + "a.png,dog,0,20,30,40\na.png,cat,10,,30,40\n")
+    with pytest.raises(BuildError, match=r't\.csv:3: "ymin" is ""; it takes a number: a side of the box'):
+        build_boxes(folder)
+
+
+def test_a_box_and_nothing_to_find_contradict_each_other(folder):
+    records = [{"problem": "Where?", "solution": solution, "image": "a.png"} for solution in ([0, 1, 9, 9], [])]
+    write_json_lines(folder / "t.jsonl", records)
+    with pytest.raises(BuildError, match="one record has a box, and another says that there is none"):
+        build(folder, task=Task.DETECTION, box_format="xyxy")
+
+
+# Tasks of one's own
+
+
+def test_rows_of_another_task_keep_their_columns(folder):
+    write_csv(folder, "image,reading,tolerance,unit,boxes\na.png,70,5,bar,2\na.png,71,,,2\n")
+    settings = {"columns": {"solution": "reading"}, "question": "What does the gauge show?"}
+    data = build(folder, task=Task.OTHER, **settings)
+    assert [(row.solution, row.extra) for row in data.rows] == [("70", {"tolerance": "5", "unit": "bar"}), ("71", {})]
+    assert data.remarks == [
+        "columns: solution from reading",
+        "columns kept as extra, for rewards of your own: tolerance, unit",
+        "columns not read, as rows have keys of these names: boxes",
+    ]
+
+
+def test_the_image_of_a_question_is_found_by_its_usual_names(folder):
+    write_csv(folder, "file,question,answer\na.png,Is it red?,yes\n")
+    columns = {"problem": "question", "solution": "answer"}
+    (row,) = build(folder, task=Task.CLASSIFY, kind=Kind.JUDGE, columns=columns).rows
+    assert row.images[0].endswith("a.png") and not row.extra
+
+
+def test_extra_cells_of_parquet_keep_their_types_and_bytes_stay_behind(folder):
+    pytest.importorskip("pyarrow")
+    record = {"problem": "What?", "solution": "70", "tolerance": 5.0, "thumbnail": b"x", "marks": [0, 100]}
+    write_parquet(folder / "t.parquet", [record])
+    data = build(folder, task=Task.OTHER)
+    assert [row.extra for row in data.rows] == [{"tolerance": 5.0, "marks": [0, 100]}]
+    assert data.remarks == [
+        "columns kept as extra, for rewards of your own: tolerance, marks",
+        "columns with what JSON cannot hold: thumbnail",
+    ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from currreft_jax.config import Kind, Task
-from currreft_jax.data.builders.image_split import group_keys, shared_keys, split_by_image
+from currreft_jax.data.builders.image_split import describe_split, group_keys, shared_keys, split_by_image
 from currreft_jax.structs import Row
 from tests.data.builders.dataset_files import write_image
 
@@ -46,6 +46,24 @@ def test_rows_without_images_are_split_by_question():
     splits = split_by_image(rows, FRACTIONS, 0)
     assert not shared_keys(splits["train"], splits["test"])
     assert group_keys(rows[0]) == group_keys(rows[1])
+
+
+def test_a_split_without_rows_is_told_with_counts_and_a_seed_that_fills_it():
+    rows = rows_on([["a.png"], ["b.png"], ["c.png"], ["c.png"]])
+    fractions = {"train": 0.9, "test": 0.1, "none": 0.0}
+    seeds = {seed: split_by_image(rows, fractions, seed) for seed in range(100)}
+    empty = next(seed for seed, splits in seeds.items() if not splits["test"])
+    counts, told = describe_split(seeds[empty], fractions, empty)
+    assert counts == "images: train 3, test 0, none 0"
+    words = (
+        "test has no rows: none of the 3 images fell into its 0.1; give it a larger fraction, or take another --seed: "
+    )
+    assert told.startswith(words)
+    better = int(told.removeprefix(words).split()[0])
+    assert seeds[better]["test"] and seeds[better]["train"]
+    assert describe_split(seeds[better], fractions, better) == ["images: train 2, test 1, none 0"]
+    (_, hopeless) = describe_split({"train": rows[:1], "test": []}, {"train": 0.9, "test": 0.1}, 0)
+    assert hopeless.endswith("none of the 1 images fell into its 0.1; give it a larger fraction")
 
 
 @pytest.mark.parametrize("fractions", [{}, {"train": 0.5}, {"train": 1.5, "test": -0.5}])

@@ -2,8 +2,11 @@
 
 import pytest
 
+from currreft_jax.config import ImageCondition
 from currreft_jax.evaluation.benchmarks.aggregates import circular_groups, decide_group, score_units, summarize
+from currreft_jax.evaluation.benchmarks.columns import benchmark_columns
 from currreft_jax.evaluation.benchmarks.items import AnswerType, BenchmarkItem, BenchmarkVerdict, Decision
+from currreft_jax.evaluation.benchmarks.scoring import BenchmarkScores
 
 RIGHT, WRONG = (1.0, Decision.RULE), (0.0, Decision.RULE)
 JUDGED, JUDGED_WRONG = (1.0, Decision.JUDGE), (0.0, Decision.JUDGE)
@@ -68,3 +71,17 @@ def test_the_relative_score_is_that_of_the_means():
     overall, *_ = summarize(score_units(items, verdicts, {"1": "", "2": ""}))
     assert (overall.score, overall.reference) == pytest.approx((0.7, 0.85))
     assert overall.relative == pytest.approx(0.7 / 0.85)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "published", "label"),
+    [
+        ("mmbench", "MMBench_DEV_EN", "MMBench"),
+        ("mmbench", "MMBench_DEV_EN_V11", "MMBench_DEV_EN_V11"),
+        ("ai2d", "", "AI2D of mine"),
+        ("math", "", "MATH-500"),
+    ],
+)
+def test_only_the_default_file_has_the_papers_column(benchmark, published, label):
+    scores = BenchmarkScores(benchmark, published, {}, (), ())
+    assert [column.label for column in benchmark_columns(scores, "mine", ImageCondition.ORIGINAL)] == [label]
