@@ -139,7 +139,7 @@ class WorldSizes:
     captions: int = 10_000
     base: int = 40_000
     drills: int = 20_000
-    composed: int = 4_000
+    composed: int = 5_000
     answers: int = 3_000
     train: int = 3_000
     test: int = 1_000
