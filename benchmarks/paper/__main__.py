@@ -26,7 +26,7 @@ from benchmarks.paper.cost import format_cost
 from benchmarks.paper.page import write_page
 from benchmarks.paper.plan import Plan, Sizes, keep_plan, make_plan
 from benchmarks.paper.rows import WORLDS, user_rows, world_rows
-from currreft_jax.config import Config
+from currreft_jax.config import ELSEWHERE, Config
 from currreft_jax.config.files import load_config
 from currreft_jax.config.output import output_path
 
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.page:
             print(write_page(options.runs, page))
             return
+        if options.plan:
+            os.environ[ELSEWHERE] = "1"  # read when a config is loaded: a plan needs no accelerator
         plan = _plan_of(options)
         if options.plan:
             print(format_cost(plan, options.jobs, options.step_seconds))

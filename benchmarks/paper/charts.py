@@ -37,18 +37,17 @@ class Curve(NamedTuple):
     halves: Sequence[float | None]
 
 
-def bar_chart(title: str, groups: Mapping[str, Mapping[str, Bar]], unit: str) -> str:
+def bar_chart(title: str, groups: Mapping[str, Mapping[str, Bar]]) -> str:
     """Draws bars in groups, from zero.
 
     Args:
         title: above the figure.
         groups: label of a group -> label of a bar -> the bar; all groups have the same labels of bars.
-        unit: of the values.
     """
     labels = list(dict.fromkeys(label for bars in groups.values() for label in bars))
     top = max((bar.value + (bar.half or 0) for bars in groups.values() for bar in bars.values()), default=0) or 1
     width, height = 900, 260
-    parts = _axes(title, width, height, 0, top, unit)
+    parts = _axes(title, width, height, 0, top)
     step = (width - _LEFT - 170) / max(1, len(groups))
     for place, (group, bars) in enumerate(groups.items()):
         left = _LEFT + place * step
@@ -71,8 +70,8 @@ def _bar(bar: Bar, x: float, thick: float, top: float, height: int, index: int) 
     return parts
 
 
-def line_chart(title: str, curves: Mapping[str, Curve], unit: str, x_label: str) -> str:
-    """Draws curves, with a band for the intervals."""
+def line_chart(title: str, curves: Mapping[str, Curve], x_label: str) -> str:
+    """Draws curves, with a whisker for each interval."""
     points = [point for curve in curves.values() for point in curve.points]
     width, height = 900, 260
     if not points:
@@ -86,28 +85,25 @@ def line_chart(title: str, curves: Mapping[str, Curve], unit: str, x_label: str)
         y = min(max(y, low), high)
         return f"{_LEFT + (width - _LEFT - 170) * x / right:.1f} {_TOP + height * (1 - (y - low) / (high - low)):.1f}"
 
-    parts = _axes(title, width, height, low, high, unit)
+    parts = _axes(title, width, height, low, high)
     for index, curve in enumerate(curves.values()):
         colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
-        banded = [(x, y, half) for (x, y), half in zip(curve.points, curve.halves, strict=True) if half]
-        if len(banded) > 1:
-            outline = [place(x, y + half) for x, y, half in banded] + [
-                place(x, y - half) for x, y, half in banded[::-1]
-            ]
-            parts.append(f'<path d="M{"L".join(outline)}Z" fill="{colour}" opacity="0.12"/>')
+        for (x, y), half in zip(curve.points, curve.halves, strict=True):
+            if half:
+                parts.append(f'<path d="M{place(x, y - half)}L{place(x, y + half)}" stroke="{colour}" opacity="0.4"/>')
         path = "L".join(place(x, y) for x, y in curve.points)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dash}"/>')
     parts.append(_text(_LEFT + (width - _LEFT - 170) / 2, height + _TOP + 20, f"{x_label} (0 to {right:g})", "middle"))
     return _svg(width, height + _TOP + _BOTTOM, [*parts, *_legend(list(curves), width, dashed=True)])
 
 
-def _axes(title: str, width: int, height: int, low: float, high: float, unit: str) -> list[str]:
+def _axes(title: str, width: int, height: int, low: float, high: float) -> list[str]:
     parts = [_text(_LEFT, 16, title)]
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _TOP + height * (1 - share)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{width - 170}" stroke="#ddd"/>')
         parts.append(_text(_LEFT - 4, y + 4, f"{low + (high - low) * share:.2f}", "end"))
-    return [*parts, _text(4, _TOP - 10, unit)]
+    return parts
 
 
 def _legend(labels: Sequence[str], width: int, *, dashed: bool) -> list[str]:

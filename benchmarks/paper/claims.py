@@ -113,8 +113,8 @@ def judge_claims(comparison: Comparison, world: str, claims: Sequence[PaperClaim
     """
     effects = [estimate_effect(comparison, world, claim) for claim in claims]
     moved = [effect and _moved(effect, claim) for effect, claim in zip(effects, claims, strict=True)]
-    there = [index for index, effect in enumerate(moved) if effect]
-    p_holm = dict(zip(there, holm([moved[index].p_value for index in there]), strict=True))
+    p_values = {index: effect.p_value for index, effect in enumerate(moved) if effect}
+    p_holm = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [
         JudgedClaim(claim, effect, p_holm.get(index, 1.0), _verdict(moved[index], claim, p_holm.get(index, 1.0)))
         for index, (claim, effect) in enumerate(zip(claims, effects, strict=True))

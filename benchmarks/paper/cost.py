@@ -7,12 +7,14 @@ from statistics import fmean
 from benchmarks.paper.arms import ARM_BY_NAME
 from benchmarks.paper.measures import read_comparison
 from benchmarks.paper.plan import PLAN, Plan
-from currreft_jax.config import SuiteDomain
+from currreft_jax.config import Kind, SuiteDomain
 from currreft_jax.config.wording import plural
+from currreft_jax.data.world_rows import SIZES
 
 # CPU-seconds on one core of a shared machine, of the variant :tiny: a step of GRPO of 16 prompts x 8 completions, a
 # supervised step of 128 answers, an answer, and what a run spends on starting and compiling.
 _TINY = {"grpo": 2.0, "sft": 1.0, "answer": 0.01, "start": 60.0}
+_ROWS_OF_WORLD = 3 * SIZES.train  # open training rows, one of each task
 
 
 def format_cost(plan: Plan, jobs: int, step_seconds: float | None) -> str:
@@ -43,6 +45,12 @@ def format_cost(plan: Plan, jobs: int, step_seconds: float | None) -> str:
             own, source, unknown = 0.0, "unknown", True
         seconds += own * len(runs)
         lines.append(f"  {arm.name:<14}{plural(len(runs), 'run')}, {own / 60:.1f} min each ({source})")
+    for rows in {run.rows.name: run.rows for run in plan if run.arm is None}.values():
+        count = plan.sizes.filter_rows * len(rows.train[Kind.OPEN]) or (_ROWS_OF_WORLD if rows.world else 0)
+        own = count * plan.sizes.filter_samples * _TINY["answer"] if is_tiny else 0.0
+        seconds += own
+        told = f"{own / 60:.1f} min (estimated)" if own else "unknown"
+        lines.append(f"  pass rates    of {count or 'all'} rows, {plan.sizes.filter_samples} answers each, {told}")
     lines.append(f"in all: {seconds / 3600 / jobs:.1f} hours with {jobs} at a time")
     if unknown:
         lines.append(

@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 
 from benchmarks.learning import shuffled_advantages
-from benchmarks.paper.arms import ARM_BY_NAME, PASS_RATES
+from benchmarks.paper.arms import PASS_RATES, Arm
 from benchmarks.paper.plan import GREEDY, PROGRESS, RUN, SAMPLED, PaperRun, Plan
 from benchmarks.paper.rows import ensure_rows
 from currreft_jax.config import EvaluatedModel
@@ -47,15 +47,14 @@ def make_run(plan: Plan, run: PaperRun) -> bool:
         ensure_rows(run.rows, _log)
         if run.arm is None:
             _measure_pass_rates(plan, run, workdir)
-        elif not _make_arm(plan, run, workdir):
+        elif not _make_arm(plan, run, run.arm, workdir):
             return False
         record["finished"] = True
     return True
 
 
-def _make_arm(plan: Plan, run: PaperRun, workdir: Path) -> bool:
-    arm = ARM_BY_NAME[run.arm.name]
-    model, checkpoints = plan.base(run), [(0, plan.base(run))]
+def _make_arm(plan: Plan, run: PaperRun, arm: Arm, workdir: Path) -> bool:
+    model, checkpoints, folders = plan.base(run), [(0, plan.base(run))], list[Path]()
     if arm.build:
         if arm.shuffles:
             grpo.group_advantages = shuffled_advantages
@@ -71,10 +70,9 @@ def _make_arm(plan: Plan, run: PaperRun, workdir: Path) -> bool:
         (PROGRESS, [EvaluatedModel(path, str(step)) for step, path in checkpoints]),
     ):
         evaluate(plan.evaluation(run, models, what), workdir / "answers" / what, _log)
-    if arm.build:
-        for folder in folders:
-            for step in saved_steps(folder)[:-1]:  # their answers are there
-                shutil.rmtree(folder / CHECKPOINTS / str(step))
+    for folder in folders:
+        for step in saved_steps(folder)[:-1]:  # their answers are there
+            shutil.rmtree(folder / CHECKPOINTS / str(step))
     return True
 
 

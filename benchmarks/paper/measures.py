@@ -62,6 +62,16 @@ class ArmBudget(NamedTuple):
     judged: int
     seconds: float
 
+    def plus(self, other: ArmBudget) -> ArmBudget:
+        """Returns the sum."""
+        return ArmBudget(
+            self.updates + other.updates,
+            self.completions + other.completions,
+            self.golds + other.golds,
+            self.judged + other.judged,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -117,7 +127,7 @@ class FinishedRun:
                 spent = ArmBudget(updates, batch * settings["sampling"]["group_size"], 0, 0, seconds)
             else:
                 spent = ArmBudget(steps, 0, batch, 0, seconds)
-            total = ArmBudget(*(a + b for a, b in zip(total, spent, strict=True)))
+            total = total.plus(spent)
         summary = self.workdir / REJECT / "summary.json"
         if summary.exists():
             total = total._replace(judged=sum(json.loads(summary.read_text("utf-8"))["answers"].values()))

@@ -135,23 +135,20 @@ def _world_section(comparison: Comparison, world: str, out: Path) -> str:
 def _claims(comparison: Comparison, world: str) -> str:
     judged = judge_claims(comparison, world)
     control = judge_claims(comparison, world, (CONTROL,))[0]
-    lines = [f"- {_claim_sentence(one)}" for one in judged]
+    counts = [len(comparison.seeds(world, one.claim.first, one.claim.second)) for one in judged]
+    lines = [f"- {_claim_sentence(one, count)}" for one, count in zip(judged, counts, strict=True)]
     return "\n".join(
         [*lines, f"- {_control_sentence(control, estimate_effect(comparison, world, CONTROL, sampled=True))}"]
     )
 
 
-def _claim_sentence(one: JudgedClaim) -> str:
+def _claim_sentence(one: JudgedClaim, seeds: int) -> str:
     first, second = (ARM_BY_NAME[name].title for name in (one.claim.first, one.claim.second))
     text = one.claim.text[0].upper() + one.claim.text[1:]
     if one.effect is None:
         return f"{text}: {_SAYS[one.verdict]}, no seed has both {second} and {first}."
     is_share = one.claim.column == OSCILLATION
-    count = (
-        f"{one.effect.rows} rows of one seed"
-        if not is_share and one.effect.rows > 20
-        else plural(one.effect.rows, "seed")
-    )
+    count = f"{one.effect.rows} rows of one seed" if seeds == 1 and not is_share else plural(seeds, "seed")
     effect = _effect(one.effect.difference, one.effect.interval, is_share)
     return f"{text}: {_SAYS[one.verdict]}. {second} less {first}: {effect}, p (Holm) {_p(one.p_holm)}, {count}."
 
@@ -258,33 +255,28 @@ def _score_bar(scores: Sequence[ColumnScores], field: str) -> Bar | None:
 
 
 def _figures(comparison: Comparison, world: str, arms: Sequence[str], out: Path) -> list[str]:
+    progress = {column: _progress_curves(comparison, world, arms, column) for column in (IN, OUT)}
+    captions = {
+        "1a": f"Figure 1a, {world}: greedy accuracy of open rows in and out of domain",
+        "1b": f"Figure 1b, {world}: accuracy of the completions of each step, moving means ({_SMOOTHING})",
+        "5-in": f"Figure 5, {world}, in domain: greedy accuracy of open rows against steps",
+        "5-out": f"Figure 5, {world}, out of domain: greedy accuracy of open rows against steps",
+    }
     charts = {
-        "1a": (
-            f"Figure 1a, {world}: greedy accuracy of open rows in and out of domain",
-            _bars(comparison, world, arms),
-        ),
-        "1b": (
-            f"Figure 1b, {world}: accuracy of the completions of each step, smoothed ({_SMOOTHING})",
-            line_chart("Figure 1b", _training_curves(comparison, world, arms), "accuracy", "step"),
-        ),
-        "5-in": (
-            f"Figure 5, {world}, in domain: greedy accuracy of open rows against steps",
-            line_chart("Figure 5, in domain", _progress_curves(comparison, world, arms, IN), "accuracy", "step"),
-        ),
-        "5-out": (
-            f"Figure 5, {world}, out of domain: greedy accuracy of open rows against steps",
-            line_chart("Figure 5, out of domain", _progress_curves(comparison, world, arms, OUT), "accuracy", "step"),
-        ),
+        "1a": bar_chart(captions["1a"], _bars(comparison, world, arms)),
+        "1b": line_chart(captions["1b"], _training_curves(comparison, world, arms), "step"),
+        "5-in": line_chart(captions["5-in"], progress[IN], "step"),
+        "5-out": line_chart(captions["5-out"], progress[OUT], "step"),
     }
     images = []
-    for name, (caption, svg) in charts.items():
+    for name, svg in charts.items():
         path = out.with_name(f"{out.stem}-{world}-{name}.svg")
         path.write_text(svg, "utf-8")
-        images.append(f"![{caption}]({path.name})")
+        images.append(f"![{captions[name]}]({path.name})")
     return images
 
 
-def _bars(comparison: Comparison, world: str, arms: Sequence[str]) -> str:
+def _bars(comparison: Comparison, world: str, arms: Sequence[str]) -> dict[str, dict[str, Bar]]:
     groups = {}
     for arm in arms:
         runs = comparison.of(world, arm)
@@ -293,7 +285,7 @@ def _bars(comparison: Comparison, world: str, arms: Sequence[str]) -> str:
             for name, column in (("in", IN), ("out", OUT))
         }
         groups[arm] = {f"{name} of domain" if name == "out" else "in domain": bar for name, bar in bars.items() if bar}
-    return bar_chart("Figure 1a", groups, "accuracy")
+    return groups
 
 
 def _training_curves(comparison: Comparison, world: str, arms: Sequence[str]) -> dict[str, Curve]:

@@ -108,11 +108,11 @@ class Plan:
 
     def evaluation(self, run: PaperRun, models: list[EvaluatedModel], what: str) -> Evaluation:
         """Returns the settings by which models of a run answer test rows; the seed chooses rows and draws."""
-        sizes, shrink = self.sizes, _PROGRESS_SHARE if what == PROGRESS else 1
+        sizes, is_progress = self.sizes, what == PROGRESS
         suites = [
-            _sampled_suite(suite, (sizes.rows_in if suite.domain is SuiteDomain.IN else sizes.rows_out) // shrink)
+            _sampled_suite(suite, sizes.rows_in if suite.domain is SuiteDomain.IN else sizes.rows_out, part=is_progress)
             for suite in run.rows.suites
-            if what != PROGRESS or suite.name not in ("in-judge", "in-choice")
+            if not is_progress or suite.name not in ("in-judge", "in-choice")
         ]
         return self._evaluation(run, models, suites, temperature=float(what == SAMPLED))
 
@@ -211,8 +211,10 @@ def keep_plan(plan: Plan) -> None:
     partial.replace(path)
 
 
-def _sampled_suite(suite: Suite, count: int) -> Suite:
-    return replace(
-        suite,
-        sources=[replace(source, sample=f"random:{count}" if count else source.sample) for source in suite.sources],
-    )
+def _sampled_suite(suite: Suite, count: int, *, part: bool = False) -> Suite:
+    """Returns a suite of so many random rows of each file, all where 0; of a part of these for figure 5."""
+    if count:
+        sample = f"random:{max(1, count // _PROGRESS_SHARE) if part else count}"
+    else:
+        sample = f"random:{100 // _PROGRESS_SHARE}%" if part else "all"
+    return replace(suite, sources=[replace(source, sample=sample) for source in suite.sources])

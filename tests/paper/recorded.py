@@ -8,7 +8,7 @@ from benchmarks.paper.arms import ARM_BY_NAME, Ingredients
 from benchmarks.paper.plan import GREEDY, PROGRESS, SAMPLED, Plan, Sizes, keep_plan, make_plan
 from benchmarks.paper.rows import KINDS, PaperRows
 from configs import curriculum, sft
-from currreft_jax.config import Config, Kind, QuotaSource, Source, Suite, SuiteDomain, Task
+from currreft_jax.config import Config, Kind, Method, QuotaSource, Source, Suite, SuiteDomain, Task
 from currreft_jax.evaluation.answers import Answer, answer_line
 from currreft_jax.runtime.metrics import METRICS
 from currreft_jax.runtime.workdir import CHECKPOINTS, write_config
@@ -65,7 +65,11 @@ def write_runs(runs: Path, accuracies: dict[str, list[float]], *, worlds=("middl
 
 def _write_run(workdir: Path, plan: Plan, world: str, arm: str, seed: int, share: float, text: str) -> None:
     answers = workdir / "answers"
-    for folder in (answers / GREEDY / arm, answers / SAMPLED / arm, answers / PROGRESS / "24"):
+    for folder in (
+        answers / GREEDY / arm,
+        answers / SAMPLED / arm,
+        answers / PROGRESS / ("24" if ARM_BY_NAME[arm].build else "0"),
+    ):
         for suite in plan.worlds[0].suites:
             write_suite(folder, suite, seed, share, text)
     if ARM_BY_NAME[arm].build:
@@ -74,8 +78,10 @@ def _write_run(workdir: Path, plan: Plan, world: str, arm: str, seed: int, share
             folder = workdir / stage.name if len(config.stages) > 1 else workdir
             (folder / CHECKPOINTS).mkdir(parents=True)
             write_config(config, folder)
+            has_rewards = (stage.method or config.method) is Method.GRPO
             lines = [
-                {"step": step, "stage": stage.name, "step_time": 0.5, "rewards/accuracy/mean": 0.4 + 0.1 * (step % 2)}
+                {"step": step, "stage": stage.name, "step_time": 0.5}
+                | ({"rewards/accuracy/mean": 0.4 + 0.1 * (step % 2)} if has_rewards else {})
                 for step in range(1, stage.steps + 1)
             ]
             (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
