@@ -13,7 +13,7 @@ from currreft_jax.data.world_rows import SIZES
 
 # CPU-seconds on one core of a shared machine, of the variant :tiny: a step of GRPO of 16 prompts x 8 completions, a
 # supervised step of 128 answers, an answer, and what a run spends on starting and compiling.
-_TINY = {"grpo": 2.0, "sft": 1.0, "answer": 0.01, "start": 60.0}
+_TINY = {"grpo": 2.0, "sft": 2.0, "answer": 0.01, "start": 60.0}
 _ROWS_OF_WORLD = 3 * SIZES.train  # open training rows, one of each task
 
 
@@ -21,16 +21,18 @@ def format_cost(plan: Plan, jobs: int, step_seconds: float | None) -> str:
     """Formats runs, updates, completions and answers of a plan, and its hours where a step's seconds are known."""
     completions = plan.curriculum.data.batch_size * plan.curriculum.sampling.group_size
     lines = [
-        f"{plural(len(plan.worlds), 'world')} x {plural(len(plan.seeds), 'seed')} x {plural(len(plan.arms), 'arm')}:"
+        f"{plural(len(plan.worlds), 'world')} x {plural(len(plan.seeds), 'seed')}:"
         f" {plural(sum(1 for _ in plan), 'run')} in {plan.runs}, {jobs} at a time",
         f"each arm: {plural(plan.sizes.steps, 'update')} of {completions} completions or gold answers",
     ]
     seconds, unknown = 0.0, False
     measured = _measured_seconds(plan)
     is_tiny = plan.curriculum.name.endswith("-tiny")
-    for arm in plan.arms:
+    for arm in ARM_BY_NAME.values():
         runs = [run for run in plan if run.arm == arm]
         if not runs:
+            if not any(arm in arms for arms in plan.arms.values()):
+                continue
             lines.append(f"  {arm.name:<14}left out: the rows have no {arm.needs} answers")
             continue
         if arm.name in measured:

@@ -158,12 +158,16 @@ class Comparison:
         """Returns the runs of an arm, by seed."""
         return [self.runs[world, arm, seed] for seed in self.seeds(world, arm)]
 
+    def arms(self, world: str) -> list[str]:
+        """Returns the arms of which a run is finished."""
+        return [arm for arm in self.plan["arms"][world] if self.seeds(world, arm)]
+
     def missing(self, world: str) -> list[str]:
         """Names the planned runs that are not finished."""
         return [
             f"{arm}-{seed}"
             for seed in self.plan["seeds"]
-            for arm in self.plan["arms"]
+            for arm in self.plan["arms"][world]
             if (world, arm, seed) not in self.runs
         ]
 
@@ -179,7 +183,7 @@ def read_comparison(runs: Path) -> Comparison:
     plan = json.loads((runs / PLAN).read_text("utf-8"))
     found = {}
     for world in plan["worlds"]:
-        for arm in plan["arms"]:
+        for arm in plan["arms"][world]:
             for seed in plan["seeds"]:
                 path = runs / world / f"{arm}-{seed}" / RUN
                 if path.exists() and (record := json.loads(path.read_text("utf-8")))["finished"]:

@@ -10,7 +10,16 @@ import numpy as np
 
 from benchmarks.paper.arms import ARM_BY_NAME
 from benchmarks.paper.charts import Bar, Curve, bar_chart, line_chart
-from benchmarks.paper.claims import CONTROL, DIAL, DIAL_ORDER, OSCILLATION, JudgedClaim, estimate_effect, judge_claims
+from benchmarks.paper.claims import (
+    CLAIMS,
+    CONTROL,
+    DIAL,
+    DIAL_ORDER,
+    OSCILLATION,
+    JudgedClaim,
+    estimate_effect,
+    judge_claims,
+)
 from benchmarks.paper.measures import (
     IN,
     OUT,
@@ -53,14 +62,12 @@ def write_page(runs: Path, out: Path) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     parts = [_head(comparison)]
     for world in comparison.plan["worlds"]:
-        if any(name == world for name, _, _ in comparison.runs):
+        if comparison.arms(world):
             parts.append(_world_section(comparison, world, out))
     parts += [_dial_section(comparison), _measures_section()]
     out.write_text("\n\n".join(parts) + "\n", "utf-8")
     verdicts = [
-        f"{world}:\n{_claims(comparison, world)}"
-        for world in comparison.plan["worlds"]
-        if any(name == world for name, _, _ in comparison.runs)
+        f"{world}:\n{_claims(comparison, world)}" for world in comparison.plan["worlds"] if comparison.arms(world)
     ]
     return "\n".join([*verdicts, f"page: {out}"])
 
@@ -77,7 +84,7 @@ def _head(comparison: Comparison) -> str:
         " domain. A seed moves training rows, draws and test rows; the base is the same.",
     ]
     for world in comparison.plan["worlds"]:
-        arms = [arm for arm in comparison.plan["arms"] if comparison.seeds(world, arm)]
+        arms = comparison.arms(world)
         if not arms:
             lines.append(f"**{world}: no run is finished.**")
             continue
@@ -92,7 +99,7 @@ def _head(comparison: Comparison) -> str:
 
 
 def _world_section(comparison: Comparison, world: str, out: Path) -> str:
-    arms = [arm for arm in comparison.plan["arms"] if comparison.seeds(world, arm)]
+    arms = comparison.arms(world)
     greedy, sampled = (lambda run: run.greedy), (lambda run: run.sampled)
     parts = [
         f"## World: {world}",
@@ -133,13 +140,18 @@ def _world_section(comparison: Comparison, world: str, out: Path) -> str:
 
 
 def _claims(comparison: Comparison, world: str) -> str:
-    judged = judge_claims(comparison, world)
-    control = judge_claims(comparison, world, (CONTROL,))[0]
-    counts = [len(comparison.seeds(world, one.claim.first, one.claim.second)) for one in judged]
-    lines = [f"- {_claim_sentence(one, count)}" for one, count in zip(judged, counts, strict=True)]
-    return "\n".join(
-        [*lines, f"- {_control_sentence(control, estimate_effect(comparison, world, CONTROL, sampled=True))}"]
-    )
+    """Lists the verdicts on the claims whose arms are planned on a world, and on the control."""
+    planned = comparison.plan["arms"][world]
+    claims = [claim for claim in CLAIMS if claim.first in planned and claim.second in planned]
+    lines = []
+    for judged in judge_claims(comparison, world, claims):
+        seeds = comparison.seeds(world, judged.claim.first, judged.claim.second)
+        lines.append(f"- {_claim_sentence(judged, len(seeds))}")
+    if CONTROL.second in planned:
+        control = judge_claims(comparison, world, (CONTROL,))[0]
+        sampled = estimate_effect(comparison, world, CONTROL, sampled=True)
+        lines.append(f"- {_control_sentence(control, sampled)}")
+    return "\n".join(lines) or "No claim has both of its arms in the plan."
 
 
 def _claim_sentence(one: JudgedClaim, seeds: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from currreft_jax.config import (
 
 GREEDY, SAMPLED, PROGRESS = "greedy", "sampled", "progress"  # folders of answers in a run's workdir
 PLAN, RUN = "plan.json", "run.json"
+DIAL_ARMS = ("base", "rl", "mixed", "curr_rl")  # of the worlds after the first
+_GROWS = ("worlds", "arms", "seeds")  # what a later command may add
 _PROGRESS_SHARE = 3  # of the rows of a suite, figure 5 answers one in so many
 
 
@@ -74,7 +76,7 @@ class Plan:
         curriculum: settings of Curr-ReFT.
         sft: settings of supervised fine-tuning.
         worlds: the rows of each world.
-        arms: the arms.
+        arms: the arms of each world, by its name.
         seeds: the seeds.
         sizes: amounts.
     """
@@ -83,7 +85,7 @@ class Plan:
     curriculum: Config
     sft: Config
     worlds: Sequence[PaperRows]
-    arms: Sequence[Arm]
+    arms: Mapping[str, Sequence[Arm]]
     seeds: Sequence[int]
     sizes: Sizes
 
@@ -91,7 +93,7 @@ class Plan:
         """Yields the runs: all arms of the first seed on the first world come first, so that there is soon a page."""
         for rows in self.worlds:
             for seed in self.seeds:
-                for arm in self.arms:
+                for arm in self.arms[rows.name]:
                     if arm.needs in ("", PASS_RATES) or arm.needs in rows.golds:
                         if arm.needs == PASS_RATES and seed == self.seeds[0]:
                             yield PaperRun(rows, None, 0)
@@ -160,7 +162,7 @@ class Plan:
             "sizes": asdict(self.sizes),
             "stage_steps": stage_steps(self.curriculum, self.sizes.steps),
             "worlds": [rows.name for rows in self.worlds],
-            "arms": [arm.name for arm in self.arms],
+            "arms": {world: [arm.name for arm in arms] for world, arms in self.arms.items()},
             "seeds": list(self.seeds),
             "completions_per_update": self.curriculum.data.batch_size * sampling.group_size,
         }
@@ -177,6 +179,15 @@ def make_plan(
 ) -> Plan:
     """Returns a plan.
 
+    Args:
+        runs: folder of the workdirs.
+        curriculum: settings of Curr-ReFT.
+        sft: settings of supervised fine-tuning.
+        worlds: the rows of each world.
+        arms: names of arms; where there are none, all on the first world, and those that the dial needs on the others.
+        seeds: number of seeds.
+        sizes: amounts; 0 steps for the curriculum's.
+
     Raises:
         ValueError: an arm is unknown, or a number is too small.
     """
@@ -186,7 +197,10 @@ def make_plan(
         raise ValueError(f"--seeds={seeds}: at least 1")
     sizes = replace(sizes, steps=sizes.steps or curriculum_steps(curriculum))
     stage_steps(curriculum, sizes.steps)
-    chosen = [arm for name, arm in ARM_BY_NAME.items() if not arms or name in arms]
+    by_world = {
+        rows.name: arms or (list(ARM_BY_NAME) if index == 0 else DIAL_ARMS) for index, rows in enumerate(worlds)
+    }
+    chosen = {name: [ARM_BY_NAME[arm] for arm in ARM_BY_NAME if arm in names] for name, names in by_world.items()}
     return Plan(runs, curriculum, sft, worlds, chosen, range(seeds), sizes)
 
 
@@ -198,13 +212,15 @@ def keep_plan(plan: Plan) -> None:
     """
     path, record = plan.runs / PLAN, json.loads(json.dumps(plan.record()))
     before = json.loads(path.read_text("utf-8")) if path.exists() else record
-    lists = ("worlds", "arms", "seeds")
-    if changed := [name for name in record if name not in lists and before[name] != record[name]]:
+    if changed := [name for name in record if name not in _GROWS and before[name] != record[name]]:
         raise ValueError(
             f"{path}: {changed[0]} was {before[changed[0]]}, and is {record[changed[0]]}: take another --runs"
         )
-    record |= {name: list(dict.fromkeys([*before[name], *record[name]])) for name in lists}
-    record["arms"] = [name for name in ARM_BY_NAME if name in record["arms"]]
+    for name in ("worlds", "seeds"):
+        record[name] = list(dict.fromkeys([*before[name], *record[name]]))
+    for world, arms in before["arms"].items():
+        together = {*arms, *record["arms"].get(world, ())}
+        record["arms"][world] = [arm for arm in ARM_BY_NAME if arm in together]
     plan.runs.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n", "utf-8")

@@ -134,6 +134,16 @@ def test_a_seeds_arms_come_before_the_next_seed_and_pass_rates_before_their_firs
     ]
 
 
+def test_the_worlds_after_the_first_have_the_arms_of_the_dial_unless_others_are_named(tmp_path):
+    def arms_of(plan, world):
+        return [run.arm.name for run in plan if run.rows.name == world and run.arm]
+
+    plan = plan_of(tmp_path, worlds=("middle", "hard"))
+    assert arms_of(plan, "middle") == [arm.name for arm in ARMS]
+    assert arms_of(plan, "hard") == ["base", "rl", "mixed", "curr_rl"]
+    assert arms_of(plan_of(tmp_path, arms=["sft"], worlds=("middle", "hard")), "hard") == ["sft"]
+
+
 def test_an_arm_is_left_out_where_the_rows_lack_its_answers(tmp_path):
     plan = plan_of(tmp_path)
     plan.worlds[0].golds.pop("reasoned")
@@ -164,7 +174,10 @@ def test_a_folder_takes_more_seeds_and_arms_and_no_other_sizes(tmp_path):
     keep_plan(plan_of(tmp_path, arms=["rl"], seeds=1))
     keep_plan(plan_of(tmp_path, arms=["base"], seeds=2))
     kept = json.loads((tmp_path / "plan.json").read_text())
-    assert (kept["arms"], kept["seeds"]) == (["base", "rl"], [0, 1])
+    assert (kept["arms"], kept["seeds"]) == ({"middle": ["base", "rl"]}, [0, 1])
+    keep_plan(plan_of(tmp_path, arms=["rl"], worlds=["hard"]))
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    assert (kept["arms"], kept["worlds"]) == ({"hard": ["rl"], "middle": ["base", "rl"]}, ["middle", "hard"])
     with pytest.raises(ValueError, match=r"sizes was .* take another --runs"):
         keep_plan(plan_of(tmp_path, sizes=replace(SIZES, steps=30)))
 
@@ -185,7 +198,7 @@ def test_unknown_names_are_refused_in_one_line(tmp_path, capsys):
 def test_the_plan_is_told_without_a_run(tmp_path, capsys):
     main(["--plan", "--runs", str(tmp_path / "runs"), "--seeds", "2", "--arms", "base", "rl", "--worlds", "middle"])
     told = capsys.readouterr().out
-    assert "1 world x 2 seeds x 2 arms: 4 runs" in told and "240 updates of 128" in told and "hours" in told
+    assert "1 world x 2 seeds: 4 runs" in told and "240 updates of 128" in told and "hours" in told
     assert not (tmp_path / "runs").exists()
 
 
