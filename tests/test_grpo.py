@@ -471,7 +471,7 @@ def test_sigterm_in_the_last_step_of_a_stage_stops_the_run_before_the_next(check
 
 def test_the_world_is_generated_once_and_overwrites_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        world_rows, "SIZES", WorldSizes(captions=0, base=0, drills=0, answers=0, train=3, test=2, axis=1)
+        world_rows, "SIZES", WorldSizes(captions=0, base=0, drills=0, composed=0, answers=0, train=3, test=2, axis=1)
     )
     messages = []
     world_rows.ensure_world(tmp_path / "world", messages.append)

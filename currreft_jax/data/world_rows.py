@@ -15,7 +15,7 @@ from currreft_jax.world.settings import WorldSizes
 from currreft_jax.world.write import DESCRIPTION, VERSION, write_world
 
 # A curriculum's rows only; `dataset build world` also writes those that the base model was pretrained on.
-SIZES = WorldSizes(captions=0, base=0, drills=0, answers=0, axis=200)
+SIZES = WorldSizes(captions=0, base=0, drills=0, composed=0, answers=0, axis=200)
 
 
 def is_used(config: Config) -> bool:

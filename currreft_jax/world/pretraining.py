@@ -106,9 +106,10 @@ def pretraining_examples(
 def answering_examples(
     scene: Scene, *, image: str, split: str, settings: WorldSettings
 ) -> tuple[PretrainingExample, ...]:
-    """Returns `settings.questions` examples of one scene for the base's third stage, in two ways of answering.
+    """Returns `settings.questions` examples of one scene for the base's last two stages, in two ways of answering.
 
-    A share of `settings.hasty` of the answers has no thought, the others open with `CAREFUL_OPENING`.
+    A share of `settings.hasty` of the answers has no thought, the others open with `CAREFUL_OPENING`. The third stage
+    has none without a thought.
     """
 
     def hasty_or_careful(rng: Random, thought: str) -> str:

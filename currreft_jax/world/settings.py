@@ -48,7 +48,7 @@ class WorldSettings:
         kinds: weights of the kinds of pretraining questions.
         tasks: weights of the tasks of pretraining questions.
         broken: share of pretraining answers in a layout that earns no format reward.
-        hasty: share of answers without a thought in the last stage of pretraining.
+        hasty: share of answers without a thought in the last stage of pretraining, the fourth.
         questions: pretraining examples of each scene.
         turns: pretraining examples of each conversation.
     """
@@ -129,7 +129,8 @@ class WorldSizes:
         captions: scenes of the base's first stage; each makes one row for every form of `pretraining.CAPTION_PROMPTS`.
         base: scenes of the base's second stage; each makes `WorldSettings.questions` examples.
         drills: rows of text-only drills, which have no scene.
-        answers: scenes of the base's third stage; each makes `WorldSettings.questions` examples.
+        composed: scenes of the base's third stage; each makes `WorldSettings.questions` examples.
+        answers: the same for its fourth stage.
         train: training scenes of the curriculum; each makes one row of every task and kind.
         test: test scenes in domain; each makes one row of every task and kind.
         axis: test scenes of each axis out of domain; each makes one row of every task and kind.
@@ -138,7 +139,8 @@ class WorldSizes:
     captions: int = 10_000
     base: int = 40_000
     drills: int = 20_000
-    answers: int = 12_000
+    composed: int = 4_000
+    answers: int = 3_000
     train: int = 3_000
     test: int = 1_000
     axis: int = 500

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
@@ -62,6 +62,7 @@ def world_splits(sizes: WorldSizes) -> tuple[WorldSplit, ...]:
     return (
         WorldSplit("captions", 0, sizes.captions, _pretraining_domain, _caption_rows),
         WorldSplit("base", 10_000_000, sizes.base, _pretraining_domain, _pretraining_rows),
+        WorldSplit("composed", 12_000_000, sizes.composed, _pretraining_domain, _careful_rows),
         WorldSplit("answers", 15_000_000, sizes.answers, _pretraining_domain, _answering_rows),
         WorldSplit("train", 20_000_000, sizes.train, lambda *_: "in", _question_rows),
         WorldSplit("test", 30_000_000, sizes.test, lambda *_: "in", _question_rows),
@@ -82,9 +83,10 @@ def write_world(
 ) -> dict[str, int]:
     """Writes a world: images and rows.
 
-    The base learns from `captions.jsonl`, `base.jsonl`, `drills.jsonl` and `answers.jsonl`. Judge, choice and open rows
-    are in `train_KIND.jsonl`, `test_KIND.jsonl` and, for each axis out of domain, `test_AXIS_KIND.jsonl`. Image paths
-    are relative to the folder. `world.json`, written last, holds version, seed, sizes, settings and counts.
+    The base learns from `captions.jsonl`, `base.jsonl`, `drills.jsonl`, `composed.jsonl` and `answers.jsonl`. Judge,
+    choice and open rows are in `train_KIND.jsonl`, `test_KIND.jsonl` and, for each axis out of domain,
+    `test_AXIS_KIND.jsonl`. Image paths are relative to the folder. `world.json`, written last, holds version, seed,
+    sizes, settings and counts.
 
     Args:
         folder: created if it does not exist.
@@ -167,6 +169,10 @@ def _caption_rows(scene: Scene, image: str, split: str, settings: WorldSettings)
 def _pretraining_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:
     examples = pretraining_examples(scene, image=image, split=split, settings=settings)
     yield from _conversations(examples, scene, split, settings)
+
+
+def _careful_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:
+    return _answering_rows(scene, image, split, replace(settings, hasty=0.0))
 
 
 def _answering_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:

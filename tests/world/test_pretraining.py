@@ -46,7 +46,7 @@ def test_broken_answers_lose_the_format_reward_only():
     assert 0.78 < scores.parts["accuracy"].mean() < 0.92
 
 
-def test_the_third_stage_has_hasty_and_careful_answers():
+def test_the_last_stage_has_hasty_and_careful_answers():
     examples = [
         example
         for index in range(500)
@@ -72,7 +72,7 @@ def test_the_third_stage_has_hasty_and_careful_answers():
     assert careful_text("red 2", "yes") == "<think> : red 2 </think> <answer> yes </answer>"
 
 
-def test_composed_questions_come_with_the_third_stage():
+def test_composed_questions_come_with_the_last_stages():
     settings = WorldSettings(composed=1.0)
     problems = [
         [

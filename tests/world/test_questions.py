@@ -165,6 +165,7 @@ def test_gold_answers_and_thoughts_are_right(domain, task, kind):
                 )
         elif task is Task.MATH:
             total = count_objects(objects, row.problem)
+            assert total >= 0
             if kind is Kind.OPEN:
                 assert row.solution == str(total)
                 assert thought_total(question.thought) == total
