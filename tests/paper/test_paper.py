@@ -204,6 +204,7 @@ def test_the_plan_is_told_without_a_run(tmp_path, capsys):
 
 def test_the_papers_own_comparison_is_planned_without_an_accelerator(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv(ELSEWHERE, "")
+    monkeypatch.delenv(ELSEWHERE)  # the program sets it; both together remove it afterwards
     for name in ("train/judge-a", "train/choice-a", "train/open-a", "test/in-a", "test/out-a"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.jsonl").touch()
