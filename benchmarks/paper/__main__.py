@@ -25,7 +25,7 @@ from benchmarks.paper.arms import ARMS
 from benchmarks.paper.cost import format_cost
 from benchmarks.paper.page import write_page
 from benchmarks.paper.plan import Plan, Sizes, keep_plan, make_plan
-from benchmarks.paper.rows import WORLDS, user_rows, world_rows
+from benchmarks.paper.rows import WORLDS, rows_of_user, rows_of_world
 from currreft_jax.config import ELSEWHERE, Config
 from currreft_jax.config.files import load_config
 from currreft_jax.config.output import output_path
@@ -78,9 +78,9 @@ def _plan_of(options: argparse.Namespace) -> Plan:
     if bool(options.rows_in) != bool(options.rows_out):
         raise ValueError("--rows-in and --rows-out need each other")
     if options.rows_in:
-        worlds = [user_rows(options.rows_in, options.rows_out)]
+        worlds = [rows_of_user(options.rows_in, options.rows_out)]
     else:
-        worlds = [world_rows(name, options.runs.absolute()) for name in options.worlds]
+        worlds = [rows_of_world(name, options.runs.absolute()) for name in options.worlds]
     sizes = Sizes(
         options.steps, options.rows_in_domain, options.rows_out_of_domain, options.filter_rows, options.filter_samples
     )

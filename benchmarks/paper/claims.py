@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from benchmarks.paper.measures import IN, OUT, Comparison, last_window_oscillation, rows_difference, seeds_difference
+from benchmarks.paper.measures import IN, OUT, FinishedRuns, last_window_oscillation, rows_difference, seeds_difference
 from currreft_jax.evaluation.statistics import ClaimVerdict, Interval, PairedDifference, holm, judge_claim
 
 OSCILLATION = "oscillation"
@@ -84,7 +84,7 @@ class JudgedClaim(NamedTuple):
 
 
 def estimate_effect(
-    comparison: Comparison, world: str, claim: PaperClaim, *, sampled: bool = False
+    comparison: FinishedRuns, world: str, claim: PaperClaim, *, sampled: bool = False
 ) -> PairedDifference | None:
     """Estimates second minus first: over seeds where there are several, else over the rows of the only one."""
     seeds = comparison.seeds(world, claim.first, claim.second)
@@ -105,7 +105,7 @@ def estimate_effect(
     return seeds_difference([float(second.accuracy.mean() - first.accuracy.mean()) for first, second in columns])
 
 
-def judge_claims(comparison: Comparison, world: str, claims: Sequence[PaperClaim] = CLAIMS) -> list[JudgedClaim]:
+def judge_claims(comparison: FinishedRuns, world: str, claims: Sequence[PaperClaim] = CLAIMS) -> list[JudgedClaim]:
     """Judges the claims of a world, which are one table for Holm's method.
 
     A claim holds, or does not, if the effect's interval says so (`statistics.judge_claim`) and its p-value by Holm's

@@ -131,7 +131,7 @@ def _write_record(workdir: Path, record: dict[str, Any]) -> None:
     partial.replace(workdir / RUN)
 
 
-def is_finished(plan: Plan, run: PaperRun) -> bool:
+def has_finished(plan: Plan, run: PaperRun) -> bool:
     """Returns true if a run's record says so."""
     path = plan.runs / run.name / RUN
     return path.exists() and json.loads(path.read_text("utf-8"))["finished"]
@@ -151,7 +151,7 @@ def make_runs(plan: Plan, arguments: Sequence[str], jobs: int) -> list[str]:
     Raises:
         KeyboardInterrupt: Ctrl-C; the processes have got it, too, and have saved.
     """
-    waiting = [run for run in plan if not is_finished(plan, run)]
+    waiting = [run for run in plan if not has_finished(plan, run)]
     total, failed, started = len(waiting), [], 0
     going: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -184,7 +184,7 @@ def _next_run(plan: Plan, waiting: Sequence[PaperRun]) -> PaperRun | None:
     """Returns the first run that waits for nothing; filtered fine-tuning waits for the pass rates of its world."""
     for run in waiting:
         needed = [other for other in plan if other.arm is None and other.rows.name == run.rows.name]
-        if run.arm is None or run.arm.needs != PASS_RATES or all(is_finished(plan, other) for other in needed):
+        if run.arm is None or run.arm.needs != PASS_RATES or all(has_finished(plan, other) for other in needed):
             return run
     return None
 

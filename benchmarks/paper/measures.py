@@ -139,7 +139,7 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FinishedRuns:
     """The finished runs of a folder.
 
     Attributes:
@@ -172,7 +172,7 @@ class Comparison:
         ]
 
 
-def read_comparison(runs: Path) -> Comparison:
+def read_comparison(runs: Path) -> FinishedRuns:
     """Reads the finished runs of a folder.
 
     Raises:
@@ -190,7 +190,7 @@ def read_comparison(runs: Path) -> Comparison:
                     found[world, arm, seed] = FinishedRun(path.parent, record)
     if not found:
         raise ValueError(f"{runs} has no finished run yet; its logs tell why")
-    return Comparison(plan, found)
+    return FinishedRuns(plan, found)
 
 
 def read_scores(folder: Path) -> dict[str, ColumnScores]:

@@ -24,8 +24,8 @@ from benchmarks.paper.measures import (
     IN,
     OUT,
     ColumnScores,
-    Comparison,
     FinishedRun,
+    FinishedRuns,
     last_window_oscillation,
     mean_and_half,
     oscillation,
@@ -72,7 +72,7 @@ def write_page(runs: Path, out: Path) -> str:
     return "\n".join([*verdicts, f"page: {out}"])
 
 
-def _head(comparison: Comparison) -> str:
+def _head(comparison: FinishedRuns) -> str:
     sizes = comparison.plan["sizes"]
     lines = [
         "# The paper in miniature",
@@ -98,7 +98,7 @@ def _head(comparison: Comparison) -> str:
     return "\n\n".join(lines)
 
 
-def _world_section(comparison: Comparison, world: str, out: Path) -> str:
+def _world_section(comparison: FinishedRuns, world: str, out: Path) -> str:
     arms = comparison.arms(world)
     greedy, sampled = (lambda run: run.greedy), (lambda run: run.sampled)
     parts = [
@@ -139,7 +139,7 @@ def _world_section(comparison: Comparison, world: str, out: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _claims(comparison: Comparison, world: str) -> str:
+def _claims(comparison: FinishedRuns, world: str) -> str:
     """Lists the verdicts on the claims whose arms are planned on a world, and on the control."""
     planned = comparison.plan["arms"][world]
     claims = [claim for claim in CLAIMS if claim.first in planned and claim.second in planned]
@@ -193,7 +193,7 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _budgets(comparison: Comparison, world: str, arms: Sequence[str]) -> str:
+def _budgets(comparison: FinishedRuns, world: str, arms: Sequence[str]) -> str:
     rows = []
     for arm in arms:
         budgets = [run.budget for run in comparison.of(world, arm)]
@@ -211,7 +211,7 @@ def _budgets(comparison: Comparison, world: str, arms: Sequence[str]) -> str:
 
 
 def _score_table(
-    comparison: Comparison,
+    comparison: FinishedRuns,
     world: str,
     arms: Sequence[str],
     columns: Sequence[str],
@@ -228,7 +228,7 @@ def _score_table(
     return _table(["arm", *(column.removeprefix("out-") for column in columns)], rows)
 
 
-def _four_measures(comparison: Comparison, world: str, arms: Sequence[str], columns: Sequence[str]) -> str:
+def _four_measures(comparison: FinishedRuns, world: str, arms: Sequence[str], columns: Sequence[str]) -> str:
     kinds = {
         f"{decoding} {field}, {column.removeprefix('open ')}": (decoding, field, column)
         for decoding in ("greedy", "sampled")
@@ -266,7 +266,7 @@ def _score_bar(scores: Sequence[ColumnScores], field: str) -> Bar | None:
     return Bar(*mean_and_half([float(value.mean()) for value in values]))
 
 
-def _figures(comparison: Comparison, world: str, arms: Sequence[str], out: Path) -> list[str]:
+def _figures(comparison: FinishedRuns, world: str, arms: Sequence[str], out: Path) -> list[str]:
     progress = {column: _progress_curves(comparison, world, arms, column) for column in (IN, OUT)}
     captions = {
         "1a": f"Figure 1a, {world}: greedy accuracy of open rows in and out of domain",
@@ -288,7 +288,7 @@ def _figures(comparison: Comparison, world: str, arms: Sequence[str], out: Path)
     return images
 
 
-def _bars(comparison: Comparison, world: str, arms: Sequence[str]) -> dict[str, dict[str, Bar]]:
+def _bars(comparison: FinishedRuns, world: str, arms: Sequence[str]) -> dict[str, dict[str, Bar]]:
     groups = {}
     for arm in arms:
         runs = comparison.of(world, arm)
@@ -300,7 +300,7 @@ def _bars(comparison: Comparison, world: str, arms: Sequence[str]) -> dict[str, 
     return groups
 
 
-def _training_curves(comparison: Comparison, world: str, arms: Sequence[str]) -> dict[str, Curve]:
+def _training_curves(comparison: FinishedRuns, world: str, arms: Sequence[str]) -> dict[str, Curve]:
     curves = {}
     for arm in arms:
         series = [values for run in comparison.of(world, arm) if (values := run.accuracies())]
@@ -321,7 +321,7 @@ def _smooth(values: Iterable[float]) -> list[float]:
     return means
 
 
-def _progress_curves(comparison: Comparison, world: str, arms: Sequence[str], column: str) -> dict[str, Curve]:
+def _progress_curves(comparison: FinishedRuns, world: str, arms: Sequence[str], column: str) -> dict[str, Curve]:
     curves = {}
     base = comparison.of(world, "base") if "base" in arms else []
     for arm in arms:
@@ -337,7 +337,7 @@ def _progress_curves(comparison: Comparison, world: str, arms: Sequence[str], co
     return curves
 
 
-def _oscillations(comparison: Comparison, world: str, arms: Sequence[str]) -> str:
+def _oscillations(comparison: FinishedRuns, world: str, arms: Sequence[str]) -> str:
     stage_steps = comparison.plan["stage_steps"]
     measures: dict[str, Value] = {
         "share, all steps": lambda run: oscillation(run.accuracies(), stage_steps),
@@ -359,7 +359,7 @@ def _plain_cell(values: Sequence[float]) -> str:
     return f"{mean:.3f}" + (f" ± {half:.3f}" if half is not None else "")
 
 
-def _dial_section(comparison: Comparison) -> str:
+def _dial_section(comparison: FinishedRuns) -> str:
     """Says at which pass rate of the base the curriculum begins to pay."""
     rows, pays = [], []
     for world in comparison.plan["worlds"]:

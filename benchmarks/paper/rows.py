@@ -56,7 +56,7 @@ class PaperRows:
     rejection: Sequence[QuotaSource] | None = None
 
 
-def world_rows(name: str, runs: Path) -> PaperRows:
+def rows_of_world(name: str, runs: Path) -> PaperRows:
     """Returns the rows of an embedded world: all kinds in domain, and open rows on each axis out of domain.
 
     Args:
@@ -88,7 +88,7 @@ def world_rows(name: str, runs: Path) -> PaperRows:
     )
 
 
-def user_rows(inside: Path, outside: Path) -> PaperRows:
+def rows_of_user(inside: Path, outside: Path) -> PaperRows:
     """Returns a user's rows, in the layout of `dataset build`.
 
     Args:

@@ -24,7 +24,7 @@ from benchmarks.paper.measures import (
 )
 from benchmarks.paper.page import write_page
 from benchmarks.paper.plan import GREEDY, PROGRESS, SAMPLED, keep_plan, make_plan
-from benchmarks.paper.rows import WORLDS, ensure_rows, user_rows, world_rows, write_golds
+from benchmarks.paper.rows import WORLDS, ensure_rows, rows_of_user, rows_of_world, write_golds
 from configs import common
 from currreft_jax.config import (
     ELSEWHERE,
@@ -253,7 +253,7 @@ def test_a_world_of_another_difficulty_is_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "WORLDS", {**WORLDS, "crowded": WorldSettings(objects=(4, 4))})
     monkeypatch.setattr(rows_module, "SIZES", sizes)
     monkeypatch.setattr(common, "WORLD", str(tmp_path / "world"))
-    rows, said = world_rows("crowded", tmp_path / "runs"), []
+    rows, said = rows_of_world("crowded", tmp_path / "runs"), []
     ensure_rows(rows, said.append)
     ensure_rows(rows, said.append)
     assert len(said) == 1 and json.loads((tmp_path / "world-crowded/world.json").read_text())["settings"][
@@ -267,16 +267,16 @@ def test_a_users_folders_are_read_as_dataset_build_writes_them(tmp_path):
         (tmp_path / "train").mkdir(exist_ok=True)
         (tmp_path / f"train/{name}.jsonl").touch()
     with pytest.raises(FileNotFoundError, match=r"has no test/\*\.jsonl"):
-        user_rows(tmp_path, tmp_path)
+        rows_of_user(tmp_path, tmp_path)
     for name in ("in-a", "judge-a", "out-a"):
         (tmp_path / "test").mkdir(exist_ok=True)
         (tmp_path / f"test/{name}.jsonl").touch()
-    rows = user_rows(tmp_path, tmp_path)
+    rows = rows_of_user(tmp_path, tmp_path)
     assert [source.file for source in rows.train[Kind.OPEN]] == [f"{tmp_path}/train/open-{name}.jsonl" for name in "ab"]
     assert [suite.name for suite in rows.suites] == ["in-a", "in-judge-a", "out-a"]
     assert list(rows.golds) == ["bare"]
     (tmp_path / "train/reasoned-a.jsonl").touch()
-    assert user_rows(tmp_path, tmp_path / "test/out-a.jsonl").golds["reasoned"]
+    assert rows_of_user(tmp_path, tmp_path / "test/out-a.jsonl").golds["reasoned"]
 
 
 # --------------------------------------------------------------------------------------------------------- measures
@@ -535,7 +535,7 @@ def test_every_number_of_a_small_comparison_is_made_again_from_its_workdirs(chec
     supervised = replace(small, method=Method.SFT)
     runs = tmp_path / "runs"
     sizes = replace(SIZES, steps=3, rows_in=6, rows_out=6)
-    plan = make_plan(runs, curriculum, supervised, [user_rows(tmp_path, tmp_path)], ["base", "sft"], 1, sizes)
+    plan = make_plan(runs, curriculum, supervised, [rows_of_user(tmp_path, tmp_path)], ["base", "sft"], 1, sizes)
     keep_plan(plan)
     for run in plan:
         assert execute.make_run(plan, run)
