@@ -73,7 +73,9 @@ def main() -> None:
 
 
 def measure(model, params, processor, rows, pool: MathsPool) -> Cell:
-    """Returns means over the rows: accuracy and format of each pass, and the share of sampled answers that think."""
+    """Returns means over the rows: accuracy and format of each pass, and the shares of sampled answers that are right,
+    and careful.
+    """
     world_template = load_template("world")
     examples = [make_example(row, processor, world_template, location=row.id) for row in tqdm(rows, leave=False)]
     means = {}
@@ -91,6 +93,7 @@ def measure(model, params, processor, rows, pool: MathsPool) -> Cell:
         means[f"{name}_format"] = float(scores.parts["format"].mean())
         if name == "sampled":
             careful = [completion.text.startswith(CAREFUL_PREFIX) for completion in completions]
+            means["sampled_pass"] = float((scores.parts["accuracy"] == 1).mean())
             means["sampled_careful"] = float(np.mean(careful))
     return means
 
@@ -135,6 +138,7 @@ COLUMNS = {
     "greedy": "greedy",
     "careful": "careful",
     "at 1": "sampled",
+    "pass": "sampled_pass",
     "format": "sampled_format",
     "thinks": "sampled_careful",
 }

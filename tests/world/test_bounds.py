@@ -17,7 +17,8 @@ def table(**changes):
         for kind in KINDS:
             for task in TASKS:
                 cell = {"domain": domain, "kind": kind.value, "task": task.value}
-                cell |= {"greedy": 0.5, "careful": 0.65, "sampled": 0.4, "sampled_format": 0.7, "sampled_careful": 0.3}
+                cell |= {"greedy": 0.5, "careful": 0.65, "sampled_format": 0.7}
+                cell |= {"sampled": 0.4, "sampled_pass": 0.4, "sampled_careful": 0.3}
                 is_changed = (domain, kind.value, task.value) == ("test", "open", "math")
                 cells.append(cell | (changes if is_changed else {}))
     return cells
