@@ -23,11 +23,11 @@ def get_config(seed: str | None = None) -> Config:
     config.stages = [
         Stage("captions", [Source(f"{world}/captions.jsonl")], steps=1200),
         Stage("questions", [Source(f"{world}/base.jsonl"), Source(f"{world}/drills.jsonl", weight=0.3)], steps=3500),
-        Stage("composed", [Source(f"{world}/composed.jsonl")], steps=700),
-        Stage("answers", [Source(f"{world}/answers.jsonl")], steps=150),
+        Stage("composed", [Source(f"{world}/composed.jsonl")], steps=1200, learning_rate=7e-4),
+        Stage("answers", [Source(f"{world}/answers.jsonl")], steps=150, learning_rate=5e-4),
     ]
     for stage in config.stages[2:]:
-        stage.learning_rate, stage.batch_size, stage.microbatches = 5e-4, 16, 1
+        stage.batch_size, stage.microbatches = 16, 1
     config.data.batch_size = 32
     config.microbatches = 2
     config.data.shapes = Shapes.BUCKETS  # prompts are shorter than the multiples of fitted lengths
