@@ -113,9 +113,9 @@ class WorldSettings:
                 raise ValueError(f"{name} = {values[name]}: 1 or more")
 
 
-# From easy to hard, images show more objects and more questions are composed.
+# From easy to hard, images show more objects and questions take more glances.
 DIFFICULTIES: Mapping[str, WorldSettings] = {
-    "easy": WorldSettings(objects=(1, 2), composed=0.0),
+    "easy": WorldSettings(objects=(1, 2), lines=0.0, sums=0.0, composed=0.0),
     "middle": WorldSettings(),
     "hard": WorldSettings(objects=(4, 6), composed=1.0),
 }

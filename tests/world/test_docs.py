@@ -43,9 +43,11 @@ def test_the_figures_match_the_settings():
     for name, settings in DIFFICULTIES.items():
         low, high = settings.objects
         (line,) = (line for line in TEXT.splitlines() if line.startswith(f"| {name}") and "%" in line)
-        assert line.split("|")[2:4] == [
+        simple = [f" {share:.0%} " if settings.composed < 1 else " - " for share in (settings.lines, settings.sums)]
+        assert line.split("|")[2:6] == [
             f" {low} {'or' if high - low == 1 else 'to'} {high} ",
             f" {settings.composed:.0%} ",
+            *simple,
         ]
     shares = WorldSettings().kinds
     assert ", ".join(f"{round(100 * share)}% {kind.value}" for kind, share in shares.items()) in TEXT
