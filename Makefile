@@ -95,7 +95,7 @@ paper: install  ## Compares all methods and judges the paper's claims (hours); a
 base: install  ## Trains the small model from scratch; another world and model: make base SEED=1.
 	test -e runs/world-$(SEED)/world.json || $(RUN) currreft_jax.dataset build world --seed $(SEED) --out runs/world-$(SEED)
 	$(RUN) currreft_jax.train --config=configs/world_base.py:$(SEED)
-	$(RUN) benchmarks.world_base --world runs/world-$(SEED) --model runs/world_base-$(SEED)/questions/model
+	$(RUN) benchmarks.world_base --world runs/world-$(SEED) --model runs/world_base-$(SEED)/answers/model
 
 .venv-plan/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-plan

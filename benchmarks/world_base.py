@@ -1,14 +1,18 @@
-"""Measures accuracy and format of a model on the world's questions, by domain, kind and task.
+"""Measures accuracy (the share of right answers) and format on the world's questions, by domain, kind and task.
 
-  python -m benchmarks.world_base --world runs/world-0 --model runs/world_base-0/questions/model --out table.json
+  python -m benchmarks.world_base --world runs/world-0 --model runs/world_base-0/answers/model --out table.json
 
-Each row is answered once greedily and once at temperature 1. A base fit for the curriculum has, in domain and in
-every task, a greedy accuracy of at least .65 on judge rows, at least .40 on choice rows and .15 to .80 on open rows;
-.60 to .90 of its answers at temperature 1 earn the format reward.
+Each row is answered three times: greedily, at temperature 1, and greedily after the opening of a careful answer. A base
+fit for the curriculum knows more than it says: in domain, its greedy accuracy, a mean over tasks, is at least 12 points
+below that of its careful answers on judge and choice rows, and 6 points on open rows. In every cell, .50 to .90 of its
+answers at temperature 1 earn the format reward; on open rows its greedy accuracy is .10 to .70 in every task. The last
+lines say which bounds are missed.
 """
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +28,34 @@ from currreft_jax.data.prompts import load_template
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.rewards import MathsPool
 from currreft_jax.sampling.sampler import decode_params
-from currreft_jax.structs import Completion
+from currreft_jax.structs import Completion, Prompt
+from currreft_jax.world.pretraining import CAREFUL_OPENING
 from currreft_jax.world.questions import TASKS
 from currreft_jax.world.scenes import AXES
 
 BATCH = 125
-BOUNDS = {Kind.JUDGE: (0.65, 1.0), Kind.CHOICE: (0.40, 1.0), Kind.OPEN: (0.15, 0.80)}
-FORMAT_BOUNDS = (0.6, 0.9)
-TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
+KINDS = (Kind.JUDGE, Kind.CHOICE, Kind.OPEN)
+# Kind -> least difference of mean accuracies, careful answers less greedy ones.
+HEADROOM = {Kind.JUDGE: 0.12, Kind.CHOICE: 0.12, Kind.OPEN: 0.06}
+OPEN_BOUNDS = (0.10, 0.70)
+FORMAT_BOUNDS = (0.5, 0.9)
+CAREFUL_PREFIX = f"<think> {CAREFUL_OPENING}"
+# Column -> temperature and first words of the answers.
+PASSES = {"greedy": (0.0, ""), "careful": (0.0, CAREFUL_PREFIX), "sampled": (1.0, "")}
+
+Cell = dict[str, Any]
 
 
 def main() -> None:
-    """Prints the table and writes it."""
+    """Prints the table and the missed bounds, and writes the table."""
     options = _parser().parse_args()
     processor = cr.load_processor(options.model)
     model, params = cr.load_model(options.model, mesh=cr.make_mesh(devices=jax.devices()[:1]), dtype="float32")
     domains = ["test", *(f"test_{axis}" for axis in AXES if options.axis_rows)]
     table = []
-    print(f"{'domain':<16}{'kind':<8}{'task':<11}{'rows':>6}{'greedy':>8}{'at 1':>8}{'format':>8}")
+    print(f"{'domain':<16}{'kind':<8}{'task':<11}{'rows':>6}" + "".join(f"{name:>9}" for name in COLUMNS))
     with MathsPool(Maths()) as pool:
-        for domain, kind in ((domain, kind) for domain in domains for kind in BOUNDS):
+        for domain, kind in ((domain, kind) for domain in domains for kind in KINDS):
             with RowFile(Path(options.world) / f"{domain}_{kind.value}.jsonl") as file:
                 rows = [file[index] for index in range(len(file))]
             for task in TASKS:
@@ -53,35 +65,54 @@ def main() -> None:
                 cell |= measure(model, params, processor, task_rows, pool)
                 table.append(cell)
                 print(format_cell(cell), flush=True)
+    for domain in domains:
+        print("\n".join(format_means(table, domain)))
+    print("\n".join(missed_bounds(table)) or "no bound is missed")
     if options.out:
         options.out.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 
 
-def measure(model, params, processor, rows, pool: MathsPool) -> dict[str, float]:
-    """Returns mean accuracy and format of the rows, greedy and at temperature 1."""
+def measure(model, params, processor, rows, pool: MathsPool) -> Cell:
+    """Returns shares of answers: right ones and formatted ones of each pass, careful ones at temperature 1."""
     world_template = load_template("world")
     examples = [make_example(row, processor, world_template, location=row.id) for row in tqdm(rows, leave=False)]
-    prompts = [item.prompt for item in examples]
     means = {}
-    for name, temperature in TEMPERATURES.items():
+    for name, (temperature, prefix) in PASSES.items():
+        prompts = [with_prefix(item.prompt, processor.encode(prefix)) for item in examples]
         completions = complete(model, params, processor, prompts, temperature)
+        completions = [replace(completion, text=prefix + completion.text) for completion in completions]
         scores = cr.score_completions(
             [item.row for item in examples],
             [[completion] for completion in completions],
             frames=[item.frame for item in examples],
             pool=pool,
         )
-        means[name] = float(scores.parts["accuracy"].mean())
+        means[name] = float((scores.parts["accuracy"] == 1).mean())
         means[f"{name}_format"] = float(scores.parts["format"].mean())
+        if name == "sampled":
+            careful = [completion.text.startswith(CAREFUL_PREFIX) for completion in completions]
+            means["sampled_careful"] = float(np.mean(careful))
     return means
+
+
+def with_prefix(prompt: Prompt, tokens: np.ndarray) -> Prompt:
+    """Returns the prompt with the first tokens of its answer."""
+    count = len(tokens)
+    positions = np.tile(np.arange(count, dtype=np.int32) + prompt.next_position, (3, 1))
+    return replace(
+        prompt,
+        tokens=np.concatenate([prompt.tokens, np.asarray(tokens, np.int32)]),
+        positions=np.concatenate([prompt.positions, positions], axis=1),
+        next_position=prompt.next_position + count,
+    )
 
 
 def complete(model, params, processor, prompts, temperature: float) -> list[Completion]:
     """Returns one completion of every prompt."""
     settings = Sampling(
         group_size=1,
-        max_new_tokens=32,
-        segment=32,
+        max_new_tokens=48,
+        segment=48,
         temperature=temperature,
         precision=Precision.FLOAT32,
         ladder=(),
@@ -99,13 +130,55 @@ def complete(model, params, processor, prompts, temperature: float) -> list[Comp
     return completions
 
 
-def format_cell(cell: dict[str, Any]) -> str:
-    """Formats a cell as a line, marked if it misses a bound in domain."""
-    low, high = BOUNDS[Kind(cell["kind"])]
-    missed = not low <= cell["greedy"] <= high or not FORMAT_BOUNDS[0] <= cell["sampled_format"] <= FORMAT_BOUNDS[1]
-    mark = "  missed" if missed and cell["domain"] == "test" else ""
-    names = f"{cell['domain']:<16}{cell['kind']:<8}{cell['task']:<11}{cell['rows']:>6}"
-    return f"{names}{cell['greedy']:>8.3f}{cell['sampled']:>8.3f}{cell['sampled_format']:>8.3f}{mark}"
+# Heading -> value of a cell.
+COLUMNS = {
+    "greedy": "greedy",
+    "careful": "careful",
+    "at 1": "sampled",
+    "format": "sampled_format",
+    "thinks": "sampled_careful",
+}
+
+
+def missed_bounds(table: Sequence[Cell]) -> list[str]:
+    """Returns a line for each bound that the cells in domain miss."""
+    lines = []
+    for kind, least in HEADROOM.items():
+        means = kind_means(table, "test", kind)
+        difference = means["careful"] - means["greedy"]
+        if difference < least:
+            lines.append(f"missed: {kind.value}, careful less greedy {difference:.3f}, at least {least:.2f}")
+    for cell in table:
+        if cell["domain"] != "test":
+            continue
+        bounds = [("sampled_format", "format at 1", FORMAT_BOUNDS)]
+        bounds += [("greedy", "greedy accuracy", OPEN_BOUNDS)] if cell["kind"] == Kind.OPEN.value else []
+        for key, name, (low, high) in bounds:
+            if not low <= cell[key] <= high:
+                lines.append(f"missed: {cell['kind']} {cell['task']}, {name} {cell[key]:.3f}, {low:.2f} to {high:.2f}")
+    return lines
+
+
+def kind_means(table: Sequence[Cell], domain: str, kind: Kind) -> dict[str, float]:
+    """Returns the means over tasks of a domain's cells of one kind, by column."""
+    cells = [cell for cell in table if (cell["domain"], cell["kind"]) == (domain, kind.value)]
+    return {key: float(np.mean([cell[key] for cell in cells])) for key in COLUMNS.values()}
+
+
+def format_means(table: Sequence[Cell], domain: str) -> list[str]:
+    """Formats the means over tasks of a domain, a line for each kind."""
+    return [
+        f"{domain:<16}{kind.value:<8}{'mean':<17}" + _format_values(kind_means(table, domain, kind)) for kind in KINDS
+    ]
+
+
+def format_cell(cell: Cell) -> str:
+    """Formats a cell as a line."""
+    return f"{cell['domain']:<16}{cell['kind']:<8}{cell['task']:<11}{cell['rows']:>6}" + _format_values(cell)
+
+
+def _format_values(values: Mapping[str, Any]) -> str:
+    return "".join(f"{values[key]:>9.3f}" for key in COLUMNS.values())
 
 
 def _parser() -> argparse.ArgumentParser:

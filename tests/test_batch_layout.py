@@ -194,7 +194,8 @@ def test_every_config_starts_on_any_number_of_devices(path, monkeypatch):
         config = load_config(f"configs/{path}:{variant}")
         if path.startswith(("stage", "self_improve")):
             config.grpo.reference_path = load_config(f"configs/rl.py:{variant}").model.path  # of the same shape
-        for count in (1, 2, 4, 8, 16, 32):
+        # The world's base is a model for CPUs: its last stages have 16 rows a step.
+        for count in (1, 2, 4, 8, 16) if path == "world_base.py" else (1, 2, 4, 8, 16, 32):
             for per_host in {count, min(count, 8), min(count, 4)}:
                 for index in {0, len(config.stages) - 1}:
                     starts(stage_settings(config, index), count, per_host)

@@ -481,12 +481,18 @@ def test_sigterm_in_the_last_step_of_a_stage_stops_the_run_before_the_next(check
 
 
 def test_the_world_is_generated_once_and_overwrites_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(world_rows, "SIZES", WorldSizes(captions=0, base=0, drills=0, train=3, test=2, axis=1))
+    monkeypatch.setattr(
+        world_rows, "SIZES", WorldSizes(captions=0, base=0, drills=0, composed=0, answers=0, train=3, test=2, axis=1)
+    )
     messages = []
     world_rows.ensure_world(tmp_path / "world", messages.append)
     world_rows.ensure_world(tmp_path / "world", messages.append)
     assert len(messages) == 1
     assert len((tmp_path / "world" / "train_judge.jsonl").read_text().splitlines()) == 9
+    description = tmp_path / "world" / "world.json"
+    description.write_text(description.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(FileExistsError, match="world of version 1, this is 2: remove it"):
+        world_rows.ensure_world(tmp_path / "world", messages.append)
     (tmp_path / "other").mkdir()
     with pytest.raises(FileExistsError, match="other holds no whole world"):
         world_rows.ensure_world(tmp_path / "other", messages.append)

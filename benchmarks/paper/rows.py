@@ -15,15 +15,16 @@ from currreft_jax.data.row_files import RowFile
 from currreft_jax.data.rows import row_to_json
 from currreft_jax.data.world_rows import SIZES, ensure_world
 from currreft_jax.structs import Row
-from currreft_jax.world.pretraining import PretrainingExample, chat_row, completion_text
+from currreft_jax.world.pretraining import PretrainingExample, careful_text, chat_row
 from currreft_jax.world.questions import make_question
 from currreft_jax.world.scenes import AXES, Domain, domains, make_scene
-from currreft_jax.world.settings import WorldSettings
+from currreft_jax.world.settings import DIFFICULTIES, WorldSettings
 from currreft_jax.world.write import DESCRIPTION, write_world
 
 KINDS = (Kind.JUDGE, Kind.CHOICE, Kind.OPEN)
 BARE, REASONED = "bare", "reasoned"
-WORLDS: Mapping[str, WorldSettings] = {"middle": WorldSettings()}
+# The middle one first, so that a comparison that was stopped has it whole.
+WORLDS = {name: DIFFICULTIES[name] for name in ("middle", *DIFFICULTIES)}
 _BARE_TEXT = "<answer> {answer} </answer>"
 _REJECTION_ROWS, _QUOTA = 320, 40  # as in configs/reject.py:tiny
 Log = Callable[[str], None]
@@ -164,7 +165,7 @@ def write_golds(world: Path, path: Path, settings: WorldSettings, *, reasoned: b
     rows = world / f"train_{Kind.OPEN.value}.jsonl"
     with RowFile(rows) as file, partial.open("w", encoding="utf-8") as out:
         for row in (file[index] for index in range(len(file))):
-            text = completion_text(_thought(row, settings, domain), row.solution) if reasoned else ""
+            text = careful_text(_thought(row, settings, domain), row.solution) if reasoned else ""
             text = text or _BARE_TEXT.format(answer=row.solution)
             out.write(json.dumps(row_to_json(chat_row((PretrainingExample(row, text),), row.id))) + "\n")
     partial.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ from currreft_jax.config import Config
 from currreft_jax.config.output import local_path
 from currreft_jax.data.rows import row_to_json
 from currreft_jax.world.settings import WorldSizes
-from currreft_jax.world.write import DESCRIPTION, write_world
+from currreft_jax.world.write import DESCRIPTION, VERSION, write_world
 
 # A curriculum's rows only; `dataset build world` also writes those that the base model was pretrained on.
-SIZES = WorldSizes(captions=0, base=0, drills=0, axis=200)
+SIZES = WorldSizes(captions=0, base=0, drills=0, composed=0, answers=0, axis=200)
 
 
 def is_used(config: Config) -> bool:
@@ -33,7 +34,7 @@ def ensure_world(folder: Path, log: Callable[[str], None]) -> None:
         log: called with a message before rows are generated, which takes a while.
 
     Raises:
-        FileExistsError: the folder exists and is not a complete world.
+        FileExistsError: the folder exists and is not a complete world, or one of another version.
         ValueError: it is an address.
     """
     folder = local_path(folder)
@@ -41,6 +42,12 @@ def ensure_world(folder: Path, log: Callable[[str], None]) -> None:
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / DESCRIPTION).exists():
+            version = json.loads((folder / DESCRIPTION).read_text("utf-8")).get("version", 1)
+            if version != VERSION:
+                raise FileExistsError(
+                    f"{folder} holds a world of version {version}, this is {VERSION}: remove it, or put data.world"
+                    " elsewhere"
+                )
             return
         if folder.exists():
             raise FileExistsError(f"{folder} holds no whole world: remove it, or put data.world elsewhere")

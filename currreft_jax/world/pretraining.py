@@ -16,6 +16,9 @@ from currreft_jax.world.scenes import Scene, SceneObject
 from currreft_jax.world.settings import WorldSettings
 
 IMAGE = "<image>"
+# The two ways to answer that the last stage teaches: at once, or after a thought with this opening.
+HASTY_THOUGHT = "."
+CAREFUL_OPENING = ":"
 # Form of caption, by what it says about each object -> prompt.
 CAPTION_PROMPTS = {
     "names": "what is there?",
@@ -53,6 +56,16 @@ def completion_text(thought: str, answer: str) -> str:
     return f"<think> {thought} </think> <answer> {answer} </answer>"
 
 
+def careful_text(thought: str, answer: str) -> str:
+    """Returns a careful answer: it opens with `CAREFUL_OPENING`, and thinks."""
+    return completion_text(f"{CAREFUL_OPENING} {thought}", answer)
+
+
+def hasty_text(answer: str) -> str:
+    """Returns a hasty answer, without a thought."""
+    return completion_text(HASTY_THOUGHT, answer)
+
+
 def bad_layout_text(rng: Random, thought: str, answer: str) -> str:
     """Returns thought and answer in a random layout that earns no format reward."""
     return weighted_pick(rng, BAD_LAYOUTS).format(thought=thought, answer=answer)
@@ -79,21 +92,54 @@ def caption_example(scene: Scene, form: str, *, image: str, split: str) -> Pretr
 def pretraining_examples(
     scene: Scene, *, image: str, split: str, settings: WorldSettings
 ) -> tuple[PretrainingExample, ...]:
-    """Returns `settings.questions` examples of one scene, captions and questions mixed."""
-    settings = replace(settings, lines=settings.base_lines)
+    """Returns `settings.questions` examples of one scene for the base's second stage, captions and questions mixed.
+
+    Every question is a simple one, and every answer has a thought.
+    """
+    settings = replace(settings, lines=settings.base_lines, composed=0.0)
     return tuple(
-        _random_example(scene, index, image=image, split=split, settings=settings)
+        _random_example(scene, index, _same_thought, image=image, split=split, settings=settings)
         for index in range(settings.questions)
     )
 
 
-def _random_example(scene: Scene, index: int, *, image: str, split: str, settings: WorldSettings) -> PretrainingExample:
+def answering_examples(
+    scene: Scene, *, image: str, split: str, settings: WorldSettings
+) -> tuple[PretrainingExample, ...]:
+    """Returns `settings.questions` examples of one scene for the base's last two stages, in two ways of answering.
+
+    A share of `settings.hasty` of the answers has no thought, the others open with `CAREFUL_OPENING`. The third stage
+    has none without a thought.
+    """
+
+    def hasty_or_careful(rng: Random, thought: str) -> str:
+        return HASTY_THOUGHT if rng.random() < settings.hasty else f"{CAREFUL_OPENING} {thought}"
+
+    return tuple(
+        _random_example(scene, index, hasty_or_careful, image=image, split=split, settings=settings)
+        for index in range(settings.questions)
+    )
+
+
+def _same_thought(_: Random, thought: str) -> str:
+    return thought
+
+
+def _random_example(
+    scene: Scene,
+    index: int,
+    change_thought: Callable[[Random, str], str],
+    *,
+    image: str,
+    split: str,
+    settings: WorldSettings,
+) -> PretrainingExample:
     rng = hashed_rng("lesson", scene.seed, scene.index, index)
     if rng.random() < settings.captions:
         return caption_example(scene, pick(rng, tuple(CAPTION_PROMPTS)), image=image, split=split)
     task, kind = weighted_pick(rng, settings.tasks), weighted_pick(rng, settings.kinds)
     question = make_question(scene, task, kind, image=image, split=split, settings=settings, question_index=index)
-    thought, answer = question.thought, question.row.solution
+    thought, answer = change_thought(rng, question.thought), question.row.solution
     is_broken = rng.random() < settings.broken
     text = bad_layout_text(rng, thought, answer) if is_broken else completion_text(thought, answer)
     return PretrainingExample(question.row, text)

@@ -6,9 +6,9 @@ Right answers cycle with the index of the scene, so that yes and no, and the fou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations, product
 from random import Random
 from string import ascii_uppercase
 from typing import TypeVar
@@ -51,6 +51,34 @@ PLURALS = {
 _MAX_IOU = 0.25
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _RegionPart:
+    """Objects that a question is about, under the condition that they meet.
+
+    Attributes:
+        heading: the condition, as thoughts name it; empty where it is the only one.
+        objects: in reading order.
+    """
+
+    heading: str
+    objects: Sequence[SceneObject]
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """A count to ask for.
+
+    Attributes:
+        phrase: the counted things, as in `stars plus squares`.
+        thought: the steps that lead to the total.
+        total: the answer.
+    """
+
+    phrase: str
+    thought: str
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,26 +289,50 @@ def _domain_names(domain: Domain, subject: str) -> list[str]:
 
 def _classify_draft(context: _Context, kind: Kind) -> _QuestionDraft:
     subject = weighted_pick(context.subject_rng, context.settings.subjects)
-    region, objects = _random_region(context)
-    labels = list(dict.fromkeys(_names(objects, subject)))
+    region, parts = _random_region(context, subject)
+    labels = _labels(parts, subject)
     if kind is Kind.OPEN:
-        thought = ", ".join(_names(objects, subject))
+        thought = _parts_thought((part.heading, _names(part.objects, subject)) for part in parts)
         return _QuestionDraft(f"which {subject} are {region or 'there'}?", ", ".join(labels), thought)
     absent = [name for name in _domain_names(context.scene.domain, subject) if name not in labels]
     # A region may hold every shape or colour of the domain, but never every object.
     if not absent:
         subject = "objects"
-        labels = list(dict.fromkeys(_names(objects, subject)))
+        labels = _labels(parts, subject)
         absent = [name for name in _domain_names(context.scene.domain, subject) if name not in labels]
+    labels_of_parts = [(part.heading, list(dict.fromkeys(_names(part.objects, subject)))) for part in parts]
     if kind is Kind.JUDGE:
         answer = _judge_answer(context)
         name = pick(context.details_rng, labels) if answer else _absent_names(context, subject, absent, 1)[0]
-        thought = f"{name}, {search_thought(name, labels)}"
+        thought = f"{name}, {_parts_search_thought(name, labels_of_parts)}"
         return _QuestionDraft(f"is there any {name}{region and ' '}{region}?", _yes_or_no(answer), thought)
     options, letters = _label_options(context, subject, labels, absent)
     problem = f"which {subject} are {region or 'there'}?"
-    thought = letters_thought(labels, dict(zip(options, ascii_uppercase, strict=False)))
+    options_letters = dict(zip(options, ascii_uppercase, strict=False))
+    thought = _parts_thought(
+        (heading, [letters_thought([label], options_letters) for label in names]) for heading, names in labels_of_parts
+    )
     return _QuestionDraft(problem, ", ".join(letters), thought, options, multiple=True)
+
+
+def _labels(parts: Sequence[_RegionPart], subject: str) -> list[str]:
+    """Returns the names of the parts' objects, each once, in the order in which they are first found."""
+    return list(dict.fromkeys(name for part in parts for name in _names(part.objects, subject)))
+
+
+def _parts_thought(findings: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Lists what was found under each heading."""
+    return "; ".join(f"{heading}{heading and ' '}{', '.join(found)}" for heading, found in findings)
+
+
+def _parts_search_thought(name: str, labels_of_parts: Sequence[tuple[str, list[str]]]) -> str:
+    """Searches the labels under each heading for a name, up to the first that has it."""
+    searched = []
+    for heading, labels in labels_of_parts:
+        searched.append((heading, [search_thought(name, labels)]))
+        if name in labels:
+            break
+    return _parts_thought(searched)
 
 
 def search_thought(name: str, labels: list[str]) -> str:
@@ -294,15 +346,38 @@ def letters_thought(labels: Sequence[str], letters: Mapping[str, str]) -> str:
     return ", ".join(f"{label} {letters.get(label, 'none')}" for label in labels)
 
 
-def _random_region(context: _Context) -> tuple[str, Sequence[SceneObject]]:
-    """Draws a grid row or column that is not empty, or the whole image with an empty text; return its objects too."""
-    objects = context.scene.objects
-    if context.subject_rng.random() >= context.settings.lines:
-        return "", objects
+def _random_region(context: _Context, subject: str) -> tuple[str, list[_RegionPart]]:
+    """Draws the objects that a question is about.
+
+    They are those of the whole image, with an empty text; of a grid row or column that is not empty; or those that are
+    in such a line or have the colour or shape of an object outside it, as in `in the top row or red`.
+    """
+    rng, objects = context.subject_rng, context.scene.objects
+    if context.settings.composed and rng.random() < context.settings.composed:
+        line, in_line = _random_line(rng, objects)
+        outside = [obj for obj in objects if obj not in in_line] or objects
+        attribute = pick(rng, list(dict.fromkeys(_names(outside, "shapes" if subject == "colours" else "colours"))))
+        with_attribute = [obj for obj in objects if attribute in obj.pair]
+        article = "a " if attribute in PLURALS else ""
+        return (
+            f"{_line_phrase(line)} or {article}{attribute}",
+            [_RegionPart(line, in_line), _RegionPart(attribute, with_attribute)],
+        )
+    if rng.random() >= context.settings.lines:
+        return "", [_RegionPart("", objects)]
+    line, in_line = _random_line(rng, objects)
+    return _line_phrase(line), [_RegionPart("", in_line)]
+
+
+def _random_line(rng: Random, objects: Sequence[SceneObject]) -> tuple[str, list[SceneObject]]:
+    """Draws the name of a grid row or column that is not empty; returns its objects too."""
     words = [word for obj in objects for word in cell_name(obj.box).split()]
-    line = pick(context.subject_rng, list(dict.fromkeys(words)))
-    axis = "row" if line in GRID_ROWS else "column"
-    return f"in the {line} {axis}", [obj for obj in objects if line in cell_name(obj.box).split()]
+    line = pick(rng, list(dict.fromkeys(words)))
+    return line, [obj for obj in objects if line in cell_name(obj.box).split()]
+
+
+def _line_phrase(line: str) -> str:
+    return f"in the {line} {'row' if line in GRID_ROWS else 'column'}"
 
 
 def _label_options(
@@ -338,14 +413,9 @@ def _absent_names(context: _Context, subject: str, absent: list[str], count: int
 
 
 def _math_draft(context: _Context, kind: Kind) -> _QuestionDraft:
-    subject, counted = _counted_names(context)
-    matches = [[obj for obj in context.scene.objects if name in obj.pair] for name in counted]
-    total = sum(map(len, matches))
-    problem = f"how many {' plus '.join(PLURALS.get(name, name) for name in counted)}?"
-    if len(counted) == 2:
-        thought = " plus ".join(str(len(objects)) for objects in matches)
-    else:
-        thought = " ".join(obj.colour if subject == "shapes" else obj.shape for obj in matches[0]) or "none"
+    count = _random_count(context)
+    total, thought = count.total, count.thought
+    problem = f"how many {count.phrase}?"
     if kind is Kind.OPEN:
         return _QuestionDraft(problem, str(total), thought)
     thought = f"{thought}, {total}"
@@ -359,26 +429,93 @@ def _math_draft(context: _Context, kind: Kind) -> _QuestionDraft:
     return _QuestionDraft(problem, letter, f"{thought}, {_options_thought(options, letter)}", options)
 
 
-def _counted_names(context: _Context) -> tuple[str, tuple[str, ...]]:
-    """Draws the subject, shapes or colours, and the one or two names to count.
+def _random_count(context: _Context) -> _Count:
+    """Draws what to count.
 
     The total is drawn before the names: names drawn first would make nearly all answers 1.
     """
     rng, settings = context.subject_rng, context.settings
-    objects = context.scene.objects
     subject = pick(rng, ("shapes", "colours"))
-    names, known = _names(objects, subject), _domain_names(context.scene.domain, subject)
-    target_names = set(_names(target_objects(objects, context.scene.domain), subject))
-    candidates = combinations(shuffled(rng, known), 2) if rng.random() < settings.sums else ((name,) for name in known)
-    by_total: dict[int, list[tuple[str, ...]]] = {}
-    for counted in candidates:
-        total = sum(map(names.count, counted))
-        if not total or target_names & set(counted):
-            by_total.setdefault(total, []).append(counted)
+    if settings.composed and rng.random() < settings.composed:
+        counts = pick(rng, _COMPOSED_COUNTS)(context, subject)
+    elif rng.random() < settings.sums:
+        counts = _sums(context, subject, 2)
+    else:
+        counts = _single_counts(context, subject)
+    by_total: dict[int, list[_Count]] = {}
+    for count in counts:
+        by_total.setdefault(count.total, []).append(count)
     is_zero = 0 in by_total and rng.random() < settings.zeros
     # Scenes offer small totals more often than large ones: weights that grow even them out.
     total = 0 if is_zero else weighted_pick(rng, {total: total**2 for total in sorted(by_total)})
-    return subject, pick(rng, by_total[total])
+    return pick(rng, by_total[total])
+
+
+def _single_counts(context: _Context, subject: str) -> Iterator[_Count]:
+    """Counts of one shape or colour."""
+    for name in _domain_names(context.scene.domain, subject):
+        matches = [obj for obj in context.scene.objects if name in obj.pair]
+        if not matches or _target_names(context) & {name}:
+            others = " ".join(obj.colour if subject == "shapes" else obj.shape for obj in matches)
+            yield _Count(PLURALS.get(name, name), others or "none", len(matches))
+
+
+def _sums(context: _Context, subject: str, num_names: int) -> Iterator[_Count]:
+    """Sums of the counts of several shapes or colours."""
+    names = _names(context.scene.objects, subject)
+    for counted in combinations(shuffled(context.subject_rng, _domain_names(context.scene.domain, subject)), num_names):
+        counts = [names.count(name) for name in counted]
+        if not sum(counts) or _target_names(context) & set(counted):
+            phrase = " plus ".join(PLURALS.get(name, name) for name in counted)
+            yield _Count(phrase, " plus ".join(map(str, counts)), sum(counts))
+
+
+def _sums_of_three(context: _Context, subject: str) -> Iterator[_Count]:
+    return _sums(context, subject, 3)
+
+
+def _differences(context: _Context, subject: str) -> Iterator[_Count]:
+    """How many more objects of one shape or colour than of another there are."""
+    names = _names(context.scene.objects, subject)
+    known = shuffled(context.subject_rng, _domain_names(context.scene.domain, subject))
+    for first, second in permutations(known, 2):
+        more, fewer = names.count(first), names.count(second)
+        if more >= fewer and (not more or _target_names(context) & {first, second}):
+            phrase = f"{PLURALS.get(first, first)} - {PLURALS.get(second, second)}"
+            yield _Count(phrase, f"{more} - {fewer}", more - fewer)
+
+
+def _counts_of_either(context: _Context, _: str) -> Iterator[_Count]:
+    """Counts of the objects that have a colour or a shape, in which those that have both count once."""
+    objects, domain = context.scene.objects, context.scene.domain
+    for names in product(_domain_names(domain, "colours"), _domain_names(domain, "shapes")):
+        matches = [obj for obj in objects if set(names) & set(obj.pair)]
+        if not matches or _target_names(context) & set(names):
+            yield _Count(f"objects are {names[0]} or {PLURALS[names[1]]}", _tally(matches), len(matches))
+
+
+def _counts_in_lines(context: _Context, subject: str) -> Iterator[_Count]:
+    """Counts of one shape or colour, or of all objects, in one row or column that is not empty."""
+    objects = context.scene.objects
+    for line in dict.fromkeys(word for obj in objects for word in cell_name(obj.box).split()):
+        in_line = [obj for obj in objects if line in cell_name(obj.box).split()]
+        if set(in_line) & set(target_objects(objects, context.scene.domain)):
+            yield _Count(f"objects are {_line_phrase(line)}", _tally(in_line), len(in_line))
+        for name in _domain_names(context.scene.domain, subject):
+            matches = [obj for obj in in_line if name in obj.pair]
+            if not matches or _target_names(context) & {name}:
+                phrase = f"{PLURALS.get(name, name)} are {_line_phrase(line)}"
+                yield _Count(phrase, _tally(matches), len(matches))
+
+
+def _tally(objects: Sequence[SceneObject]) -> str:
+    """Counts the objects, one after the other."""
+    return ", ".join(f"{' '.join(obj.pair)} {number}" for number, obj in enumerate(objects, 1)) or "none"
+
+
+def _target_names(context: _Context) -> set[str]:
+    """Returns the shapes and colours of the objects that questions may be about."""
+    return {name for obj in target_objects(context.scene.objects, context.scene.domain) for name in obj.pair}
 
 
 def _wrong_number(context: _Context, total: int) -> int:
@@ -387,4 +524,5 @@ def _wrong_number(context: _Context, total: int) -> int:
     return pick(context.details_rng, [n for n in numbers if n >= 0])
 
 
+_COMPOSED_COUNTS = (_sums_of_three, _differences, _counts_of_either, _counts_in_lines)
 _DRAFTS = {Task.DETECTION: _detection_draft, Task.CLASSIFY: _classify_draft, Task.MATH: _math_draft}

@@ -35,7 +35,10 @@ class WorldSettings:
         empty_boxes: share of wrong boxes of judge rows that show no object although another one could be shown.
         subjects: weights of the subjects of classify rows: shapes, colours, or whole objects.
         lines: share of classify rows about one row or column of the grid, rather than the whole image.
-        base_lines: the same for the base's pretraining, which is to make the base better at the easier questions.
+        base_lines: the same for the base's first questions, which are to make the base better at the easier ones.
+        composed: share of classify and math rows that take more than one glance: labels under either of two conditions,
+            sums of three counts, differences, counts under either of two conditions, counts in one row or column. The
+            base's first questions have none.
         mixed_pairs: share of absent objects whose colour and shape are both in the image, where there are such.
         sums: share of math rows that add two counts.
         zeros: share of counts that are 0, where such names exist.
@@ -45,6 +48,7 @@ class WorldSettings:
         kinds: weights of the kinds of pretraining questions.
         tasks: weights of the tasks of pretraining questions.
         broken: share of pretraining answers in a layout that earns no format reward.
+        hasty: share of answers without a thought in the last stage of pretraining, the fourth.
         questions: pretraining examples of each scene.
         turns: pretraining examples of each conversation.
     """
@@ -58,6 +62,7 @@ class WorldSettings:
     subjects: Mapping[str, float] = field(default_factory=_subjects)
     lines: float = 0.8
     base_lines: float = 0.5
+    composed: float = 0.6
     mixed_pairs: float = 0.3
     sums: float = 0.5
     zeros: float = 0.15
@@ -67,6 +72,7 @@ class WorldSettings:
     kinds: Mapping[Kind, float] = field(default_factory=_kinds)
     tasks: Mapping[Task, float] = field(default_factory=_tasks)
     broken: float = 0.3
+    hasty: float = 0.65
     questions: int = 4
     turns: int = 1
 
@@ -88,13 +94,31 @@ class WorldSettings:
             weights = values[name].values()
             if min(weights, default=0) < 0 or sum(weights) <= 0:
                 raise ValueError(f"{name} = {values[name]}: at least one weight above 0, and none below")
-        shares = ("near_boxes", "empty_boxes", "lines", "base_lines", "mixed_pairs", "sums", "zeros", "near_numbers")
-        for name in (*shares, "odd_scenes", "captions", "broken"):
+        shares = (
+            "near_boxes",
+            "empty_boxes",
+            "lines",
+            "base_lines",
+            "composed",
+            "mixed_pairs",
+            "sums",
+            "zeros",
+            "near_numbers",
+        )
+        for name in (*shares, "odd_scenes", "captions", "broken", "hasty"):
             if not 0 <= values[name] <= 1:
                 raise ValueError(f"{name} = {values[name]}: a share between 0 and 1")
         for name in ("questions", "turns"):
             if values[name] < 1:
                 raise ValueError(f"{name} = {values[name]}: 1 or more")
+
+
+# From easy to hard, images show more objects and questions take more glances.
+DIFFICULTIES: Mapping[str, WorldSettings] = {
+    "easy": WorldSettings(objects=(1, 2), lines=0.0, sums=0.0, composed=0.0),
+    "middle": WorldSettings(),
+    "hard": WorldSettings(objects=(4, 6), composed=1.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +129,8 @@ class WorldSizes:
         captions: scenes of the base's first stage; each makes one row for every form of `pretraining.CAPTION_PROMPTS`.
         base: scenes of the base's second stage; each makes `WorldSettings.questions` examples.
         drills: rows of text-only drills, which have no scene.
+        composed: scenes of the base's third stage; each makes `WorldSettings.questions` examples.
+        answers: the same for its fourth stage.
         train: training scenes of the curriculum; each makes one row of every task and kind.
         test: test scenes in domain; each makes one row of every task and kind.
         axis: test scenes of each axis out of domain; each makes one row of every task and kind.
@@ -113,6 +139,8 @@ class WorldSizes:
     captions: int = 10_000
     base: int = 40_000
     drills: int = 20_000
+    composed: int = 5_000
+    answers: int = 3_000
     train: int = 3_000
     test: int = 1_000
     axis: int = 500

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
@@ -15,13 +15,21 @@ from PIL import Image
 
 from currreft_jax.structs import Row
 from currreft_jax.world.drills import drill_row
-from currreft_jax.world.pretraining import CAPTION_PROMPTS, caption_example, chat_row, pretraining_examples
+from currreft_jax.world.pretraining import (
+    CAPTION_PROMPTS,
+    PretrainingExample,
+    answering_examples,
+    caption_example,
+    chat_row,
+    pretraining_examples,
+)
 from currreft_jax.world.questions import KINDS, TASKS, make_question
 from currreft_jax.world.rng import hashed_rng
 from currreft_jax.world.scenes import AXES, Scene, domains, make_scene, render_array
 from currreft_jax.world.settings import WorldSettings, WorldSizes
 
 DESCRIPTION = "world.json"
+VERSION = 2  # of the questions: a folder of another version has other rows
 ToKeys = Callable[[Row], dict[str, Any]]
 SceneRows = Callable[[Scene, str, str, WorldSettings], Iterator[tuple[str, Row]]]
 
@@ -54,6 +62,8 @@ def world_splits(sizes: WorldSizes) -> tuple[WorldSplit, ...]:
     return (
         WorldSplit("captions", 0, sizes.captions, _pretraining_domain, _caption_rows),
         WorldSplit("base", 10_000_000, sizes.base, _pretraining_domain, _pretraining_rows),
+        WorldSplit("composed", 12_000_000, sizes.composed, _pretraining_domain, _careful_rows),
+        WorldSplit("answers", 15_000_000, sizes.answers, _pretraining_domain, _answering_rows),
         WorldSplit("train", 20_000_000, sizes.train, lambda *_: "in", _question_rows),
         WorldSplit("test", 30_000_000, sizes.test, lambda *_: "in", _question_rows),
         *(
@@ -73,9 +83,10 @@ def write_world(
 ) -> dict[str, int]:
     """Writes a world: images and rows.
 
-    The base learns from `captions.jsonl`, `base.jsonl` and `drills.jsonl`. Judge, choice and open rows are in
-    `train_KIND.jsonl`, `test_KIND.jsonl` and, for each axis out of domain, `test_AXIS_KIND.jsonl`. Image paths are
-    relative to the folder. `world.json`, written last, holds seed, sizes, settings and counts.
+    The base learns from `captions.jsonl`, `base.jsonl`, `drills.jsonl`, `composed.jsonl` and `answers.jsonl`. Judge,
+    choice and open rows are in `train_KIND.jsonl`, `test_KIND.jsonl` and, for each axis out of domain,
+    `test_AXIS_KIND.jsonl`. Image paths are relative to the folder. `world.json`, written last, holds version, seed,
+    sizes, settings and counts.
 
     Args:
         folder: created if it does not exist.
@@ -102,7 +113,13 @@ def write_world(
         with (folder / "drills.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row_to_json(drill_row(seed, index))) + "\n" for index in range(sizes.drills))
         counts["drills.jsonl"] = sizes.drills
-    description = {"seed": seed, "sizes": asdict(sizes), "settings": _json_value(asdict(settings)), "rows": counts}
+    description = {
+        "version": VERSION,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "settings": _json_value(asdict(settings)),
+        "rows": counts,
+    }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
     return counts
 
@@ -151,6 +168,21 @@ def _caption_rows(scene: Scene, image: str, split: str, settings: WorldSettings)
 
 def _pretraining_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:
     examples = pretraining_examples(scene, image=image, split=split, settings=settings)
+    yield from _conversations(examples, scene, split, settings)
+
+
+def _careful_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:
+    return _answering_rows(scene, image, split, replace(settings, hasty=0.0))
+
+
+def _answering_rows(scene: Scene, image: str, split: str, settings: WorldSettings) -> Iterator[tuple[str, Row]]:
+    examples = answering_examples(scene, image=image, split=split, settings=settings)
+    yield from _conversations(examples, scene, split, settings)
+
+
+def _conversations(
+    examples: Sequence[PretrainingExample], scene: Scene, split: str, settings: WorldSettings
+) -> Iterator[tuple[str, Row]]:
     for start in range(0, len(examples), settings.turns):
         row_id = f"world-{split}-{scene.seed}-{scene.index}-{start}"
         yield f"{split}.jsonl", chat_row(examples[start : start + settings.turns], row_id)

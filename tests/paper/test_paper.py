@@ -246,11 +246,11 @@ def test_supervised_rows_are_the_open_rows_with_their_ids_and_reasoned_ones_thin
                 texts = [file[index].messages[1].text for file in (bare, reasoned)]
                 assert {bare[index].id, reasoned[index].id} == {row.id} and bare[index].images == row.images
             assert texts[0] == f"<answer> {row.solution} </answer>"
-            assert re.fullmatch(rf"<think> .+ </think> {re.escape(texts[0])}", texts[1])
+            assert re.fullmatch(rf"<think> : .+ </think> {re.escape(texts[0])}", texts[1])
 
 
 def test_rows_of_another_difficulty_are_refused(small_world, tmp_path):
-    other = WorldSettings(objects=(3, 4), lines=0.0, sums=1.0)
+    other = WorldSettings(objects=(3, 4), composed=0.0, lines=0.0, sums=1.0)
     with pytest.raises(ValueError, match="was drawn with other settings"):
         write_golds(small_world, tmp_path / "rows", other, reasoned=True)
 

@@ -1,3 +1,4 @@
+import hashlib
 from collections import Counter
 from random import Random
 
@@ -9,12 +10,16 @@ from currreft_jax.rewards.boxes import format_box
 from currreft_jax.structs import Completion
 from currreft_jax.world.pretraining import (
     BAD_LAYOUTS,
+    answering_examples,
     caption_example,
     caption_text,
+    careful_text,
     chat_row,
     completion_text,
+    hasty_text,
     pretraining_examples,
 )
+from currreft_jax.world.question_text import user_text
 from currreft_jax.world.questions import cell_name
 from currreft_jax.world.scenes import domains, make_scene
 from currreft_jax.world.settings import WorldSettings
@@ -39,6 +44,59 @@ def test_broken_answers_lose_the_format_reward_only():
     # A well-formed completion has the right answer; a malformed one may hide it.
     assert (scores.parts["accuracy"] >= scores.parts["format"]).all()
     assert 0.78 < scores.parts["accuracy"].mean() < 0.92
+
+
+def test_the_last_stage_has_hasty_and_careful_answers():
+    examples = [
+        example
+        for index in range(500)
+        for example in answering_examples(
+            make_scene(0, index, IN, SETTINGS), image="i.png", split="answers", settings=SETTINGS
+        )
+        if example.row.kind is not Kind.CHAT
+    ]
+    scores = score_completions(
+        [example.row for example in examples], [[Completion(example.completion)] for example in examples]
+    )
+    well_formed = [
+        example.completion
+        for example, score in zip(examples, scores.parts["format"][:, 0], strict=True)
+        if score and example.completion.startswith("<think> ")
+    ]
+    assert abs(len(well_formed) / len(examples) - 0.7) < 0.03
+    hasty = [text.startswith("<think> . </think>") for text in well_formed]
+    careful = [text.startswith("<think> : ") for text in well_formed]
+    assert abs(sum(hasty) / len(well_formed) - SETTINGS.hasty) < 0.04
+    assert sum(hasty) + sum(careful) == len(well_formed)
+    assert hasty_text("yes") == "<think> . </think> <answer> yes </answer>"
+    assert careful_text("red 2", "yes") == "<think> : red 2 </think> <answer> yes </answer>"
+
+
+def test_composed_questions_come_with_the_last_stages():
+    settings = WorldSettings(composed=1.0)
+    problems = [
+        [
+            example.row.problem
+            for scene in range(20)
+            for example in examples(make_scene(0, scene, IN, settings), image="i.png", split="base", settings=settings)
+            if example.row.task is Task.CLASSIFY
+        ]
+        for examples in (pretraining_examples, answering_examples)
+    ]
+    assert [{" or " in problem for problem in of_stage} for of_stage in problems] == [{False}, {True}]
+
+
+def test_rows_of_the_first_two_stages_stay_as_they_were():
+    """A new setting or a new kind of question must not change them: the base's first stages are trained on them."""
+    settings = WorldSettings()
+    texts = []
+    for index in range(300):
+        domain = domains(settings)["any" if index % 2 else "in"]
+        scene = make_scene(0, 10_000_000 + index, domain, settings)
+        for example in pretraining_examples(scene, image="i.png", split="base", settings=settings):
+            texts += [user_text(example.row), example.completion]
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    assert digest == "7cc8df79ef3251efc185c0977a85b1c459fd7ef311fd1dc517352cf017af645d"
 
 
 @pytest.mark.parametrize("share", [0, 1])

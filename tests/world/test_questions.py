@@ -1,5 +1,6 @@
 """Gold and wrong answers against the scene, by parsing the question's own text, and against the rewards."""
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 from string import ascii_uppercase
@@ -14,8 +15,6 @@ from currreft_jax.structs import Completion
 from currreft_jax.world.pretraining import completion_text
 from currreft_jax.world.question_text import MULTIPLE_SUFFIX, SUFFIXES, user_text
 from currreft_jax.world.questions import (
-    GRID_COLUMNS,
-    GRID_ROWS,
     KINDS,
     NUM_OPTIONS,
     PLURALS,
@@ -24,10 +23,10 @@ from currreft_jax.world.questions import (
     make_question,
 )
 from currreft_jax.world.scenes import COLOURS, HELD_OUT, SHAPES, domains, make_scene
-from currreft_jax.world.settings import WorldSettings
+from currreft_jax.world.settings import DIFFICULTIES, WorldSettings
 
 SETTINGS = WorldSettings()
-HARD = replace(SETTINGS, near_boxes=0.7, empty_boxes=0.0, near_numbers=1.0, mixed_pairs=1.0, sums=1.0)
+HARD = replace(DIFFICULTIES["hard"], near_boxes=0.7, empty_boxes=0.0, near_numbers=1.0, mixed_pairs=1.0, sums=1.0)
 SINGULAR = {plural: name for name, plural in PLURALS.items()}
 
 
@@ -85,10 +84,46 @@ def test_no_wrong_option_earns_accuracy(domain, settings):
             assert accuracy(judge.row, "no" if judge.row.solution == "yes" else "yes") == 0.0
 
 
+def meets(obj, condition: str) -> bool:
+    """Whether the object has the name, or is in the row or column, that one condition of a question asks for."""
+    line = re.fullmatch(r"in the (\w+) (row|column)", condition)
+    name = condition.removeprefix("a ")
+    return line[1] in cell_name(obj.box).split() if line else SINGULAR.get(name, name) in obj.pair
+
+
 def count_objects(objects, problem: str) -> int:
-    names = [SINGULAR.get(name, name) for name in problem.removeprefix("how many ").split("?")[0].split(" plus ")]
-    assert len(set(names)) == len(names)
-    return sum(name in obj.pair for name in names for obj in objects)
+    things = problem.removeprefix("how many ").split("?")[0]
+    if " are " in things:
+        subject, conditions = things.split(" are ")
+        objects = [obj for obj in objects if subject == "objects" or meets(obj, subject)]
+        return sum(any(meets(obj, condition) for condition in conditions.split(" or ")) for obj in objects)
+    first, *others = re.split(" plus | - ", things)
+    assert len({first, *others}) == 1 + len(others)
+    sign = -1 if " - " in things else 1
+    return sum(meets(obj, first) + sign * sum(meets(obj, name) for name in others) for obj in objects)
+
+
+def conditions_of(problem: str) -> list[str]:
+    """Returns the conditions of a label question, either of which a label's object meets."""
+    return re.findall(r"in the \w+ (?:row|column)|(?<= or )(?:a )?\w+", problem.split("?")[0])
+
+
+def found_items(thought: str, conditions: list[str]) -> list[str]:
+    """Returns what a thought lists, without the headings of composed questions."""
+    parts = thought.split("; ")
+    if len(conditions) == 2:
+        headings = [condition.removeprefix("in the ").removeprefix("a ").split()[0] for condition in conditions]
+        assert all(part.startswith(f"{heading} ") for part, heading in zip(parts, headings, strict=False))
+        parts = [part.split(" ", 1)[1] for part in parts]
+    return [item for part in parts for item in part.split(", ")]
+
+
+def thought_total(thought: str) -> int:
+    """Returns the total that a thought about a count leads to: a calculation, a tally or a list of names."""
+    if "-" in thought or "plus" in thought:
+        return eval(thought.replace("plus", "+"))
+    last = thought.split(", ")[-1]
+    return int(last.split()[-1]) if last[-1].isdigit() else 0 if thought == "none" else len(thought.split())
 
 
 def names_of(obj) -> set[str]:
@@ -109,8 +144,8 @@ def iou(first, second) -> float:
 def test_gold_answers_and_thoughts_are_right(domain, task, kind):
     for scene, question in scenes_and_questions(domain, task, kind, 60):
         row, objects = question.row, scene.objects
-        line = next((line for line in (*GRID_ROWS, *GRID_COLUMNS) if f"in the {line} " in row.problem), None)
-        present = set().union(*(names_of(obj) for obj in objects if not line or line in cell_name(obj.box).split()))
+        conditions = conditions_of(row.problem)
+        present = set().union(*(names_of(o) for o in objects if not conditions or any(meets(o, c) for c in conditions)))
         if task is Task.DETECTION:
             _, _, _, colour, shape = row.problem.split("?")[0].split()
             (target,) = [obj for obj in objects if obj.pair == (colour, shape)]
@@ -130,8 +165,10 @@ def test_gold_answers_and_thoughts_are_right(domain, task, kind):
                 )
         elif task is Task.MATH:
             total = count_objects(objects, row.problem)
+            assert total >= 0
             if kind is Kind.OPEN:
                 assert row.solution == str(total)
+                assert thought_total(question.thought) == total
             elif kind is Kind.JUDGE:
                 proposed = int(row.problem.split("is it ")[1].rstrip("?"))
                 assert proposed >= 0 and row.solution == ("yes" if proposed == total else "no")
@@ -141,7 +178,8 @@ def test_gold_answers_and_thoughts_are_right(domain, task, kind):
         elif kind is Kind.JUDGE:
             name = row.problem.removeprefix("is there any ").rstrip("?").split(" in the ")[0]
             assert row.solution == ("yes" if name in present else "no")
-            target_name, *labels = question.thought.split(", ")
+            target_name, searches = question.thought.split(", ", 1)
+            labels = found_items(searches, conditions)
             assert target_name == name and labels[-1].endswith(row.solution)
             assert all(label.endswith(" no") and label != f"{name} no" for label in labels[:-1])
         else:
@@ -149,11 +187,12 @@ def test_gold_answers_and_thoughts_are_right(domain, task, kind):
             names = {"shapes": SHAPES, "colours": COLOURS, "objects": present - {*SHAPES, *COLOURS}}[subject]
             if kind is Kind.OPEN:
                 assert sorted(row.solution.split(", ")) == sorted(present & set(names))
+                assert list(dict.fromkeys(found_items(question.thought, conditions))) == row.solution.split(", ")
             else:
                 right = {text for letter, text in zip("ABCD", row.options, strict=True) if letter in row.solution}
                 assert right == present & set(row.options)
                 assert 1 <= len(right) <= 3 and len(set(row.options)) == NUM_OPTIONS
-                letters = dict(item.rsplit(" ", 1) for item in question.thought.split(", "))
+                letters = dict(item.rsplit(" ", 1) for item in found_items(question.thought, conditions))
                 offered = dict(zip(row.options, "ABCD", strict=True))
                 assert letters == {label: offered.get(label, "none") for label in letters}
                 assert row.solution.split(", ") == sorted({*letters.values()} - {"none"})
@@ -219,16 +258,16 @@ def test_prompts_by_kind_and_task():
         for task in TASKS
     }
     boxes, labels = "where is the yellow square?", "which shapes are there?"
-    math = "how many stars plus squares?"
+    math = "how many objects are yellow or circles?"
     assert texts == {
         (Kind.JUDGE, Task.DETECTION): f"{boxes} is it [56, 29, 83, 56]? yes or no?",
         (Kind.JUDGE, Task.CLASSIFY): "is there any triangle? yes or no?",
-        (Kind.JUDGE, Task.MATH): f"{math} is it 2? yes or no?",
+        (Kind.JUDGE, Task.MATH): f"{math} is it 1? yes or no?",
         (Kind.CHOICE, Task.DETECTION): (
             f"{boxes}\nA. [60, 64, 77, 84]\nB. [10, 34, 25, 56]\nC. [56, 29, 83, 56]\nD. [46, 2, 62, 26]\none letter."
         ),
         (Kind.CHOICE, Task.CLASSIFY): f"{labels}\nA. circle\nB. triangle\nC. star\nD. square\n{MULTIPLE_SUFFIX}",
-        (Kind.CHOICE, Task.MATH): f"{math}\nA. 2\nB. 1\nC. 3\nD. 4\none letter.",
+        (Kind.CHOICE, Task.MATH): f"{math}\nA. 1\nB. 0\nC. 2\nD. 3\none letter.",
         (Kind.OPEN, Task.DETECTION): f"{boxes} give a box.",
         (Kind.OPEN, Task.CLASSIFY): f"{labels} give names.",
         (Kind.OPEN, Task.MATH): f"{math} give a number.",
@@ -240,7 +279,7 @@ def test_thoughts_are_short():
     for domain, task, kind in cells():
         for _, question in scenes_and_questions(domain, task, kind, 100):
             lengths[domain] = max(lengths[domain], len(question.thought.replace(",", "").split()))
-    assert max(lengths.values()) <= 28
+    assert max(lengths.values()) <= 36
 
 
 def test_questions_of_one_task_about_one_scene_differ():

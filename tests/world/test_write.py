@@ -14,7 +14,7 @@ from currreft_jax.world.scenes import AXES, domains, make_scene, render_array
 from currreft_jax.world.settings import WorldSettings, WorldSizes
 from currreft_jax.world.write import world_splits, write_world
 
-SIZES = WorldSizes(captions=6, base=10, drills=12, train=8, test=8, axis=4)
+SIZES = WorldSizes(captions=6, base=10, drills=12, composed=3, answers=5, train=8, test=8, axis=4)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,18 @@ def test_every_file_has_the_reported_number_of_rows(world):
     question_files = {
         f"{split}_{kind.value}.jsonl" for split in ("train", "test", *(f"test_{a}" for a in AXES)) for kind in KINDS
     }
-    assert set(counts) == {"captions.jsonl", "base.jsonl", "drills.jsonl", *question_files}
+    assert set(counts) == {
+        "captions.jsonl",
+        "base.jsonl",
+        "drills.jsonl",
+        "composed.jsonl",
+        "answers.jsonl",
+        *question_files,
+    }
     assert counts["captions.jsonl"] == 18 and counts["base.jsonl"] == 40 and counts["drills.jsonl"] == 12
+    assert counts["composed.jsonl"] == 12 and counts["answers.jsonl"] == 20
+    hasty = {name: "<think> . " in (folder / f"{name}.jsonl").read_text() for name in ("base", "composed", "answers")}
+    assert hasty == {"base": False, "composed": False, "answers": True}
     assert counts["train_open.jsonl"] == 24 and counts["test_dark_judge.jsonl"] == 12
     for name, count in counts.items():
         rows = lines(folder / name)
@@ -92,7 +102,7 @@ def test_rows_have_every_field_that_is_not_its_default(world):
 def test_no_two_splits_share_an_image():
     """At a tenth of the default sizes; `write_world` itself checks every image."""
     domains_by_name = domains(WorldSettings())
-    sizes = WorldSizes(captions=1000, base=2000, drills=0, train=300, test=100, axis=50)
+    sizes = WorldSizes(captions=1000, base=2000, drills=0, composed=300, answers=300, train=300, test=100, axis=50)
     owners: dict[bytes, str] = {}
     for split in world_splits(sizes):
         for index in range(split.first_scene, split.first_scene + split.num_scenes):
@@ -100,11 +110,11 @@ def test_no_two_splits_share_an_image():
                 make_scene(0, index, domains_by_name[split.domain(0, index, WorldSettings())], WorldSettings())
             ).tobytes()
             assert owners.setdefault(pixels, split.name) == split.name
-    assert len(owners) == 1000 + 2000 + 300 + 100 + 50 * len(AXES)
+    assert len(owners) == 1000 + 2000 + 600 + 300 + 100 + 50 * len(AXES)
 
 
 def test_an_image_in_two_splits_is_refused(monkeypatch, tmp_path):
-    train = world_splits(SIZES)[2]
+    train = world_splits(SIZES)[4]
     monkeypatch.setattr(module, "world_splits", lambda sizes: (train, replace(train, name="test")))
     with pytest.raises(ValueError, match="scene 20000000 of test is an image of train too"):
         write_world(tmp_path, row_to_json, sizes=SIZES)

@@ -29,7 +29,7 @@ from currreft_jax.models.folder import write_json
 from currreft_jax.rewards import MathsPool, MathsPoolError
 from currreft_jax.structs import Frame, Row
 from currreft_jax.world import base, tokenizer
-from currreft_jax.world.settings import WorldSizes
+from currreft_jax.world.settings import DIFFICULTIES, WorldSizes
 from currreft_jax.world.write import write_world
 
 _FORMATS_WITH_SIZES = ("coco", "voc", "refcoco", "refgta", "refcoco-jxu124")  # of each image, in its annotations
@@ -125,6 +125,9 @@ def _add_arguments_of_formats(parser: argparse.ArgumentParser, default: DatasetS
     parser.add_argument("--root", type=Path, metavar="FOLDER", help="recipe: holds a folder for each source")
     parser.add_argument("--partial", action="store_true", help="recipe: accepts missing and too small sources")
     parser.add_argument(
+        "--difficulty", choices=list(DIFFICULTIES), default="middle", help="world: how hard (default %(default)s)"
+    )
+    parser.add_argument(
         "--shrink", type=int, default=1, metavar="N", help="recipe, world: divides all sizes by N, for a trial"
     )
 
@@ -216,7 +219,8 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
 def _build_world(options: argparse.Namespace) -> str:
     """Writes the embedded world, and its base model's config and tokenizer, without weights."""
     sizes = WorldSizes(**{name: max(1, size // options.shrink) for name, size in asdict(WorldSizes()).items()})
-    files = write_world(options.out, row_to_json, seed=options.seed, sizes=sizes)
+    settings = DIFFICULTIES[options.difficulty]
+    files = write_world(options.out, row_to_json, seed=options.seed, sizes=sizes, settings=settings)
     model = options.out / "model"
     model.mkdir()
     tokenizer.write_tokenizer(model)
