@@ -5,7 +5,8 @@ ORACLES := 5.23.0 4.57.6 4.49.0
 VLMEVAL_ms := 0.0.20
 VLMEVAL_nvidia := 26.3
 CONSTRAIN := -c constraints.txt
-PARALLEL ?= -n auto --dist loadfile
+# Files in their order: by default those of few tests come last, which are the longest.
+PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 RUN := $(VENV)/bin/python -m
 
 SEED ?= 0
@@ -14,7 +15,7 @@ RUNS ?= runs/paper
 # Tests that need more than the package have targets of their own: oracle, browser, plan.
 SUITE := not oracle and not browser and not plan
 QUICK := not slow and $(SUITE)
-.PHONY: help install test test-all browser check static fix oracle oracle-vlmeval golden lowest demo paper base plan lock clean
+.PHONY: help install test test-all browser check static fix oracle oracle-rewards oracle-vlmeval golden lowest demo paper base plan lock clean
 
 help:  ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,7 +72,10 @@ oracle-%: .venv-oracle-%/.installed
 oracle-vlmeval: install .venv-vlmeval-ms/.installed .venv-vlmeval-nvidia/.installed  ## Compares scores, and asks the server by its client.
 	$(RUN) pytest -m oracle tests/evaluation/benchmarks tests/serving
 
-oracle: $(ORACLES:%=oracle-%) oracle-vlmeval  ## Compares with torch, three versions of transformers, and VLMEvalKit.
+oracle-rewards: install  ## Scores more rows and texts than the suite, and compares more verdicts with math-verify's.
+	$(RUN) pytest $(PARALLEL) -m oracle tests/rewards
+
+oracle: $(ORACLES:%=oracle-%) oracle-rewards oracle-vlmeval  ## Compares with torch, three versions of transformers, math-verify and VLMEvalKit.
 
 golden: .venv-oracle-5.23.0/.installed  ## Regenerates the golden files.
 	.venv-oracle-5.23.0/bin/python -m tests.golden.make

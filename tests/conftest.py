@@ -1,5 +1,7 @@
 """The suite runs on eight simulated CPU devices, with exact products."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +28,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment
 import jax
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from currreft_jax.rewards import MathsPool
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -61,6 +67,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tied"
     tiny.write_checkpoint(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[MathsPool]:
+    from currreft_jax.config import Maths
+    from currreft_jax.rewards import MathsPool
+
+    with MathsPool(Maths(workers=1)) as pool:
+        yield pool
 
 
 @pytest.fixture

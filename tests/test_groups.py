@@ -142,6 +142,7 @@ def test_a_text_prompt_has_the_same_logprobs_with_and_without_images_in_the_batc
     np.testing.assert_allclose(score(parameters, alone, tokens[2:]), expected[2:], atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("group", [tiny.CONFIG], ids=["tied"], indirect=True)  # the head is in no block
 @pytest.mark.parametrize("remat", quick([Remat.BLOCK, Remat.DOTS], 0))
 def test_remat_saves_memory_and_keeps_gradients(group, remat):
     model, parameters, prompts, tokens = group

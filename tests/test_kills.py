@@ -1,11 +1,17 @@
 """A run killed at any moment resumes with the same metrics, completions and weights as an uninterrupted one."""
 
+import multiprocessing
 import os
 import random
+import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import jax
@@ -13,31 +19,17 @@ import pytest
 
 from currreft_jax.config import Config, Logging, MeshShape
 from currreft_jax.runtime.distributed import REQUEUE
+from currreft_jax.runtime.metrics import read_metrics
+from currreft_jax.training import trainer
 from tests.test_grpo import config_of, logged_metrics, rows
 from tests.test_launch import LAUNCH, children, environment, settings_file, variable
 
 __all__ = ["environment", "rows"]
 
 STEPS = 8
-PROGRAM = """
-import resource, sys
-from pathlib import Path
-import jax
-for largest in map(int, sys.argv[5:]):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 1)
-jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", sys.argv[4])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-from currreft_jax.training import trainer
-from tests.test_kills import frequently_saved
-
-checkpoint, rows, out = map(Path, sys.argv[1:4])
-print("ready", flush=True)
-sys.exit(75 if trainer.run(frequently_saved(checkpoint, rows), out) is None else 0)
-"""
+# Processes of runs are forked from one that has done the imports, and has no threads of JAX.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.test_kills"])
 
 
 def frequently_saved(checkpoint: Path, rows: Path) -> Config:
@@ -47,27 +39,48 @@ def frequently_saved(checkpoint: Path, rows: Path) -> Config:
     return config
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    """Starts the program, and returns once its imports are done."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
-        cwd=Path(__file__).parent.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout and process.stdout.readline() == "ready\n", process.communicate()[1]
+def train(checkpoint: Path, rows: Path, workdir: Path, cache: str, stderr: Path, largest_file: int | None) -> None:
+    """Trains on one device, in a process of its own."""
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    jax.config.update("jax_num_cpu_devices", 1)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    sys.exit(REQUEUE if trainer.run(frequently_saved(checkpoint, rows), workdir) is None else 0)
+
+
+def start(checkpoint: Path, rows: Path, workdir: Path, largest_file: int | None = None) -> BaseProcess:
+    """Starts a run, whose standard error goes to a file beside its workdir."""
+    cache = jax.config.jax_compilation_cache_dir
+    arguments = (checkpoint, rows, workdir, cache, stderr_of(workdir), largest_file)
+    process = FORKS.Process(target=train, args=arguments)
+    process.start()
     return process
+
+
+def stderr_of(workdir: Path) -> Path:
+    return workdir.with_name(f"{workdir.name}.stderr")
+
+
+def step_seconds(workdir: Path) -> float:
+    """Returns the seconds of a run's last step, without those of its checkpoint."""
+    return read_metrics(workdir / "metrics.jsonl")[-1]["step_time"]
+
+
+def wait_for_checkpoint(workdir: Path, step: int, is_running: Callable[[], bool]) -> None:
+    """Waits for the checkpoint of a step, or for the end of the run."""
+    while not (workdir / "checkpoints" / str(step)).exists() and is_running():
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(checkpoint, rows, tmp_path_factory) -> tuple[Path, float]:
-    """An uninterrupted run, and its seconds with a warm compilation cache."""
-    for name in ("first", "uninterrupted"):
-        workdir = tmp_path_factory.mktemp(name)
-        process = start(checkpoint, rows, workdir, jax.config.jax_compilation_cache_dir)
-        started = time.monotonic()
-        assert process.wait() == 0, process.communicate()[1]
+    """An uninterrupted run, and its seconds."""
+    workdir, started = tmp_path_factory.mktemp("uninterrupted") / "run", time.monotonic()
+    process = start(checkpoint, rows, workdir)
+    process.join()
+    assert process.exitcode == 0, stderr_of(workdir).read_text()
     return workdir, time.monotonic() - started
 
 
@@ -77,47 +90,43 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
         assert (workdir / name).read_bytes() == (reference / name).read_bytes(), name
 
 
-def test_a_killed_run_resumes_bit_for_bit(checkpoint, rows, tmp_path):
-    cache = jax.config.jax_compilation_cache_dir
-    reference, workdir = tmp_path / "reference", tmp_path / "killed"
-    process = start(checkpoint, rows, reference, cache)
-    assert process.wait() == 0, process.communicate()[1]
-    process = start(checkpoint, rows, workdir, cache)
-    while not (workdir / "checkpoints" / "2").exists() and process.poll() is None:
-        time.sleep(0.01)
+def test_a_killed_run_resumes_bit_for_bit(uninterrupted, checkpoint, rows, tmp_path):
+    workdir = tmp_path / "killed"
+    process = start(checkpoint, rows, workdir)
+    wait_for_checkpoint(workdir, 2, process.is_alive)
     process.kill()
-    assert process.wait() == -signal.SIGKILL, process.communicate()[1]
-    process = start(checkpoint, rows, workdir, cache)
-    assert process.wait() == 0, process.communicate()[1]
-    assert_same_run(workdir, reference)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, stderr_of(workdir).read_text()
+    process = start(checkpoint, rows, workdir)
+    process.join()
+    assert process.exitcode == 0, stderr_of(workdir).read_text()
+    assert_same_run(workdir, uninterrupted[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_stopped_at_random_moments_resumes_bit_for_bit(uninterrupted, checkpoint, rows, tmp_path, number):
+    """Stops at a moment of the start, and at two of a step or of the save after it."""
     reference, seconds = uninterrupted
-    rng, stopped, runs, writing = random.Random(int(number)), 0, 0, 0
-    while stopped < 3:
-        runs += 1
-        workdir, done = tmp_path / str(runs), False
-        while not done:
-            is_new = not workdir.exists()
-            process = start(checkpoint, rows, workdir, jax.config.jax_compilation_cache_dir)
-            started = time.monotonic()
-            try:
-                process.wait(rng.uniform(0, seconds))
-                seconds = min(seconds, time.monotonic() - started) if is_new else seconds
-            except subprocess.TimeoutExpired:
-                process.send_signal(number)
-            stderr = process.communicate(timeout=300)[1]
-            done = process.returncode == 0
-            stopped += not done
-            writing += any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
-            # A signal that arrives before the handlers are installed ends the process by default.
-            expected = {0, -number, *((REQUEUE,) if number != signal.SIGKILL else ())}
-            assert process.returncode in expected, stderr
-        assert_same_run(workdir, reference)
-    print(f"{stopped} stops, {writing} of them within a checkpoint's write, {runs} runs")
+    rng, stopped, writing, workdir = random.Random(int(number)), 0, 0, tmp_path / "stopped"
+    # A signal that arrives before the handlers are installed ends the process by default.
+    expected = {0, -number, *((REQUEUE,) if number != signal.SIGKILL else ())}
+    for saved, longest in ((None, seconds / 4), (2, step_seconds(reference)), (5, step_seconds(reference))):
+        process = start(checkpoint, rows, workdir)
+        if saved:
+            wait_for_checkpoint(workdir, saved, process.is_alive)
+        process.join(rng.uniform(0, longest))
+        if process.is_alive():
+            os.kill(process.pid, number)
+        process.join(300)
+        assert process.exitcode in expected, stderr_of(workdir).read_text()
+        stopped += process.exitcode != 0
+        writing += any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+    process = start(checkpoint, rows, workdir)
+    process.join(300)
+    assert process.exitcode == 0 and stopped >= 2, stderr_of(workdir).read_text()
+    assert_same_run(workdir, reference)
+    print(f"{stopped} stops, {writing} of them within a checkpoint's write")
 
 
 @pytest.mark.slow
@@ -129,50 +138,47 @@ def test_a_run_resumes_after_kills_of_one_of_two_processes(environment, checkpoi
         command = [LAUNCH / "processes.sh", "2", f"--config={settings}", f"--workdir={workdir}"]
         return subprocess.Popen(command, env=environment | {"DEVICES": "4"}, stderr=subprocess.PIPE, text=True)
 
-    for name in ("first", "uninterrupted"):  # the first run compiles
-        started, process = time.monotonic(), launch(tmp_path / name)
-        assert process.communicate()[1] and process.returncode == 0
-    seconds = time.monotonic() - started
-    rng, kills, runs = random.Random(0), 0, 0
-    while kills < 3:
-        runs += 1
-        workdir, done = tmp_path / str(runs), False
-        while not done:
-            is_new, started, process = not workdir.exists(), time.monotonic(), launch(workdir)
-            try:
-                stderr, victim = process.communicate(timeout=rng.uniform(0.3, 1.0) * seconds)[1], None
-                seconds = min(seconds, time.monotonic() - started) if is_new else seconds
-            except subprocess.TimeoutExpired:
-                victim, running = None, [pid for pid in children(process.pid) if variable(pid, "PROCESS_ID")]
-                if running:  # unless the run ends at this moment
-                    victim = rng.choice(running)
-                    os.kill(victim, signal.SIGKILL)
-                stderr = process.communicate(timeout=60)[1]
-            done = process.returncode == 0
-            kills += not done
-            assert done or (process.returncode == 137 and f"(pid {victim}) ended with 137" in stderr), stderr
-        assert logged_metrics(workdir) == logged_metrics(tmp_path / "uninterrupted")
-        model = "model/model.safetensors"
-        assert (workdir / model).read_bytes() == (tmp_path / "uninterrupted" / model).read_bytes()
-    print(f"{kills} kills, {runs} runs")
+    reference, workdir = tmp_path / "reference", tmp_path / "killed"
+    process = launch(reference)
+    stderr = process.communicate()[1]
+    assert process.returncode == 0, stderr
+    rng = random.Random(0)
+    for saved, victim in ((1, 1), (4, 0)):
+        process = launch(workdir)
+        wait_for_checkpoint(workdir, saved, lambda process=process: process.poll() is None)
+        time.sleep(rng.uniform(0, step_seconds(reference)))
+        (killed,) = [pid for pid in children(process.pid) if variable(pid, "PROCESS_ID") == str(victim)]
+        os.kill(killed, signal.SIGKILL)
+        stderr = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + signal.SIGKILL, stderr
+        assert f"process {victim} (pid {killed}) ended with 137; the others are killed" in stderr
+        assert re.search(
+            rf"process {victim} \(host {socket.gethostname()}, pid {killed}\) was ended after step \d+", stderr
+        )
+    process = launch(workdir)
+    stderr = process.communicate()[1]
+    assert process.returncode == 0, stderr
+    assert logged_metrics(workdir) == logged_metrics(reference)
+    model = "model/model.safetensors"
+    assert (workdir / model).read_bytes() == (reference / model).read_bytes()
 
 
 @pytest.mark.slow
 def test_a_full_disk_loses_no_checkpoint(uninterrupted, checkpoint, rows, tmp_path):
     """A limit on the size of files makes later checkpoints fail."""
-    reference, _ = uninterrupted
-    cache = jax.config.jax_compilation_cache_dir
-    first = start(checkpoint, rows, tmp_path, cache)
-    while not (tmp_path / "checkpoints" / "2").exists():
-        assert first.poll() is None, first.communicate()[1]
-        time.sleep(0.05)
+    workdir = tmp_path / "run"
+    first = start(checkpoint, rows, workdir)
+    wait_for_checkpoint(workdir, 2, first.is_alive)
     first.kill()
-    first.communicate()
-    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
-    largest = max(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
-    second = start(checkpoint, rows, tmp_path, cache, largest // 2)
-    stderr = second.communicate(timeout=300)[1]
-    assert second.returncode not in (0, REQUEUE) and "large" in stderr
-    assert saved[-1] in os.listdir(tmp_path / "checkpoints")
-    assert start(checkpoint, rows, tmp_path, cache).communicate(timeout=300) and (tmp_path / "model").exists()
-    assert_same_run(tmp_path, reference)
+    first.join()
+    assert first.exitcode == -signal.SIGKILL, stderr_of(workdir).read_text()
+    saved = sorted(path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    largest = max(path.stat().st_size for path in (workdir / "checkpoints").rglob("*") if path.is_file())
+    second = start(checkpoint, rows, workdir, largest // 2)
+    second.join(300)
+    assert second.exitcode not in (0, REQUEUE, None) and "large" in stderr_of(workdir).read_text()
+    assert saved[-1] in os.listdir(workdir / "checkpoints")
+    last = start(checkpoint, rows, workdir)
+    last.join(300)
+    assert last.exitcode == 0 and (workdir / "model").exists(), stderr_of(workdir).read_text()
+    assert_same_run(workdir, uninterrupted[0])

@@ -1,6 +1,7 @@
 """Messages become tokens, positions and patches; invalid ones raise."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -49,8 +50,8 @@ def test_the_default_template(processor):
 
 
 @pytest.mark.parametrize("file", ["chat_template.json", "chat_template.jinja", "tokenizer_config.json"])
-def test_the_checkpoints_chat_template_takes_precedence(tmp_path, file):
-    tiny.write_checkpoint(tmp_path / "c")
+def test_the_checkpoints_chat_template_takes_precedence(checkpoint, tmp_path, file):
+    shutil.copytree(checkpoint, tmp_path / "c")
     template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     path = tmp_path / "c" / file
     if file.endswith(".jinja"):
@@ -163,8 +164,8 @@ def test_decode_drops_special_and_unknown_tokens(processor):
         ({"min_pixels": None, "size": {"longest_edge": 50_176}}, (module.MIN_PIXELS, 50_176)),
     ],
 )
-def test_pixel_bounds_come_from_the_checkpoint(tmp_path, settings, expected):
-    tiny.write_checkpoint(tmp_path / "c")
+def test_pixel_bounds_come_from_the_checkpoint(checkpoint, tmp_path, settings, expected):
+    shutil.copytree(checkpoint, tmp_path / "c")
     (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps(settings))
     loaded = load_processor(tmp_path / "c")
     assert (loaded.min_pixels, loaded.max_pixels) == expected
@@ -175,8 +176,8 @@ def test_pixel_bounds_come_from_the_checkpoint(tmp_path, settings, expected):
     assert (saved["min_pixels"], saved["max_pixels"]) == (expected[0], 100_352)
 
 
-def test_the_processor_file_of_transformers_5_is_read_first_and_not_exported(tmp_path):
-    tiny.write_checkpoint(tmp_path / "c")
+def test_the_processor_file_of_transformers_5_is_read_first_and_not_exported(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "c")
     (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps({"max_pixels": 401_408}))
     nested = {"image_processor": {"size": {"shortest_edge": 3136, "longest_edge": 50_176}}}
     (tmp_path / "c" / module.PROCESSOR).write_text(json.dumps(nested))
@@ -190,15 +191,15 @@ def test_the_processor_file_of_transformers_5_is_read_first_and_not_exported(tmp
         load_processor(tmp_path / "c", max_pixels=1000)
 
 
-def test_other_pixel_statistics_raise(tmp_path):
-    tiny.write_checkpoint(tmp_path / "c")
+def test_other_pixel_statistics_raise(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "c")
     (tmp_path / "c" / module.PREPROCESSOR).write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
     with pytest.raises(ValueError, match=r"preprocessor_config\.json: image_mean = \[0\.5, 0\.5, 0\.5\]"):
         load_processor(tmp_path / "c")
 
 
-def test_a_missing_tokenizer_or_broken_json_raises(tmp_path):
-    tiny.write_checkpoint(tmp_path / "c")
+def test_a_missing_tokenizer_or_broken_json_raises(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "c")
     (tmp_path / "c" / module.PREPROCESSOR).write_text('{"min_pixels": 1,\n oops}')
     with pytest.raises(ValueError, match=r"preprocessor_config\.json:2: not JSON"):
         load_processor(tmp_path / "c")

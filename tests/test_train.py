@@ -62,6 +62,7 @@ from currreft_jax.training.limits import NonFiniteError
 from tests import tiny
 from tests.marks import quick
 from tests.test_checkpoints import flip_a_bit
+from tests.test_processes import START, run_two_processes
 
 CONFIGS = {
     "curr_rl": curr_rl,
@@ -166,6 +167,49 @@ def test_sigterm_saves_and_the_run_resumes_bit_for_bit(finished_run, checkpoint,
     assert trainer.run(config, tmp_path) == tmp_path / "model"
     assert_same_weights(tmp_path / "model", finished_run / "model")
     assert logged_metrics(tmp_path) == logged_metrics(finished_run)
+
+
+CONTINUE = (
+    START
+    + """
+from currreft_jax.training import trainer
+from currreft_jax.runtime.checkpoint import Checkpoints
+from tests.test_train import config_of
+
+Checkpoints.preempted = lambda self, call: call == 2  # after step 4, as if the scheduler preempted the machines
+finished = trainer.run(config_of(Path(source), Path("ROWS")), Path(out))
+print(json.dumps([finished is not None]))
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_run_continues_with_one_then_two_then_one_process(finished_run, checkpoint, rows, tmp_path, monkeypatch):
+    config = config_of(checkpoint, rows)
+    advance = Metrics.advance
+
+    def interrupting(self):
+        advance(self)
+        if len(logged_metrics(tmp_path)) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "advance", interrupting)
+        assert trainer.run(config, tmp_path) is None
+    assert [line["step"] for line in logged_metrics(tmp_path)] == [1, 2]
+    assert not run_two_processes(checkpoint, tmp_path, CONTINUE.replace("ROWS", str(rows))).any()
+    assert [line["step"] for line in logged_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert trainer.run(config, tmp_path) == tmp_path / "model"
+
+    for ours, theirs in zip(logged_metrics(tmp_path), logged_metrics(finished_run), strict=True):
+        assert (
+            ours["num_loss_tokens"] == theirs["num_loss_tokens"]
+            and ours["num_step_tokens"] == theirs["num_step_tokens"]
+        )
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, finished_run))
+    for name, tensor in first.items():
+        np.testing.assert_allclose(tensor, second[name], atol=1e-4, err_msg=name)
 
 
 @pytest.mark.slow
@@ -360,7 +404,7 @@ def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint,
 @pytest.mark.slow
 def test_a_few_rows_are_memorized(checkpoint, rows, tmp_path):
     optimizer = Optimizer(learning_rate=1e-2, schedule=Schedule.COSINE, warmup=0.05)
-    config = config_of(checkpoint, rows, steps=60, optimizer=optimizer, logging=Logging(20, 60, tensorboard=False))
+    config = config_of(checkpoint, rows, steps=36, optimizer=optimizer, logging=Logging(12, 36, tensorboard=False))
     config.stages[0].sources[0].sample = "first:8"  # a batch
     trainer.run(config, tmp_path)
     assert logged_metrics(tmp_path)[-1]["loss"] < 0.03

@@ -1,6 +1,7 @@
 """Loading, converting and exporting checkpoints: strict, bit-exact, with bounded memory, all or nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -31,10 +32,9 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(checkpoint, tmp_path):
     """A checkpoint that a test may change."""
-    tiny.write_checkpoint(tmp_path / "source")
-    return tmp_path / "source"
+    return shutil.copytree(checkpoint, tmp_path / "source")
 
 
 def rewrite(folder: Path, change) -> None:

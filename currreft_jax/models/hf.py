@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
 from hashlib import sha256
 from itertools import groupby
 from math import prod
@@ -315,16 +316,8 @@ def _cached_slices(tensor: Any) -> Callable[[Any], np.ndarray]:
 
 def _read_leaf(files: _WeightFiles, weight: WeightMapping, leaf: jax.ShapeDtypeStruct, bar: tqdm) -> jax.Array:
     """Reads one parameter, layer by layer if it is stacked."""
-    layers = list(_layers(weight, leaf))
-    shape = layers[0][2]
     spec = (*leaf.sharding.spec, *(None,) * (len(leaf.shape) - len(leaf.sharding.spec)))
     hf_spec = weight.hf_spec(spec[1:] if weight.stacked else spec)
-
-    def convert(tensor: jax.Array) -> jax.Array:
-        return weight.from_hf(tensor, shape).astype(leaf.dtype)
-
-    def write_layer(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, convert(tensor), layer, 0)
 
     def fetch(name: str) -> jax.Array:
         sharding = NamedSharding(leaf.sharding.mesh, hf_spec)
@@ -333,13 +326,31 @@ def _read_leaf(files: _WeightFiles, weight: WeightMapping, leaf: jax.ShapeDtypeS
             files.shape(name), sharding, _cached_slices(files.slice(name)), files.dtype(name)
         )
 
+    convert, make_stack, write_layer = _conversions(weight, leaf)
     if not weight.stacked:
-        return jax.jit(convert, out_shardings=leaf.sharding)(fetch(weight.name))
-    stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
-    write = jax.jit(write_layer, donate_argnums=0, out_shardings=leaf.sharding)
-    for name, layer, _ in layers:
-        stack = write(stack, fetch(name), layer)
+        return convert(fetch(weight.name))
+    stack = make_stack()
+    for name, layer, _ in _layers(weight, leaf):
+        stack = write_layer(stack, fetch(name), layer)
     return stack
+
+
+@cache
+def _conversions(weight: WeightMapping, leaf: jax.ShapeDtypeStruct) -> tuple[Callable[..., jax.Array], ...]:
+    """Returns programs that convert their tensor, make a stack of layers, and write one; compiled once a process."""
+    shape = leaf.shape[1:] if weight.stacked else leaf.shape
+
+    def convert(tensor: jax.Array) -> jax.Array:
+        return weight.from_hf(tensor, shape).astype(leaf.dtype)
+
+    def write_layer(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, convert(tensor), layer, 0)
+
+    return (
+        jax.jit(convert, out_shardings=leaf.sharding),
+        jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding),
+        jax.jit(write_layer, donate_argnums=0, out_shardings=leaf.sharding),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
@@ -410,12 +421,17 @@ def hub_tensors(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
 def _gather_tensors(parameters: Parameters) -> Iterator[tuple[str, jax.Array]]:
     """Yields every tensor under its published name, whole on every device, one at a time; all hosts take part."""
     for weight, leaf in _leaves(parameters):
-        gather = jax.jit(
-            lambda x, layer, weight=weight: weight.to_hf(x[layer] if weight.stacked else x),
-            out_shardings=NamedSharding(leaf.sharding.mesh, P()),
-        )
+        gather = _gather_program(weight, leaf.sharding.mesh)
         for name, layer, _ in _layers(weight, leaf):
             yield name, gather(leaf, 0 if layer is None else layer)
+
+
+@cache
+def _gather_program(weight: WeightMapping, mesh: Mesh) -> Callable[[jax.Array, int], jax.Array]:
+    """Returns the program that makes their tensor of a parameter or of its layer; compiled once a process."""
+    return jax.jit(
+        lambda x, layer: weight.to_hf(x[layer] if weight.stacked else x), out_shardings=NamedSharding(mesh, P())
+    )
 
 
 def save(model: Model, parameters: Parameters, folder: Path) -> None:

@@ -221,7 +221,7 @@ def test_newcombes_interval_covers_what_it_says(monkeypatch):
 
 @pytest.mark.slow
 def test_the_bootstraps_interval_covers_what_it_says(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 499)
     scores = np.random.default_rng(0).binomial(10, 0.6, (DRAWS, 60)) / 10
     covered = sum(covers(estimate_mean(row, seed=draw).interval, 0.6) for draw, row in enumerate(scores))
     assert 0.935 <= covered / DRAWS <= 0.965
@@ -229,7 +229,7 @@ def test_the_bootstraps_interval_covers_what_it_says(monkeypatch):
 
 @pytest.mark.slow
 def test_the_interval_of_shared_images_covers_what_it_says_and_that_of_rows_does_not(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 499)
     draws, images, per_image = 2000, 80, 4
     rng = np.random.default_rng(0)
     rates = rng.beta(1, 1, (draws, images)).repeat(per_image, axis=1)

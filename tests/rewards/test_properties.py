@@ -1,3 +1,8 @@
+"""Rewards of any text: values in their ranges, reasons, and what must not change them.
+
+The suite draws thousands of texts, `make oracle` tens of thousands.
+"""
+
 import json
 from dataclasses import replace
 
@@ -114,6 +119,13 @@ def test_any_text_gets_values_in_range_and_reasons(text, tokens, finished):
 
 
 @pytest.mark.slow
+@settings(max_examples=4000, deadline=None, database=None)
+@given(TEXT, st.integers(0, 3000), st.booleans())
+def test_four_thousand_texts_get_values_in_range_and_reasons(text, tokens, finished):
+    check_any_text(text, tokens, finished)
+
+
+@pytest.mark.oracle
 @settings(max_examples=20_000, deadline=None, database=None)
 @given(TEXT, st.integers(0, 3000), st.booleans())
 def test_twenty_thousand_texts_get_values_in_range_and_reasons(text, tokens, finished):
@@ -127,6 +139,13 @@ def test_any_text_survives_math_verify(pool, texts):
 
 
 @pytest.mark.slow
+@settings(max_examples=150, deadline=None, database=None)
+@given(texts=st.lists(TEXT, min_size=8, max_size=8))
+def test_twelve_hundred_texts_survive_math_verify(pool, texts):
+    survives_math_verify(pool, texts)
+
+
+@pytest.mark.oracle
 @settings(max_examples=1000, deadline=None, database=None)
 @given(texts=st.lists(TEXT, min_size=8, max_size=8))
 def test_eight_thousand_texts_survive_math_verify(pool, texts):

@@ -7,24 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from currreft_jax.config import Kind, Maths, Task
+from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders import stage_rows
 from currreft_jax.data.builders.absent_rows import with_absent_rows
 from currreft_jax.data.builders.converter import AnnotatedImage, BuildError, ConvertedData, DatasetSource, collect_items
 from currreft_jax.data.builders.formats import FORMATS
 from currreft_jax.data.builders.question_templates import CATEGORY_OR_NONE, JUDGE_CATEGORY, NO_OBJECT, REGION
-from currreft_jax.rewards import MathsPool, check_rows, score_completions
+from currreft_jax.rewards import check_rows, score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row
 from tests.data.builders.dataset_files import write_coco_set, write_image, write_json_lines
 
 COUNT = 120
 SHARE = 0.3
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with MathsPool(Maths(workers=1)) as workers:
-        yield workers
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from currreft_jax.config import Kind, Maths, Task
+from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders.converter import BuildError, ConvertedData, DatasetSource, collect_items
 from currreft_jax.data.builders.format_detection import detect_format
 from currreft_jax.data.builders.formats import FORMATS
@@ -17,7 +17,6 @@ from currreft_jax.data.builders.recipe import PAPER, Recipe, RecipeSource
 from currreft_jax.data.builders.recipe_assembly import AssemblyOptions, assemble
 from currreft_jax.data.builders.stage_rows import generate_rows
 from currreft_jax.data.images import open_image
-from currreft_jax.rewards import MathsPool
 from currreft_jax.structs import Frame
 from tests.data.builders.dataset_files import (
     coco_instances,
@@ -291,7 +290,7 @@ def test_frame_is_heeded_where_no_size_is_stated(tmp_path, name):
 # Categories of one's own.
 
 
-def test_voc_files_with_categories_of_their_own_bring_their_own_list(tmp_path):
+def test_voc_files_with_categories_of_their_own_bring_their_own_list(tmp_path, pool):
     for index, name in enumerate(("helmet", "vest", "person", "glove", "boot")):
         write_voc_image(tmp_path, f"{index}", HALF.width, HALF.height, [voc_object(name, (5, 5, 60, 60))])
     write_json(tmp_path / "ImageSets/Main/test.txt", 0).write_text("0\n")
@@ -301,8 +300,7 @@ def test_voc_files_with_categories_of_their_own_bring_their_own_list(tmp_path):
     data = build("voc", tmp_path)
     golds = {row.solution for row in data.rows if row.task is Task.CLASSIFY}
     rows = [row for row in data.rows if row.task is Task.CLASSIFY]
-    with MathsPool(Maths()) as pool:
-        choices = generate_rows(rows, Kind.CHOICE, data, 0, pool).rows
+    choices = generate_rows(rows, Kind.CHOICE, data, 0, pool).rows
     assert {option for choice in choices for option in choice.options} == golds
     assert len(choices) == 5
 
@@ -549,19 +547,13 @@ GOLDS = ["√3", "2√{3}", "\\sqrt{3}", "9米", "5cm^2^", "30°"]
 
 @pytest.mark.parametrize("gold", GOLDS)
 @pytest.mark.parametrize("format", ["geoqa-r1v", "geo170k"])
-def test_golds_with_roots_and_units_are_kept(tmp_path, maths_pool, gold, format):
+def test_golds_with_roots_and_units_are_kept(tmp_path, pool, gold, format):
     turns = [{"from": "human", "value": "Question: Find x."}, {"from": "gpt", "value": f"So.\nAnswer: {gold}"}]
     tagged = {"problem": "Find x.", "solution": f"<answer> {gold} </answer>"}
     write_json_lines(tmp_path / "train.jsonl", [tagged if format == "geoqa-r1v" else {"conversations": turns}])
     data = build(format, tmp_path)
     assert solutions(data, Task.MATH) == [gold]
-    assert take_readable(data.rows, None, data.dropped, maths_pool) == data.rows
-
-
-@pytest.fixture(scope="module")
-def maths_pool():
-    with MathsPool(Maths()) as pool:
-        yield pool
+    assert take_readable(data.rows, None, data.dropped, pool) == data.rows
 
 
 # Published splits.

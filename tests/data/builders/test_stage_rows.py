@@ -9,23 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from currreft_jax.config import Kind, Maths, Task
+from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders import image_negatives, math_negatives, stage_rows
 from currreft_jax.data.builders.converter import AnnotatedImage, ConvertedData, DatasetSource, collect_items
 from currreft_jax.data.builders.formats import FORMATS
 from currreft_jax.data.images import smart_resize
 from currreft_jax.data.prompts import PAPER, question_messages
-from currreft_jax.rewards import MathsPool, score_completions
+from currreft_jax.rewards import score_completions
 from currreft_jax.structs import Completion, Frame, Reason, Row
 from tests.data.builders.dataset_files import find_red_box, voc_object, write_coco_set, write_voc_image
 
 COUNT = 420
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with MathsPool(Maths()) as workers:
-        yield workers
 
 
 def math_row(number: int) -> Row:
