@@ -32,10 +32,10 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.test_kills"])
 
 
-def frequently_saved(checkpoint: Path, rows: Path) -> Config:
+def frequently_saved(checkpoint: Path, rows: Path, devices: int = 1) -> Config:
     logging = Logging(log_every=1, save_every=1, rollouts_every=1, tensorboard=False)
-    config = config_of(checkpoint, rows, STEPS, mesh=MeshShape(data=1, fsdp=1), logging=logging)
-    config.data.slots = (8,)  # one device holds all rows
+    config = config_of(checkpoint, rows, STEPS, mesh=MeshShape(data=devices, fsdp=1), logging=logging)
+    config.data.slots = (8 // devices,)  # each row has an image at most
     return config
 
 
@@ -131,12 +131,11 @@ def test_a_run_stopped_at_random_moments_resumes_bit_for_bit(uninterrupted, chec
 
 @pytest.mark.slow
 def test_a_run_resumes_after_kills_of_one_of_two_processes(environment, checkpoint, rows, tmp_path):
-    logging = Logging(log_every=1, save_every=1, rollouts_every=1, tensorboard=False)
-    settings = settings_file(tmp_path, config_of(checkpoint, rows, STEPS, logging=logging))
+    settings = settings_file(tmp_path, frequently_saved(checkpoint, rows, devices=2))
 
     def launch(workdir: Path) -> subprocess.Popen:
         command = [LAUNCH / "processes.sh", "2", f"--config={settings}", f"--workdir={workdir}"]
-        return subprocess.Popen(command, env=environment | {"DEVICES": "4"}, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=environment | {"DEVICES": "1"}, stderr=subprocess.PIPE, text=True)
 
     reference, workdir = tmp_path / "reference", tmp_path / "killed"
     process = launch(reference)
