@@ -69,7 +69,7 @@ RUN_BY = {
         "test_launch.py",
         "test_a_slurm_job_saves_on_notice_is_requeued_and_resumes",
     ),
-    "launch/processes.sh": ("test_kills.py", "test_a_run_resumes_after_kills_of_one_of_two_processes"),
+    "launch/processes.sh": ("test_launch.py", "test_a_killed_process_is_named_and_ends_the_others"),
     "make help": ("test_documented_commands.py", "test_quick_commands_run_as_printed"),
 }
 SHELL = ("for", "done", "cat", "python3", "hf", "rm", ".", "cd", "cp", "mkdir", "export", "kubectl")

@@ -155,6 +155,26 @@ def test_a_slurm_job_saves_on_notice_is_requeued_and_resumes(settings, environme
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
 
 
+@pytest.mark.slow
+def test_a_killed_process_is_named_and_ends_the_others(settings, environment, tmp_path):
+    workdir, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    command = [LAUNCH / "processes.sh", "2", f"--config={settings}", f"--workdir={workdir}"]
+    command += ["--config.stages[0].steps=100000", "--config.logging.save_every=100000"]
+    running = subprocess.Popen(command, env=environment | {"DEVICES": "1"}, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+        (killed,) = [pid for pid in children(running.pid) if variable(pid, "PROCESS_ID") == "1"]
+        os.kill(killed, signal.SIGKILL)
+        started = time.monotonic()
+        _, stderr = running.communicate(timeout=60)
+    finally:
+        running.terminate()
+    assert running.returncode == 128 + signal.SIGKILL
+    assert f"process 1 (pid {killed}) ended with 137; the others are killed" in stderr
+    assert re.search(rf"process 1 \(host {socket.gethostname()}, pid {killed}\) was ended after step \d+", stderr)
+    assert time.monotonic() - started < 60
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_request_a_save_and_are_answered_at_once(number, capfd):
     before = signal.signal(number, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT

@@ -404,7 +404,7 @@ def test_microbatches_and_meshes_agree_within_rounding(finished_run, checkpoint,
 @pytest.mark.slow
 def test_a_few_rows_are_memorized(checkpoint, rows, tmp_path):
     optimizer = Optimizer(learning_rate=1e-2, schedule=Schedule.COSINE, warmup=0.05)
-    config = config_of(checkpoint, rows, steps=36, optimizer=optimizer, logging=Logging(12, 36, tensorboard=False))
+    config = config_of(checkpoint, rows, steps=60, optimizer=optimizer, logging=Logging(20, 60, tensorboard=False))
     config.stages[0].sources[0].sample = "first:8"  # a batch
     trainer.run(config, tmp_path)
     assert logged_metrics(tmp_path)[-1]["loss"] < 0.03
