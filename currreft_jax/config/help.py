@@ -16,6 +16,7 @@ from currreft_jax.config.files import config_folders, read_variants
 from currreft_jax.config.reference import Setting, SettingsGroup, setting_groups
 
 _PACKAGE = __name__.partition(".")[0]
+_MOST_MEMBERS = 4  # items of a list that are named one by one
 _WIDTH = 100  # where the terminal's is unknown
 
 
@@ -73,15 +74,25 @@ def _configs(kind: type) -> dict[str, str]:
 
 
 def _group_lines(group: SettingsGroup) -> list[str]:
-    lines = ["", *_wrap(f"{group.place}: {group.summary}", "")]
+    place = group.members[0] if len(group.members) == 1 else group.place
+    lines = ["", *_wrap(f"{place}: {group.summary}{_order(group.members)}", "")]
     for setting in group.settings:
-        lines += _entry(_assignment(setting), f"{setting.meaning.rstrip('.')}. Takes {setting.type_text}.")
+        path = setting.path.replace(group.place, place, 1)
+        lines += _entry(_assignment(path, setting), f"{setting.meaning.rstrip('.')}. Takes {setting.type_text}.")
     return lines
 
 
-def _assignment(setting: Setting) -> str:
+def _order(members: Sequence[str]) -> str:
+    """Says of which items several values are."""
+    if len(members) < 2:
+        return ""
+    shown = members if len(members) <= _MOST_MEMBERS else (members[0], members[1], "…", members[-1])
+    return f" A | B: the values of {', '.join(shown)}, in this order; one value is that of all."
+
+
+def _assignment(path: str, setting: Setting) -> str:
     default = f"  (default {setting.default})" if setting.values != (setting.default,) else ""
-    return f"--{setting.path}={' | '.join(setting.values)}{default}"
+    return f"--{path}={' | '.join(setting.values)}{default}"
 
 
 def _pairs(texts: dict[str, str]) -> list[str]:
