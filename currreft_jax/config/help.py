@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from absl import flags
@@ -37,7 +38,8 @@ def help_text(config: Any, text: str) -> str:
         if configs := _configs(type(config)):
             lines += ["Configs; --config=FILE --help lists the variants and the settings of one:", *_pairs(configs), ""]
         lines.append("Settings and their defaults, each a flag:")
-    return "\n".join([*lines, *(line for group in setting_groups(config) for line in _group_lines(group))])
+    groups = setting_groups(config) if text else [replace(group, members=()) for group in setting_groups(config)]
+    return "\n".join([*lines, *(line for group in groups for line in _group_lines(group))])
 
 
 def _flag_lines() -> Iterator[str]:
