@@ -7,7 +7,8 @@
   python -m currreft_jax.generate --replay=runs/demo/stage1/rollouts/1.jsonl:3:5
 
 Without --model, the small model of the package answers. It knows drawn scenes of coloured shapes only (docs/world.md),
-and describes them without --prompt. --demo asks about such a scene, and draws the answer into runs/generate-demo.png.
+and describes them without --prompt. --demo asks about such a scene, an easy one, says the right answer beside the
+model's, and draws both into runs/generate-demo.png; --demo 0, --demo 1 and so on ask about others.
 Without --temperature, one sample is greedy, several are sampled at temperature 1. --boxes draws the boxes that the last
 sample names, in its <answer> or else in the whole text, on the first image.
 --replay samples a completion of a training run again, with the policy that sampled it. The exit status is 0 if the
@@ -23,11 +24,13 @@ from pathlib import Path
 
 from currreft_jax.sampling.command_line import make_parser, sampling_settings
 from currreft_jax.world import base
-from currreft_jax.world.demo import demo_answer, demo_question, demo_scene
+from currreft_jax.world.demo import EASY_SCENE, demo_row, demo_scene, demo_verdict
 from currreft_jax.world.pretraining import CAPTION_PROMPTS
+from currreft_jax.world.question_text import user_text
 from currreft_jax.world.scenes import render_image
 
 _DEMO_PICTURE = Path("runs/generate-demo.png")
+_DEMO_SCALE = 6  # of 84 pixels
 _ONLY_SCENES = (
     "the package's small model answers, which knows drawn scenes of coloured shapes only; for photographs and other"
     " questions name one, such as --model=Qwen/Qwen2.5-VL-3B-Instruct"
@@ -59,9 +62,10 @@ def generate(options: argparse.Namespace) -> None:
         OSError: a file that cannot be read or written.
     """
     settings = sampling_settings(options)
-    is_demo = options.demo and not options.image
-    images = [render_image(demo_scene())] if is_demo else options.image
-    default_question = demo_question() if is_demo else "" if options.model else CAPTION_PROMPTS["boxes"]
+    number = None if options.image else options.demo
+    images = options.image if number is None else [render_image(demo_scene(number))]
+    row = None if number is None or options.prompt else demo_row(number)
+    default_question = user_text(row) if row else "" if options.model else CAPTION_PROMPTS["boxes"]
     question = options.prompt or default_question
     if not question or not (options.prompt or images):
         raise ValueError("nothing to answer: give --prompt, or --demo")
@@ -70,9 +74,10 @@ def generate(options: argparse.Namespace) -> None:
     if options.boxes and options.boxes.suffix.lower() not in _IMAGE_FORMATS:
         raise ValueError(f"--boxes={options.boxes}: name a .png, .jpg or .webp file")
     source = options.model or base.checkpoint()
-    out = options.boxes or (_DEMO_PICTURE if is_demo else None)
-    if is_demo:
-        _say(f"the question: {question}")
+    out = options.boxes or (None if number is None else _DEMO_PICTURE)
+    if number is not None:
+        easy = ", an easy one; --demo N asks about another" if number == EASY_SCENE else ""
+        _say(f"the question, about test scene {number}{easy}: {question}")
     elif not options.model:
         _say(_ONLY_SCENES)
     _say("loading and compiling; the answer follows")
@@ -89,12 +94,13 @@ def generate(options: argparse.Namespace) -> None:
     prompt = processor.prompt([{"role": "user", "content": content}], images, name="the prompt")
     rollouts = stream(model, params, processor, [prompt], settings, seed=options.seed)
     texts = print_completions(rollouts, processor.decode, settings.max_new_tokens)
+    if row:
+        verdict = demo_verdict(row, texts[-1], prompt.images[0].resized)
+        _say(f"the right answer: {row.solution}; by the reward of training the model's is {verdict}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        frames = prompt.images[0].resized, prompt.images[0].original
-        _say(draw_answer_boxes(images[0], texts[-1], *frames, out))
-    if is_demo and not options.prompt:
-        _say(f"the right answer: {demo_answer()}; before training the small model gives about one in three")
+        frames, scale = (prompt.images[0].resized, prompt.images[0].original), 1 if number is None else _DEMO_SCALE
+        _say(draw_answer_boxes(images[0], texts[-1], *frames, out, row=row, scale=scale))
 
 
 def print_replay(location: str) -> int:

@@ -76,6 +76,9 @@ def main(_: Sequence[str]) -> None:
     except _REFUSALS as error:
         logging.debug("raised here", exc_info=True)
         exit_refused("train", error)
+    except KeyboardInterrupt:  # before the run listens for signals
+        print("\ntrain: stopped at once; nothing was done yet", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     for number in (signal.SIGTERM, signal.SIGUSR1):  # all is saved: a late one must not change the exit code
         signal.signal(number, signal.SIG_IGN)
     if exported is None:

@@ -66,6 +66,12 @@ def test_a_score_is_the_best_if_it_is_above_those_of_all_saved_steps(tmp_path):
         assert checkpoints.is_best(0.93)
 
 
+def test_a_step_without_a_score_is_saved_without_a_warning_and_is_never_the_best(tmp_path, caplog):
+    fill(tmp_path / "c", 1, 2, 3, keep=1, scores={1: -5.0})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "3"]
+    assert "tracked_metric" not in caplog.text
+
+
 def copy_while_written(folder: Path, copy: Path) -> None:
     """Copies a folder in which files come and go."""
     for _ in range(100):

@@ -87,7 +87,9 @@ def test_every_held_out_row_is_answered_once(monkeypatch):
     examples = tuple(SimpleNamespace(prompt=float(row)) for row in range(5))
     rows = HeldOut("one", 0, examples, rows=5)
 
-    (measured,) = held_out.measure(context, {}, [rows], "two", 4, greedy=True)
+    answered = []
+    (measured,) = held_out.measure(context, {}, [rows], "two", 4, greedy=True, on_answers=answered.append)
+    assert answered == [2, 2, 1] * 2
     row_batches = [[0, 1], [2, 3], [4, 4]]
     assert batches == [(rows, temperature, 1) for temperature in (0.7, 0.0) for rows in row_batches]
     assert (measured.stage, measured.step, measured.held_out, measured.rows) == ("two", 4, "one", 5)
@@ -118,7 +120,9 @@ def test_the_row_that_a_host_repeats_counts_once(monkeypatch):
     monkeypatch.setattr(held_out.jax, "process_count", lambda: 2)
     context = context_of(data=Data(batch_size=1), sampling=Sampling(group_size=4))
     examples = tuple(SimpleNamespace(prompt=row) for row in (0.0, 2.0, 4.0, 6.0))
-    (measured,) = held_out.measure(context, {}, [HeldOut("one", 0, examples, rows=7)], "one", 1, greedy=False)
+    rows, answered = HeldOut("one", 0, examples, rows=7), []
+    (measured,) = held_out.measure(context, {}, [rows], "one", 1, greedy=False, on_answers=answered.append)
+    assert answered == [4, 3]
     assert (measured.rows, measured.reward) == (7, 3.0)
     assert measured.error == pytest.approx(np.std(range(7), ddof=1) / 7**0.5)
 

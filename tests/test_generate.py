@@ -9,11 +9,12 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from currreft_jax import generate as program
-from currreft_jax.data.answer_boxes import answer_boxes
+from currreft_jax.data.answer_boxes import answer_boxes, draw_answer_boxes
+from currreft_jax.data.visualize import GREEN, ORANGE
 from currreft_jax.sampling import console
 from currreft_jax.structs import Frame, Reason, Rollout
-from currreft_jax.world.demo import demo_scene
-from currreft_jax.world.scenes import render_image
+from currreft_jax.world.demo import EASY_SCENE, demo_question, demo_row, demo_scene, demo_verdict
+from currreft_jax.world.scenes import FRAME, render_image
 from tests import tiny
 
 
@@ -67,6 +68,23 @@ def test_boxes_are_moved_to_the_images_own_frame(text, boxes):
 
 def test_a_text_without_boxes_has_a_reason():
     assert answer_boxes("no box", Frame(100, 200), Frame(200, 100)) is Reason.BAD_JSON
+
+
+def test_the_boxes_of_the_demo_are_drawn_on_an_enlarged_scene_and_judged_as_in_training(tmp_path):
+    row, scene = demo_row(0), render_image(demo_scene(0))
+    assert row.solution == "[34, 36, 50, 54]" and len(demo_scene().objects) == 2
+    answer = "<think>x</think><answer>[2, 2, 20, 20]</answer>"
+    said = draw_answer_boxes(scene, answer, FRAME, FRAME, tmp_path / "out.png", row=row, scale=6)
+    assert said.endswith("out.png with 1 box of the answer in orange; the right one is green")
+    enlarged = np.asarray(scene).repeat(6, axis=0).repeat(6, axis=1)
+    with Image.open(tmp_path / "out.png") as drawn:
+        pixels = np.asarray(drawn)
+    assert (pixels[260, 260:270] == enlarged[260, 260:270]).all() and (pixels[20, 200] == enlarged[20, 200]).all()
+    assert tuple(pixels[216, 250]) == GREEN and tuple(pixels[12, 60]) == ORANGE  # 36 x 6, 2 x 6
+    assert demo_verdict(row, answer, FRAME) == "wrong (iou_below)"
+    assert demo_verdict(row, "<think>x</think><answer>[34, 36, 50, 55]</answer>", FRAME) == "right"
+    with pytest.raises(ValueError, match="--demo=-1: scenes are numbered from 0"):
+        demo_scene(-1)
 
 
 @pytest.mark.slow
@@ -127,17 +145,19 @@ def test_the_demo_needs_no_other_argument_and_shows_question_and_picture(tmp_pat
     monkeypatch.chdir(tmp_path)
     assert program.main(["--demo"]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("<think> blue triangle bottom left </think> <answer> [")
-    assert "generate: the question: where is the blue triangle? give a box.\n" in said.err
-    assert "generate: the right answer: [" in said.err
-    assert "wrote runs/generate-demo.png with 1 box" in said.err and "drawn scenes" not in said.err
-    scene = render_image(demo_scene())
+    assert said.out.startswith("<think> ")
+    assert f"scene {EASY_SCENE}, an easy one; --demo N asks about another: {demo_question()}\n" in said.err
+    verdict = demo_verdict(demo_row(), said.out, FRAME)
+    assert f"the right answer: {demo_row().solution}; by the reward of training the model's is {verdict}\n" in said.err
+    assert "wrote runs/generate-demo.png with 1 box of the answer in orange; the right one is green" in said.err
+    assert "drawn scenes" not in said.err
+    demo_scene_image = render_image(demo_scene())
     with Image.open("runs/generate-demo.png") as drawn:
-        assert drawn.size == scene.size and np.any(np.asarray(drawn) != np.asarray(scene))
-    scene.save("scene.png")
+        assert drawn.size == (504, 504)
+    demo_scene_image.save("scene.png")
     assert program.main(["--image=scene.png"]) == 0
     said = capsys.readouterr()
-    assert "blue triangle [" in said.out and "knows drawn scenes of coloured shapes only" in said.err
+    assert demo_scene().objects[0].pair[0] in said.out and "knows drawn scenes of coloured shapes only" in said.err
     assert (
         "name one, such as --model=Qwen/Qwen2.5-VL-3B-Instruct" in said.err and len(list(Path("runs").iterdir())) == 1
     )

@@ -120,12 +120,14 @@ def test_a_failed_program_is_an_error_of_the_step():
 
 
 def test_compilations_are_counted_until_the_counter_is_closed():
-    counter = CompilationCounter()
+    ready = []
+    counter = CompilationCounter(lambda: ready.append("a program"))
     function = jax.jit(lambda x: x * 2 + 1)
     arguments = [np.ones(n, np.float32) for n in (3, 4, 5)]
     counter.take()
+    ready.clear()
     function(arguments[0]), function(arguments[0])
-    assert counter.take() == 1
+    assert counter.take() == len(ready) == 1
     assert counter.take() == 0
     function(arguments[1])
     assert counter.take() == 1

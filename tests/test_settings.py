@@ -404,7 +404,12 @@ def test_help_lists_every_setting_with_its_value_and_the_variants():
     assert code == 0
     for group in setting_groups(curriculum.get_config("tiny")):
         for setting in group.settings:
-            assert f"\n  --{setting.path}=" in text, setting.path
+            path = setting.path.replace(group.place, group.members[0]) if len(group.members) == 1 else setting.path
+            assert f"\n  --{path}=" in text, path
+    order = "A | B: the values of config.stages[0], config.stages[1], config.stages[2], config.stages[3], in this order"
+    assert order in " ".join(text.split())
+    assert "\n  --config.stages[N].steps=80 | 80 | 80 | 20  (default 1000)\n" in text
+    assert "\n  --config.stages[3].optimizer.learning_rate=" in text
     assert "\n  --config.data.batch_size=16  (default 8)\n        prompts per step, over all hosts. Takes a" in text
     assert "\n  tiny  the small model" in text and "\n  --rows FILES\n" in text
     assert "\n  configs/sft.py " in defaults and "configs/eval.py" not in defaults

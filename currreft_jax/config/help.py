@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from absl import flags
@@ -16,6 +17,7 @@ from currreft_jax.config.files import config_folders, read_variants
 from currreft_jax.config.reference import Setting, SettingsGroup, setting_groups
 
 _PACKAGE = __name__.partition(".")[0]
+_MOST_MEMBERS = 4  # items of a list that are named one by one
 _WIDTH = 100  # where the terminal's is unknown
 
 
@@ -36,7 +38,8 @@ def help_text(config: Any, text: str) -> str:
         if configs := _configs(type(config)):
             lines += ["Configs; --config=FILE --help lists the variants and the settings of one:", *_pairs(configs), ""]
         lines.append("Settings and their defaults, each a flag:")
-    return "\n".join([*lines, *(line for group in setting_groups(config) for line in _group_lines(group))])
+    groups = setting_groups(config) if text else [replace(group, members=()) for group in setting_groups(config)]
+    return "\n".join([*lines, *(line for group in groups for line in _group_lines(group))])
 
 
 def _flag_lines() -> Iterator[str]:
@@ -73,15 +76,25 @@ def _configs(kind: type) -> dict[str, str]:
 
 
 def _group_lines(group: SettingsGroup) -> list[str]:
-    lines = ["", *_wrap(f"{group.place}: {group.summary}", "")]
+    place = group.members[0] if len(group.members) == 1 else group.place
+    lines = ["", *_wrap(f"{place}: {group.summary}{_order(group.members)}", "")]
     for setting in group.settings:
-        lines += _entry(_assignment(setting), f"{setting.meaning.rstrip('.')}. Takes {setting.type_text}.")
+        path = setting.path.replace(group.place, place, 1)
+        lines += _entry(_assignment(path, setting), f"{setting.meaning.rstrip('.')}. Takes {setting.type_text}.")
     return lines
 
 
-def _assignment(setting: Setting) -> str:
+def _order(members: Sequence[str]) -> str:
+    """Says of which items several values are."""
+    if len(members) < 2:
+        return ""
+    shown = members if len(members) <= _MOST_MEMBERS else (members[0], members[1], "…", members[-1])
+    return f" A | B: the values of {', '.join(shown)}, in this order; one value is that of all."
+
+
+def _assignment(path: str, setting: Setting) -> str:
     default = f"  (default {setting.default})" if setting.values != (setting.default,) else ""
-    return f"--{setting.path}={' | '.join(setting.values)}{default}"
+    return f"--{path}={' | '.join(setting.values)}{default}"
 
 
 def _pairs(texts: dict[str, str]) -> list[str]:

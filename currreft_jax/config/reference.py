@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from types import UnionType
@@ -48,12 +48,15 @@ class SettingsGroup:
 
     Attributes:
         place: place, such as `config.stages[N]`.
+        members: places of the items in a config, such as `config.stages[0]`, in the order of a setting's values; none
+            if it has no such item.
         owner: class.
         summary: first paragraph of its docstring.
         settings: those that are not a group of their own.
     """
 
     place: str
+    members: tuple[str, ...]
     owner: type
     summary: str
     settings: tuple[Setting, ...]
@@ -65,7 +68,7 @@ def setting_groups(config: Any) -> list[SettingsGroup]:
     Args:
         config: settings of any program.
     """
-    return list(_groups("config", [config], type(config)()))
+    return list(_groups("config", {"config": config}, type(config)()))
 
 
 def summary(owner: type) -> str:
@@ -110,25 +113,33 @@ def _item_text(item: Any) -> str:
     return next((value for value in values if isinstance(value, str)), type(item).__name__)
 
 
-def _groups(place: str, items: Sequence[Any], default: Any) -> Iterator[SettingsGroup]:
+def _groups(place: str, items: Mapping[str, Any], default: Any) -> Iterator[SettingsGroup]:
+    """Yields the groups of a place and of those below it.
+
+    Args:
+        place: place.
+        items: settings there by their places.
+        default: settings with all defaults.
+    """
     owner = type(default)
     own, nested = [], []
     for name, kind in field_types(owner).items():
-        values = [getattr(item, name) for item in items]
+        values = {f"{member}.{name}": getattr(item, name) for member, item in items.items()}
         path = f"{place}.{name}"
         if dataclasses.is_dataclass(kind):
             nested.append((path, values, getattr(default, name)))
             continue
         if get_origin(kind) is list and dataclasses.is_dataclass(get_args(kind)[0]):
             item_kind: Any = get_args(kind)[0]
-            members = [member for value in values for member in value] or [item_kind()]
+            members = {f"{at}[{i}]": member for at, value in values.items() for i, member in enumerate(value)}
             nested.append((f"{path}{_INDEX}", members, item_kind()))
         if isinstance(kind, UnionType) and dataclasses.is_dataclass(get_args(kind)[0]):
             item_kind = get_args(kind)[0]
-            if members := [value for value in values if value is not None]:
+            if members := {at: value for at, value in values.items() if value is not None}:
                 nested.append((path, members, item_kind()))
-        own.append(_setting(path, kind, getattr(default, name), values, attribute_texts(owner).get(name, "")))
-    yield SettingsGroup(place, owner, summary(owner), tuple(own))
+        shown = list(values.values()) or [getattr(default, name)]
+        own.append(_setting(path, kind, getattr(default, name), shown, attribute_texts(owner).get(name, "")))
+    yield SettingsGroup(place, tuple(items), owner, summary(owner), tuple(own))
     for group in nested:
         yield from _groups(*group)
 

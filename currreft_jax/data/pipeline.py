@@ -211,7 +211,9 @@ def _visit_rows(mixture: Mixture, data: Data, title: str, visit: Callable[[RowRe
             return error
 
     with ThreadPoolExecutor(data.threads) as threads:
-        found = list(tqdm(threads.map(result_or_error, refs), title, len(refs), unit=" rows", leave=False))
+        found = list(
+            tqdm(threads.map(result_or_error, refs), title, len(refs), unit=" rows", leave=False, mininterval=1)
+        )
     bad = {
         (ref.source, ref.index): result
         for ref, result in zip(refs, found, strict=True)

@@ -18,6 +18,7 @@ from currreft_jax.models.config import ModelConfig
 
 NUM_SHAPES = 2  # fitted shapes of prompts
 NUM_COMPLETION_LENGTHS = 3  # fitted lengths of gold completions
+MIN_SAVING = 0.02  # share of the cost that a further shape or length must save to be worth its programs
 _MULTIPLE = 32  # of fitted lengths
 
 
@@ -126,7 +127,7 @@ def fit_shapes(
         config: config of the model.
 
     Returns:
-        One shape if a second one would save nothing.
+        One shape if a second one would save less than `MIN_SAVING`.
     """
     lengths, slots = np.array([(dims.prompt_length, dims.image_slots) for dims in drawn]).T
     all_lengths = np.unique([*round_up(lengths, limit), round_up(largest.prompt_length, limit)])
@@ -139,15 +140,18 @@ def fit_shapes(
     cost = rows_per_shard * per_token * all_lengths[:, None] + per_slot * all_slots
     saved = held * (cost[-1, -1] - cost)
     first = np.unravel_index(np.argmax(saved), saved.shape)
-    pairs = dict.fromkeys([(all_lengths[first[0]], all_slots[first[1]]), (all_lengths[-1], all_slots[-1])])
+    pairs = [(all_lengths[first[0]], all_slots[first[1]]), (all_lengths[-1], all_slots[-1])]
+    is_worth = saved[first] > 0 and saved[first] >= MIN_SAVING * len(drawn) * cost[-1, -1]
     return tuple(
         BatchShape(int(length), int(count), int(min(count, largest.max_slots_per_image)))
-        for length, count in (pairs if saved[first] else [(all_lengths[-1], all_slots[-1])])
+        for length, count in (pairs if is_worth else pairs[1:])
     )
 
 
 def fit_lengths(lengths: Sequence[int], largest: int, limit: int) -> tuple[int, ...]:
     """Fits up to three lengths to batches of gold completions, at the least padding; the last is the largest.
+
+    As few are taken as cost at most `MIN_SAVING` more than three.
 
     Args:
         lengths: of the longest completion of each batch, in tokens.
@@ -162,8 +166,10 @@ def fit_lengths(lengths: Sequence[int], largest: int, limit: int) -> tuple[int, 
         taken = np.array([*chosen, last])
         return int((taken[np.searchsorted(taken, sizes)] * counts).sum())
 
-    number = min(NUM_COMPLETION_LENGTHS - 1, len(shorter))
-    return (*min(combinations(shorter, number), key=cost), last)
+    numbers = range(min(NUM_COMPLETION_LENGTHS - 1, len(shorter)) + 1)
+    fitted = [min(combinations(shorter, number), key=cost) for number in numbers]
+    enough = next(chosen for chosen in fitted if cost(chosen) * (1 - MIN_SAVING) <= cost(fitted[-1]))
+    return (*enough, last)
 
 
 def round_up(lengths: np.ndarray | int, limit: int) -> np.ndarray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -89,7 +90,14 @@ def _spread(indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def measure(
-    session: Session, params: Parameters, sets: Sequence[HeldOut], stage: str, step: int, *, greedy: bool
+    session: Session,
+    params: Parameters,
+    sets: Sequence[HeldOut],
+    stage: str,
+    step: int,
+    *,
+    greedy: bool,
+    on_answers: Callable[[int], object] | None = None,
 ) -> list[Measurement]:
     """Answers every held-out row once at the sampling temperature and, if wanted, once greedily.
 
@@ -100,12 +108,14 @@ def measure(
         stage: the stage in training.
         step: step number within the stage.
         greedy: whether greedy answers are wanted, too.
+        on_answers: called after each batch with the number of its answers, over all hosts.
     """
     decoding_params = decode_params(session.model, params, session.config.sampling)
     measurements = []
     for held_out in sets:
-        sampled = _rewards(session, params, decoding_params, held_out, session.config.sampling.temperature)
-        greedily = _rewards(session, params, decoding_params, held_out, 0.0) if greedy else None
+        answer = partial(_rewards, session, params, decoding_params, held_out, on_answers=on_answers)
+        sampled = answer(session.config.sampling.temperature)
+        greedily = answer(0.0) if greedy else None
         reward, accuracy = sampled["reward"], sampled.get("accuracy")
         has_accuracy = accuracy is not None and not np.isnan(accuracy).all()
         measurements.append(
@@ -133,7 +143,13 @@ def _mean(values: np.ndarray | None) -> float | None:
 
 
 def _rewards(
-    session: Session, params: Parameters, decoding_params: Parameters, held_out: HeldOut, temperature: float
+    session: Session,
+    params: Parameters,
+    decoding_params: Parameters,
+    held_out: HeldOut,
+    temperature: float,
+    *,
+    on_answers: Callable[[int], object] | None,
 ) -> dict[str, np.ndarray]:
     """Returns the rewards of one answer to each row, and their parts by name: `[rows]` each, over all hosts."""
     config, num_hosts = session.config, jax.process_count()
@@ -153,6 +169,8 @@ def _rewards(
             seed=config.seed,
             stage=_FIRST_STAGE + held_out.stage_index,
         )
+        if on_answers:
+            on_answers(min(num_hosts * len(examples), held_out.rows - num_hosts * start))
         scores = score_rollout(session, examples, rollout).scores
         batches.append({name: values[:, 0] for name, values in {**scores.parts, "reward": scores.total}.items()})
     gathered = allgather({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})

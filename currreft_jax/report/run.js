@@ -10,6 +10,20 @@ function overview() {
   if (config.seed !== undefined) facts.push(`seed ${config.seed}`);
   $("#overview .lead").append(facts.filter(Boolean).join(" · "));
   $("#overview .tiles").append(...stages.map(tile));
+  $("#overview .note").append(...overviewNotes());
+}
+
+/** Says what the large numbers are. */
+function overviewNotes() {
+  const notes = ["The large number is the mean over the last tenth of a stage's steps, on the rows that it trains on; arrows lead there from the mean over the first tenth."];
+  if (run.stages.some((stage) => stage.metrics.reward)) {
+    const weights = Object.entries((run.config.rewards || {}).weights || {}).filter(([, weight]) => weight > 0);
+    const sum = weights.map(([name, weight]) => (weight === 1 ? name : `${number(weight)} × ${name}`)).join(" + ");
+    notes.push(`A completion's reward is ${sum ? `${sum}, at most ${number(weights.reduce((total, [, weight]) => total + weight, 0))}` : "a weighted sum"}.`);
+    if (run.stages.length > 1) notes.push("Each stage asks other questions, so its reward is no measure of the stage before it: whether the model has improved is below, under Forgetting.");
+  }
+  if (run.stages.some((stage) => !stage.metrics.reward && stage.metrics.loss)) notes.push("Supervised stages have a loss instead: lower is better.");
+  return notes.join(" ");
 }
 
 function tile(stage) {
@@ -21,8 +35,8 @@ function tile(stage) {
   };
   const lastDone = stage.steps.length ? stage.steps[stage.steps.length - 1] : 0;
   const main = startAndEnd("reward") ? "reward" : "loss";
-  const pairs = [["accuracy", "rewards/accuracy/mean"], ["format", "rewards/format/mean"], ["KL", "kl"],
-    ["entropy", "entropy"], ["length", "completions/mean_length"]];
+  const pairs = [["accuracy", "rewards/accuracy/mean"], ["format", "rewards/format/mean"], ["KL, nats", "kl"],
+    ["entropy, nats", "entropy"], ["length, tokens", "completions/mean_length"]];
   const seconds = known("step_time").reduce((sum, value) => sum + value, 0) * stage.steps_per_point;
   const rows = pairs.filter(([, name]) => startAndEnd(name)).map(([title, name]) => [title, startAndEnd(name).map(number).join(" → ")]);
   if (seconds) rows.push(["training time", duration(seconds)]);
@@ -278,16 +292,10 @@ class Chart {
 
 function stageMarks(toPixel, top, bottom, right) {
   if (run.stages.length < 2) return [];
-  return offsets[0].flatMap((before, i) => {
-    const stage = run.stages[i];
-    if (!spans[0][i]) return [];
-    const x1 = i ? toPixel(before + 0.5) : toPixel(1), x2 = Math.min(right, toPixel(before + spans[0][i] + 0.5));
-    const marks = i % 2 ? [svg("rect", { class: "band", x: x1, y: top, width: Math.max(0, x2 - x1), height: bottom - top })] : [];
-    if (i) marks.push(svg("line", { class: "bound", x1, x2: x1, y1: top - 12, y2: bottom }));
-    const room = Math.floor((x2 - x1 - 6) / 6);
-    const title = stage.name.length <= room ? stage.name : `${stage.name.slice(0, Math.max(0, room - 1))}…`;
-    return room > 2 ? [...marks, svg("text", { class: "axis", x: x1 + 4, y: top - 5 }, title)] : marks;
-  });
+  const shown = run.stages.map((_, i) => i).filter((i) => spans[0][i]);
+  const places = shown.map((i) => [i ? toPixel(offsets[0][i] + 0.5) : toPixel(1), Math.min(right, toPixel(offsets[0][i] + spans[0][i] + 0.5)), run.stages[i].name]);
+  const bands = places.filter((_, k) => shown[k] % 2).map(([x1, x2]) => svg("rect", { class: "band", x: x1, y: top, width: Math.max(0, x2 - x1), height: bottom - top }));
+  return [...bands, ...stageTitles(places, top - 12, top, bottom)];
 }
 
 let cursor = null, moving = false;

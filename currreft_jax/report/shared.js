@@ -89,6 +89,24 @@ const MARKERS = [ // told apart without colours, of radius r around x, y
   (x, y, r) => `M${x} ${y - 1.3 * r}L${x + 1.2 * r} ${y + r}H${x - 1.2 * r}z`,
   (x, y, r) => `M${x} ${y - 1.4 * r}L${x + 1.4 * r} ${y}L${x} ${y + 1.4 * r}L${x - 1.4 * r} ${y}z`,
 ];
+const LETTER = 5.6; // width of a letter of an axis, in pixels
+
+/**
+ * The bounds and titles of stages, from their [first x, last x, name] in pixels. A name that is wider than its stage ends
+ * where the stage does, if the name before it leaves the room; else it is cut.
+ */
+function stageTitles(places, top, plotTop, bottom) {
+  let taken = 0; // the end of the name before
+  return places.flatMap(([x1, x2, name], i) => {
+    const width = LETTER * name.length, letters = Math.floor((x2 - x1 - 4) / LETTER);
+    const fits = name.length <= letters, fitsBefore = !fits && x2 - width >= taken + 6;
+    const shown = fits || fitsBefore ? name : letters > 2 ? `${name.slice(0, letters - 1)}…` : "";
+    taken = fitsBefore ? x2 : x1 + 4 + LETTER * shown.length;
+    return [i > 0 && svg("line", { class: "bound", x1, x2: x1, y1: fitsBefore ? plotTop : top, y2: bottom }),
+      shown && svg("text", { class: "axis", y: top + 7, ...(fitsBefore ? { x: x2, "text-anchor": "end" } : { x: x1 + 4 }) }, shown)].filter(Boolean);
+  });
+}
+
 const MOST_WHISKERS = 40; // of a series; the intervals of more points are a band
 
 /** Lines over steps, with an interval at each point: `series` of {label, points: [[x, y, low, high]]}, `bounds` of [x, title]. */
@@ -121,8 +139,7 @@ class IntervalChart {
       ...ticks(first, last, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger).map((step) =>
         svg("text", { class: "axis", x: toX(step), y: frame.bottom + 14, "text-anchor": "middle" }, step.toLocaleString("en"))),
       svg("text", { class: "axis", x: (frame.left + frame.right) / 2, y: height - 4, "text-anchor": "middle" }, "steps"),
-      ...this.bounds.flatMap(([x, title], i) => [i > 0 && svg("line", { class: "bound", x1: toX(x), x2: toX(x), y1: 4, y2: frame.bottom }),
-        svg("text", { class: "axis", x: toX(x) + 4, y: 12 }, title)].filter(Boolean)),
+      ...stageTitles(this.bounds.map(([x, title], i) => [toX(x), i + 1 < this.bounds.length ? toX(this.bounds[i + 1][0]) : frame.right, title]), 5, frame.top, frame.bottom),
       ...this.series.map((each, i) => this.#series(each, i, toX, toY)));
   }
 

@@ -234,11 +234,11 @@ class Checkpoints:
             folder: checkpoint folder, with a folder `STEP/` for each checkpoint.
             keep_last: number of latest checkpoints to keep, besides the one with the highest score.
         """
-        policies, score = ocp.checkpoint_managers, lambda metrics: metrics["score"]
-        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep_last), best])
         # Without `best_fn` Orbax does not write the score, and a resumed run would not know the best step.
-        options = ocp.CheckpointManagerOptions(best_fn=score, preservation_policy=policy, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy, cleanup_tmp_directories=True)
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._best_score = self._read_best_score()
@@ -276,7 +276,7 @@ class Checkpoints:
             return {"format": STATE_FORMAT, "arrays": arrays, "about": dict(metadata)}
 
         manifest = _ManifestSave(make_manifest)
-        metrics = None if score is None else {"score": score}
+        metrics = {} if score is None else {"score": score}  # Orbax warns of a step without metrics
         if not self._manager.save(step, args=ocp.args.Composite(**trees, manifest=manifest), metrics=metrics):
             raise ValueError(f"{self.folder} holds step {step} or a later one already; remove it or continue from it")
         self._best_score = max(self._best_score, -math.inf if score is None else score)
@@ -331,7 +331,12 @@ class Checkpoints:
     def _read_best_score(self) -> float:
         step = self._manager.best_step()
         metrics = None if step is None else self._manager.metrics(step)
-        return -math.inf if metrics is None else metrics["score"]
+        return -math.inf if metrics is None else _score(metrics)
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    """Returns the score of a step, below all others for one that was saved without."""
+    return metrics.get("score", -math.inf)
 
 
 def _restore(

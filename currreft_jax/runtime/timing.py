@@ -90,8 +90,13 @@ class StepTimer:
 class CompilationCounter:
     """Counts the programs that this process compiles, or loads from JAX's compilation cache."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, on_program: Callable[[], None] | None = None) -> None:
+        """Begins to count.
+
+        Args:
+            on_program: called when a program is ready.
+        """
+        self._count, self._on_program = 0, on_program
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def close(self) -> None:
@@ -104,7 +109,11 @@ class CompilationCounter:
         return count
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
-        self._count += event == _BACKEND_COMPILE
+        if event != _BACKEND_COMPILE:
+            return
+        self._count += 1
+        if self._on_program:
+            self._on_program()
 
 
 def peak_memory_gb(devices: Sequence[Any]) -> float | None:

@@ -7,6 +7,7 @@ import argparse
 from currreft_jax.config import Sampling, validate_sampling
 from currreft_jax.config.arguments import CommandParser
 from currreft_jax.config.output import output_path
+from currreft_jax.world.demo import EASY_SCENE
 from currreft_jax.world.pretraining import CAPTION_PROMPTS
 
 OWN_MODEL_TOKENS = 128  # more than any answer that the package's model was trained to give
@@ -53,7 +54,14 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         "--image", metavar="FILE", action="append", default=[], help="an image, repeatable; images precede the question"
     )
     add("--prompt", metavar="TEXT", help=f"the question (default, without --model: {caption!r})")
-    add("--demo", action="store_true", help="ask about a drawn scene of coloured shapes")
+    add(
+        "--demo",
+        metavar="N",
+        nargs="?",
+        type=int,
+        const=EASY_SCENE,
+        help=f"ask about drawn test scene N of coloured shapes (default {EASY_SCENE}, an easy one)",
+    )
     add("--replay", metavar="FILE:LINE:G", help="replay completion G of a line of a run's rollouts, both from 1")
     add("--samples", metavar="N", type=int, default=1, help="number of answers (default 1)")
     add("--boxes", metavar="OUT", type=output_path, help="draw the boxes that the last answer names on the first image")

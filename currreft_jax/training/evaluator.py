@@ -13,7 +13,7 @@ from currreft_jax.evaluation.measurement import LossMeasurement, Measurement, re
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.workdir import MATRIX
 from currreft_jax.training.batches import StageContext
-from currreft_jax.training.console import say, timed
+from currreft_jax.training.console import answers_bar, say, timed
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
 from currreft_jax.training.forgetting_gate import (
     GateDecision,
@@ -69,7 +69,10 @@ class Evaluator:
         if has_gate and not start_measurements(self._matrix.in_domain, stage.name):
             self._measure_start(policy, stage.name)
         if self._loss_rows and not any(one.stage == stage.name for one in self._matrix.losses):
-            say(f"loss of {self._loss_rows.rows} held-out rows at the start: {self._measure_loss(policy, 0):.4f}")
+            rows = plural(self._loss_rows.rows, "held-out row")
+            with timed(f"compiling for the loss of {rows}, and computing it"):
+                loss = self._measure_loss(policy, 0)
+            say(f"loss of {rows} at the start: {loss:.4f}")
 
     def evaluate(self, policy: Parameters, step: int) -> StepEvaluation:
         """Evaluates after a step, and warns of a stage that has regressed."""
@@ -81,7 +84,7 @@ class Evaluator:
         if self._loss_rows:
             metrics[f"held_out/{stage.name}/loss"] = self._measure_loss(policy, step)
         greedy = step == stage.steps or stage.promote_above < 1
-        measurements = measure(self._context, policy, self._sets, stage.name, step, greedy=greedy)
+        measurements = self._measure(policy, stage.name, step, greedy=greedy)
         metrics["time/evaluate"] = time.perf_counter() - begun
         promoted = False
         for held_out, now in zip(self._sets, measurements, strict=True):
@@ -109,9 +112,15 @@ class Evaluator:
         return decision
 
     def _measure_start(self, policy: Parameters, stage_name: str) -> None:
+        begun = time.perf_counter()
+        self._matrix.add(self._measure(policy, stage_name, 0, greedy=True))
         rows = plural(sum(held_out.rows for held_out in self._sets), "held-out row")
-        with timed(f"answering {rows} before the first step, after compiling for them"):
-            self._matrix.add(measure(self._context, policy, self._sets, stage_name, 0, greedy=True))
+        say(f"answered {rows} before the first step in {time.perf_counter() - begun:.0f} s, compilation included")
+
+    def _measure(self, policy: Parameters, stage_name: str, step: int, *, greedy: bool) -> list[Measurement]:
+        """Answers all held-out rows, and shows the progress."""
+        with answers_bar(sum(held_out.rows for held_out in self._sets) * (1 + greedy)) as on_answers:
+            return measure(self._context, policy, self._sets, stage_name, step, greedy=greedy, on_answers=on_answers)
 
     def _set_metrics(self, held_out: HeldOut, now: Measurement) -> dict[str, float]:
         """Returns the metrics of a set of held-out rows, and warns if an earlier stage has regressed."""

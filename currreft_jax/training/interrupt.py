@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Collection
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -14,10 +16,13 @@ from currreft_jax.runtime.checkpoint import Checkpoints
 
 
 class Interrupt:
-    """Listens for SIGTERM, SIGUSR1 and a first Ctrl-C.
+    """Listens for SIGTERM, SIGUSR1 and Ctrl-C; a second Ctrl-C ends the process.
 
     With several hosts JAX's runtime watches for SIGTERM and tells all of them; the other signals are passed on as
     SIGTERM. Where SIGINT is ignored, as in a background process of a script, it stays so: the script passes Ctrl-C on.
+
+    A thread answers the signals. Python runs its handlers in the main thread and between two instructions, so that they
+    would wait until the program that is being compiled is ready.
 
     Attributes:
         requested: whether a signal has come.
@@ -31,13 +36,22 @@ class Interrupt:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             handled.append(signal.SIGINT)
         self._previous: dict[int, Any] = {number: signal.signal(number, self._request) for number in handled}
+        self._received, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        self._previous_wakeup = signal.set_wakeup_fd(self._wakeup)
+        self._thread = Thread(target=_answer, args=(self._received, handled), name="signals", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        os.close(self._wakeup)
+        self._thread.join()
+        os.close(self._received)
 
     def after_step(self, checkpoints: Checkpoints) -> bool:
         """Returns true if the run should save and stop. Every host calls it once per step and gets the same answer."""
@@ -46,14 +60,34 @@ class Interrupt:
         return self.requested
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        again = ""
-        if number == signal.SIGINT:
-            # With several hosts an exception would first wait for the others.
-            signal.signal(number, signal.SIG_DFL if self._several else self._previous[number])
-            again = "; press Ctrl-C again to stop at once"
-        text = f"\ntrain: {signal.Signals(number).name}: saving after this step, then stopping{again}\n"
-        os.write(sys.stderr.fileno(), text.encode())
         if self._several:
             signal.raise_signal(signal.SIGTERM)
         else:
             self.requested = True
+
+
+def _answer(received: int, handled: Collection[int]) -> None:
+    """Prints a line for each signal, and ends the process at the second Ctrl-C.
+
+    Args:
+        received: a pipe, to which Python writes the number of each signal.
+        handled: signals to answer.
+    """
+    interrupted = False
+    while numbers := os.read(received, 64):
+        for number in filter(handled.__contains__, numbers):
+            if number == signal.SIGINT and interrupted:
+                _print(
+                    "SIGINT again: stopped at once, without saving; the same command goes on from the last checkpoint"
+                )
+                os._exit(128 + signal.SIGINT)
+            interrupted |= number == signal.SIGINT
+            again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+            _print(
+                f"{signal.Signals(number).name}: saving after this step, or after the first one if none has begun, then"
+                f" stopping{again}"
+            )
+
+
+def _print(text: str) -> None:
+    os.write(sys.stderr.fileno(), f"\ntrain: {text}\n".encode())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
 from currreft_jax.structs import Row
 from currreft_jax.world.drills import drill_row
@@ -107,8 +108,11 @@ def write_world(
         raise FileExistsError(f"{folder} has images already: remove it, or write the world to another folder")
     counts: dict[str, int] = {}
     owners: dict[bytes, str] = {}
-    for split in world_splits(sizes):
-        counts |= _write_split(folder, row_to_json, split, seed, settings, owners)
+    splits = world_splits(sizes)
+    total = sum(split.num_scenes for split in splits)
+    with tqdm(total=total, desc="drawing the world", unit=" images", mininterval=1) as bar:
+        for split in splits:
+            counts |= _write_split(folder, row_to_json, split, seed, settings, owners, bar.update)
     if sizes.drills:
         with (folder / "drills.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row_to_json(drill_row(seed, index))) + "\n" for index in range(sizes.drills))
@@ -131,8 +135,22 @@ def _write_split(
     seed: int,
     settings: WorldSettings,
     owners: dict[bytes, str],
+    on_image: Callable[[], object],
 ) -> dict[str, int]:
-    """Writes the images and rows of a split; `owners` maps the digest of every image so far to its split."""
+    """Writes the images and rows of a split.
+
+    Args:
+        folder: folder of the world.
+        row_to_json: row -> JSON object.
+        split: split.
+        seed: seed of all scenes and questions.
+        settings: settings of the world.
+        owners: digest of every image so far -> its split.
+        on_image: called after each image.
+
+    Returns:
+        File name -> number of rows.
+    """
     images = Path("images") / split.name
     (folder / images).mkdir(parents=True)
     counts: dict[str, int] = {}
@@ -153,6 +171,7 @@ def _write_split(
                     files[name] = stack.enter_context((folder / name).open("w", encoding="utf-8"))
                 files[name].write(json.dumps(row_to_json(row)) + "\n")
                 counts[name] = counts.get(name, 0) + 1
+            on_image()
     return counts
 
 

@@ -56,6 +56,18 @@ def test_batches_of_one_size_need_one_shape():
     assert (shape.length, shape.slots, shape.max_slots_per_image) == (64, 3, 2)
 
 
+@pytest.mark.parametrize(("slots", "number"), [(985, 1), (940, 2)])  # of the 3B, whose slots cost more than its tokens
+def test_two_shapes_that_are_nearly_equal_are_one(slots, number):
+    drawn = [BatchDims(64, slots, 8, 0)] * 59 + [BatchDims(64, 1000, 8, 0)]
+    assert len(fit_shapes(drawn, drawn[-1], LIMIT, 1, CONFIG)) == number
+    assert fit_shapes(drawn, drawn[-1], LIMIT, 1, CONFIG)[-1].slots == 1000
+
+
+def test_lengths_that_save_little_are_left_out():
+    assert fit_lengths([2000] * 50 + [2020, 2040], 2048, 4096) == (2048,)
+    assert fit_lengths([1000] * 50 + [2000, 2040], 2048, 4096) == (1024, 2048)
+
+
 def test_the_largest_shape_holds_the_largest_row_and_the_fullest_shard_that_may_come():
     rows = [BatchDims(9, slots, slots, 5) for slots in (1, 7, 4)]
     drawn = [BatchDims(8, 5, 4, 0)]

@@ -131,6 +131,22 @@ def test_every_section_is_drawn(opened, workdir):
     assert page.get_by_text("learning_rate").first.is_visible()
 
 
+def test_the_overview_says_what_its_numbers_are_and_a_short_stage_keeps_its_name(opened, tmp_path):
+    folder = write_run(tmp_path / "run", stages=("stage1", "stage2", "self_improve"), steps=80)
+    write_lines(folder / "self_improve" / "metrics.jsonl", metric_lines(12, "self_improve", loss=lambda step: 1 / step))
+    page = opened(folder)
+    note = page.locator("#overview .note").inner_text()
+    assert "A completion's reward is accuracy + format, at most 2." in note and "Supervised stages have a loss" in note
+    chart = page.locator("#curves .chart").first
+    chart.scroll_into_view_if_needed()
+    until(page, "document.querySelectorAll('#curves .chart .bound').length > 0")
+    assert [text for text in chart.locator(".axis").all_text_contents() if text[0] == "s"] == [
+        "stage1",
+        "stage2",
+        "self_improve",
+    ]
+
+
 def test_pointer_and_keyboard_show_the_values_of_a_step(opened, workdir):
     page = opened(workdir)
     page.locator("#smoothing").fill("0")

@@ -61,6 +61,11 @@ def test_every_file_has_the_reported_number_of_rows(world):
     )
 
 
+def test_progress_is_told_in_images(tmp_path, capsys):
+    write_world(tmp_path, row_to_json, sizes=WorldSizes(captions=2, base=1, drills=0, train=1, test=1, axis=0))
+    assert "drawing the world: 100%" in (told := capsys.readouterr().err) and "5/5" in told
+
+
 def test_images_show_their_scenes(world):
     folder, _ = world
     scene = make_scene(0, 30_000_002, domains(WorldSettings())["straddle"], WorldSettings())
