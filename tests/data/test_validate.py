@@ -160,7 +160,7 @@ FAULTS = {
     ),
     "one colour": (change(3, image="plain.png"), Problem.PLAIN_IMAGE, 4, "plain.png: every pixel is (255, 255, 255)"),
     "frame": (change(2, frame=[180, 160]), Problem.FRAME, 3, "boxes are moved by 0.500 along x and 0.500 along y"),
-    "misspelt key": (change(2, otpions=[]), Problem.EXTRA_KEY, None, '"otpions" of 1 row is none of boxes, conv'),
+    "misspelt key": (change(2, otpions=[]), Problem.EXTRA_KEY, None, '"otpions" of 1 row (first'),
     "no rule": (change(4, task="other"), Problem.NO_RULE, None, "no rule scores 1 row, whose answers need a reward of"),
 }
 

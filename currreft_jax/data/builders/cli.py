@@ -97,7 +97,13 @@ def _add_arguments_of_formats(parser: argparse.ArgumentParser, default: DatasetS
         action="append",
         default=[],
         metavar="KEY=NAME",
-        help="table: column of a row's key, of the solution also four of a box, as solution=x1,y1,x2,y2; repeatable",
+        help="table: column of a row's key, of the solution also four of a box, solution=x1,y1,x2,y2, and of"
+        " the options one each, options=A,B,C; repeatable",
+    )
+    parser.add_argument(
+        "--multiple",
+        action="store_true",
+        help="table: several options of every choice row may be right; a column called multiple says it row by row",
     )
     parser.add_argument(
         "--question",
@@ -187,6 +193,7 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
     if annotated_frame and options.format not in _FORMATS_WITH_SIZES:
         raise BuildError(f"--frame=annotated: {options.format} states no sizes; give WIDTHxHEIGHT, as 1920x1080")
     of_tables = {"--question": options.question, "--column": options.column, "--box-form": options.box_form}
+    of_tables |= {"--multiple": options.multiple}
     if options.format != "table" and any(of_tables.values()):
         given = ", ".join(flag for flag, value in of_tables.items() if value)
         raise BuildError(f"{given}: of `build table` alone, not of {options.format}, whose files say it themselves")
@@ -210,6 +217,7 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
         annotated_frame=annotated_frame,
         columns=dict(_parse_pair(text, "--column") for text in options.column),
         question=options.question,
+        multiple=options.multiple,
     )
 
 
