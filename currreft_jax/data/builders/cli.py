@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from currreft_jax.config import Kind, Maths, Task
+from currreft_jax.config.missing import describe_error, name_nearest
 from currreft_jax.config.output import output_path
 from currreft_jax.data.builders.absent_rows import with_absent_rows
 from currreft_jax.data.builders.box_formats import BOX_FORMATS, BOX_SCALES
@@ -140,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         print(build(options))
     except (BuildError, LineError, ValueError, OSError, MathsPoolError) as error:
-        sys.exit(f"dataset build: {error}")
+        sys.exit(f"dataset build: {describe_error(error)}")
 
 
 def build(options: argparse.Namespace) -> str:
@@ -188,7 +189,8 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
         BuildError: an option is invalid, or the source does not exist.
     """
     if not options.source.exists():
-        raise BuildError(f"{options.source} does not exist; --source takes the folder of the published files")
+        near = name_nearest(options.source)
+        raise BuildError(f"{options.source} does not exist{near}; --source takes the folder of the published files")
     annotated_frame = options.frame == "annotated"
     if annotated_frame and options.format not in _FORMATS_WITH_SIZES:
         raise BuildError(f"--frame=annotated: {options.format} states no sizes; give WIDTHxHEIGHT, as 1920x1080")

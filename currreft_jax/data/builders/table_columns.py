@@ -60,7 +60,6 @@ class TableColumns:
         numbers = [_number(record, column) for column in self.box]
         return dict(zip(self.numbers, numbers, strict=True)) if self.numbers else numbers
 
-
     def option_cells(self, record: Fields) -> Any:
         """Returns the cell of the options, or the texts of their columns, without the empty ones at the end.
 
