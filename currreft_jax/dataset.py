@@ -19,6 +19,7 @@ from pathlib import Path
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.missing import describe_error
 from currreft_jax.config.output import output_path
 from currreft_jax.data import builders, show, validate
 from currreft_jax.data import processor as processors
@@ -36,7 +37,7 @@ def main() -> None:
     try:
         options.run(options)
     except (ValueError, OSError, MathsPoolError) as error:
-        sys.exit(f"dataset: {escape_control_characters(str(error))}")
+        sys.exit(f"dataset: {escape_control_characters(describe_error(error))}")
 
 
 def run_check(options: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ from absl import app, flags, logging
 
 from currreft_jax.config import Evaluation
 from currreft_jax.config.flags import flags_parser, refuse_command_line
+from currreft_jax.config.missing import describe_error
 from currreft_jax.config.output import local_path
 from currreft_jax.evaluation.command_line import define_flags, settings_of_flags
 from currreft_jax.rewards import MathsPoolError
@@ -64,7 +65,7 @@ def read_only(args: flags.FlagValues) -> str | int:
         if args.csv:
             write_comparison_csv(comparison, local_path(args.csv))
     except (ValueError, OSError) as error:
-        return f"evaluate: {error}"
+        return f"evaluate: {describe_error(error)}"
     return 0
 
 

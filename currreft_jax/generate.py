@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from currreft_jax.config.missing import describe_error, describe_missing
 from currreft_jax.sampling.command_line import make_parser, sampling_settings
 from currreft_jax.world import base
 from currreft_jax.world.demo import EASY_SCENE, demo_row, demo_scene, demo_verdict
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return print_replay(options.replay)
         generate(options)
     except (ValueError, OSError) as error:  # what the package raises for bad input
-        print(f"generate: {error}", file=sys.stderr)
+        print(f"generate: {describe_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -73,6 +74,8 @@ def generate(options: argparse.Namespace) -> None:
         raise ValueError("--boxes draws on an image: give one with --image")
     if options.boxes and options.boxes.suffix.lower() not in _IMAGE_FORMATS:
         raise ValueError(f"--boxes={options.boxes}: name a .png, .jpg or .webp file")
+    if missing := [image for image in options.image if not Path(image).exists()]:
+        raise ValueError(describe_missing(missing[0]))
     source = options.model or base.checkpoint()
     out = options.boxes or (None if number is None else _DEMO_PICTURE)
     if number is not None:

@@ -21,6 +21,7 @@ from absl import app, flags
 
 from currreft_jax.config import ELSEWHERE
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
+from currreft_jax.config.missing import describe_error
 from currreft_jax.planning.compiled import Efficiency
 from currreft_jax.planning.devices import DEVICES, GB, attached_topology, topology_by_name
 from currreft_jax.rewards.registry import validate_reward_names
@@ -82,7 +83,7 @@ def main(_: Sequence[str]) -> None:
         topology = attached_topology() if args.topology == _HERE else topology_by_name(args.topology)
         fit = plan_stages(args.config, topology, efficiency, args.stage, all_shapes=args.all, search=args.search)
     except (ValueError, OSError, ModuleNotFoundError) as error:  # what the package raises for bad input
-        sys.exit(f"plan: {error}")
+        sys.exit(f"plan: {describe_error(error)}")
     sys.exit(0 if fit else 1)
 
 

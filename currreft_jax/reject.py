@@ -28,6 +28,7 @@ from absl import app, flags, logging
 
 from currreft_jax.config import Rejection
 from currreft_jax.config.flags import flags_parser, refuse_command_line
+from currreft_jax.config.missing import describe_error
 from currreft_jax.rejection.command_line import define_flags, job_folder, settings_of_flags
 from currreft_jax.rewards import MathsPoolError
 
@@ -70,7 +71,7 @@ def main(_: Sequence[str]) -> None:
         *(EndpointError, MathsPoolError, distributed.MissingProcess),
     ) as error:
         logging.debug("raised here", exc_info=True)
-        sys.exit(f"reject: {error}")
+        sys.exit(f"reject: {describe_error(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
     if files:

@@ -17,8 +17,8 @@ Each line of FILE is a JSON object:
 
 Other keys are the `extra` of the row, which rewards of your own see.
 
-Prints a table of means and one of reasons. --out writes one JSON object for each row: id, total, each reward and the
-first reason, if any.
+Prints a table of means and one of the most frequent reasons. --out writes one JSON object for each row: id, total, each
+reward and the first reason, if any.
 
   python -m currreft_jax.score answers.jsonl --out verdicts.jsonl
   generate_answers | python -m currreft_jax.score - --detection soft_iou --weight format=0.5
@@ -32,6 +32,7 @@ from pathlib import Path
 
 from currreft_jax.config import BoxReading, DetectionScore, OnRewardError, PartialCredit, Rewards
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.missing import describe_error
 from currreft_jax.config.output import output_path
 from currreft_jax.evaluation.completions_file import read_completions, score_lines, score_table, verdict_records
 from currreft_jax.rewards import MathsPool, MathsPoolError, RewardError
@@ -56,7 +57,7 @@ def main() -> None:
             with nullcontext(sys.stdout) if options.out == STDOUT else open(options.out, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in verdict_records(lines, scores))
     except (ValueError, OSError, MathsPoolError, RewardError) as error:
-        sys.exit(f"score: {error}")
+        sys.exit(f"score: {describe_error(error)}")
     print(score_table(lines, scores), file=sys.stderr if options.out == STDOUT else sys.stdout)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.missing import describe_error
 from currreft_jax.serving.settings import ServedModel, ServerLimits
 from currreft_jax.world import base
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"serve: {error.name} is not installed: pip install 'currreft_jax[serve]'", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:  # what the package raises for bad input
-        print(f"serve: {error}", file=sys.stderr)
+        print(f"serve: {describe_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)

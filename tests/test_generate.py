@@ -139,6 +139,8 @@ def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
     (tmp_path / "no.png").write_text("text")
     assert program.main([f"--model={checkpoint}", f"--image={tmp_path / 'no.png'}", "--prompt=x"]) == 1
     assert f"{tmp_path / 'no.png'}: not a readable image" in capsys.readouterr().err
+    assert program.main([f"--image={tmp_path / 'not.png'}", "--prompt=x"]) == 1
+    assert f"there is no file {tmp_path / 'not.png'}; nearest: {tmp_path / 'no.png'}\n" in capsys.readouterr().err
 
 
 def test_the_demo_needs_no_other_argument_and_shows_question_and_picture(tmp_path, capsys, monkeypatch):

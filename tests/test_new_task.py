@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from currreft_jax.config import OnRewardError
+from currreft_jax.data.budget import PromptBudget
+from currreft_jax.data.validate import InputFile, validate_files
 from currreft_jax.runtime.metrics import read_metrics
 from currreft_jax.runtime.workdir import refuse_changed_settings, write_config
 from examples.gauge.config import get_config
+from examples.gauge.make_rows import write_rows
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "gauge"
@@ -38,6 +42,17 @@ def test_the_pages_code_is_the_examples():
         assert "\n".join(lines) in "\n".join(line.strip() for line in code.splitlines())
     rewards = (EXAMPLE / "reward.py").read_text("utf-8")
     assert len(rewards[rewards.index("def ") :].splitlines()) <= 15
+
+
+def test_the_page_explains_every_note_about_the_rows(tmp_path):
+    rng = random.Random(0)
+    for name in ("train", "test"):
+        write_rows(tmp_path, name, 3, rng)
+    files = [InputFile(str(tmp_path / f"{name}.jsonl"), name) for name in ("train", "test")]
+    report = validate_files(files, PromptBudget())
+    assert not report.errors
+    explained = re.findall(r"^- \*(.+?)\*: ", PAGE.partition("## Rows")[2].partition("\n## ")[0], re.M)
+    assert {finding.problem.value for finding in report.findings} == set(explained)
 
 
 def test_a_run_that_a_reward_has_ended_may_resume_with_another_response_to_failures(tmp_path):

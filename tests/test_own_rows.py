@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from configs import curriculum, self_improve, sft, stage1
-from currreft_jax.config import Kind, Source, validate
+from currreft_jax.config import (
+    Config,
+    Evaluation,
+    Kind,
+    Rejection,
+    Source,
+    validate,
+    validate_evaluation,
+    validate_rejection,
+)
 from currreft_jax.config.file_flags import expand_files, name_files
 from currreft_jax.config.files import load_config
 from currreft_jax.config.own_rows import use_rows
@@ -85,7 +94,7 @@ def test_rows_by_flag_replace_those_of_the_config_whatever_expands_the_pattern(f
 def test_rows_that_cannot_be_meant_are_refused_in_one_line(folder):
     stage = f"--config={ROOT}/configs/stage1.py:tiny"
     refused = {
-        "no file matches tran/*.jsonl in ": [stage, "--rows", "tran/*.jsonl"],
+        f"no file matches tran/*.jsonl in {folder}; nearest: train/*.jsonl": [stage, "--rows", "tran/*.jsonl"],
         "--held-out names no files": [stage, "--rows", "train/a.jsonl", "--held-out"],
         "train/a.jsonl is in --rows and in --held-out": [stage, "--rows=train/*.jsonl", "--held-out=./train/a.jsonl"],
         "the held-out rows would be those of": [stage, "--config.stages[0].sources=train/a.jsonl"],
@@ -152,15 +161,25 @@ def test_rows_too_long_for_the_config_are_refused_with_the_flag_that_takes_them(
 def test_the_configs_of_the_page_load_from_a_folder_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "neighbour.py").write_text("NAME = 'shared'\n")
+    validators = {Config: validate, Evaluation: validate_evaluation, Rejection: validate_rejection}
+    loaded = []
     for number, example in enumerate(re.findall(r"```python\n(.*?)```", PAGE, re.S)):
-        (tmp_path / f"own{number}.py").write_text(f"import neighbour\n{example}")
+        named = re.search(r"--config=(\w+\.py)(:\w+)?", example)
+        name = named[1] if named else f"own{number}.py"
+        (tmp_path / name).write_text(f"import neighbour\n{example}")
         variant = ":tiny" if "VARIANTS" in example else ""
-        config = load_config(f"own{number}.py{variant}")
-        validate(config)
-        assert config.stages[0].sources
+        kind = next(kind for kind in validators if f"-> {kind.__name__}:" in example)
+        config = load_config(f"{name}{variant}", kind)
+        validators[kind](config)
+        loaded.append(config)
+    boxes, stages, evaluation, rejection = loaded
+    assert boxes.stages[0].sources and stages.stages[0].sources
     with pytest.raises(ValueError, match="no variant 'tinny'; nearest: tiny"):
-        load_config("own0.py:tinny")
-    assert load_config("own0.py:tiny").stages[2].held_out[0].file == str(tmp_path / "rows/test/open-detection.jsonl")
+        load_config("boxes.py:tinny")
+    assert boxes.stages[2].held_out[0].file == str(tmp_path / "rows/test/open-detection.jsonl")
+    assert [suite.domain.value for suite in evaluation.suites] == ["in", "in", "out"]
+    assert rejection.suites == evaluation.suites and [source.quota for source in rejection.sources] == [300, 100]
+    assert rejection.sources[0].source.file == boxes.stages[2].sources[0].file
 
 
 def documented_commands() -> dict[str, list[str]]:
@@ -194,3 +213,12 @@ def test_examples_of_launch_files_run_the_curriculum_on_named_rows():
                 assert page.name == "jobset.yaml" or ":tiny" in line or "--rows" in line, f"{page.name}: {line}"
     arguments = re.findall(r"- (--\S+=\S+)", (ROOT / "launch" / "jobset.yaml").read_text("utf-8"))
     assert {argument.partition("=")[0] for argument in arguments} == {"--config", "--rows", "--held-out", "--workdir"}
+
+
+def test_the_pages_say_how_a_variant_is_named_and_how_a_cluster_takes_a_config_from_elsewhere():
+    for name in ("own_config.md", "launch.md"):
+        page = (ROOT / "docs" / name).read_text("utf-8")
+        assert "`configs/curriculum.py:7b` is the curriculum of the 7B" in page, name
+        assert re.search(r"^sbatch launch/slurm\.sbatch --config=/\S+\.py:7b ", page, re.M), name
+    lengths = [f"`data.{name}_lengths`" for name in ("prompt", "completion")]
+    assert all(length in PAGE for length in lengths)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
+from currreft_jax.config.missing import name_nearest
+
 _defined: set[str] = set()
 
 
@@ -67,7 +69,7 @@ def expand_files(texts: Sequence[str]) -> list[str]:
                 continue
             found = sorted(glob.glob(path, recursive=True))
             if not found:
-                raise ValueError(f"no file matches {path} in {Path.cwd()}")
+                raise ValueError(f"no file matches {path} in {Path.cwd()}{name_nearest(path)}")
             files += found
     return list(dict.fromkeys(files))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
@@ -83,25 +83,35 @@ class ShapeBuckets:
         return replace(self, shapes=self.shapes[-1:], step_shapes=self.step_shapes[-1:])
 
     def _check(self, dims: BatchDims, largest: BatchShape) -> None:
-        limits = {
-            "data.prompt_lengths": (dims.prompt_length, largest.length),
-            "data.slots": (dims.image_slots, largest.slots),
-            "slots of an image": (dims.max_slots_per_image, largest.max_slots_per_image),
-            "data.completion_lengths": (dims.completion_length, self.completion_lengths[-1]),
+        sizes: dict[str, tuple[int, Sequence[int]]] = {
+            "data.prompt_lengths": (dims.prompt_length, [shape.length for shape in self.shapes]),
+            "data.slots": (dims.image_slots, [largest.slots]),
+            "slots of an image": (dims.max_slots_per_image, [largest.max_slots_per_image]),
+            "data.completion_lengths": (dims.completion_length, self.completion_lengths),
         }
-        for name, (needed, limit) in limits.items():
-            if needed > limit and self.file:
-                raise BudgetError(
-                    f"{name}: {needed} needed, but the shapes in {self.file} hold {limit}: the rows have changed since"
-                    " the shapes were fitted to them; remove the file, and the same command fits them again"
-                )
-            if needed > limit:
-                example = (
-                    f", such as --config.{name}={limit},{ceil(needed / 64) * 64}" if name != "slots of an image" else ""
-                )
-                raise BudgetError(
-                    f"{name}: {needed} needed, but the largest bucket is {limit}; add a larger one{example}"
-                )
+        excess = {name: (needed, buckets) for name, (needed, buckets) in sizes.items() if needed > max(buckets)}
+        if excess and self.file:
+            name, (needed, buckets) = next(iter(excess.items()))
+            raise BudgetError(
+                f"{name}: {needed} needed, but the shapes in {self.file} hold {max(buckets)}: the rows have changed"
+                " since the shapes were fitted to them; remove the file, and the same command fits them again"
+            )
+        if excess:
+            needs = "; ".join(
+                f"{name}: {needed} needed, but the largest bucket is {max(buckets)}"
+                for name, (needed, buckets) in excess.items()
+            )
+            settings = {name: values for name, values in excess.items() if name.startswith("data.")}
+            example = f", such as {larger_buckets(settings)}" if settings else ""
+            raise BudgetError(f"{needs}; add a larger one{example}", settings)
+
+
+def larger_buckets(excess: Mapping[str, tuple[int, Sequence[int]]]) -> str:
+    """Returns the flags that add what is needed to bucket sizes, as a multiple of 64; `excess` as in `BudgetError`."""
+    return " ".join(
+        f"--config.{name}={','.join(map(str, sorted({*buckets, ceil(needed / 64) * 64})))}"
+        for name, (needed, buckets) in excess.items()
+    )
 
 
 def _first_fit(shapes: Sequence[BatchShape], dims: BatchDims) -> BatchShape:

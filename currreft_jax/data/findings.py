@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -142,30 +143,38 @@ def format_findings(report: ValidationReport, max_examples: int) -> list[str]:
 def _size_table(report: ValidationReport) -> list[str]:
     tokens = "tokens" if report.texts_counted else "image tokens"
     columns = f"{'rows':>8}{'images':>8}{tokens:>16}{'characters':>12}"
-    header = [f"{'file':<40}{columns}", f"{'':<40}{'':>16}{'median':>8}{'most':>8}{'most':>12}"]
+    width = _name_width(stats.file for stats in report.sizes)
+    header = [f"{'file':<{width}}{columns}", f"{'':<{width}}{'':>16}{'median':>8}{'most':>8}{'most':>12}"]
     return header + [
-        f"{stats.file:<40}{stats.rows:>8}{stats.images:>8}{stats.median_tokens:>8}{stats.most_tokens:>8}"
+        f"{stats.file:<{width}}{stats.rows:>8}{stats.images:>8}{stats.median_tokens:>8}{stats.most_tokens:>8}"
         f"{stats.most_characters:>12}"
         for stats in report.sizes
     ]
 
 
 def _balance_table(report: ValidationReport) -> list[str]:
-    header = ["", f"{'file':<40}{'kind':<8}{'task':<10}{'rows':>8}   right answers"] if report.balances else []
+    width = _name_width(file for file, _ in report.balances)
+    header = ["", f"{'file':<{width}}{'kind':<8}{'task':<10}{'rows':>8}   right answers"] if report.balances else []
     return header + [
-        f"{file:<40}{balance.kind.value:<8}{balance.task.value:<10}{balance.rows:>8}   {balance}"
+        f"{file:<{width}}{balance.kind.value:<8}{balance.task.value:<10}{balance.rows:>8}   {balance}"
         for file, balance in report.balances
     ]
 
 
 def _finding_table(report: ValidationReport, max_examples: int) -> list[str]:
-    groups: dict[tuple[Problem, str], list[Finding]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in report.findings:
-        groups[finding.problem, finding.file].append(finding)
-    lines = ["", f"{'problem':<40}{'rows':>8}   file"] if groups else []
-    for (problem, file), findings in groups.items():
-        name = f"note: {problem}" if problem in NOTES else problem
-        lines += [f"{name:<40}{len(findings):>8}   {file}"]
+        name = f"note: {finding.problem}" if finding.problem in NOTES else finding.problem.value
+        groups[name, finding.file].append(finding)
+    width = _name_width(name for name, _ in groups)
+    lines = ["", f"{'problem':<{width}}{'rows':>8}   file"] if groups else []
+    for (name, file), findings in groups.items():
+        lines += [f"{name:<{width}}{len(findings):>8}   {file}"]
         lines += [f"    {finding.location}: {finding.message}" for finding in findings[:max_examples]]
         lines += [f"    and {len(findings) - max_examples} more"] * (len(findings) > max_examples)
     return lines
+
+
+def _name_width(names: Iterable[str]) -> int:
+    """Returns the width of a table's first column: its longest name, and a gap."""
+    return max(40, *(len(name) + 2 for name in names), 0)

@@ -71,7 +71,9 @@ def _read_objects(fields: Fields) -> tuple[list[str], list[Any], bool]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         fields.refuse_value(OBJECTS, _EXPECTED)
     if any(_TAG.search(name) or "{box:" in name for name in names):
-        fields.refuse(f'"{OBJECTS}" has a name with a tag or a box field, which would be filled in once more')
+        fields.refuse(
+            f'"{OBJECTS}" has a name with a tag or a box field, which would be filled in once more; take it out'
+        )
     if not isinstance(corners, list) or not all(isinstance(box, list) and len(box) == 4 for box in corners):
         fields.refuse_value(OBJECTS, f"{_EXPECTED}; points are not read")
     box_type = objects.get("bbox_type") or _PIXELS
@@ -100,4 +102,4 @@ def _refuse_tags(fields: Fields, texts: Sequence[str]) -> None:
     """Refuses tags that nothing replaces. One that is closed, as in `<bbox>[1, 2, 3, 4]</bbox>`, is text."""
     for tag, key in _LISTS.items():
         if any(text.count(tag) > text.count(tag.replace("<", "</")) for text in texts):
-            fields.refuse(f'the texts have {tag}, but there is no "{OBJECTS}" whose "{key}" replaces it')
+            fields.refuse(f'the texts have {tag}, but there is no "{OBJECTS}" whose "{key}" replaces it; add it')

@@ -39,8 +39,18 @@ DECODE_ERRORS = (
 )
 
 
+NAME_FOLDER = (
+    "put it there, or name the folder that paths of images start from: --image-root of `dataset`, image_root of the"
+    " source in a config"
+)
+
+
 class ImageError(ValueError):
     """An image cannot be decoded or used; the message gives file and reason."""
+
+
+class MissingImageError(ImageError):
+    """The file of an image does not exist."""
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
@@ -65,6 +75,8 @@ def open_image(source: str | Path | bytes | Image.Image, name: str | None = None
             return _to_rgb(image, name)
     except ImageError:
         raise
+    except FileNotFoundError as error:
+        raise MissingImageError(f"{name}: there is no such file: {NAME_FOLDER}") from error
     except DECODE_ERRORS as error:
         raise ImageError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error
 
@@ -80,6 +92,8 @@ def image_size(source: str | Path | bytes | Image.Image) -> Frame:
             return _upright_size(source)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             return _upright_size(image)
+    except FileNotFoundError as error:
+        raise MissingImageError(f"{source}: there is no such file: {NAME_FOLDER}") from error
     except DECODE_ERRORS as error:
         name = source if isinstance(source, str | Path) else "image"
         raise ImageError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error

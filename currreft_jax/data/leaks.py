@@ -49,7 +49,10 @@ def find_leaks(
                 yield located.finding(Problem.LEAKED_IMAGE, message)
         if location := train_questions.get(_question_key(located.row)):
             if located.row.images:
-                yield located.finding(Problem.SAME_WORDING, f"the training row {location} is worded alike")
+                yield located.finding(
+                    Problem.SAME_WORDING,
+                    f"the training row {location} is worded alike; meant where one question is asked of many images",
+                )
             else:
                 message = f"the training row {location} asks the same, and neither has an image; leave one of them out"
                 yield located.finding(Problem.LEAKED_QUESTION, message)

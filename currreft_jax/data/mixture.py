@@ -65,13 +65,16 @@ class Mixture:
         """Number of rows of all sources."""
         return sum(len(source.indices) for source in self.sources)
 
-    def without(self, errors: Mapping[tuple[int, int], LineError], reason: str, data: Data) -> Mixture:
+    def without(
+        self, errors: Mapping[tuple[int, int], LineError], reason: str, data: Data, summary: str = ""
+    ) -> Mixture:
         """Leaves rows out, and counts them.
 
         Args:
             errors: by the indices of source and row.
             reason: key of the count in `excluded`.
             data: settings for malformed rows.
+            summary: what is wrong with all of them, and the remedy; where empty, each error is listed.
 
         Raises:
             MixtureError: `data` refuses malformed rows or so many of them, or no rows are left.
@@ -79,7 +82,7 @@ class Mixture:
         if not errors:
             return self
         all_errors = (*self.errors, *errors.values())
-        _refuse_errors(all_errors, data)
+        _refuse_errors(all_errors, data, summary)
         kept = [[(k, int(index)) not in errors for index in source.indices] for k, source in enumerate(self.sources)]
         sources = tuple(
             replace(source, indices=source.indices[mask], ids=tuple(compress(source.ids, mask)))
@@ -87,7 +90,7 @@ class Mixture:
             if any(mask)
         )
         if not sources:
-            raise MixtureError(f"no row is left: {all_errors[0]}")
+            raise MixtureError(f"no row is left: {summary or all_errors[0]}")
         return replace(
             self, sources=sources, errors=all_errors, excluded=self.excluded + Counter({reason: len(errors)})
         )
@@ -298,8 +301,8 @@ def _scale_weights(sources: Sequence[SourceRows], total: float) -> list[SourceRo
     return [replace(source, weight=source.weight * total / weight) for source in sources]
 
 
-def _refuse_errors(errors: Sequence[LineError], data: Data) -> None:
-    """Raises a `MixtureError` that lists the errors, if malformed rows, or so many of them, stop the run."""
+def _refuse_errors(errors: Sequence[LineError], data: Data, summary: str = "") -> None:
+    """Raises a `MixtureError` that lists or sums up the errors, if malformed rows, or so many of them, stop the run."""
     if not errors or (data.on_bad_row is OnBadRow.SKIP and len(errors) <= data.max_bad_rows):
         return
     shown = [str(error) for error in errors[:_MAX_ERRORS_SHOWN]]
@@ -309,4 +312,6 @@ def _refuse_errors(errors: Sequence[LineError], data: Data) -> None:
         if data.on_bad_row is OnBadRow.SKIP
         else "mend them, or set data.on_bad_row to skip"
     )
+    if summary:
+        raise MixtureError(f"{summary} ({remedy})")
     raise MixtureError("\n  ".join([f"{plural(len(errors), 'row')} cannot be used ({remedy}):", *shown, *more]))

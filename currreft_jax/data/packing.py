@@ -7,7 +7,7 @@ row of slots and its neighbours, masked by ids, is therefore attention within a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,15 @@ from currreft_jax.structs import PADDING, ImagePatches, PackedImages, Prompt, Pr
 
 
 class BudgetError(ValueError):
-    """A prompt or its images exceed the shape of the batch; the message says by how much, and the remedy."""
+    """A prompt or its images exceed the shape of the batch; the message says by how much, and the remedy.
+
+    Attributes:
+        excess: setting -> what is needed, and the setting's own values; of settings that list bucket sizes.
+    """
+
+    def __init__(self, message: str, excess: Mapping[str, tuple[int, Sequence[int]]] | None = None):
+        super().__init__(message)
+        self.excess = dict(excess or {})
 
 
 @dataclass(frozen=True, slots=True)

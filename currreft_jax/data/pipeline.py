@@ -6,7 +6,7 @@ order depends on the seed alone, so a run that is resumed on another number of h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +16,8 @@ import grain
 from tqdm import tqdm
 
 from currreft_jax.config import Data, OnBadRow
-from currreft_jax.data.buckets import BatchDims, ShapeBuckets, batch_dims
+from currreft_jax.config.wording import plural
+from currreft_jax.data.buckets import BatchDims, ShapeBuckets, batch_dims, larger_buckets
 from currreft_jax.data.examples import Example, ReadImage, make_example
 from currreft_jax.data.fields import LineError
 from currreft_jax.data.images import ImageError
@@ -27,14 +28,25 @@ from currreft_jax.data.prompts import Template
 from currreft_jax.rewards import RowError
 
 T = TypeVar("T")
-_ROW_ERRORS = (LineError, ImageError, PromptError, RowError, BudgetError)
+Excess = dict[str, tuple[int, Sequence[int]]]
+_LONGEST = {
+    "data.prompt_lengths": ("the longest prompt has", "tokens"),
+    "data.completion_lengths": ("the longest gold answer has", "tokens"),
+    "data.slots": ("the images of a row need", "slots"),
+}
+_ROW_ERRORS = (LineError, ImageError, PromptError, RowError)
 
 
 class BadRowError(LineError, MixtureError):
-    """A row cannot be tokenized or exceeds the largest bucket; the message names file and line."""
+    """A row cannot be tokenized or exceeds the largest bucket; the message names file and line.
 
-    def __init__(self, location: str, problem: str):
+    Attributes:
+        excess: bucket sizes that it exceeds, as in `BudgetError`; empty for another cause.
+    """
+
+    def __init__(self, location: str, problem: str, excess: Excess | None = None):
         super().__init__(location, problem.removeprefix(f"{location}: "))
+        self.excess = excess or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +231,23 @@ def _visit_rows(mixture: Mixture, data: Data, title: str, visit: Callable[[RowRe
         for ref, result in zip(refs, found, strict=True)
         if isinstance(result, BadRowError)
     }
-    return mixture.without(bad, "unusable", data), [result for result in found if not isinstance(result, BadRowError)]
+    kept = mixture.without(bad, "unusable", data, _describe_longest(list(bad.values())))
+    return kept, [result for result in found if not isinstance(result, BadRowError)]
+
+
+def _describe_longest(errors: Sequence[BadRowError]) -> str:
+    """Says how long the longest rows are, and what to set; empty unless all rows are too long and nothing else."""
+    if not errors or not all(error.excess for error in errors):
+        return ""
+    longest: Excess = {}
+    for name, (needed, buckets) in ((name, size) for error in errors for name, size in error.excess.items()):
+        longest[name] = max(longest.get(name, (0, buckets)), (needed, buckets))
+    needs = ", ".join(
+        f"{' '.join((_LONGEST[name][0], str(needed), _LONGEST[name][1]))}, where {max(buckets)} are the most"
+        for name, (needed, buckets) in longest.items()
+    )
+    rows = f"too long: {plural(len(errors), 'row')}, the first {errors[0].location}"
+    return f"{rows}; {needs}: set {larger_buckets(longest)}"
 
 
 def _load_example(
@@ -244,6 +272,8 @@ def _load_example(
             read_image=read_image,
         )
         buckets.check(batch_dims([example], processor.config, 1))
+    except BudgetError as error:
+        raise BadRowError(location, str(error), error.excess) from error
     except _ROW_ERRORS as error:
         raise BadRowError(location, error.problem if isinstance(error, RowError | LineError) else str(error)) from error
     return example

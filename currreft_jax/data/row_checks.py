@@ -14,7 +14,7 @@ from currreft_jax.config import Kind, Rewards, Task
 from currreft_jax.data.budget import PromptBudget, prompt_text, prompt_without_patches
 from currreft_jax.data.findings import Finding, Problem
 from currreft_jax.data.image_sketches import Sketch, sketch_image
-from currreft_jax.data.images import ImageError, open_image
+from currreft_jax.data.images import NAME_FOLDER, ImageError, MissingImageError, open_image
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import Template
 from currreft_jax.data.row_boxes import FramePairs, gold_corners, text_corners
@@ -77,8 +77,8 @@ def inspect_image(path: str, budget: PromptBudget) -> ImageInfo:
         original = Frame(image.width, image.height)
         resized = budget.resized_frame(original)
     except ImageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            message = f"{path} is missing: put it there, or name the image root"
+        if isinstance(error, MissingImageError):
+            message = f"{path} is missing: {NAME_FOLDER}"
             return ImageInfo(None, "", Problem.MISSING_IMAGE, message)
         message = f"{path}: {str(error).removeprefix(f'{path}: ')}: replace it, or leave the row out"
         return ImageInfo(None, "", Problem.UNREADABLE_IMAGE, message)

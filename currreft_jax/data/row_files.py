@@ -187,5 +187,5 @@ def _list_items(content: bytes, path: str) -> Iterator[tuple[int, str]]:
                 raise ValueError("no comma after an item")
         except (ValueError, RecursionError) as error:
             raise LineError(
-                f"{path}:{line_number}", f"not JSON ({error}); the list ends early or an item is damaged"
+                f"{path}:{line_number}", f"not JSON ({error}); the list ends early or an item is damaged; mend it there"
             ) from error

@@ -49,7 +49,7 @@ UNIT_FRAME = Frame(1, 1)  # of boxes that are fractions of the image
 # Speaker names of the published conversation formats -> roles of the chat template.
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 UNREAD_MEDIA = ("video", "videos", "audio", "audios")
-_DEFAULT_REMEDY = "; or name one for all rows of the file"
+_DEFAULT_REMEDY = "; or give one for all rows of the file: --{0} of `dataset`, {0} of the source in a config"
 _BOX_FIELD = re.compile(r"\{box:(\d+)\}")
 
 
@@ -70,12 +70,15 @@ def parse_row(fields: Fields, *, image_root: Path, kind: Kind | None = None, tas
     if media := [key for key in UNREAD_MEDIA if keys.get(key)]:
         fields.refuse(f'"{media[0]}" is not read; leave the row out')
     is_chat = "messages" in keys or "conversations" in keys
-    row_kind: Kind = fields.enum("kind", Kind, kind or (Kind.CHAT if is_chat else None), _DEFAULT_REMEDY)
+    row_kind: Kind = fields.enum("kind", Kind, kind or (Kind.CHAT if is_chat else None), _DEFAULT_REMEDY.format("kind"))
     if is_chat != (row_kind is Kind.CHAT):
         fields.refuse(
-            f'kind {row_kind.value} {"has" if is_chat else "lacks"} "messages"; only chat rows have them, and all do'
+            f'kind {row_kind.value} {"has" if is_chat else "lacks"} "messages"; only chat rows have them, and all do:'
+            " change one of them"
         )
-    row_task: Task = fields.enum("task", Task, task or (Task.OTHER if is_chat else None), _DEFAULT_REMEDY)
+    row_task: Task = fields.enum(
+        "task", Task, task or (Task.OTHER if is_chat else None), _DEFAULT_REMEDY.format("task")
+    )
     content_id = _content_id(fields)
     if is_chat:
         fields = fill_tags(fields, *_turn_keys(fields)[:2])
@@ -214,9 +217,9 @@ def _validate_texts(fields: Fields, row: Row) -> None:
     texts = "\0".join((row.problem, *row.options, *(turn.text for turn in row.messages)))
     used, available = {int(index) for index in _BOX_FIELD.findall(texts)}, set(range(len(row.boxes)))
     if used - available:
-        fields.refuse(f'the texts name {{box:{min(used - available)}}}, but "boxes" has {len(available)}')
+        fields.refuse(f'the texts name {{box:{min(used - available)}}}, but "boxes" has {len(available)}; add it there')
     if available - used:
-        fields.refuse(f'"boxes" has {len(available)}, but no text names {{box:{min(available - used)}}}')
+        fields.refuse(f'"boxes" has {len(available)}, but no text names {{box:{min(available - used)}}}; leave it out')
     if not row.images and (row.boxes or row.task is Task.DETECTION):
         fields.refuse(f'task {row.task.value} without an image; "image" takes a path')
 

@@ -14,7 +14,7 @@ The program exits with 1 if there are errors.
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from currreft_jax.config import Kind, Task
+from currreft_jax.config.names import nearest
 from currreft_jax.config.wording import plural
 from currreft_jax.data.balance import answer_balances
 from currreft_jax.data.budget import PromptBudget
@@ -116,6 +117,7 @@ def validate_files(
     _refuse_repeated_files(files)
     report = ValidationReport(texts_counted=processor is not None)
     rows = [located for file in files for located in _read_rows(file, report, progress)]
+    report.findings += _note_extra_keys(rows)
     images = _inspect_images(rows, budget, threads, progress)
     rows, lengths = _check_prompts(rows, images, report, budget, processor, template, progress)
     report.sizes = [_file_stats(file.path, rows, lengths[file.path]) for file in files]
@@ -147,17 +149,15 @@ def _refuse_repeated_files(files: Sequence[InputFile]) -> None:
 
 
 def _read_rows(input_file: InputFile, report: ValidationReport, progress: Progress) -> Iterator[LocatedRow]:
-    """Reads the valid rows of a file; reports malformed rows, repeated ids, and repeated and unknown keys."""
+    """Reads the valid rows of a file; reports malformed rows, repeated ids and keys, and rows without a rule."""
     path = input_file.path
     first_locations: dict[str, str] = {}
-    extra_keys: Counter[str] = Counter()
     without_rule = 0
     with RowFile(path, image_root=input_file.image_root, kind=input_file.kind, task=input_file.task) as file:
         for index in progress(range(len(file)), f"rows of {Path(path).name}", len(file)):
             location = file.location(index)
             try:
                 row = file[index]
-                extra_keys.update(row.extra.keys())
                 without_rule += row.kind is not Kind.CHAT and not has_rule(row)
             except LineError as error:
                 report.findings.append(Finding(Problem.BAD_ROW, path, location, error.problem))
@@ -170,13 +170,31 @@ def _read_rows(input_file: InputFile, report: ValidationReport, progress: Progre
                 message = f"id {row.id!r} is that of {first}, and it seeds what is sampled; give each row its own"
                 report.findings.append(Finding(Problem.ID, path, location, message))
             yield LocatedRow(row, path, location, _split_of(row, input_file))
-    for key, count in extra_keys.items():
-        rows, known = plural(count, "row"), ", ".join(sorted(KEYS))
-        message = f'"{key}" of {rows} is none of {known}: it is in `extra`, for a reward of your own; is it misspelt?'
-        report.findings.append(Finding(Problem.EXTRA_KEY, path, path, message))
     if without_rule:
         message = f"no rule scores {plural(without_rule, 'row')}, whose answers need a reward of your own"
         report.findings.append(Finding(Problem.NO_RULE, path, path, message))
+
+
+def _note_extra_keys(rows: Sequence[LocatedRow]) -> Iterator[Finding]:
+    """Notes all keys that the schema does not know at once, each with its rows, the first of them, and a near key."""
+    with_key: dict[str, list[LocatedRow]] = defaultdict(list)
+    for located in rows:
+        for key in located.row.extra:
+            with_key[key].append(located)
+    if not with_key:
+        return
+    listed = ", ".join(
+        f'"{key}" of {plural(len(found), "row")} (first {found[0].location}{_ask_misspelt(key)})'
+        for key, found in with_key.items()
+    )
+    message = f"{listed}: none of {', '.join(sorted(KEYS))}; in `extra`, for a reward of your own"
+    first = next(iter(with_key.values()))[0]
+    yield Finding(Problem.EXTRA_KEY, first.file, first.file, message)
+
+
+def _ask_misspelt(key: str) -> str:
+    near = nearest(key, sorted(KEYS))
+    return f'; is it "{near[0]}", misspelt?' if near else ""
 
 
 def _split_of(row: Row, file: InputFile) -> str | None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from currreft_jax.config import EvaluatedModel, Evaluation
 from currreft_jax.config.wording import plural
+from currreft_jax.data.buckets import larger_buckets
 from currreft_jax.data.budget import PromptBudget, prompt_without_patches
 from currreft_jax.data.examples import make_example
 from currreft_jax.data.packing import BatchShape
@@ -141,17 +142,17 @@ class ModelAnswerer:
 
     def check(self, questions: Iterable[SuiteQuestion]) -> None:
         """Refuses prompts that are longer than the largest bucket; pixels are not read."""
-        longest, count, shown = max(self._evaluation.sampling.prompt_lengths), 0, list[str]()
+        lengths, longest, count, shown = self._evaluation.sampling.prompt_lengths, 0, 0, list[str]()
         for question in questions:
             length = len(self._measure(question).tokens)
-            if length > longest:
-                count += 1
+            if length > max(lengths):
+                count, longest = count + 1, max(longest, length)
                 if count <= _SHOWN_ERRORS:
                     shown.append(f"{question.location}: {length} tokens")
         if count:
             head = (
-                f"{count} prompts are longer than {longest} tokens; raise --config.sampling.prompt_lengths, or shrink"
-                " images:"
+                f"{plural(count, 'prompt')} longer than {max(lengths)} tokens, up to {longest}: set"
+                f" {larger_buckets({'sampling.prompt_lengths': (longest, lengths)})}, or shrink images:"
             )
             more = [f"and {count - _SHOWN_ERRORS} more"] if count > _SHOWN_ERRORS else []
             raise SuiteError("\n  ".join([head, *shown, *more]))

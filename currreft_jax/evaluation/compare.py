@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from currreft_jax.config import ImageCondition, Kind, Source, SuiteDomain, Task
+from currreft_jax.config.missing import name_nearest
 from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.answers import SUFFIX, Answer, read_answers
 from currreft_jax.evaluation.benchmarks.aggregates import ScoredUnit
@@ -163,7 +164,8 @@ def read_model_answers(folder: str | Path) -> ModelAnswers:
     """
     files = sorted(Path(folder).glob(f"*{SUFFIX}"))
     if not files:
-        raise ValueError(f"{folder} holds no answers; name the folder of a model in an evaluation's --out")
+        near = name_nearest(folder)
+        raise ValueError(f"{folder} holds no answers{near}; name the folder of a model in an evaluation's --out")
     return ModelAnswers(files[0].parent.name, tuple(map(_read_suite_answers, files)))
 
 

@@ -1,7 +1,7 @@
 """Files of completions and their scores: parsing, scoring, the table of means and the verdicts of `--out`."""
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from currreft_jax.config import Kind, Rewards, Task
+from currreft_jax.config.wording import most_frequent
 from currreft_jax.data.fields import BYTE_ORDER_MARK, Fields
 from currreft_jax.data.rows import MAX_OPTIONS, extra_keys, parse_solution
 from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
@@ -17,6 +18,7 @@ from currreft_jax.structs import Completion, Frame, Row, Scores
 
 STDIN = "-"
 _SHOWN_ERRORS = 20
+_SHOWN_REASONS = 5  # of a kind and task
 _KEYS = {
     *("kind", "task", "solution", "completion", "id", "problem", "options", "multiple"),
     *("frame", "resized", "num_tokens", "finished"),
@@ -127,7 +129,7 @@ def verdict_records(lines: Sequence[CompletionLine], scores: Scores) -> list[dic
 
 
 def score_table(lines: Sequence[CompletionLine], scores: Scores) -> str:
-    """Formats the means of every kind and task, and below them how often each reason was given."""
+    """Formats the means of every kind and task, and below them the most frequent reasons; a row may have several."""
     groups = np.array([f"{line.row.kind.value:<8}{line.row.task.value:<10}" for line in lines])
     columns = {"total": scores.total, **scores.parts}
     widths = {name: max(12, len(name) + 2) for name in columns}
@@ -137,10 +139,14 @@ def score_table(lines: Sequence[CompletionLine], scores: Scores) -> str:
         members = np.ones(len(lines), bool) if group == "all" else groups == group
         means = "".join(f"{_mean(values[members]):>{widths[name]}}" for name, values in columns.items())
         report.append(f"{group:<18}{members.sum():>8}{means}")
-    counts = Counter((group, reason) for p, group in enumerate(groups) if (reason := _first_reason(scores, p)))
-    if counts:
-        report += ["", f"{'kind':<8}{'task':<10}{'rows':>8}   reason"]
-    report += [f"{group:<18}{count:>8}   {reason}" for (group, reason), count in sorted(counts.items())]
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for p, group in enumerate(groups):
+        counts[group].update({str(reasons[p, 0]) for reasons in scores.reasons.values() if reasons[p, 0]})
+    if any(counts.values()):
+        report += ["", f"{'kind':<8}{'task':<10}{'rows':>8}   reasons"]
+    for group in sorted(counts):
+        rows = sum(_first_reason(scores, p) is not None for p in np.flatnonzero(groups == group))
+        report += [f"{group:<18}{rows:>8}   {most_frequent(counts[group], _SHOWN_REASONS)}"] * bool(rows)
     return "\n".join(report)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from currreft_jax.config import ImageCondition, SuiteDomain
+from currreft_jax.config.wording import most_frequent
 from currreft_jax.evaluation.answers import Answer, read_answers
 from currreft_jax.evaluation.benchmarks.scoring import read_verdicts, verdicts_path
 from currreft_jax.evaluation.statistics import pass_at_k
+
+_REASONS = "not strict because"  # heading of the most frequent reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,13 @@ class Tally:
         rows: number of rows that were answered.
         failed: number of rows that a server could not take.
         sums: by the column's name.
+        reasons: completions by the reason for which the strict reading is not right.
     """
 
     rows: int = 0
     failed: int = 0
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, answer: Answer) -> None:
         """Adds a row."""
@@ -55,6 +60,7 @@ class Tally:
             return
         samples = len(answer.completions)
         self.rows += 1
+        self.reasons.update(filter(None, answer.reasons))
         self.sums["strict"] += sum(answer.strict) / samples
         self.sums["readable"] += sum(answer.readable) / samples
         self.sums["score"] += sum(answer.readable_score) / samples
@@ -108,6 +114,7 @@ def _rows_table(files: Sequence[AnswersFile]) -> str:
     shown = {images for by_images in tallies.values() for images in by_images}
     columns = {column for by_images in tallies.values() for tally in by_images.values() for column in tally.sums}
     passes = sorted((column for column in columns if "@" in column), key=lambda name: (name[0], _k(name)))
+    has_reasons = any(tally.reasons for by_images in tallies.values() for tally in by_images.values())
     has_failed = any(tally.failed for by_images in tallies.values() for tally in by_images.values())
     names = ["strict", "readable", "score", "cut off", *(["official"] if "official" in columns else []), *passes]
     lines: list[list[str]] = []
@@ -120,11 +127,13 @@ def _rows_table(files: Sequence[AnswersFile]) -> str:
         ]
         cells = [_percent(own.mean(name)) for name in names]
         counts = [str(own.rows), *([str(own.failed)] if has_failed else [])]
-        lines.append([f"{suite} ({domains[suite].value})", group, model, *counts, *cells, *drops])
+        reasons = [most_frequent(own.reasons) or "-"] if has_reasons else []
+        lines.append([f"{suite} ({domains[suite].value})", group, model, *counts, *cells, *drops, *reasons])
     heading = ["suite", "kind and task", "model", "rows", *(["failed"] if has_failed else []), *names]
     heading += [
         f"drop, {images.value}" for images in (ImageCondition.BLANK, ImageCondition.SHUFFLED) if images in shown
     ]
+    heading += [_REASONS] if has_reasons else []
     return "\n".join(_align([heading, *lines]))
 
 
@@ -151,7 +160,7 @@ def _align(lines: list[list[str]]) -> Iterator[str]:
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for line in lines:
         cells = [
-            cell.ljust(width) if i < 3 else cell.rjust(width)
+            cell.ljust(width) if i < 3 or lines[0][i] == _REASONS else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from currreft_jax.config.missing import name_nearest
 from currreft_jax.models.config import ModelConfig, UnsupportedModel
 
 CONFIG = "config.json"
@@ -49,14 +50,16 @@ def resolve(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
-        raise FileNotFoundError(f"{source} is neither a folder nor the id of a model on the hub (such as owner/name)")
+        raise FileNotFoundError(
+            f"{source} is neither a folder nor the id of a model on the hub (such as owner/name){name_nearest(folder)}"
+        )
     try:
         return Path(snapshot_download(str(source), allow_patterns=[*_MODEL_FILES, *AUXILIARY_FILES]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"{source} is not a folder and cannot be downloaded from the hub ({type(error).__name__}). On a machine"
             f" with network access, run `hf download {source} --local-dir {folder.name}`, copy the folder here and give"
-            " its path"
+            f" its path{name_nearest(folder)}"
         ) from error
 
 

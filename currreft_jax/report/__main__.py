@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.missing import describe_error, describe_missing
 from currreft_jax.config.output import output_path
 from currreft_jax.config.wording import plural
 from currreft_jax.report.comparisons import answer_folders, read_evaluated_models
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     options = _parser().parse_args(arguments)
     try:
+        for folder in (*options.folders, *options.compare):
+            if not folder.is_dir():
+                raise ValueError(describe_missing(folder, "folder"))
         if any(map(answer_folders, options.folders)):
             _write(*_comparison_page(options))
             return
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups = f"{counts['shown']} of {plural(counts['found'], 'group')} of completions"
         _write(options.out or options.folders[0] / FILE_NAME, text, groups, counts["missing"])
     except (ValueError, OSError) as error:
-        sys.exit(f"report: {error}")
+        sys.exit(f"report: {describe_error(error)}")
 
 
 def _comparison_page(options: argparse.Namespace) -> tuple[Path, str, str, int]:

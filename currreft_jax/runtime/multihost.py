@@ -23,6 +23,7 @@ from jax._src import distributed as runtime  # its client keeps keys and values;
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from currreft_jax.config.missing import describe_error
 from currreft_jax.runtime.cores import Cores, own_cores, share_of_cores
 from currreft_jax.runtime.sharding import BATCH, data_shards, path_of
 from currreft_jax.structs import Array
@@ -42,9 +43,9 @@ def exit_refused(program: str, error: Exception) -> NoReturn:
     """Exits with an error's message, and tells the other hosts, which end with it at their next exchange."""
     state = runtime.global_state
     if state.client is not None and not isinstance(error, RefusedElsewhere):
-        reason = f"host {state.process_id} ({socket.gethostname()}) has ended: {error}"
+        reason = f"host {state.process_id} ({socket.gethostname()}) has ended: {describe_error(error)}"
         state.client.key_value_set(f"{_REFUSALS}/{state.process_id}", reason, allow_overwrite=True)
-    sys.exit(f"{program}: {error}")
+    sys.exit(f"{program}: {describe_error(error)}")
 
 
 def shards_per_host(mesh: Mesh) -> int:

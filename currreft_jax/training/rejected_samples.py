@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from currreft_jax.config import REJECT, Config, EvaluatedModel, Rejection
+from currreft_jax.config.missing import name_nearest
 from currreft_jax.rejection.runner import reject
 from currreft_jax.runtime.workdir import CONFIG, EXPORT
 from currreft_jax.training.console import say
@@ -77,8 +78,9 @@ def refuse_missing_rows(config: Config) -> None:
             for index, source in enumerate(sources):
                 if not Path(source.file).exists():
                     raise FileNotFoundError(
-                        f"{source.file} of config.stages[{stage_index}].{name}[{index}] does not exist: name rows of"
-                        " your own with --rows and --held-out, or build them (docs/data.md)"
+                        f"{source.file} of config.stages[{stage_index}].{name}[{index}] does not exist"
+                        f"{name_nearest(source.file)}; name rows of your own with --rows and --held-out, or build them"
+                        " (docs/data.md)"
                     )
 
 

@@ -1,6 +1,7 @@
 """The global order, its split over hosts and its resumption; buckets and microbatches."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -219,3 +220,26 @@ def test_rows_are_measured_as_they_are_read(tmp_path, processor):
     skip = Data(on_bad_row=OnBadRow.SKIP)
     kept, sizes = measure_rows(mixture, processor, PAPER, skip, buckets, with_answer=True)
     assert kept.excluded == {"unusable": 1} and [index for _, index in sizes] == [0, 2]
+
+
+def test_rows_that_are_too_long_are_told_in_one_line_with_what_the_longest_needs(tmp_path, processor):
+    rows = [
+        {"id": str(n), "task": "math", "kind": "open", "problem": "?" * length, "solution": "1" * answer}
+        for n, (length, answer) in enumerate([(5, 1), (300, 1), (500, 90), (5, 80)])
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixture = load_mixture([Stage("one", [Source(str(tmp_path / "a.jsonl"))])], 0, Data(), 0)
+    data = Data(prompt_lengths=(200, 260), completion_lengths=(64,))
+    buckets = shape_buckets(data, processor, 1)
+    long = re.escape(f"too long: 3 rows, the first {tmp_path / 'a.jsonl'}:2; the longest prompt has ")
+    most = r"(\d+) tokens, where 260 are the most, the longest gold answer has (\d+) tokens, where 64 are the most: "
+    flags = r"set --config\.data\.prompt_lengths=200,260,(\d+) --config\.data\.completion_lengths=64,(\d+) \(mend"
+    with pytest.raises(MixtureError, match=f"{long}{most}{flags}") as refused:
+        measure_rows(mixture, processor, PAPER, data, buckets, with_answer=True)
+    match = re.search(most + flags, str(refused.value))
+    assert match and len(str(refused.value).splitlines()) == 1
+    prompt, answer, *wanted = map(int, match.groups())
+    assert [prompt <= wanted[0] < prompt + 64, answer <= wanted[1] < answer + 64] == [True, True]
+    enough = replace(data, prompt_lengths=(wanted[0],), completion_lengths=(wanted[1],))
+    kept, _ = measure_rows(mixture, processor, PAPER, enough, shape_buckets(enough, processor, 1), with_answer=True)
+    assert kept is mixture

@@ -12,7 +12,7 @@ from currreft_jax.config import Kind, Task
 from currreft_jax.data.balance import answer_balances
 from currreft_jax.data.budget import PromptBudget, prompt_without_patches
 from currreft_jax.data.examples import make_example
-from currreft_jax.data.findings import NOTES, Problem, ValidationReport
+from currreft_jax.data.findings import NOTES, FileStats, Finding, Problem, ValidationReport, format_findings
 from currreft_jax.data.processor import load
 from currreft_jax.data.prompts import PAPER
 from currreft_jax.data.row_files import RowFile
@@ -101,7 +101,12 @@ def append(row: dict):
 FAULTS = {
     "no json": (swap(2, "{"), Problem.BAD_ROW, 3, "not JSON"),
     "no row": (change(2, kind="chioce"), Problem.BAD_ROW, 3, '"kind" is "chioce"; it takes judge'),
-    "missing": (change(3, image="gone.png"), Problem.MISSING_IMAGE, 4, "gone.png is missing: put it there, or name"),
+    "missing": (
+        change(3, image="gone.png"),
+        Problem.MISSING_IMAGE,
+        4,
+        "gone.png is missing: put it there, or name the",
+    ),
     "corrupt": (change(3, image="corrupt.png"), Problem.UNREADABLE_IMAGE, 4, "corrupt.png: not a readable image"),
     "huge": (change(3, image="huge.png"), Problem.UNREADABLE_IMAGE, 4, "huge.png: 20000 x 5001 pixels, more than"),
     "thin": (
@@ -160,7 +165,7 @@ FAULTS = {
     ),
     "one colour": (change(3, image="plain.png"), Problem.PLAIN_IMAGE, 4, "plain.png: every pixel is (255, 255, 255)"),
     "frame": (change(2, frame=[180, 160]), Problem.FRAME, 3, "boxes are moved by 0.500 along x and 0.500 along y"),
-    "misspelt key": (change(2, otpions=[]), Problem.EXTRA_KEY, None, '"otpions" of 1 row is none of boxes, conv'),
+    "misspelt key": (change(2, otpions=[]), Problem.EXTRA_KEY, None, '"otpions" of 1 row (first'),
     "no rule": (change(4, task="other"), Problem.NO_RULE, None, "no rule scores 1 row, whose answers need a reward of"),
 }
 
@@ -182,6 +187,33 @@ def test_each_planted_fault_is_the_only_finding(folder, name):
     assert finding.location == str(folder / "train.jsonl") + (f":{line}" if line else "")
     assert message in finding.message
     assert (report.errors == []) == (problem in NOTES)
+
+
+def test_unknown_keys_of_all_files_are_one_note_with_counts_and_near_names(folder):
+    train = [row | {"tolerance": 1.0} for row in numbered(TRAIN)]
+    train[1]["otpions"] = []
+    (finding,) = validated(folder, train, [row | {"tolerance": 2.0} for row in TEST]).findings
+    assert finding.problem is Problem.EXTRA_KEY
+    first = folder / "train.jsonl"
+    assert finding.message.startswith(
+        f'"tolerance" of {len(TRAIN) + len(TEST)} rows (first {first}:1), "otpions" of 1 row (first {first}:2; is it'
+        ' "options", misspelt?): none of boxes, conversations, '
+    )
+
+
+def test_columns_of_long_names_stay_apart():
+    name = f"{'rows/' * 12}train.jsonl"
+    balance = answer_balances([judge("yes"), judge("no")])
+    report = ValidationReport(True, [Finding(Problem.NO_RULE, name, name, "text")], [FileStats(name, 2, 1, 5, 6, 7)])
+    report.balances = [(name, one) for one in balance]
+    lines = format_findings(report, 5)
+    assert [line.split() for line in lines if line.startswith(name)] == [
+        [name, "2", "1", "5", "6", "7"],
+        [name, "judge", "math", "2", "yes", "1,", "no", "1"],
+    ]
+    header, row = lines[0], next(line for line in lines if line.startswith(name))
+    assert header.index("rows") + len("rows") == row.index(" 2") + 2
+    assert [line.split()[-2:] for line in lines if line.startswith("note: ")] == [["1", name]]
 
 
 def test_leaked_images_are_found_by_their_pixels(folder):

@@ -108,7 +108,8 @@ def test_prompts_beyond_the_largest_bucket_are_all_told_before_the_first_answer(
     long = write_rows(tmp_path / "rows", "long", 3, problem="how many? " * 9)
     evaluation.suites.append(Suite("long", [Source(str(long))]))
     evaluation.sampling.prompt_lengths = (96, 128)
-    with pytest.raises(SuiteError, match="3 prompts are longer than 128 tokens") as error:
+    remedy = r"set --config\.sampling\.prompt_lengths=96,128,\d+, or shrink images"
+    with pytest.raises(SuiteError, match=rf"3 prompts longer than 128 tokens, up to \d+: {remedy}") as error:
         evaluate(evaluation, tmp_path / "out")
     lines = str(error.value).splitlines()[1:]
     assert all(f"long.jsonl:{number}:" in line and line.endswith(" tokens") for number, line in enumerate(lines, 1))

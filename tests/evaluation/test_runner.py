@@ -188,9 +188,11 @@ def test_the_table_has_both_readings_and_the_drop(evaluation, tmp_path):
     wrong = [line.replace('"readable": [1]', '"readable": [0]') for line in lines[:3]]
     files[1].path.write_text("".join([*wrong, *lines[3:]]))
     heading, one, other, *_ = (line.split() for line in summary_table(files).splitlines())
-    assert " ".join(heading) == "suite kind and task model rows strict readable score cut off official drop, blank"
-    assert " ".join(one) == "one (in) open math models-a 7 100.0 100.0 100.0 0.0 100.0 42.9"
+    columns = "suite kind and task model rows strict readable score cut off official drop, blank not strict because"
+    assert " ".join(heading) == columns
+    assert " ".join(one) == "one (in) open math models-a 7 100.0 100.0 100.0 0.0 100.0 42.9 -"
     assert " ".join(other[:8]) == "one (in) open math models-b 7 0.0 0.0"
+    assert other[-2:] == ["not_equal", "7"]
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_the_program_writes_the_page_of_an_evaluation_or_of_chosen_models(evalua
 
 def test_runs_and_evaluations_are_not_mixed(evaluation, tmp_path):
     run = write_run(tmp_path / "run")
+    (tmp_path / "other").mkdir()
     for arguments, message in (
         ([evaluation, run], "run holds no answers; name folders of models"),
         ([run, tmp_path / "other"], "other is another run; add runs with --compare"),

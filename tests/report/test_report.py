@@ -278,8 +278,8 @@ def test_damage_is_reported_with_file_and_line(tmp_path, capsys, name, text, mes
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(SystemExit, match="holds no run"):
+    for folder, message in ((tmp_path, "holds no run"), (tmp_path / "nowhere", "there is no folder .*/nowhere$")):
+        with pytest.raises(SystemExit, match=message):
             program.main([str(folder)])
 
 

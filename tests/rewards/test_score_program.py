@@ -3,9 +3,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from currreft_jax import score
+from currreft_jax.evaluation.completions_file import parse_completion_line, score_table
+from currreft_jax.structs import Scores
 from tests.rewards.helpers import well_formed
 
 ROWS = [
@@ -47,11 +50,11 @@ open    detection        1       2.000       1.000       1.000
 open    math             2       1.500       0.500       1.000
 all                      7       1.243       0.529       0.714
 
-kind    task          rows   reason
-choice  math             1   not_equal
-judge   math             1   truncated
-open    classify         1   labels_differ
-open    math             1   timeout
+kind    task          rows   reasons
+choice  math             1   not_equal 1
+judge   math             1   truncated 1
+open    classify         1   bad_layout 1, labels_differ 1
+open    math             1   timeout 1
 """
 
 
@@ -214,13 +217,13 @@ def test_invalid_gold_answers_are_listed(tmp_path, refusal):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no_such_file"], "score: [Errno 2] No such file or directory: 'no_such_file'"),
+        (["no_such_file"], "score: there is no file no_such_file in "),
         (["-", "--weight", "format"], "score: --weight format: write NAME=NUMBER"),
         (["-", "--weight", "format=x"], "score: --weight format=x: write NAME=NUMBER"),
         (["-", "--weight", "formt=1"], "names 'formt'; write package.module:function, or one of accuracy"),
         (["-", "--weight", "length=1"], "num_tokens is unknown; give it"),
         (["-", "--tau", "2"], "score: rewards.tau is 2.0; it takes an IoU in (0, 1]"),
-        (["-", "--out", "/no/such/folder/x"], "No such file or directory: '/no/such/folder/x'"),
+        (["-", "--out", "/no/such/folder/x"], "score: there is no file /no/such/folder/x; there is no folder /no"),
     ],
 )
 def test_invalid_flags_are_refused_with_a_remedy(arguments, message, refusal):
@@ -245,3 +248,13 @@ def test_help_shows_keys_settings_and_commands():
     assert done.returncode == 0
     words = ["solution", "resized", "--detection", "soft_iou", "(default subset)", "module:function", "| python -m"]
     assert [word for word in words if word not in done.stdout] == []
+
+
+def test_the_table_counts_all_reasons_of_a_row_the_most_frequent_first():
+    row = {"kind": "judge", "task": "math", "solution": "yes", "completion": "x"}
+    parsed = [parse_completion_line(json.dumps(row), f"f:{n}", n) for n in (1, 2, 3)]
+    parts = {"accuracy": ["not_equal", "bad_json", None], "format": ["bad_layout", "bad_layout", None]}
+    reasons = {name: np.array([[reason] for reason in values], object) for name, values in parts.items()}
+    zeros = {name: np.zeros((3, 1)) for name in parts}
+    table = score_table(parsed, Scores(np.zeros((3, 1)), zeros, reasons)).splitlines()
+    assert table[-1] == "judge   math             2   bad_layout 2, bad_json 1, not_equal 1"

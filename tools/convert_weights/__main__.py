@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from currreft_jax.config.arguments import CommandParser
+from currreft_jax.config.missing import describe_error
 from currreft_jax.config.output import output_path
 from currreft_jax.models import hf
 from currreft_jax.models.folder import copy_auxiliary_files, resolve
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = resolve(args.source)
         convert(source, args.destination, to_hf=args.to_hf, dtype=args.dtype, verify=args.verify)
     except (OSError, ValueError) as error:  # all errors of the package derive from these
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {describe_error(error)}", file=sys.stderr)
         return 1
     print(f"wrote {args.destination}")
     return 0

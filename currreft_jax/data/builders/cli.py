@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from currreft_jax.config import Kind, Maths, Task
+from currreft_jax.config.missing import describe_error, name_nearest
 from currreft_jax.config.output import output_path
 from currreft_jax.data.builders.absent_rows import with_absent_rows
 from currreft_jax.data.builders.box_formats import BOX_FORMATS, BOX_SCALES
@@ -97,7 +98,13 @@ def _add_arguments_of_formats(parser: argparse.ArgumentParser, default: DatasetS
         action="append",
         default=[],
         metavar="KEY=NAME",
-        help="table: column of a row's key, of the solution also four of a box, as solution=x1,y1,x2,y2; repeatable",
+        help="table: column of a row's key, of the solution also four of a box, solution=x1,y1,x2,y2, and of"
+        " the options one each, options=A,B,C; repeatable",
+    )
+    parser.add_argument(
+        "--multiple",
+        action="store_true",
+        help="table: several options of every choice row may be right; a column called multiple says it row by row",
     )
     parser.add_argument(
         "--question",
@@ -137,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         print(build(options))
     except (BuildError, LineError, ValueError, OSError, MathsPoolError) as error:
-        sys.exit(f"dataset build: {error}")
+        sys.exit(f"dataset build: {describe_error(error)}")
 
 
 def build(options: argparse.Namespace) -> str:
@@ -185,11 +192,13 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
         BuildError: an option is invalid, or the source does not exist.
     """
     if not options.source.exists():
-        raise BuildError(f"{options.source} does not exist; --source takes the folder of the published files")
+        near = name_nearest(options.source)
+        raise BuildError(f"{options.source} does not exist{near}; --source takes the folder of the published files")
     annotated_frame = options.frame == "annotated"
     if annotated_frame and options.format not in _FORMATS_WITH_SIZES:
         raise BuildError(f"--frame=annotated: {options.format} states no sizes; give WIDTHxHEIGHT, as 1920x1080")
     of_tables = {"--question": options.question, "--column": options.column, "--box-form": options.box_form}
+    of_tables |= {"--multiple": options.multiple}
     if options.format != "table" and any(of_tables.values()):
         given = ", ".join(flag for flag, value in of_tables.items() if value)
         raise BuildError(f"{given}: of `build table` alone, not of {options.format}, whose files say it themselves")
@@ -213,6 +222,7 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
         annotated_frame=annotated_frame,
         columns=dict(_parse_pair(text, "--column") for text in options.column),
         question=options.question,
+        multiple=options.multiple,
     )
 
 

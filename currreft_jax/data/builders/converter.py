@@ -38,6 +38,7 @@ class DatasetSource:
         annotated_frame: boxes are measured in the size that their annotations state, whatever that of the image file.
         columns: row key -> column of the table; of the solution also the four columns of a box, with commas.
         question: of all rows of a table, with `{column}` fields; where empty, a column holds the questions.
+        multiple: several options of each row of a table may be right; else its column of this name says it.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class DatasetSource:
     annotated_frame: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     question: str = ""
+    multiple: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,9 @@ from currreft_jax.data.rows import IMAGE
 from currreft_jax.rewards.answer import RowError, gold_text, parse_json
 from currreft_jax.structs import Row
 
+_YES, _NO = ("yes", "true", "1"), ("no", "false", "0", "")  # of the column `multiple`
+_LISTED_OPTION = re.compile(r"(?<!\w)B\W")  # the second one's letter, in a question that lists them
+
 
 def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
     """Converts each record to a row; boxes in the solution are converted from the source's format and scale.
@@ -46,6 +49,8 @@ def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
     unknown = set(source.columns) - set(ROW_KEYS)
     if unknown:
         raise BuildError(f"--column {unknown.pop()}=…: it takes {', '.join(ROW_KEYS)}; other columns are kept as extra")
+    if source.multiple and source.kind is not Kind.CHOICE:
+        raise BuildError("--multiple: of choice rows alone; add --kind=choice")
     if source.kind is Kind.CHAT:
         raise BuildError("--kind=chat: conversations are not tables; `build chat` reads them")
     finder = ColumnFinder(source)
@@ -76,12 +81,18 @@ def _convert(source: DatasetSource, finder: ColumnFinder, record: Fields) -> Ite
         problem=_parse_question(str(question), bool(image), record),
         solution=_solution_text(solution, source.task, record),
         images=(image,) if image else (),
-        options=_parse_options(cells["options"], record),
+        options=_parse_options(columns.option_cells(record), record),
+        multiple=source.multiple or _parse_multiple(cells["multiple"], columns.keys.get("multiple", ""), record),
         source=source.name,
         split=split,
         origin=source.origin,
         extra=finder.extra_cells(record),
     )
+    if row.kind is Kind.CHOICE and not row.options and not _LISTED_OPTION.search(row.problem):
+        record.refuse(
+            "a choice row without options; --column options=A,B,C names their columns, or --column options=NAME one"
+            " that holds them all"
+        )
     try:
         row = replace(row, solution=gold_text(row))
     except RowError as error:
@@ -178,3 +189,11 @@ def _parse_options(cell: Any, record: Fields) -> tuple[str, ...]:
     if not isinstance(cell, list) or not all(isinstance(option, str) for option in cell):
         record.refuse(f"options takes {wanted}")
     return tuple(option.strip() for option in cell)
+
+
+def _parse_multiple(cell: Any, column: str, record: Fields) -> bool:
+    """Returns whether several options may be right: false for an empty cell."""
+    word = str(cell if cell is not None else "").strip().casefold()
+    if word not in (*_YES, *_NO):
+        record.refuse_value(column, "yes or no")
+    return word in _YES

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from currreft_jax.config import Kind, Task
+from currreft_jax.config.names import nearest
 from currreft_jax.data.builders.box_formats import NUMBER_KEYS
 from currreft_jax.data.builders.converter import BuildError, DatasetSource
 from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.rows import KEYS, UNREAD_MEDIA
 
-ROW_KEYS = ("id", "problem", "solution", "image", "options", "split", "label")
+ROW_KEYS = ("id", "problem", "solution", "image", "options", "multiple", "split", "label")
 # Columns in which tables hold the image, and those of boxes the label, where none has the key's own name.
 _ALIASES = {
     "image": ("filename", "file_name", "file", "image_path", "path"),
@@ -32,6 +33,7 @@ class TableColumns:
         keys: row key -> column.
         box: the four columns of a box, in the order of `numbers`; empty if the solution holds the boxes.
         numbers: the usual names of these columns, one of `NUMBER_KEYS`; empty if `--column` names them.
+        options: the columns of the options, one each; empty if one column holds all of them.
         extra: columns that are kept for rewards of one's own.
         unread: columns that are not, because rows use their names for something else.
     """
@@ -39,6 +41,7 @@ class TableColumns:
     keys: dict[str, str]
     box: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
@@ -56,6 +59,22 @@ class TableColumns:
             return self.cell(record, "solution")
         numbers = [_number(record, column) for column in self.box]
         return dict(zip(self.numbers, numbers, strict=True)) if self.numbers else numbers
+
+    def option_cells(self, record: Fields) -> Any:
+        """Returns the cell of the options, or the texts of their columns, without the empty ones at the end.
+
+        Raises:
+            LineError: an empty one stands before others, whose letters it would change.
+        """
+        if not self.options:
+            return self.cell(record, "options")
+        cells = ["" if record.keys[column] is None else str(record.keys[column]).strip() for column in self.options]
+        while cells and not cells[-1]:
+            cells.pop()
+        if "" in cells:
+            empty = self.options[cells.index("")]
+            record.refuse(f"the option {empty!r} is empty, and {self.options[len(cells) - 1]!r} is not; fill it")
+        return cells
 
 
 @dataclass(slots=True)
@@ -101,7 +120,11 @@ class ColumnFinder:
         tables = self.found.values()
         keys = [f"{key} from {column}" for one in tables for key, column in one.keys.items() if key != column]
         lists = {
-            "columns": [*keys, *(f"boxes from {' '.join(one.box)}" for one in tables if one.box)],
+            "columns": [
+                *keys,
+                *(f"boxes from {' '.join(one.box)}" for one in tables if one.box),
+                *(f"options from {' '.join(one.options)}" for one in tables if one.options),
+            ],
             "columns kept as extra, for rewards of your own": [
                 column for one in tables for column in one.extra if column not in self.unwritable
             ],
@@ -112,28 +135,33 @@ class ColumnFinder:
 
     def _find(self, names: tuple[str, ...], record: Fields) -> TableColumns:
         is_boxes = (self.source.kind, self.source.task) == (Kind.OPEN, Task.DETECTION)
-        keys, box, numbers = {key: key for key in ROW_KEYS if key in names}, (), ()
+        keys, box, numbers, options = {key: key for key in ROW_KEYS if key in names}, (), (), ()
         for key, column in self.source.columns.items():
-            four = tuple(part.strip() for part in column.split(","))
-            if key == "solution" and is_boxes and column not in names and len(four) == 4:
-                box = four
+            several = () if column in names else tuple(part.strip() for part in column.split(","))
+            if key == "solution" and is_boxes and len(several) == 4:
+                box = several
+            elif key == "options" and len(several) > 1:
+                options = several
             else:
                 keys[key] = column
-        if missing := [column for column in (*keys.values(), *box) if column not in names]:
-            record.refuse(f"no column {missing[0]!r}; there are {', '.join(names)}")
+        if missing := [column for column in (*keys.values(), *box, *options) if column not in names]:
+            record.refuse(f"no column {missing[0]!r}; {_name_nearest(missing[0], names)}")
         keys = _add_aliases(keys, names, ("image", "label") if is_boxes else ("image",))
         if is_boxes and not box and "solution" not in keys:
             box, numbers = _number_columns(names)
         if box:
             keys.pop("solution", None)
+        if options:
+            keys.pop("options", None)
         if self.source.question:
             keys.pop("problem", None)
         self._refuse_missing(names, keys, box, record)
-        used = {*(column for key, column in keys.items() if key != "label"), *box}
+        used = {*(column for key, column in keys.items() if key != "label"), *box, *options}
         rest = [name for name in names if name not in used]
         taken = KEYS.union(UNREAD_MEDIA)
         unread = tuple(name for name in rest if name in taken)
-        return TableColumns(keys, box, numbers, tuple(name for name in rest if name not in taken), unread)
+        extra = tuple(name for name in rest if name not in taken)
+        return TableColumns(keys, box, numbers, options, extra, unread)
 
     def _refuse_missing(
         self, names: Sequence[str], keys: Mapping[str, str], box: Sequence[str], record: Fields
@@ -144,7 +172,9 @@ class ColumnFinder:
             raise BuildError("--question and --column problem=…: give one of them")
         for name in _FIELD.findall(question):
             if name not in (*names, *keys):
-                raise BuildError(f"--question has {{{name}}}, and no column is called so; {listed}")
+                raise BuildError(
+                    f"--question has {{{name}}}, and no column is called so; {_name_nearest(name, (*names, *keys))}"
+                )
         if not question and "problem" not in keys:
             record.refuse(
                 "no column for the question: give --question 'Where is the {label}?', or --column problem=NAME;"
@@ -154,6 +184,13 @@ class ColumnFinder:
             of_boxes = ", or of the four numbers of a box --column solution=x1,y1,x2,y2"
             of_boxes = of_boxes if self.source.task is Task.DETECTION else ""
             record.refuse(f"no column for the answer: give --column solution=NAME{of_boxes}; {listed}")
+
+
+def _name_nearest(name: str, names: Sequence[str]) -> str:
+    """Names the columns that resemble a misspelt one, and all there are."""
+    near = ", ".join(nearest(name, dict.fromkeys(names)))
+    listed = f"there are {', '.join(dict.fromkeys(names))}"
+    return f"nearest: {near}; {listed}" if near else listed
 
 
 def _add_aliases(keys: Mapping[str, str], names: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:

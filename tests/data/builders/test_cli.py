@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,8 @@ from tests.data.builders.dataset_files import (
     write_json_lines,
     write_voc_image,
 )
+
+PAGE = Path(__file__).parents[3] / "docs" / "data.md"
 
 
 def run_build(*arguments) -> None:
@@ -222,7 +226,7 @@ def test_no_rows_names_the_split(tmp_path):
 
 
 def test_docs_list_the_same_formats():
-    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8")
+    text = PAGE.read_text("utf-8")
     for name, dataset_format in builders.FORMATS.items():
         columns = (
             f"`{name}`",
@@ -232,6 +236,29 @@ def test_docs_list_the_same_formats():
             dataset_format.licence or "-",
         )
         assert f"| {' | '.join(columns)} |" in text
+
+
+def test_the_tables_of_the_page_become_rows_without_errors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = PAGE.read_text("utf-8").partition("### Tables of your own")[2].partition("\n### ")[0]
+    for number in (1, 2):
+        write_image(tmp_path / "photos" / f"000{number}.jpg", 640, 480, (9, 9, 99, 99 * number))
+    for name, table in re.findall(r"cat > (\S+) <<'END'\n(.*?)END\n", section, re.S):
+        Path(name).write_text(table, "utf-8")
+    for command in re.findall(r"^python -m currreft_jax\.dataset build (.*)$", section.replace("\\\n", " "), re.M):
+        run_build(*shlex.split(command))
+    files = sorted(Path("rows").glob("*/*.jsonl"))
+    rows = {str(file.relative_to("rows")): read_rows(file) for file in files}
+    assert {name: len(rows[name]) for name in rows} == {
+        "boxes/open-detection.jsonl": 3,
+        "choices/choice-classify.jsonl": 2,
+        "questions/open-detection.jsonl": 2,
+        "several/choice-classify.jsonl": 2,
+        "yes-no/judge-classify.jsonl": 2,
+    }
+    assert [row.options for row in rows["choices/choice-classify.jsonl"]] == [("cat", "dog", "horse"), ("dog", "horse")]
+    assert all(row.multiple for row in rows["several/choice-classify.jsonl"])
+    assert not validate_files([InputFile(str(file)) for file in files], PromptBudget(4096)).errors
 
 
 def test_import_loads_no_optional_packages():

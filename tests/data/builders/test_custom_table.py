@@ -1,6 +1,7 @@
 """Tables of users: questions, boxes and answers in their many forms, and messages that name the table's lines."""
 
 import json
+import re
 
 import pytest
 
@@ -261,13 +262,13 @@ def test_four_columns_are_read_in_the_order_in_which_they_are_named(folder):
         (
             CORNERS,
             {"question": "Where is the {lable}?"},
-            "--question has {lable}, and no column is called so; there are",
+            "--question has {lable}, and no column is called so; nearest: label; there",
         ),
         (CORNERS, {"columns": {"problem": "label"}}, "--question and --column problem=…: give one of them"),
         (
             CORNERS,
             {"columns": {"solution": "xmin,ymin,xmax,ymix"}},
-            "no column 'ymix'; there are filename, label, xmin",
+            "no column 'ymix'; nearest: ymin, ymax; there are filename, label, xmin",
         ),
         (CORNERS, {"columns": {"labell": "label"}}, "--column labell=…: it takes id, problem, solution, image"),
         (
@@ -336,3 +337,44 @@ def test_extra_cells_of_parquet_keep_their_types_and_bytes_stay_behind(folder):
         "columns kept as extra, for rewards of your own: tolerance, marks",
         "columns with what JSON cannot hold: thumbnail",
     ]
+
+
+OPTIONS = "image,question,first,second,third,multiple,answer\n"
+CHOICE = {"kind": Kind.CHOICE, "task": Task.CLASSIFY}
+NAMED = {"problem": "question", "solution": "answer", "options": "first, second, third"}
+
+
+def build_choices(folder, table: str, **settings) -> ConvertedData:
+    (folder / "t.csv").write_text(table, "utf-8")
+    return build(folder, **{**CHOICE, "columns": NAMED, **settings})
+
+
+def test_options_stand_in_columns_of_their_own(folder):
+    data = build_choices(folder, f'{OPTIONS}a.png,What?,cat,dog,,,B\na.png,Which?,cat, dog ,cow,yes,"A, C"\n')
+    assert [(row.options, row.multiple, row.solution) for row in data.rows] == [
+        (("cat", "dog"), False, "B"),
+        (("cat", "dog", "cow"), True, "A, C"),
+    ]
+    assert not any(row.extra for row in data.rows)
+    assert "columns: problem from question, solution from answer, options from first second third" in data.remarks
+    (row,) = build_choices(folder, f"{OPTIONS}a.png,What?,cat,dog,cow,,B\n", multiple=True).rows
+    assert row.multiple
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "message"),
+    [
+        ("a.png,What?,cat,,cow,,A", {}, "t.csv:2: the option 'second' is empty, and 'third' is not; fill it"),
+        ("a.png,What?,cat,dog,,maybe,A", {}, 't.csv:2: "multiple" is "maybe"; it takes yes or no'),
+        ("a.png,What?,,,,,A", {}, "t.csv:2: a choice row without options; --column options=A,B,C names their columns"),
+        ("a.png,What?,cat,,,,A", {"options": "first,secnd"}, "t.csv:2: no column 'secnd'; nearest: second; there are"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused_with_their_line(folder, line, columns, message):
+    with pytest.raises(BuildError, match=re.escape(message)):
+        build_choices(folder, f"{OPTIONS}{line}\n", columns=NAMED | columns)
+
+
+def test_options_may_stand_in_the_question(folder):
+    (row,) = build_choices(folder, f"{OPTIONS}a.png,Which? A. cat B. dog,,,,,B\n").rows
+    assert row.options == ()
