@@ -145,7 +145,7 @@ def score_table(lines: Sequence[CompletionLine], scores: Scores) -> str:
     if any(counts.values()):
         report += ["", f"{'kind':<8}{'task':<10}{'rows':>8}   reasons"]
     for group in sorted(counts):
-        rows = sum(_first_reason(scores, p) is not None for p in np.flatnonzero(groups == group))
+        rows = sum(_first_reason(scores, p) is not None for p in map(int, np.flatnonzero(groups == group)))
         report += [f"{group:<18}{rows:>8}   {most_frequent(counts[group], _SHOWN_REASONS)}"] * bool(rows)
     return "\n".join(report)
 
