@@ -32,6 +32,10 @@ from currreft_jax.world.scenes import render_image
 
 _DEMO_PICTURE = Path("runs/generate-demo.png")
 _DEMO_SCALE = 6  # of 84 pixels
+_BEFORE_TRAINING = (
+    "before training the small model answers at once, and finds one box in six; `make demo` teaches it to look first:"
+    " ask again with --model=runs/demo/stage3"
+)
 _ONLY_SCENES = (
     "the package's small model answers, which knows drawn scenes of coloured shapes only; for photographs and other"
     " questions name one, such as --model=Qwen/Qwen2.5-VL-3B-Instruct"
@@ -100,6 +104,8 @@ def generate(options: argparse.Namespace) -> None:
     if row:
         verdict = demo_verdict(row, texts[-1], prompt.images[0].resized)
         _say(f"the right answer: {row.solution}; by the reward of training the model's is {verdict}")
+        if not options.model:
+            _say(_BEFORE_TRAINING)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         frames, scale = (prompt.images[0].resized, prompt.images[0].original), 1 if number is None else _DEMO_SCALE
