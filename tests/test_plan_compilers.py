@@ -66,9 +66,11 @@ def test_the_published_widths_compile(monkeypatch, capfd, name):
     assert gradient.argument_bytes == pytest.approx(8 * shard_parameters, rel=0.05)
     assert sum(gradient.traffic.sent.values()) > 4 * shard_parameters
     assert bool(gradient.traffic.network) == (name == "a800:2x8")
-    # A token reads the head and both layers once, and little else; on v5e 4% less is counted.
+    # A token reads the head and both layers once, and little else; on v5e the head alone, two thirds of the bytes: a
+    # device's parts of two layers, 73 MB, fit into VMEM.
     weights = device_bytes(decode.program.arguments[0])
-    assert 0.9 * weights < decode.traffic.memory / decode.program.iterations < 2 * weights
+    least = {"a800": 0.9, "v5e": 0.65}[name.split(":")[0]]
+    assert least * weights < decode.traffic.memory / decode.program.iterations < 2 * weights
     assert fits(list(compiled.values()), topology)
 
 
