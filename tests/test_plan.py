@@ -244,6 +244,26 @@ def test_the_traffic_of_a_loop_counts_every_iteration():
     assert hlo_traffic(on_chip, devices_per_host=4).memory == measured.memory - 3 * 64
 
 
+def test_a_tpus_reduce_scatter_counts_as_one():
+    """As libtpu 0.0.42 writes `psum_scatter` of a million fp32 numbers over eight devices, shortened."""
+    text = """HloModule jit_scatter
+
+%all-reduce-scatter.3 (input: f32[1024,1024]) -> f32[128,1024] {
+  %input = f32[1024,1024]{1,0} parameter(0)
+  %all-reduce.1 = f32[1024,1024]{1,0} all-reduce(%input), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%sum
+  %start = s32[] constant(0)
+  ROOT %dynamic-slice.1 = f32[128,1024]{1,0} dynamic-slice(%all-reduce.1, %start), dynamic_slice_sizes={128,1024}
+}
+
+ENTRY %main (x: f32[1024,1024]) -> f32[128,1024] {
+  %x = f32[1024,1024]{1,0} parameter(0)
+  ROOT %fusion = f32[128,1024]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+    traffic = hlo_traffic(text, devices_per_host=8)
+    assert traffic.calls == {"reduce-scatter": 1} and traffic.sent == {"reduce-scatter": 7 * 4 * 2**20 / 8}
+
+
 @pytest.mark.parametrize(
     ("text", "groups"),
     [

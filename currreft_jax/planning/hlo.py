@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+# What TPUs run as one reduce-scatter is a fused computation: an all-reduce, and the slice of its result.
+_TPU_REDUCE_SCATTER = "all-reduce-scatter"
 _FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "while", "conditional", "call", "iota"}
 _FREE |= {"after-all", "partition-id", "replica-id", "optimization-barrier"}
 _FREE |= {"async-start", "async-update", "async-done"}
@@ -118,9 +120,12 @@ def hlo_traffic(text: str, devices_per_host: int, iterations: int = 1, cond_frac
                 is_done = instruction.opcode.endswith("-done")
                 start = by_name[instruction.operands[0]] if is_done else instruction
                 group_size, spans_hosts = _device_group(start.attributes, devices_per_host)
+                size = instruction.size
+                if collective == "all-reduce" and name.startswith(_TPU_REDUCE_SCATTER):
+                    collective, size = "reduce-scatter", size / group_size
                 calls[collective] += times
                 network_calls += times * spans_hosts
-                sent = times * _sent_bytes(collective, instruction.size, group_size)
+                sent = times * _sent_bytes(collective, size, group_size)
                 (network if spans_hosts else links)[collective] += sent
     return Traffic(memory, links, network, calls, network_calls)
 
