@@ -238,7 +238,7 @@ def test_an_evaluated_step_is_saved_if_it_is_the_best_and_none_is_lost_or_repeat
     at_step = Measurement("one", 0, "one", 4, 0.0, 0.1, None, None, None)
     monkeypatch.setattr(trainer, "held_out_rows", lambda _: [HeldOut("one", 0, (), 4)])
 
-    def measure(context, policy, sets, stage, step, *, greedy):
+    def measure(context, policy, sets, stage, step, *, greedy, on_answers):
         return [replace(at_step, stage=stage, step=step, reward=rewards.get(step, 0.0))]
 
     monkeypatch.setattr(evaluator, "measure", measure)
@@ -272,7 +272,7 @@ def test_a_stage_that_forgets_keeps_the_model_of_a_better_step(checkpoint, rows,
     """The loss is that of the rows which are trained on; 40 held-out rows fall in the last step."""
     right = {0: 28, 1: 30, 2: 34, 3: 32, 4: 31, 5: 30, 6: 8}
 
-    def measure(context, policy, sets, stage, step, *, greedy):
+    def measure(context, policy, sets, stage, step, *, greedy, on_answers):
         rewards = tuple([1.0] * right[step] + [0.0] * (40 - right[step]))
         return [Measurement(stage, step, "one", 40, right[step] / 40, 0.1, None, None, None, rewards=rewards)]
 
@@ -467,6 +467,7 @@ def test_the_world_is_below_the_users_cache(tmp_path, monkeypatch):
 def test_the_world_is_drawn_for_runs_that_read_it_alone(tmp_path, monkeypatch, own):
     drawn = []
     monkeypatch.setattr(world_rows, "ensure_world", lambda folder, log: drawn.append(folder))
+    monkeypatch.setattr(trainer, "refuse_missing_rows", lambda _: None)
     monkeypatch.setattr(trainer, "refuse_differing_files", lambda _: crash())
     config = stage1.get_config("tiny")
     if own:

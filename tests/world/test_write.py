@@ -62,7 +62,8 @@ def test_every_file_has_the_reported_number_of_rows(world):
 
 
 def test_progress_is_told_in_images(tmp_path, capsys):
-    write_world(tmp_path, row_to_json, sizes=WorldSizes(captions=2, base=1, drills=0, train=1, test=1, axis=0))
+    sizes = WorldSizes(captions=2, base=1, drills=0, composed=0, answers=0, train=1, test=1, axis=0)
+    write_world(tmp_path, row_to_json, sizes=sizes)
     assert "drawing the world: 100%" in (told := capsys.readouterr().err) and "5/5" in told
 
 
