@@ -446,9 +446,13 @@ def test_the_programs_refuse_a_misspelt_setting_in_one_line(program):
         ("def get_config():\n    return {}", "mine.py: get_config returned a dict, not the Config of this program"),
         ("def get_config():\n    open('/nowhere/at/all')", ":3: FileNotFoundError: "),
         ("import nowhere", ":2: ModuleNotFoundError: No module named 'nowhere': add the folder"),
+        ("def get_config():\n    list(zip([1], [], strict=True))", ":3: ValueError: zip() argument 2 is shorter"),
+        ("import neighbour_of_mine", "neighbour_of_mine.py:1: NameError: name 'Sorce' is not defined"),
+        ("from configs import sft\nget_config = lambda: sft.get_config('13b')", "no variant '13b'; nearest: 3b"),
     ],
 )
 def test_a_mistake_in_a_config_file_names_its_line(text, message, tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("Sorce()\n")
     path = tmp_path / "mine.py"
     path.write_text(f"from currreft_jax.config import Config\n{text}\n")
     with pytest.raises(ValueError) as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,13 +117,17 @@ def _names_in(files: Sequence[Path], folder: Path) -> str:
 
 def _describe_error(path: Path, error: Exception) -> str:
     """Describes an exception of a config file in one line."""
-    if type(error) is ValueError:  # raised by the file about its variant
-        return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    if type(error) is ValueError and _is_ours(frames[-1].filename):  # about a variant or a setting
+        return str(error)
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
-    where = f"{path}:{lines[-1]}" if lines else str(path)
+    # A mistake may stand in a neighbour that the file imports.
+    own = [frame for frame in frames if Path(frame.filename).resolve() == path.resolve() or _is_users(frame.filename)]
+    where = str(path)
+    if own:
+        file = Path(own[-1].filename)
+        where = f"{path if file.resolve() == path.resolve() else file}:{own[-1].lineno}"
     unknown = _UNKNOWN.match(str(error))
     if unknown and unknown[1] in settings.__all__:
         return f"{where}: {unknown_setting(vars(settings)[unknown[1]], unknown[2], unknown[1])}"
@@ -130,3 +135,16 @@ def _describe_error(path: Path, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{message}: add the folder that holds {error.name} to PYTHONPATH"
     return message
+
+
+def _is_users(file: str) -> bool:
+    """Says whether a file is neither Python's or a library's, nor ours."""
+    path = Path(file).resolve()
+    libraries = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    return path.is_file() and not _is_ours(file) and not any(path.is_relative_to(folder) for folder in libraries)
+
+
+def _is_ours(file: str) -> bool:
+    """Says whether a file is the package's or one of the repository's configs."""
+    path = Path(file).resolve()
+    return any(path.is_relative_to(_REPOSITORY / name) for name in ("currreft_jax", "configs"))

@@ -52,7 +52,9 @@ class Fields:
             keys = json.loads(_without_mark(text), parse_constant=_refuse_constant)
             json.dumps(keys, ensure_ascii=False).encode()  # fails on lone surrogates, which no tokenizer accepts
         except (ValueError, RecursionError) as error:
-            raise LineError(location, f"not JSON ({error}); write one object a line") from error
+            table = location.partition(":")[0].endswith((".csv", ".tsv", ".parquet"))
+            remedy = "make rows of the table with `dataset build table`" if table else "write one object a line"
+            raise LineError(location, f"not JSON ({error}); {remedy}") from error
         if not isinstance(keys, dict):
             raise LineError(location, f"a {type(keys).__name__}; write one object a line")
         return cls(keys, location)

@@ -140,7 +140,13 @@ def load_mixture(stages: Sequence[Stage], stage_index: int, data: Data, seed: in
     _refuse_errors(errors, data)
     if not current:
         files = ", ".join(source.file for source in stage.sources)
-        raise MixtureError(f"stage {stage.name}: no rows are left of {files} (left out: {dict(excluded)})")
+        left_out = ", ".join(f"{plural(count, 'row')} by {reason}" for reason, count in excluded.items())
+        kinds = " and ".join(kind.value for kind in stage.kinds)
+        raise MixtureError(
+            f"stage {stage.name} takes {kinds} rows, and no rows are left of {files} (left out: {left_out or 'none'});"
+            " `dataset build --generate judge,choice` makes such rows of open ones, and configs/stage1.py to stage3.py"
+            " are one stage alone"
+        )
     if stage.replay and not replayed:
         raise MixtureError(f"stage {stage.name}: replay is {stage.replay}, but the stages before it have no rows left")
     sources = [

@@ -229,7 +229,8 @@ def _compiler_package(platform: Platform, name: str) -> str:
         if find_spec(package.replace("-", "_")):
             return package
     raise MissingCompiler(
-        f"{name} needs the compiler of its platform, not its hardware: pip install -e '.[{platform.value}]'"
+        f"{name} needs the compiler of its platform, not its hardware: pip install -e '.[{platform.value}]';"
+        " without it, docs/plan.md has the plans of the paper's settings"
     )
 
 

@@ -105,7 +105,10 @@ def test_rows_are_filtered_by_kind_and_task(tmp_path):
 
 def test_an_empty_mixture_raises(tmp_path):
     file = write(tmp_path / "a.jsonl", [row(0)])
-    with pytest.raises(MixtureError, match=r"stage one: no rows are left of .*a\.jsonl.*kind open"):
+    with pytest.raises(
+        MixtureError,
+        match=r"stage one takes judge rows, and no rows are left of .*a\.jsonl \(left out: 1 row by kind open\)",
+    ):
         load_mixture([Stage("one", [Source(file)], kinds=(Kind.JUDGE,))], 0, Data(), 0)
 
 

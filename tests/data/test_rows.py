@@ -173,6 +173,12 @@ def test_nulls_and_blank_lines_are_ignored(tmp_path):
         assert file.location(1) == f"{path}:4"
 
 
+def test_a_table_that_is_no_rows_names_the_command_that_makes_them(tmp_path):
+    (tmp_path / "boxes.csv").write_text("image,label\n")
+    with RowFile(tmp_path / "boxes.csv") as file, pytest.raises(LineError, match=r"not JSON .*dataset build table"):
+        file[0]
+
+
 REFUSED = [
     ("{", "not JSON"),
     ("[" * 9000, "not JSON"),
@@ -180,6 +186,7 @@ REFUSED = [
     ('{"problem": "\\ud800"}', "not JSON ('utf-8' codec can't encode"),
     (b'{"problem": "\xff"}', "not JSON ('utf-8' codec can't decode"),
     ("[1]", "a list; write one object a line"),
+    ("{1}", "; write one object a line"),
     (DETECTION | {"kind": "opne"}, '"kind" is "opne"; it takes judge, choice, open, chat'),
     (DETECTION | {"kind": None}, '"kind" is missing; it takes judge, choice, open, chat'),
     (DETECTION | {"task": ["math"]}, '"task" is ["math"]; it takes detection, classify, math, other'),

@@ -275,8 +275,19 @@ def _build_format(options: argparse.Namespace) -> str:
         files |= write_row_files(options.out / name, split)
         if keep_converted:
             write_material(options.out / name, split, data)
+    data.remarks.extend(_earlier_files(options.out, files))
     _write_summary(options, files, data)
     return format_report(files, data)
+
+
+def _earlier_files(out: Path, files: Mapping[str, int]) -> list[str]:
+    """Returns a remark on row files of the folder that this build has not written."""
+    found = sorted(str(path) for pattern in ("*.jsonl", "*/*.jsonl") for path in out.glob(pattern))
+    earlier = [path for path in found if path not in files and Path(path).parent.name != "material"]
+    if not earlier:
+        return []
+    shown = ", ".join(earlier[:3]) + (f" and {len(earlier) - 3} more" if len(earlier) > 3 else "")
+    return [f"{shown}: not of this build, and read by patterns such as {out}/*.jsonl; remove what is out of date"]
 
 
 def _sample_rows(data: ConvertedData, count: int | None, seed: int, pool: MathsPool) -> list[Row]:

@@ -26,7 +26,7 @@ from currreft_jax.data.builders.gold_filter import unreadable_gold
 from currreft_jax.data.builders.image_files import load_image_cell
 from currreft_jax.data.builders.object_questions import format_labels
 from currreft_jax.data.builders.records import find_files, parse_json_cell, read_records, record_name
-from currreft_jax.data.builders.table_boxes import RawBox, choose_box_format, merge_rows
+from currreft_jax.data.builders.table_boxes import AskedOfImage, RawBox, choose_box_format, merge_rows
 from currreft_jax.data.builders.table_columns import ROW_KEYS, ColumnFinder, fill_question
 from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.rows import IMAGE
@@ -59,11 +59,15 @@ def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
         source = replace(source, box_format=box_format)
         yield from [Remark(told)] if told else []
     records = chain.from_iterable(map(read_records, find_files(source.folder)))
-    yield from merge_rows(convert_records(records, partial(_convert, source, finder)))
+    broken: set[AskedOfImage] = set()
+    yield from merge_rows(convert_records(records, partial(_convert, source, finder, broken)), broken)
     yield from map(Remark, finder.remarks())
 
 
-def _convert(source: DatasetSource, finder: ColumnFinder, record: Fields) -> Iterator[ConvertedItem]:
+def _convert(
+    source: DatasetSource, finder: ColumnFinder, broken: set[AskedOfImage], record: Fields
+) -> Iterator[ConvertedItem]:
+    """Converts a record; adds the question to `broken` where its box is refused."""
     columns = finder.of(record)
     cells = {key: columns.cell(record, key) for key in ROW_KEYS}
     split = str(cells["split"] or "")
@@ -104,10 +108,14 @@ def _convert(source: DatasetSource, finder: ColumnFinder, record: Fields) -> Ite
     if image is None or frame is None:
         record.refuse("a detection row without an image; --column image=NAME names the column that holds it")
     frame = source.frame or frame
-    corners = [
-        parse_box(box, source.box_format, frame, record, source.box_scale)
-        for box in _solution_boxes(row.solution, record)
-    ]
+    try:
+        corners = [
+            parse_box(box, source.box_format, frame, record, source.box_scale)
+            for box in _solution_boxes(row.solution, record)
+        ]
+    except LineError:
+        broken.add((row.images, row.problem))
+        raise
     yield AnnotatedImage(image, frame, tuple((str(cells["label"] or ""), box) for box in corners))
     yield replace(row, solution=format_boxes(corners), frame=frame)
 

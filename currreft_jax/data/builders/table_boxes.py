@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.config.wording import plural
 from currreft_jax.data.builders.box_formats import BOX_FORMATS, Box, format_boxes, parse_box
-from currreft_jax.data.builders.converter import BuildError, ConvertedItem, Remark
+from currreft_jax.data.builders.converter import BuildError, ConvertedItem, DroppedRecord, Remark
 from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.rewards.boxes import parse_corners
 from currreft_jax.structs import Frame, Reason, Row
 
+AskedOfImage = tuple[tuple[str, ...], str]  # images and question
 # What the numbers of each format are, for those who have to choose.
 _MEANINGS = {
     "xyxy": "corners counted from 0, the second one outside the box",
@@ -67,8 +68,13 @@ def choose_box_format(boxes: Sequence[RawBox], scale: str) -> tuple[str, str]:
     )
 
 
-def merge_rows(items: Iterable[ConvertedItem]) -> Iterator[ConvertedItem]:
+def merge_rows(items: Iterable[ConvertedItem], broken: Set[AskedOfImage]) -> Iterator[ConvertedItem]:
     """Merges open detection rows that ask the same of one image: their right answer is all of their boxes.
+
+    Args:
+        items: what the records became.
+        broken: questions of which a record was refused; read when all items are. Without its box the others would be a
+            wrong answer, so these are dropped.
 
     Yields:
         The other items as they come, then the rows, and a remark where rows were merged.
@@ -80,6 +86,8 @@ def merge_rows(items: Iterable[ConvertedItem]) -> Iterator[ConvertedItem]:
         else:
             yield item
     differing: set[str] = set()
+    for row in [row for row in groups if (row.images, row.problem) in broken]:
+        yield from (DroppedRecord(dropped.id, "a record of the same question is broken") for dropped in groups.pop(row))
     for rows in groups.values():
         yield _merge(rows, differing)
     count = sum(map(len, groups.values()))

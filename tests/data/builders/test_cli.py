@@ -43,6 +43,15 @@ def source(tmp_path):
     return tmp_path / "coco"
 
 
+def test_row_files_of_an_earlier_build_are_named(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    run_build("coco", "--source", source, "--out", out, "--tasks", "detection", "--fractions", "train=0.5,test=0.5")
+    assert "not of this build" not in capsys.readouterr().out
+    run_build("coco", "--source", source, "--out", out, "--tasks", "detection")
+    files = f"{out}/test/open-detection.jsonl, {out}/train/open-detection.jsonl"
+    assert f"note: {files}: not of this build" in capsys.readouterr().out
+
+
 def test_build_writes_rows_of_all_kinds_with_summary_and_material(source, tmp_path, capsys):
     out = tmp_path / "out"
     run_build("coco", "--source", source, "--out", out, "--generate", "judge,choice", "--name", "mine")

@@ -12,9 +12,9 @@ from currreft_jax.data.builders.custom_table import convert_table
 from tests.data.builders.dataset_files import png_bytes, write_image, write_json_lines, write_parquet
 
 
-def build(folder, **settings) -> ConvertedData:
+def build(folder, skip=False, **settings) -> ConvertedData:
     source = DatasetSource(folder, folder, folder / "written", name="table", **settings)
-    return collect_items(convert_table(source))
+    return collect_items(convert_table(source), skip=skip)
 
 
 @pytest.fixture
@@ -208,6 +208,14 @@ def test_columns_of_corners_and_labels_become_one_row_a_question(folder):
         "columns kept as extra, for rewards of your own: label",
     ]
     assert ("dog", (50.0, 20.0, 70.0, 40.0)) in data.images[str(folder / "a.png")].objects
+
+
+def test_a_question_with_a_broken_box_is_dropped_whole(folder):
+    write_csv(folder, CORNERS + "a.png,dog,0,20,30,40\na.png,cat,10,20,30,40\na.png,dog,150,20,900,40\n")
+    data = build_boxes(folder, box_format="xyxy", skip=True)
+    assert [row.problem for row in data.rows] == ["Where is the cat?"]
+    assert dict(data.dropped) == {"a record of the same question is broken": ["table-t.csv:2"]}
+    assert [error.location[-7:] for error in data.bad_records] == ["t.csv:4"]
 
 
 @pytest.mark.parametrize(
