@@ -172,7 +172,7 @@ def test_the_configs_of_the_page_load_from_a_folder_of_their_own(tmp_path, monke
         config = load_config(f"{name}{variant}", kind)
         validators[kind](config)
         loaded.append(config)
-    boxes, stages, evaluation, rejection = loaded
+    boxes, stages, evaluation, rejection, reft = loaded
     assert boxes.stages[0].sources and stages.stages[0].sources
     with pytest.raises(ValueError, match="no variant 'tinny'; nearest: tiny"):
         load_config("boxes.py:tinny")
@@ -180,6 +180,8 @@ def test_the_configs_of_the_page_load_from_a_folder_of_their_own(tmp_path, monke
     assert [suite.domain.value for suite in evaluation.suites] == ["in", "in", "out"]
     assert rejection.suites == evaluation.suites and [source.quota for source in rejection.sources] == [300, 100]
     assert rejection.sources[0].source.file == boxes.stages[2].sources[0].file
+    assert [stage.name for stage in reft.stages] == ["stage1", "stage2", "stage3", "self_improve"]
+    assert reft.stages[3].rejection.sources == rejection.sources and not reft.stages[3].rejection.model.path
 
 
 def documented_commands() -> dict[str, list[str]]:
