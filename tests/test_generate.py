@@ -135,6 +135,12 @@ def test_refusals_name_what_is_wrong_and_the_remedy(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_stage_that_is_not_trained_yet_is_told_from_a_misspelt_model(tmp_path, capsys):
+    (tmp_path / "demo/stage1/checkpoints").mkdir(parents=True)
+    assert program.main(["--prompt=x", f"--model={tmp_path}/demo/stage2"]) == 1
+    assert f"the run in {tmp_path}/demo may not have come to it" in capsys.readouterr().err
+
+
 def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
     (tmp_path / "no.png").write_text("text")
     assert program.main([f"--model={checkpoint}", f"--image={tmp_path / 'no.png'}", "--prompt=x"]) == 1

@@ -50,8 +50,11 @@ def resolve(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        is_run = next(folder.parent.glob("*/checkpoints"), None) is not None
+        later = f"; the run in {folder.parent} may not have come to it: its training command goes on" if is_run else ""
         raise FileNotFoundError(
-            f"{source} is neither a folder nor the id of a model on the hub (such as owner/name){name_nearest(folder)}"
+            f"{source} is neither a folder nor the id of a model on the hub (such as owner/name)"
+            f"{name_nearest(folder)}{later}"
         )
     try:
         return Path(snapshot_download(str(source), allow_patterns=[*_MODEL_FILES, *AUXILIARY_FILES]))

@@ -161,6 +161,8 @@ def _invalidity(verdict: object, reward: BoundedReward) -> str:
     is_text = isinstance(reason, str) and 0 < len(reason) <= MAX_REASON and reason.isprintable()
     if is_text or (reason is None and not verdict.value <= 0 < reward.high):
         return ""
+    if reason is None:
+        return f"value {verdict.value} without a reason; 0 or less needs one, as in Verdict(0.0, 'far off')"
     return f"value {verdict.value} with reason {reason!r}; a reason is a line of 1 to {MAX_REASON} characters"
 
 

@@ -110,7 +110,7 @@ def rule_of(row: Row) -> AnyRule:
         rows = f"{row.kind.value} rows" + (f" of task {row.task.value}" if row.kind is not Kind.CHAT else "")
         raise RowError(
             row,
-            f"no rule scores {rows}; name a reward of your own in rewards.weights, let a judge score it, or leave it to"
-            " SFT",
+            f"no rule scores {rows}; name a reward of your own (`train --config.rewards.weights`, `score --weight`;"
+            " `evaluate` takes none), let a judge score it, or leave it to SFT",
         )
     return RULES[row.kind, row.task]

@@ -129,9 +129,7 @@ def test_rows_groups_and_frames_must_match():
 
 def test_conversations_are_scored_by_users_rewards_only(empty_registry):
     row = make_row("chat", "math", "hello", name="c9")
-    with pytest.raises(
-        RowError, match=r"row c9: no rule scores chat rows; name a reward of your own in rewards.weights, let a judge"
-    ):
+    with pytest.raises(RowError, match=r"row c9: no rule scores chat rows; name a reward of your own \(`train"):
         score_completions([row], [[Completion("")]])
     assert "no rule scores chat" in str(check_rows([row])[0])
     register("kind", low=0, high=1)(lambda row, completion, answer, frame: Verdict(1.0))
@@ -177,7 +175,7 @@ def test_a_registered_reward_sees_row_completion_answer_and_frame(empty_registry
         (lambda *_: Verdict(np.ones(2)), "returned Verdict.*plain number"),
         (lambda *_: Verdict(1.5), "value 1.5 is outside its range 0.0 to 1.0"),
         (lambda *_: Verdict(float("nan")), "value nan is outside"),
-        (lambda *_: Verdict(0.0), "value 0.0 with reason None; a reason is a line of 1 to 40 characters"),
+        (lambda *_: Verdict(0.0), "value 0.0 without a reason; 0 or less needs one, as in Verdict(0.0, 'far off')"),
         (lambda *_: Verdict(0.0, ""), "value 0.0 with reason ''; a reason is"),
         (lambda *_: Verdict(1.0, "far\noff"), r"reason 'far\\noff'; a reason is"),
         (lambda *_: Verdict(1.0, "far off " * 6), "a reason is a line of 1 to 40"),
@@ -223,7 +221,7 @@ def test_an_open_row_of_another_task_has_layout_and_a_reward_of_ones_own():
     assert scores.parts["format"].tolist() == [[1, 0, 1, 0, 0]]
     assert scores.reasons["format"].tolist() == [[None, "bad_layout", None, "no_answer_tag", "empty_answer"]]
     assert scores.reasons[WITHIN].tolist() == [[None, None, "off the mark", "no_answer_tag", "no_answer_tag"]]
-    with pytest.raises(RowError, match="no rule scores open rows of task other; name a reward of your own in rewards"):
+    with pytest.raises(RowError, match=r"no rule scores open rows of task other; name a reward of your own \(`train"):
         score_completions([GAUGE], [[Completion("70")]])
 
 
