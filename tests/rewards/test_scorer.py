@@ -175,7 +175,7 @@ def test_a_registered_reward_sees_row_completion_answer_and_frame(empty_registry
         (lambda *_: Verdict(np.ones(2)), "returned Verdict.*plain number"),
         (lambda *_: Verdict(1.5), "value 1.5 is outside its range 0.0 to 1.0"),
         (lambda *_: Verdict(float("nan")), "value nan is outside"),
-        (lambda *_: Verdict(0.0), "value 0.0 without a reason; 0 or less needs one, as in Verdict(0.0, 'far off')"),
+        (lambda *_: Verdict(0.0), "value 0.0 without a reason; 0 or less needs one"),
         (lambda *_: Verdict(0.0, ""), "value 0.0 with reason ''; a reason is"),
         (lambda *_: Verdict(1.0, "far\noff"), r"reason 'far\\noff'; a reason is"),
         (lambda *_: Verdict(1.0, "far off " * 6), "a reason is a line of 1 to 40"),
