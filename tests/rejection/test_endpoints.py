@@ -75,9 +75,13 @@ def test_the_budget_is_that_of_the_model_and_both_judges_over_interruptions(tmp_
             with pytest.raises(EndpointError, match=f"the job's budget of {budget} calls is spent: raise budget"):
                 runner.reject(settings, tmp_path / "part", lines.append)
             assert len(stub.calls) - whole == budget and not (tmp_path / "part" / "kept.jsonl").exists()
-        settings.budget = whole
+        # Where one endpoint meets the limit, a call in flight of another may be cut off, which is then asked again.
+        settings.budget = whole + 4
         runner.reject(settings, tmp_path / "part", lines.append)
-        assert len(stub.calls) == 2 * whole and "27 of 27 calls of the budget are spent" in lines
+        calls = len(stub.calls) - whole
+        assert (
+            whole <= calls <= settings.budget and f"{calls} of {settings.budget} calls of the budget are spent" in lines
+        )
     names = ("kept.jsonl", "disagreements.jsonl")
     assert content_of(tmp_path / "part", *names) == content_of(tmp_path / "whole", *names)
 
