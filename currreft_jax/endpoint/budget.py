@@ -52,6 +52,11 @@ class CallBudget:
         self._reserved: list[int] = []
         self._settled = asyncio.Condition()
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether no call is left, of the ledger or of the job."""
+        return self.calls >= self._max_calls or (self._job is not None and self._job.calls >= self._job.max_calls)
+
     async def reserve(self, tokens: int) -> None:
         """Counts a call and reserves its estimate; waits while only reservations of other calls are in its way.
 

@@ -139,7 +139,8 @@ class Endpoint:
             while in_flight.size:
                 yield from self._collected(in_flight)
         finally:
-            in_flight.cancel()
+            if not self._budget.is_spent:
+                in_flight.cancel()
 
     def summary(self) -> str:
         """Describes the requests and calls so far in one line."""
@@ -153,10 +154,14 @@ class Endpoint:
         )
 
     async def aclose(self) -> None:
-        """Cancels the calls in flight, which are recorded as interrupted, and closes the connections."""
+        """Cancels the calls in flight, which are recorded as interrupted, and closes the connections.
+
+        The last calls of a spent budget are waited for: no other run could make them again.
+        """
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
+        if not self._budget.is_spent:
+            for task in tasks:
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._http.aclose()
 
