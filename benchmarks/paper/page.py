@@ -17,6 +17,7 @@ from benchmarks.paper.claims import (
     DIAL_ORDER,
     OSCILLATION,
     JudgedClaim,
+    PaperClaim,
     estimate_effect,
     judge_claims,
 )
@@ -134,6 +135,8 @@ def _world_section(comparison: FinishedRuns, world: str, out: Path) -> str:
         "### Figures",
         *_figures(comparison, world, arms, out),
     ]
+    if table := _gains(comparison, world, arms):
+        parts += ["### Gain over the base: greedy accuracy", table]
     if table := _oscillations(comparison, world, arms):
         parts += ["### Oscillation of the accuracy of each step's completions", table]
     return "\n\n".join(parts)
@@ -246,6 +249,18 @@ def _four_measures(comparison: FinishedRuns, world: str, arms: Sequence[str], co
         for arm in arms
     ]
     return _table(["arm", *kinds], rows)
+
+
+def _gains(comparison: FinishedRuns, world: str, arms: Sequence[str]) -> str:
+    bases = comparison.of(world, "base") if "base" in arms else []
+    columns = [name for name in ("judge in", "choice in", IN, OUT) if all(name in run.greedy for run in bases)]
+    rows = []
+    for arm in arms:
+        if arm != "base" and comparison.seeds(world, "base", arm):
+            effects = [estimate_effect(comparison, world, PaperClaim("", "base", arm, name)) for name in columns]
+            cells = [_effect(one.difference, one.interval, False) for one in effects if one]
+            rows.append([ARM_BY_NAME[arm].title, *cells])
+    return _table(["arm", *columns], rows) if rows else ""
 
 
 def _score_cell(scores: Sequence[ColumnScores], field: str) -> str:

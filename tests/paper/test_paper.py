@@ -419,6 +419,9 @@ def test_the_tables_are_in_the_papers_shape_with_accuracy_and_layout_apart(tmp_p
     cells = [cell.split(" ")[0] for cell in four.strip("| ").split(" | ")]
     assert cells[1:] == ["75.0", "75.0", "0.0", "0.0", "75.0", "75.0", "0.0", "0.0"]
     assert "| Base | nothing | 4 |" in text and "4 seeds" in text
+    gains = text.split("### Gain over the base")[1].splitlines()
+    assert gains[2] == "| arm | judge in | choice in | open in | open out |"
+    assert gains[5] == "| RL | " + " | ".join(["+50.0 points [+50.0, +50.0]"] * 4) + " |"
 
 
 def test_the_page_says_on_what_it_rests_and_what_is_missing(tmp_path):
