@@ -69,7 +69,6 @@ def test_advantages_by_hand():
     np.testing.assert_allclose(by_batch[0], np.array([1, 0, 0, -1]) / (spread + 1e-4), rtol=1e-12)
 
 
-@given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(-3, 3), st.sampled_from(AdvantageScale))
 def test_the_example_of_docs_method_is_computed():
     text = (Path(__file__).parents[1] / "docs" / "method.md").read_text("utf-8").partition("**An example.**")[2]
     cells = re.findall(r"^\| `(.+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", text.partition("The first box")[0], re.M)
@@ -86,6 +85,7 @@ def test_the_example_of_docs_method_is_computed():
     assert scores.total.std(ddof=1) == pytest.approx(0.82, abs=0.005)
 
 
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(-3, 3), st.sampled_from(AdvantageScale))
 def test_group_advantages_sum_to_zero_and_ignore_a_constant(rewards, level, scale):
     rewards = np.array([rewards])
     advantages = group_advantages(rewards, scale)
