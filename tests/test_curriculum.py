@@ -98,6 +98,12 @@ def test_every_held_out_row_is_answered_once(monkeypatch):
     assert (measured.accuracy, measured.passed, measured.format) == (0.8, 4, None)
 
     batches.clear()
+    scored = []
+    held_out.measure(context, {}, [rows], "two", 4, greedy=True, on_greedy=lambda *answers: scored.append(answers))
+    assert [(name, first) for name, first, _ in scored] == [(rows, 0), (rows, 2), (rows, 4)]
+    assert [answers.scores.total.tolist() for *_, answers in scored] == [[[3.0], [3.0]], [[3.0], [3.0]], [[3.0]]]
+
+    batches.clear()
     (measured,) = held_out.measure(context, {}, [rows], "two", 4, greedy=False)
     assert len(stages) == 1 and min(stages) > 1000  # the keys of no stage that is trained, and always the same
     assert measured.greedy is None and [temperature for _, temperature, _ in batches] == [0.7] * 3
@@ -127,6 +133,34 @@ def test_the_row_that_a_host_repeats_counts_once(monkeypatch):
     assert measured.error == pytest.approx(np.std(range(7), ddof=1) / 7**0.5)
 
 
+def test_answers_are_written_before_the_first_step_and_at_the_end_of_a_stage(monkeypatch, tmp_path):
+    matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=True)
+    folder, at_add = tmp_path / "one" / "held_out", []
+
+    def measure(context, policy, sets, stage, step, *, greedy, on_answers, on_greedy):
+        if greedy:
+            on_greedy(sets[0], 0, step)
+        return [dataclasses.replace(BEST, stage=stage, step=step, held_out="one")]
+
+    monkeypatch.setattr(evaluator, "measure", measure)
+    monkeypatch.setattr(evaluator, "answer_records", lambda config, held_out, first, scored: [{"step": scored}])
+    context = context_of()
+    context.stage.promote_above = 0.75  # 80 of 100 are right: greedy answers at every step, and no promotion
+    evaluating = evaluator.Evaluator(context, [HeldOut("one", 0, (), 100)], matrix, folder.parent)
+    with monkeypatch.context() as patch:  # the evaluation of a run that is killed here counts as not done
+        patch.setattr(ForgettingMatrix, "_write", lambda self: at_add.append([path.name for path in folder.iterdir()]))
+        evaluating.begin({}, 0)
+    assert at_add == [["0.jsonl"]]
+    evaluating.evaluate({}, 7)
+    assert [path.name for path in folder.iterdir()] == ["0.jsonl"]
+    context.stage.promote_above = 0.7
+    evaluating.evaluate({}, 8)
+    context.stage.promote_above = 1.0
+    evaluating.evaluate({}, 9)  # the last step
+    texts = {path.name: path.read_text() for path in folder.iterdir()}
+    assert texts == {f"{step}.jsonl": f'{{"step": {step}}}\n' for step in (0, 8, 9)}
+
+
 @pytest.mark.parametrize(("stage_index", "regressions"), [(0, {}), (1, {"held_out/one/regression": 0.5})])
 def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path, capsys, stage_index, regressions):
     names = ("one", "two")
@@ -135,7 +169,7 @@ def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path,
     current = [dataclasses.replace(BEST, stage=names[stage_index], held_out=name, reward=1.0) for name in names]
     monkeypatch.setattr(evaluator, "measure", lambda *_, **__: current)
     sets = [HeldOut(name, of_stage, (), rows=100) for of_stage, name in enumerate(names)]
-    metrics, ended, _ = evaluator.Evaluator(context_of(stage_index), sets, matrix).evaluate({}, 5)
+    metrics, ended, _ = evaluator.Evaluator(context_of(stage_index), sets, matrix, tmp_path).evaluate({}, 5)
     expected = {f"held_out/{name}/{key}": value for name in names for key, value in (("reward", 1.0), ("pass", 0.8))}
     assert metrics.pop("time/evaluate") >= 0
     assert metrics == expected | regressions
@@ -158,7 +192,7 @@ def test_rows_out_of_domain_are_measured_and_decide_nothing(monkeypatch, tmp_pat
     monkeypatch.setattr(evaluator, "measure", lambda *_, **__: now)
     context = context_of()
     context.stage.forgetting_margin = margin
-    evaluating = evaluator.Evaluator(context, sets, matrix)
+    evaluating = evaluator.Evaluator(context, sets, matrix, tmp_path)
     metrics, ended, score = evaluating.evaluate({}, 5)
     assert metrics["held_out/one/out_of_domain/reward"] == 0.0 and not any("regression" in name for name in metrics)
     assert (ended, score) == (False, 1.5) and "brick wall" not in capsys.readouterr().err

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from configs import curriculum
+from configs import eval as eval_config
 from currreft_jax.config import Config, Stage
 from currreft_jax.config.names import setting_type
+from currreft_jax.data import world_rows
+from currreft_jax.data.mixture import sample_indices
+from currreft_jax.evaluation.held_out import spread
 from currreft_jax.structs import Reason
+from currreft_jax.world.questions import TASKS
 from tests.documented import PAGES, ROOT
 
 DOCS = ROOT / "docs"
@@ -62,6 +68,25 @@ def test_every_reason_is_explained():
         r"`(\w+)`", "".join(re.findall(r"^\| (`[\w`, ]+`) \|", text_of("metrics.md").partition("## Reasons")[2], re.M))
     )
     assert set(explained) == {reason.value for reason in Reason}
+
+
+@pytest.mark.parametrize("stage_index", [0, 1, 2])
+def test_the_demo_and_the_evaluation_share_the_rows_that_docs_results_says(stage_index):
+    config = curriculum.get_config("tiny")
+    (held_out,) = config.stages[stage_index].held_out
+    (evaluated,) = (
+        source
+        for suite in eval_config.get_config("tiny").suites
+        for source in suite.sources
+        if source.file == held_out.file
+    )
+    num_rows = len(TASKS) * world_rows.SIZES.test
+    indices = [sample_indices(num_rows, source.sample, config.seed, source.file) for source in (held_out, evaluated)]
+    demo, evaluation = set(spread(indices[0], config.logging.evaluate_rows)), set(indices[1])
+    sizes = f"the demo takes {len(demo)} of the {num_rows:,} rows of each kind"
+    assert sizes in " ".join(text_of("results.md").split())
+    shared = f"the evaluation the first {len(evaluation)}; {len(demo & evaluation)} are in both"
+    assert shared in " ".join(text_of("results.md").split())
 
 
 def messages() -> list[list[str]]:

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -353,6 +354,19 @@ def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, c
     assert "95% intervals" in told and "programs are compiled as batches need them" in told
     assert re.search(r"answering held-out rows: +0%.* 0/40 \[.*\d+ programs? compiled", told, re.DOTALL)
     assert re.search(r"train: answered 20 held-out rows before the first step in \d+ s, compilation included\n", told)
+    names = ("one/held_out/0.jsonl", "one/held_out/2.jsonl", "two/held_out/1.jsonl")
+    assert sorted(map(str, tmp_path.glob("*/held_out/*"))) == [f"{tmp_path}/{name}" for name in names]
+    for name, measured in zip(names, (matrix.history[:2], matrix.history[4:6], matrix.history[6:]), strict=True):
+        answers = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        sets = [(entry.held_out, index) for entry in measured for index in range(10)]
+        assert [(answer["held_out"], answer["index"]) for answer in answers] == sets
+        for entry in measured:
+            greedy = [one["answer"]["reward"] for one in answers if one["held_out"] == entry.held_out]
+            assert np.mean(greedy) == pytest.approx(entry.greedy)
+        for one in answers:
+            assert (
+                crc32((one["row"]["id"] + one["answer"]["text"]).encode()) % 5 / 4 == one["answer"]["reward"]
+            )  # text_hash
     state = (tmp_path / "curriculum.json").read_text()
     trainer.run(config, tmp_path)
     assert (tmp_path / "curriculum.json").read_text() == state

@@ -1,7 +1,10 @@
 """Advantages, token weights and losses, against values by hand and plain formulas."""
 
+import json
+import re
 from functools import partial
 from math import exp
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from currreft_jax.config import AdvantageScale, Grpo, LossAverage
+from currreft_jax.config import AdvantageScale, Grpo, Kind, LossAverage, Task
+from currreft_jax.rewards import score_completions
+from currreft_jax.rewards.boxes import corners_iou
+from currreft_jax.structs import Completion, Frame, Row
 from currreft_jax.training.losses import group_advantages, grpo_loss, loss_counts, loss_weights, sft_loss
 from currreft_jax.training.update import combine_metrics
 
@@ -61,6 +67,22 @@ def test_advantages_by_hand():
     spread = (sum((r - mean) ** 2 for r in batch) / 8) ** 0.5
     by_batch = group_advantages(rewards, AdvantageScale.BATCH, np.array(batch))
     np.testing.assert_allclose(by_batch[0], np.array([1, 0, 0, -1]) / (spread + 1e-4), rtol=1e-12)
+
+
+def test_the_example_of_docs_method_is_computed():
+    text = (Path(__file__).parents[1] / "docs" / "method.md").read_text("utf-8").partition("**An example.**")[2]
+    cells = re.findall(r"^\| `(.+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", text.partition("The first box")[0], re.M)
+    image, box = Frame(84, 84), re.findall(r"`(\[.+?\])`", text)[0]
+    row = Row("red", Task.DETECTION, Kind.OPEN, "where is the red circle?", box, images=("a.png",), frame=image)
+    scores = score_completions([row], [[Completion(answer, num_tokens=9) for answer, *_ in cells]])
+    advantages = group_advantages(scores.total)
+    found = zip(scores.parts["accuracy"][0], scores.parts["format"][0], scores.total[0], advantages[0], strict=True)
+    expected = [list(map(float, numbers)) for _, *numbers in cells]
+    assert len(expected) == 4
+    np.testing.assert_allclose(list(found), expected, atol=0.005)
+    first, gold = (np.array(json.loads(found)) for found in (cells[0][0].split("<answer>")[1].split("<")[0], box))
+    assert float(corners_iou(first[None], gold[None])[0, 0]) == pytest.approx(0.93, abs=0.005)
+    assert scores.total.std(ddof=1) == pytest.approx(0.82, abs=0.005)
 
 
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(-3, 3), st.sampled_from(AdvantageScale))

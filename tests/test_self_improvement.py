@@ -27,6 +27,7 @@ __all__ = ["rows"]
 
 STAGES = ("one", "two", "three", "self_improve")
 FILES = ("curriculum.json", "reject/kept.jsonl", "reject/held_out.jsonl", "self_improve/model/model.safetensors")
+FILES += ("one/held_out/0.jsonl", *(f"{stage}/held_out/2.jsonl" for stage in STAGES))
 # Forks a run of the whole chain, then for each named phase one that kills itself within it, then one that ends.
 PROGRAM = """
 import os, signal, sys

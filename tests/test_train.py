@@ -238,7 +238,7 @@ def test_an_evaluated_step_is_saved_if_it_is_the_best_and_none_is_lost_or_repeat
     at_step = Measurement("one", 0, "one", 4, 0.0, 0.1, None, None, None)
     monkeypatch.setattr(trainer, "held_out_rows", lambda _: [HeldOut("one", 0, (), 4)])
 
-    def measure(context, policy, sets, stage, step, *, greedy, on_answers):
+    def measure(context, policy, sets, stage, step, **_):
         return [replace(at_step, stage=stage, step=step, reward=rewards.get(step, 0.0))]
 
     monkeypatch.setattr(evaluator, "measure", measure)
@@ -252,8 +252,12 @@ def test_an_evaluated_step_is_saved_if_it_is_the_best_and_none_is_lost_or_repeat
     assert [entry.step for entry in matrix_of(tmp_path).history] == [0, 1, 2, 3, 4, 5]
 
     begin = evaluator.Evaluator.begin
+    (tmp_path / "held_out").mkdir()
+    for step in (0, 6):
+        (tmp_path / "held_out" / f"{step}.jsonl").touch()
 
     def beginning(self, policy, step):
+        assert [path.name for path in (tmp_path / "held_out").iterdir()] == ["0.jsonl"]  # step 6 is taken again
         begin(self, policy, step)
         assert [entry.step for entry in matrix_of(tmp_path).history] == [0, 1, 2, 3]  # also in the file
 
@@ -272,7 +276,7 @@ def test_a_stage_that_forgets_keeps_the_model_of_a_better_step(checkpoint, rows,
     """The loss is that of the rows which are trained on; 40 held-out rows fall in the last step."""
     right = {0: 28, 1: 30, 2: 34, 3: 32, 4: 31, 5: 30, 6: 8}
 
-    def measure(context, policy, sets, stage, step, *, greedy, on_answers):
+    def measure(context, policy, sets, stage, step, **_):
         rewards = tuple([1.0] * right[step] + [0.0] * (40 - right[step]))
         return [Measurement(stage, step, "one", 40, right[step] / 40, 0.1, None, None, None, rewards=rewards)]
 

@@ -15,7 +15,7 @@ from currreft_jax.data.examples import Example, make_example
 from currreft_jax.data.mixture import load_mixture
 from currreft_jax.data.prompts import load_template
 from currreft_jax.evaluation.measurement import Measurement
-from currreft_jax.evaluation.scoring import score_rollout
+from currreft_jax.evaluation.scoring import ScoredRollout, score_rollout
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.rewards import check_rows
 from currreft_jax.runtime.multihost import allgather
@@ -70,7 +70,7 @@ def held_out_rows(session: Session) -> list[HeldOut]:
         stage = config.stages[stage_index]
         mixed = load_mixture([Stage(stage.name, sources, kinds=stage.kinds, tasks=stage.tasks)], 0, data, config.seed)
         rows_per_file = -(-config.logging.evaluate_rows // len(mixed.sources))
-        rows = [(part.file, int(i)) for part in mixed.sources for i in _spread(part.indices, rows_per_file)]
+        rows = [(part.file, int(i)) for part in mixed.sources for i in spread(part.indices, rows_per_file)]
         errors = check_rows([file[i] for file, i in rows], config.rewards, pool=session.reward_pool)
         if errors:
             raise errors[0]
@@ -85,7 +85,8 @@ def held_out_rows(session: Session) -> list[HeldOut]:
     return sets
 
 
-def _spread(indices: np.ndarray, count: int) -> np.ndarray:
+def spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """Takes indices at even distances, at most `count`."""
     return indices[np.unique(np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int))]
 
 
@@ -98,6 +99,7 @@ def measure(
     *,
     greedy: bool,
     on_answers: Callable[[int], object] | None = None,
+    on_greedy: Callable[[HeldOut, int, ScoredRollout], object] | None = None,
 ) -> list[Measurement]:
     """Answers every held-out row once at the sampling temperature and, if wanted, once greedily.
 
@@ -109,13 +111,15 @@ def measure(
         step: step number within the stage.
         greedy: whether greedy answers are wanted, too.
         on_answers: called after each batch with the number of its answers, over all hosts.
+        on_greedy: called after each batch of greedy answers with its set, the index of its first example among this
+            host's, and its answers.
     """
     decoding_params = decode_params(session.model, params, session.config.sampling)
     measurements = []
     for held_out in sets:
         answer = partial(_rewards, session, params, decoding_params, held_out, on_answers=on_answers)
         sampled = answer(session.config.sampling.temperature)
-        greedily = answer(0.0) if greedy else None
+        greedily = answer(0.0, on_scored=on_greedy and partial(on_greedy, held_out)) if greedy else None
         reward, accuracy = sampled["reward"], sampled.get("accuracy")
         has_accuracy = accuracy is not None and not np.isnan(accuracy).all()
         measurements.append(
@@ -150,6 +154,7 @@ def _rewards(
     temperature: float,
     *,
     on_answers: Callable[[int], object] | None,
+    on_scored: Callable[[int, ScoredRollout], object] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns the rewards of one answer to each row, and their parts by name: `[rows]` each, over all hosts."""
     config, num_hosts = session.config, jax.process_count()
@@ -171,7 +176,10 @@ def _rewards(
         )
         if on_answers:
             on_answers(min(num_hosts * len(examples), held_out.rows - num_hosts * start))
-        scores = score_rollout(session, examples, rollout).scores
+        scored = score_rollout(session, examples, rollout)
+        if on_scored:
+            on_scored(start, scored)
+        scores = scored.scores
         batches.append({name: values[:, 0] for name, values in {**scores.parts, "reward": scores.total}.items()})
     gathered = allgather({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
     # Back in the order of the rows, without the repeated ones.

@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         text, counts = render_page(run, [read_run(workdir) for workdir in options.compare])
         groups = f"{counts['shown']} of {plural(counts['found'], 'group')} of completions"
+        if counts["before_after"]:
+            groups += f", {plural(counts['before_after'], 'row')} before and after training"
         _write(options.out or options.folders[0] / FILE_NAME, text, groups, counts["missing"])
     except (ValueError, OSError) as error:
         sys.exit(f"report: {describe_error(error)}")

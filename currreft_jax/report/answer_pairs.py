@@ -149,13 +149,9 @@ def _paired_answers(first: ModelAnswers, second: ModelAnswers) -> Iterator[Answe
 
 def draw_pairs(differing: Sequence[AnswerPair], seed: int = SEED) -> list[AnswerPair]:
     """Draws `ROWS_PER_CELL` rows of each direction, kind and task, in the order of a seeded hash of their names."""
-
-    def key(pair: AnswerPair) -> bytes:
-        return hashlib.blake2b(f"{seed}\0{pair.suite.suite}\0{pair.first.row}".encode(), digest_size=8).digest()
-
     taken: Counter[tuple[bool, Kind, Task]] = Counter()
     drawn = []
-    for pair in sorted(differing, key=key):
+    for pair in sorted(differing, key=lambda pair: seeded_key(seed, pair.suite.suite, pair.first.row)):
         cell = pair.gained, pair.first.kind, pair.first.task
         if taken[cell] < ROWS_PER_CELL:
             taken[cell] += 1
@@ -163,12 +159,23 @@ def draw_pairs(differing: Sequence[AnswerPair], seed: int = SEED) -> list[Answer
     return drawn
 
 
+def seeded_key(seed: int, *names: str) -> bytes:
+    """Returns a hash of names, by which a random order is the same for the same seed."""
+    return hashlib.blake2b("\0".join([str(seed), *names]).encode(), digest_size=8).digest()
+
+
+def in_image_frame(row: Row, images: Sequence[int | None], embedded: EmbeddedImages) -> Row:
+    """Gives a row without a frame that of its first image; `images` are the indices of its images."""
+    if row.frame or not images or images[0] is None:
+        return row
+    size = embedded.images[images[0]]
+    return replace(row, frame=Frame(size["width"], size["height"]))
+
+
 def _pair_record(pair: AnswerPair, row: Row, embedded: EmbeddedImages) -> dict[str, Any]:
     """Converts a row and two answers to the page's JSON; boxes are relative to the image's sides."""
     images = [embedded.index_of(path) for path in row.images]
-    if images and images[0] is not None and not row.frame:
-        size = embedded.images[images[0]]
-        row = replace(row, frame=Frame(size["width"], size["height"]))
+    row = in_image_frame(row, images, embedded)
     return {
         "suite": pair.suite.suite,
         "domain": pair.suite.domain.value,
@@ -176,7 +183,7 @@ def _pair_record(pair: AnswerPair, row: Row, embedded: EmbeddedImages) -> dict[s
         "task": row.task.value,
         "kind": row.kind.value,
         "gained": pair.gained,
-        "prompt": _question_text(row),
+        "prompt": question_text(row),
         "solution": row.solution,
         "images": images,
         "missing": [path for path, index in zip(row.images, images, strict=True) if index is None],
@@ -186,7 +193,7 @@ def _pair_record(pair: AnswerPair, row: Row, embedded: EmbeddedImages) -> dict[s
     }
 
 
-def _question_text(row: Row) -> str:
+def question_text(row: Row) -> str:
     """Returns the question and its options; a box of theirs in pixels of the row's frame."""
     lines = [
         row.problem,

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from currreft_jax.report.answer_pairs import pairs_json
+from currreft_jax.report.before_after import before_after_json
 from currreft_jax.report.comparisons import EvaluatedModels, comparison_record
 from currreft_jax.report.embed import html_safe_json
 from currreft_jax.report.rejections import RejectionJob, disagreements_json, kept_json, rejection_record
@@ -45,14 +46,19 @@ def render_page(run: Run, others: Sequence[Run] = (), max_bytes: int = MAX_BYTES
         max_bytes: size limit; rollouts that would exceed it are left out.
 
     Returns:
-        The page, and the counts of `rollouts_json`.
+        The page, and the counts of `rollouts_json`; those of rows shown `before_after`, and their missing images.
 
     Raises:
         ValueError: a file is damaged; the message names file and line.
     """
     runs = html_safe_json([run_record(each) for each in (run, *others)])
-    rollouts, counts = rollouts_json(run, max_bytes - _size(PageKind.RUN) - len(runs.encode()))
-    return _assemble(PageKind.RUN, run.workdir.resolve().name, f'{{"runs":{runs},"rollouts":{rollouts}}}'), counts
+    room = max_bytes - _size(PageKind.RUN) - len(runs.encode())
+    before_after, answer_counts = before_after_json(run, room // 4)
+    rollouts, counts = rollouts_json(run, room - len(before_after.encode()))
+    data = f'{{"runs":{runs},"beforeAfter":{before_after},"rollouts":{rollouts}}}'
+    counts["missing"] += answer_counts["missing"]
+    counts["before_after"] = answer_counts["shown"]
+    return _assemble(PageKind.RUN, run.workdir.resolve().name, data), counts
 
 
 def render_comparison(evaluated: EvaluatedModels, max_bytes: int = MAX_BYTES) -> tuple[str, dict[str, int]]:

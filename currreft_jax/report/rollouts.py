@@ -139,16 +139,23 @@ def rollouts_json(run: Run, max_bytes: int) -> tuple[str, dict[str, int]]:
 
 def find_groups(stage_index: int, stage: StageRun) -> list[RolloutGroup]:
     """Lists all groups of a stage's rollout files by step and host; an incomplete last line is skipped."""
-    files = [path for path in (stage.folder / ROLLOUTS).glob("*.jsonl") if _step_and_host(path)]
     groups: list[RolloutGroup] = []
-    for path in sorted(files, key=_step_and_host):
-        step = _step_and_host(path)[0]
-        row = groups[-1].row if groups and groups[-1].step == step else 0
-        for line_number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-            if line.endswith(b"\n") and line.strip():
-                row += 1
-                groups.append(RolloutGroup(stage_index, step, row, path, line_number, line))
+    for step, paths in record_files(stage.folder / ROLLOUTS).items():
+        row = 0
+        for path in paths:
+            for line_number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+                if line.endswith(b"\n") and line.strip():
+                    row += 1
+                    groups.append(RolloutGroup(stage_index, step, row, path, line_number, line))
     return groups
+
+
+def record_files(folder: Path) -> dict[int, list[Path]]:
+    """Lists a folder's files of JSON lines by step, in rising order; those of a step by host."""
+    files: dict[int, list[Path]] = {}
+    for path in sorted(filter(_step_and_host, folder.glob("*.jsonl")), key=_step_and_host):
+        files.setdefault(_step_and_host(path)[0], []).append(path)
+    return files
 
 
 def _step_and_host(path: Path) -> tuple[int, ...]:
@@ -220,21 +227,13 @@ def question_boxes(row: Row) -> list[dict[str, Any]]:
 
 def _completion_record(fields: Fields, row: Row, frame: Frame | None) -> dict[str, Any]:
     tokens = fields.texts("tokens", "a list of strings")
-    text, finished = fields.text("text"), fields.take("finished", bool, "true or false")
-    parts, reasons = (fields.take(key, dict, "an object", {}) for key in ("parts", "reasons"))
-    if not all(isinstance(value, int | float) for value in parts.values()):
-        fields.refuse_value("parts", "an object of numbers")
-    if not all(isinstance(value, str) for value in reasons.values()):
-        fields.refuse_value("reasons", "an object of strings")
+    text, scores = fields.text("text"), score_fields(fields)
     record = {
-        "finished": finished,
-        "reward": _number_field(fields, "reward"),
-        "parts": {name: round(value, 4) for name, value in parts.items()},
-        "reasons": reasons,
+        **scores,
         "advantage": round(_number_field(fields, "advantage"), 4),
         "tokens": tokens,
         "logprobs": _per_token_field(fields, "logprobs", len(tokens)),
-        "boxes": _predicted_boxes(Completion(text, len(tokens), finished), row, frame),
+        "boxes": predicted_boxes(Completion(text, len(tokens), scores["finished"]), row, frame),
     }
     if "".join(tokens) != text:
         record["text"] = text
@@ -244,7 +243,22 @@ def _completion_record(fields: Fields, row: Row, frame: Frame | None) -> dict[st
     return record
 
 
-def _predicted_boxes(completion: Completion, row: Row, frame: Frame | None) -> list[list[float]]:
+def score_fields(fields: Fields) -> dict[str, Any]:
+    """Returns whether a completion is finished, its reward, its parts and the reasons for zeros."""
+    parts, reasons = (fields.take(key, dict, "an object", {}) for key in ("parts", "reasons"))
+    if not all(isinstance(value, int | float) for value in parts.values()):
+        fields.refuse_value("parts", "an object of numbers")
+    if not all(isinstance(value, str) for value in reasons.values()):
+        fields.refuse_value("reasons", "an object of strings")
+    return {
+        "finished": fields.take("finished", bool, "true or false"),
+        "reward": _number_field(fields, "reward"),
+        "parts": {name: round(value, 4) for name, value in parts.items()},
+        "reasons": reasons,
+    }
+
+
+def predicted_boxes(completion: Completion, row: Row, frame: Frame | None) -> list[list[float]]:
     """Boxes of an open detection answer, without degenerate ones."""
     if (row.kind, row.task) != (Kind.OPEN, Task.DETECTION):
         return []

@@ -1,5 +1,5 @@
 
-const { runs, rollouts } = DATA;
+const { runs, rollouts, beforeAfter } = DATA;
 const run = runs[0];
 
 // ----------------------------------------------------------------------------------------------------------- overview
@@ -20,9 +20,11 @@ function overviewNotes() {
     const weights = Object.entries((run.config.rewards || {}).weights || {}).filter(([, weight]) => weight > 0);
     const sum = weights.map(([name, weight]) => (weight === 1 ? name : `${number(weight)} × ${name}`)).join(" + ");
     notes.push(`A completion's reward is ${sum ? `${sum}, at most ${number(weights.reduce((total, [, weight]) => total + weight, 0))}` : "a weighted sum"}.`);
-    if (run.stages.length > 1) notes.push("Each stage asks other questions, so its reward is no measure of the stage before it: whether the model has improved is below, under Forgetting.");
+    if (run.stages.length > 1) notes.push("Each stage asks other questions, so its reward is no measure of the stage before it: whether the model has improved is below, under "
+      + `${beforeAfter.comparisons.length ? "Before and after, and under " : ""}Forgetting.`);
   }
   if (run.stages.some((stage) => !stage.metrics.reward && stage.metrics.loss)) notes.push("Supervised stages have a loss instead: lower is better.");
+  if (beforeAfter.problem) notes.push(`There are no answers before and after training to show: ${beforeAfter.problem}.`);
   return notes.join(" ");
 }
 
@@ -48,33 +50,80 @@ function tile(stage) {
     el("dl", { class: "pairs" }, rows.map(([title, value]) => [el("dt", {}, title), el("dd", {}, value)])));
 }
 
+// --------------------------------------------------------------------------------------------------- before and after
+
+function beforeAndAfter() {
+  const { comparisons, seed, left_out: leftOut } = beforeAfter;
+  if (!comparisons.length) { $("#before-after").remove(); return; }
+  const show = (index) => {
+    const compared = comparisons[index], { improved, worsened, equal, rows } = compared;
+    const end = `${compared.stage}, step ${compared.step.toLocaleString("en")}`;
+    const notes = [`Greedy answers to held-out rows: before is the base model, after is the model of ${end}.`
+      + (compared.kept_step === compared.step ? "" : ` The forgetting gate has kept that of step ${compared.kept_step.toLocaleString("en")} instead.`),
+    `Of ${plural(improved + worsened + equal, "recorded row")} the reward has risen for ${improved}, fallen for ${worsened}, and is the same for ${equal}.`
+      + (rows.length ? ` ${rows.length} of those that changed are shown, drawn by seed ${seed} whether better or worse, the tasks in turn.` : "")];
+    if (runs.length > 1) notes.push(`They are from ${run.label}.`);
+    if (leftOut) notes.push(`${plural(leftOut, "row")} did not fit in the page.`);
+    $("#before-after > .note").replaceChildren(...notes.map((note) => el("span", { class: "line" }, note)));
+    $("#before-after .cards").replaceChildren(...rows.map((row) => changeCard(row, end)));
+  };
+  const last = comparisons.length - 1;
+  const options = comparisons.map((compared, i) => [i, setTitle(compared.held_out) + (ofStage(compared.held_out) === compared.stage ? "" : `, after ${compared.stage}`)]);
+  $("#before-after .tools").append(segmented("Rows and the stage whose end is shown", options, last, show));
+  show(last);
+}
+
+/** A row with both answers; the side of the higher reward is marked. */
+function changeCard(row, end) {
+  const improved = row.difference > 0;
+  const change = el("span", { class: improved ? "up" : "down" }, `${improved ? "▲ improved" : "▼ worsened"}, ${signed(row.difference, 2)}`);
+  const side = (completion, i) => el("div", { class: `side-answer ${(i === 1) === improved ? "right" : "wrong"}` },
+    el("h4", {}, completion.name, el("small", {}, [i ? end : "base", `reward ${number(completion.reward)}`].join(" · "))),
+    el("div", { class: "text" }, completion.text || "(empty)"), scoreFacts(completion));
+  return el("article", { class: "card change", tabindex: 0, "aria-label": `${row.kind} ${row.task}, ${row.id}: ${improved ? "improved" : "worsened"}` },
+    el("header", {}, el("b", {}, `${row.kind} · ${row.task}`), change, el("code", {}, row.id)),
+    el("div", { class: "body" }, el("div", { class: "side" }, imageFigures(row, beforeAfter.images)),
+      el("div", {}, el("p", { class: "prompt" }, row.prompt), el("p", { class: "answer" }, el("span", {}, "Right answer"), row.solution),
+        el("div", { class: "pair" }, row.completions.map(side)))));
+}
+
+/** The parts of a completion's reward, and the reasons for zeros. */
+function scoreFacts(completion, ...others) {
+  return el("div", { class: "facts" }, Object.entries(completion.parts).map(([name, value]) => el("span", {}, `${name} ${number(value)}`)),
+    Object.entries(completion.reasons).map(([name, reason]) => el("span", { class: "reason" }, `${name}: ${reason.replaceAll("_", " ")}`)),
+    !completion.finished && el("span", { class: "reason" }, "truncated"), others);
+}
+
 // ------------------------------------------------------------------------------------------------------------- curves
 
-// Heading, then panels: title, unit, and metrics as [name, label] or as a pattern whose group is the label.
+// Heading, then panels: title, unit, and metrics as [key, label] or as a key of docs/metrics.md, whose word in capitals
+// stands for any name, the label.
 const PANELS = [
   ["Reward", [
-    ["Reward", "", [["reward", "all"], /^reward\/(.+)$/]],
-    ["Reward components", "", [/^rewards\/(.+)\/mean$/]],
-    ["Held-out reward", "", [/^held_out\/(.+)\/reward$/]],
+    ["Reward", "", [["reward", "all"], "reward/TASK"]],
+    ["Reward components", "", ["rewards/NAME/mean"]],
+    ["Held-out reward", "", ["held_out/STAGE/reward"]],
   ]],
   ["Policy", [
     ["KL to the reference", "nats", [["kl", "KL"]]],
     ["Entropy", "nats", [["entropy", "entropy"]]],
-    ["Completion length", "tokens", [/^completions\/(.+)_length$/]],
-    ["Reasons for zero reward", "fraction of completions", [/^parse\/(.+)$/]],
+    ["Completion length", "tokens", [["completions/max_length", "max"], ["completions/mean_length", "mean"], ["completions/min_length", "min"]]],
+    ["Reasons for zero reward", "fraction of completions", ["parse/REASON"]],
     ["Zero variance and truncation", "fraction", [["frac_reward_zero_std", "groups of equal rewards"], ["completions/clipped_ratio", "truncated completions"]]],
     ["Loss", "", [["loss", "loss"]]],
     ["Gradient norm", "", [["grad_norm", "before clipping"]]],
     ["Learning rate", "", [["learning_rate", "rate"]]],
-    ["Clip ratio", "fraction", [/^clip_ratio\/(.+)$/]],
-    ["Sampler-trainer log-prob difference", "nats", [/^sampling\/sampling_logp_difference\/(.+)$/]],
-    ["Importance-sampling ratio", "", [/^sampling\/importance_sampling_ratio\/(.+)$/]],
+    ["Clip ratio", "fraction", [["clip_ratio/high_mean", "high mean"], ["clip_ratio/low_mean", "low mean"]]],
+    ["Sampler-trainer log-prob difference", "nats", [["sampling/sampling_logp_difference/max", "max"], ["sampling/sampling_logp_difference/mean", "mean"]]],
+    ["Importance-sampling ratio", "", [["sampling/importance_sampling_ratio/max", "max"], ["sampling/importance_sampling_ratio/mean", "mean"],
+      ["sampling/importance_sampling_ratio/min", "min"]]],
   ]],
   ["Cost", [
-    ["Padding", "fraction", [/^padding\/(.+)_waste$/]],
-    ["Time", "seconds", [["step_time", "step"], /^time\/(prefix|decode|score|reference|update)$/]],
-    ["Time between steps", "seconds", [/^time\/(.+)$/]],
-    ["Throughput", "tokens/s", [["tokens_per_second", "all"], /^tokens_per_second\/(.+)$/]],
+    ["Padding", "fraction", [["padding/completion_waste", "completion"], ["padding/patch_waste", "patch"], ["padding/prompt_waste", "prompt"]]],
+    ["Time", "seconds", [["step_time", "step"], ["time/decode", "decode"], ["time/prefix", "prefix"], ["time/reference", "reference"], ["time/score", "score"],
+      ["time/update", "update"]]],
+    ["Time between steps", "seconds", [["time/evaluate", "evaluate"], ["time/save", "save"]]],
+    ["Throughput", "tokens/s", [["tokens_per_second", "all"], ["tokens_per_second/sampled", "sampled"], ["tokens_per_second/trained", "trained"]]],
     ["Tokens per step", "", [["num_step_tokens", "all"], ["num_completion_tokens", "sampled"], ["num_loss_tokens", "in the loss"]]],
     ["Model FLOPs utilization", "fraction", [["mfu", "MFU"]]],
     ["Peak memory", "GB", [["memory/peak_gb", "fullest device"]]],
@@ -109,22 +158,28 @@ function curve(name, label, runIndex) {
   return { label, run: runIndex, exact: UNSMOOTHED.test(name), segments: segments.filter((segment) => segment.x.length) };
 }
 
+/** The metrics of an entry of a panel that the runs have, as [name, label, key of docs/metrics.md]. */
+function metricsOf(entry) {
+  if (Array.isArray(entry)) return names.includes(entry[0]) ? [[...entry, entry[0]]] : [];
+  const [start, end] = entry.split(/[A-Z]+/);
+  return names.filter((name) => name.startsWith(start) && name.endsWith(end) && name.length > start.length + end.length)
+    .map((name) => [name, name.slice(start.length, name.length - end.length).replaceAll("_", " "), entry]);
+}
+
 /** A panel of a single run shows several metrics; a panel of compared runs shows one metric, with a curve per run. */
 function panels() {
   const used = new Set();
   const found = PANELS.map(([heading, list]) => [heading, list.flatMap(([title, unit, wanted]) => {
-    const lines = wanted.flatMap((entry) =>
-      entry instanceof RegExp ? names.filter((name) => entry.test(name) && !used.has(name)).map((name) => [name, name.match(entry)[1].replaceAll("_", " ")])
-        : names.includes(entry[0]) ? [entry] : []);
+    const lines = wanted.flatMap(metricsOf);
     lines.forEach(([name]) => used.add(name));
-    if (runs.length === 1) return lines.length ? [{ title, unit, lines: lines.map(([name, label]) => curve(name, label, 0)) }] : [];
+    if (runs.length === 1) return lines.length ? [{ title, unit, keys: [...new Set(lines.map(([, , key]) => key))], lines: lines.map(([name, label]) => curve(name, label, 0)) }] : [];
     return lines.map(([name, label]) => ({
-      title: lines.length > 1 ? `${title}: ${label}` : title, unit,
+      title: lines.length > 1 ? `${title}: ${label}` : title, unit, keys: [name],
       lines: runs.map((each, i) => curve(name, each.label, i)),
     }));
   })]);
   const others = names.filter((name) => !used.has(name) && !/^held_out\//.test(name)).sort();
-  found.push(["Other metrics", others.map((name) => ({ title: name, unit: "", lines: runs.map((each, i) => curve(name, runs.length > 1 ? each.label : "", i)) }))]);
+  found.push(["Other metrics", others.map((name) => ({ title: name, unit: "", keys: [], lines: runs.map((each, i) => curve(name, runs.length > 1 ? each.label : "", i)) }))]);
   return found.filter(([, list]) => list.length);
 }
 
@@ -203,7 +258,7 @@ class Chart {
     const enlarge = el("button", { type: "button", "aria-label": `Enlarge ${this.panel.title}`, "aria-pressed": "false", onclick: () => {
       enlarge.setAttribute("aria-pressed", String(this.node.classList.toggle("wide")));
     } }, "⤢");
-    return el("header", {}, el("h4", {}, this.panel.title, this.subtitle), enlarge);
+    return el("header", {}, el("h4", {}, this.panel.title, this.subtitle, metricKeys(this.panel.keys)), enlarge);
   }
 
   #legend() {
@@ -364,7 +419,7 @@ function movingSpread(name, runIndex, span) {
 function stability() {
   const wanted = [["rewards/accuracy/mean", "Accuracy"], ["reward", "Reward"]].filter(([name]) => runs.every((each) => each.stages.some((stage) => name in stage.metrics)));
   const span = Math.max(5, Math.round(LAST_STEP / 50));
-  const charts = wanted.map(([name, title]) => ({ title, unit: "of sampled completions", bounds: stageBounds(),
+  const charts = wanted.map(([name, title]) => ({ title, unit: "of sampled completions", keys: [name], bounds: stageBounds(),
     series: runs.map((each, i) => ({ label: each.label, points: movingSpread(name, i, span) })).filter(({ points }) => points.length > 1) })).filter(({ series }) => series.length);
   if (!charts.length) { $("#stability").remove(); return; }
   $("#stability .note").append(`Means over ${span} points of a stage; the band is one standard deviation between them to each side, the wider the less stable.`
@@ -403,10 +458,11 @@ function heldOut() {
   const lines = runs.flatMap((each, i) => sets.map((name) => ({ run: i, set: name, points: heldOutPoints(i, name, passes) }))).filter(({ points }) => points.length > 1);
   if (!lines.length) { $("#held-out").remove(); return; }
   const linesOf = (name) => lines.filter(({ set }) => set === name);
-  const inAndOut = sets.filter(isOut).map((name) => ({ title: `In and out of the domain of ${ofStage(name)}`,
+  const key = `held_out/STAGE/${passes ? "pass" : "reward"}`, outKey = key.replace("STAGE", "STAGE/out_of_domain");
+  const inAndOut = sets.filter(isOut).map((name) => ({ title: `In and out of the domain of ${ofStage(name)}`, keys: [key, outKey],
     series: [[ofStage(name), "in domain"], [name, "out of domain"]].flatMap(([set, label]) => linesOf(set).map(({ points }) => ({ label, points }))) }));
-  const charts = runs.length > 1 ? sets.map((name) => ({ title: setTitle(name), series: linesOf(name).map(({ run: i, points }) => ({ label: runs[i].label, points })) }))
-    : [...inAndOut, { title: "All stages", series: lines.filter(({ set }) => !isOut(set)).map(({ set, points }) => ({ label: `rows of ${set}`, points })) }];
+  const charts = runs.length > 1 ? sets.map((name) => ({ title: setTitle(name), keys: [isOut(name) ? outKey : key], series: linesOf(name).map(({ run: i, points }) => ({ label: runs[i].label, points })) }))
+    : [...inAndOut, { title: "All stages", keys: [key], series: lines.filter(({ set }) => !isOut(set)).map(({ set, points }) => ({ label: `rows of ${set}`, points })) }];
   $("#held-out .note").append("Evaluations every logging.evaluate_every steps, with 95% intervals. The rows of a stage are in the domain of training while it is trained, and after it."
     + (sets.some(isOut) ? "" : " For rows out of domain, name them in a stage's out_of_domain, or evaluate checkpoints (docs/report.md)."));
   $("#held-out .charts").append(...charts.filter(({ series }) => series.length).map((chart) => new IntervalChart({ ...chart, unit, bounds: stageBounds(), range: passes ? [0, 1] : null }).node));
@@ -611,9 +667,7 @@ function completionItem(group, completion, g, activated) {
     el("div", { class: "reward" }, el("b", {}, completion.reward.toFixed(2)),
       el("small", { class: completion.advantage > 0 ? "up" : completion.advantage < 0 ? "down" : "", title: "advantage" }, signed(completion.advantage, 2))),
     el("div", {}, el("div", { class: "text" }, tokens.length ? tokens : completion.text),
-      el("div", { class: "facts" }, Object.entries(completion.parts).map(([name, value]) => el("span", {}, `${name} ${number(value)}`)),
-        Object.entries(completion.reasons).map(([name, reason]) => el("span", { class: "reason" }, `${name}: ${reason.replaceAll("_", " ")}`)),
-        !completion.finished && el("span", { class: "reason" }, "truncated"), el("span", {}, plural(completion.tokens.length, "token")),
+      scoreFacts(completion, el("span", {}, plural(completion.tokens.length, "token")),
         el("button", { type: "button", "aria-expanded": "false", onclick: (event) => replay(event.currentTarget, `${group.replay_command}${g + 1}`) }, "replay"))));
   completionOf.set(item, completion);
   shade(item);
@@ -727,6 +781,7 @@ function settings() {
 
 overview();
 curves();
+beforeAndAfter();
 stability();
 heldOut();
 forgetting();

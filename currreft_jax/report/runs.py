@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,6 +48,7 @@ class Run:
         stages: those that have begun, in training order.
         measurements: rewards on held-out rows.
         notes: losses on held-out rows, and decisions of forgetting gates.
+        kept_steps: the step whose model a forgetting gate has kept, by stage.
     """
 
     workdir: Path
@@ -55,6 +56,7 @@ class Run:
     stages: tuple[StageRun, ...]
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
+    kept_steps: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_run(workdir: Path) -> Run:
@@ -73,7 +75,10 @@ def read_run(workdir: Path) -> Run:
     stages = sorted((_read_stage(folder, single_stage) for folder in folders), key=lambda stage: stage[0])
     _, config, _ = stages[-1]
     matrix = ForgettingMatrix(workdir / MATRIX, writes=False)
-    return Run(workdir, config, tuple(stage for _, _, stage in stages), matrix.history, tuple(matrix.notes()))
+    kept_steps = {decision.stage: decision.kept_step for decision in matrix.decisions}
+    return Run(
+        workdir, config, tuple(stage for _, _, stage in stages), matrix.history, tuple(matrix.notes()), kept_steps
+    )
 
 
 def _read_stage(folder: Path, single_stage: bool) -> tuple[int, dict[str, Any], StageRun]:

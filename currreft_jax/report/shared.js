@@ -107,17 +107,23 @@ function stageTitles(places, top, plotTop, bottom) {
   });
 }
 
+/** The keys of a chart's metrics, as docs/metrics.md has them; none for measures that are no metrics of a step. */
+const metricKeys = (keys = []) => keys.length > 0 && el("code", { class: "keys" }, keys.map((key, i) => [i > 0 && " ", el("span", {}, key)]));
+
 const MOST_WHISKERS = 40; // of a series; the intervals of more points are a band
 
-/** Lines over steps, with an interval at each point: `series` of {label, points: [[x, y, low, high]]}, `bounds` of [x, title]. */
+/**
+ * Lines over steps, with an interval at each point: `keys` of the metrics, `series` of {label, points: [[x, y, low, high]]},
+ * `bounds` of [x, title].
+ */
 class IntervalChart {
-  constructor({ title, unit, series, bounds, range }) {
+  constructor({ title, unit, keys, series, bounds, range }) {
     Object.assign(this, { series, bounds, range });
     this.plot = svg("svg", { role: "img", "aria-label": `${title}, ${unit}, over steps. ` + series.map(({ label, points }) => {
       const [x, y, low, high] = points[points.length - 1];
       return `${label}: ${number(y)} at step ${x}, from ${number(low)} to ${number(high)}`;
     }).join("; ") });
-    this.node = el("article", { class: "chart intervals" }, el("header", {}, el("h4", {}, title, el("small", {}, unit))),
+    this.node = el("article", { class: "chart intervals" }, el("header", {}, el("h4", {}, title, el("small", {}, unit), metricKeys(keys))),
       el("div", { class: "legend" }, series.map(({ label }, i) => el("span", { class: `d${i % 4}`, "--c": `var(--s${i % 8})` },
         svg("svg", { class: "swatch", width: 22, height: 13, "aria-hidden": "true" }, svg("path", { class: "line", d: "M0 6.5H22" }), svg("path", { class: "dot", d: MARKERS[i % 4](11, 6.5, 3.5) })), label))), this.plot);
     new ResizeObserver(() => this.draw()).observe(this.plot);
@@ -165,13 +171,22 @@ function imageFigures(group, images) {
     const img = el("img", { src: image.uri, alt: `image ${i + 1} of ${group.id}`, width: image.width, height: image.height, class: small ? "small" : "" });
     return el("div", { class: "image" }, img, i === 0 && overlay(group, image));
   });
-  const key = [["g", group.gold_boxes.length || group.question_boxes.some((box) => box.correct), "gold"], ["p", group.completions.some((completion) => completion.boxes.length), group.completions.length > 1 ? "predicted, by completion" : "predicted"],
+  const key = [["g", group.gold_boxes.length || group.question_boxes.some((box) => box.correct), "gold"], ...predictedKeys(group.completions),
     ["q", group.question_boxes.some((box) => !box.correct), "in the question"]].filter(([, present]) => present);
   return shown.map((figure, i) => el("figure", {}, figure,
     i === 0 && key.length > 0 && el("figcaption", {}, key.map(([name, , text]) => el("span", { class: name }, el("i"), text)))));
 }
 
-/** Boxes over an image: gold solid, predicted dashed with the completion's number, boxes of the question dotted. */
+/** What the boxes of completions are in the key of an image; those with names have a colour and a dash for each. */
+function predictedKeys(completions) {
+  if (completions.some(({ name }) => name)) return completions.map(({ name, boxes }) => [name === "before" ? "b" : "p", boxes.length, name]);
+  return [["p", completions.some(({ boxes }) => boxes.length), completions.length > 1 ? "predicted, by completion" : "predicted"]];
+}
+
+/**
+ * Boxes over an image: gold solid, predicted dashed with the completion's number or name, those of a completion named
+ * before in long and short dashes, boxes of the question dotted.
+ */
 function overlay(group, image) {
   const width = 236, height = (width * image.height) / image.width;
   const drawBox = (box, label, kind, g) => {
@@ -183,13 +198,14 @@ function overlay(group, image) {
     return svg("g", { class: kind, "data-g": g }, svg("rect", { class: "halo", ...shape }), svg("rect", { class: "box", ...shape }),
       svg("rect", { class: "tag", x: tagX, y: ty, width: wide, height: 14, rx: 3 }), svg("text", { x: tagX + 3, y: ty + 10.5 }, label));
   };
-  const single = group.completions.length === 1;
-  const predicted = group.completions.flatMap((completion, g) => completion.boxes.map((box) => drawBox(box, single ? "answer" : String(g + 1), "predicted", g)));
+  const single = group.completions.length === 1, named = group.completions.some(({ name }) => name);
+  const predicted = group.completions.flatMap(({ boxes, name }, g) => boxes.map((box) =>
+    drawBox(box, name || (single ? "answer" : String(g + 1)), name === "before" ? "predicted before" : "predicted", g)));
   const gold = group.gold_boxes.map((box) => drawBox(box, "gold", "gold"));
   // The dashes of one answer let gold be seen below them; those of many would hide it.
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
     group.question_boxes.map((question) => drawBox(question.box, question.label, question.correct ? "question correct" : "question")),
-    single ? [gold, predicted] : [predicted, gold]);
+    single || named ? [gold, predicted] : [predicted, gold]);
 }
 
 // --------------------------------------------------------------------------------------------------------------- page

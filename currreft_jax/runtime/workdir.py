@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from currreft_jax.config import REJECT, Config, Source
 
-CONFIG, CHECKPOINTS, EXPORT, ROLLOUTS = "config.json", "checkpoints", "model", "rollouts"
+CONFIG, CHECKPOINTS, EXPORT = "config.json", "checkpoints", "model"
+ROLLOUTS, HELD_OUT = "rollouts", "held_out"  # folders of JSON lines, a file for each written step
 MATRIX, SHAPES = "curriculum.json", "shapes.json"  # in the workdir; the others are in the folder of each stage
 KEPT, KEPT_HELD_OUT = "kept.jsonl", "held_out.jsonl"  # in the folder of rejected sampling
 # Settings that may change between the parts of an interrupted run: layout, logging, limits, and room for rows.

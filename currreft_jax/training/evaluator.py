@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from currreft_jax.config import SuiteDomain
 from currreft_jax.config.wording import plural
 from currreft_jax.evaluation.held_out import HeldOut, measure
 from currreft_jax.evaluation.measurement import LossMeasurement, Measurement, regressed_from
+from currreft_jax.evaluation.scoring import ScoredRollout
 from currreft_jax.models.qwen2_5_vl import Parameters
-from currreft_jax.runtime.workdir import MATRIX
+from currreft_jax.runtime.workdir import HELD_OUT, MATRIX
 from currreft_jax.training.batches import StageContext
 from currreft_jax.training.console import answers_bar, say, timed
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
@@ -23,6 +25,7 @@ from currreft_jax.training.forgetting_gate import (
     start_measurements,
 )
 from currreft_jax.training.held_out_loss import LossRows, measure_loss
+from currreft_jax.training.records import answer_records, write_records
 
 
 class StepEvaluation(NamedTuple):
@@ -40,16 +43,21 @@ class StepEvaluation(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates the policy of a stage on the held-out rows of all stages; the context's model is the policy's."""
+    """Evaluates the policy of a stage on the held-out rows of all stages; the context's model is the policy's.
+
+    Greedy answers before the first step of a run, and at the end of each stage, are written into the stage's folder.
+    """
 
     def __init__(
         self,
         context: StageContext,
         sets: Sequence[HeldOut],
         matrix: ForgettingMatrix,
+        stage_dir: Path,
         loss_rows: LossRows | None = None,
     ) -> None:
         self._context, self._sets, self._matrix, self._loss_rows = context, sets, matrix, loss_rows
+        self._stage_dir = stage_dir
         self._images = {held_out.name: held_out.images for held_out in sets}
 
     def begin(self, policy: Parameters, start: int) -> None:
@@ -84,7 +92,7 @@ class Evaluator:
         if self._loss_rows:
             metrics[f"held_out/{stage.name}/loss"] = self._measure_loss(policy, step)
         greedy = step == stage.steps or stage.promote_above < 1
-        measurements = self._measure(policy, stage.name, step, greedy=greedy)
+        measurements, answers = self._measure(policy, stage.name, step, greedy=greedy)
         metrics["time/evaluate"] = time.perf_counter() - begun
         promoted = False
         for held_out, now in zip(self._sets, measurements, strict=True):
@@ -92,6 +100,8 @@ class Evaluator:
             if held_out.name == stage.name:
                 promoted = stage.promote_above < 1 and is_promoted(now, stage.promote_above)
         score = self._score([now for now in measurements if now.domain == SuiteDomain.IN.value])
+        if promoted or step == stage.steps:
+            self._write_answers(step, answers)
         self._matrix.add(measurements)
         if promoted and step < stage.steps:
             say(f"stage {stage.name} is promoted at step {step}: its pass rate is above its gate")
@@ -113,14 +123,37 @@ class Evaluator:
 
     def _measure_start(self, policy: Parameters, stage_name: str) -> None:
         begun = time.perf_counter()
-        self._matrix.add(self._measure(policy, stage_name, 0, greedy=True))
+        measurements, answers = self._measure(policy, stage_name, 0, greedy=True)
+        self._write_answers(0, answers)  # before the measurements, with which the evaluation counts as done
+        self._matrix.add(measurements)
         rows = plural(sum(held_out.rows for held_out in self._sets), "held-out row")
         say(f"answered {rows} before the first step in {time.perf_counter() - begun:.0f} s, compilation included")
 
-    def _measure(self, policy: Parameters, stage_name: str, step: int, *, greedy: bool) -> list[Measurement]:
-        """Answers all held-out rows, and shows the progress."""
+    def _measure(
+        self, policy: Parameters, stage_name: str, step: int, *, greedy: bool
+    ) -> tuple[list[Measurement], list[dict[str, Any]]]:
+        """Answers all held-out rows, and shows the progress; returns the records of greedy answers, too."""
+        answers: list[dict[str, Any]] = []
+
+        def record(held_out: HeldOut, first: int, scored: ScoredRollout) -> None:
+            answers.extend(answer_records(self._context.config, held_out, first, scored))
+
         with answers_bar(sum(held_out.rows for held_out in self._sets) * (1 + greedy)) as on_answers:
-            return measure(self._context, policy, self._sets, stage_name, step, greedy=greedy, on_answers=on_answers)
+            measurements = measure(
+                self._context,
+                policy,
+                self._sets,
+                stage_name,
+                step,
+                greedy=greedy,
+                on_answers=on_answers,
+                on_greedy=record,
+            )
+        return measurements, answers
+
+    def _write_answers(self, step: int, answers: Sequence[dict[str, Any]]) -> None:
+        if answers:  # none without held-out rows, or where other hosts have those that are recorded
+            write_records(self._stage_dir / HELD_OUT / f"{step}.jsonl", answers)
 
     def _set_metrics(self, held_out: HeldOut, now: Measurement) -> dict[str, float]:
         """Returns the metrics of a set of held-out rows, and warns if an earlier stage has regressed."""

@@ -1,4 +1,4 @@
-"""Metrics of rollouts, and the JSON objects that describe them in `rollouts/STEP.jsonl`."""
+"""Metrics of rollouts, and the JSON objects of `rollouts/STEP.jsonl` and `held_out/STEP.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from currreft_jax.data.microbatches import join_parts, split_groups
 from currreft_jax.data.processor import Processor
 from currreft_jax.data.prompts import load_template
 from currreft_jax.data.rows import row_to_json
+from currreft_jax.evaluation.held_out import HeldOut, spread
 from currreft_jax.evaluation.scoring import ScoredRollout
 from currreft_jax.rewards.registry import is_own
 from currreft_jax.runtime.multihost import local_rows
 from currreft_jax.structs import MAX_REASON, Array, Completion, Reason, Rollout, Scores
 from currreft_jax.training.batches import host_groups
 
+MAX_ANSWERS = 64  # that are recorded of a set of held-out rows
 _TASKS = tuple(Task)
 
 
@@ -105,16 +107,11 @@ def rollout_records(
     for rows, of_microbatch in ref_logprobs:
         reference[rows] = local_rows(of_microbatch)
     reference = join_parts(reference, parts)
-    scores = scored.scores
 
     def record(p: int, g: int, completion: Completion) -> dict[str, Any]:
         own = p, g, slice(completion.num_tokens)
         return {
-            "text": completion.text,
-            "finished": completion.finished,
-            "reward": float(scores.total[p, g]),
-            "parts": {name: float(x[p, g]) for name, x in scores.parts.items() if not np.isnan(x[p, g])},
-            "reasons": {name: str(reasons[p, g]) for name, reasons in scores.reasons.items() if reasons[p, g]},
+            **_completion_record(completion, scored.scores, p, g),
             "advantage": float(advantages[p, g]),
             "tokens": [processor.decode([token]) for token in tokens[own]],
             "logprobs": _rounded(logprobs[own]),
@@ -128,12 +125,44 @@ def rollout_records(
     ]
 
 
+def answer_records(config: Config, held_out: HeldOut, first: int, scored: ScoredRollout) -> list[dict[str, Any]]:
+    """Describes this host's answers to held-out rows: to `MAX_ANSWERS` rows that are spread evenly over the set.
+
+    Args:
+        config: all settings.
+        held_out: the set.
+        first: index of the first answered example among this host's.
+        scored: a batch of answers, one for each row.
+    """
+    recorded = set(spread(np.arange(held_out.rows), MAX_ANSWERS).tolist())
+    examples = held_out.examples[first : first + len(scored.scores.total)]
+    records = []
+    for p, (example, (completion,)) in enumerate(zip(examples, scored.completions.texts, strict=False)):  # padded batch
+        index = (first + p) * jax.process_count() + jax.process_index()  # hosts take turns
+        if index in recorded:
+            row, answer = row_record(config, example), _completion_record(completion, scored.scores, p, 0)
+            records.append({"held_out": held_out.name, "index": index, "row": row, "answer": answer})
+    return records
+
+
+def _completion_record(completion: Completion, scores: Scores, p: int, g: int) -> dict[str, Any]:
+    return {
+        "text": completion.text,
+        "finished": completion.finished,
+        "reward": float(scores.total[p, g]),
+        "parts": {name: float(x[p, g]) for name, x in scores.parts.items() if not np.isnan(x[p, g])},
+        "reasons": {name: str(reasons[p, g]) for name, reasons in scores.reasons.items() if reasons[p, g]},
+    }
+
+
 def write_records(path: Path, records: Sequence[dict[str, Any]]) -> Path:
-    """Writes JSON lines; of several hosts each writes its own rows, to `NAME-HOST.jsonl`."""
+    """Writes JSON lines, whole or not at all; of several hosts each writes its own rows, to `NAME-HOST.jsonl`."""
     if jax.process_count() > 1:
         path = path.with_name(f"{path.stem}-{jax.process_index()}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    partial.replace(path)
     return path
 
 

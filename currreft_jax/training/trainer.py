@@ -31,6 +31,7 @@ from currreft_jax.runtime.profiler import ProfileSteps, StepProfiler
 from currreft_jax.runtime.workdir import (
     CHECKPOINTS,
     EXPORT,
+    HELD_OUT,
     MATRIX,
     ROLLOUTS,
     only_run,
@@ -248,8 +249,9 @@ def open_stage(
         context = stage_context(session, stage_index, buckets, previous_dir)
         if is_main:
             write_config(run_config, stage_dir)
-            drop_records(stage_dir / ROLLOUTS, after=step)
-        evaluator = Evaluator(evaluated_context(context, run_config), held_out, matrix, loss_rows)
+            for folder in (ROLLOUTS, HELD_OUT):
+                drop_records(stage_dir / folder, after=step)
+        evaluator = Evaluator(evaluated_context(context, run_config), held_out, matrix, stage_dir, loss_rows)
         evaluator.begin(to_policy(model)(state.params), step)
         metrics = stack.enter_context(
             Metrics(stage_dir, config.logging, name=config.name, step=step, steps=stage.steps, writes=is_main)

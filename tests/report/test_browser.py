@@ -24,6 +24,7 @@ from tests.report.test_report import HOSTILE
 from tests.report.workdirs import (
     completion_record,
     detection_row,
+    held_out_answer,
     metric_lines,
     rollout_row,
     write_image,
@@ -33,7 +34,7 @@ from tests.report.workdirs import (
 from tools import report_picture
 
 pytestmark = pytest.mark.browser
-GREEN, ORANGE = np.array([7, 135, 90]), np.array([212, 66, 10])
+GREEN, ORANGE, VIOLET = np.array([7, 135, 90]), np.array([212, 66, 10]), np.array([107, 47, 196])
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,68 @@ def test_the_keyboard_moves_through_cards_completions_and_tokens(opened, workdir
     )
 
 
+def test_answers_before_and_after_have_boxes_of_their_own_and_say_how_many_changed(opened, workdir, tmp_path):
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    where = {
+        "task": "detection",
+        "kind": "open",
+        "image": str(folder / "a.png"),
+        "frame": [84, 84],
+        "resized": [168, 168],
+    }
+    where |= {"problem": "where is it?", "solution": "[21, 21, 63, 63]"}
+    texts = {("one", 0): "[10, 100, 60, 150]", ("one", 20): "[100, 20, 150, 60]"}
+    for (stage, step), box in texts.items():
+        answers = [held_out_answer(0, step / 20, text=f"<think> a </think> <answer> {box} </answer>", **where)]
+        answers += [held_out_answer(index, (index - step / 20) / 3) for index in (1, 2)] + [held_out_answer(3, 1.0)]
+        write_lines(folder / stage / "held_out" / f"{step}.jsonl", answers)
+    page = opened(folder)
+    assert page.locator("nav a").nth(1).inner_text() == "Before and after"
+    assert page.locator("#before-after .tools").inner_text() == "Rows of one"
+    assert "risen for 1, fallen for 2, and is the same for 1." in page.locator("#before-after .note").inner_text()
+    card = page.locator("#before-after .card").first
+    assert "▲ improved, +1.00" in card.inner_text() and "[21, 21, 63, 63]" in card.locator(".answer").inner_text()
+    assert page.locator("#before-after .card").nth(1).inner_text().count("▼ worsened, −0.33") == 1
+    assert card.locator("figcaption").inner_text().split() == ["gold", "before", "after"]
+    boxes = card.locator("svg rect.box")
+    found = {
+        name: boxes.nth(i).evaluate("(box) => [getComputedStyle(box).stroke, getComputedStyle(box).strokeDasharray]")
+        for i, name in enumerate(("gold", "before", "after"))
+    }
+    assert found["gold"] == ["rgb(7, 135, 90)", "none"]
+    assert found["before"] == ["rgb(107, 47, 196)", "9px, 3px, 2px, 3px"]
+    assert found["after"] == ["rgb(212, 66, 10)", "7px, 4px"]
+    image = card.locator(".image")
+    image.scroll_into_view_if_needed()
+    near, along = colours_near(image), np.linspace(100 / 168 + 0.02, 150 / 168 - 0.1, 40)
+    assert np.mean([near(x, y, VIOLET) for y in along for x in (10 / 168, 60 / 168)]) > 0.8
+    assert np.mean([near(x, y, ORANGE) for x in along for y in (20 / 168, 60 / 168)]) > 0.8
+
+
+def test_a_page_without_answers_before_training_says_why(opened, workdir):
+    page = opened(workdir)
+    assert page.locator("#before-after").count() == 0
+    assert "no answers to held-out rows were recorded before" in page.locator("#overview .note").inner_text()
+
+
+KEYS_OF_CHARTS = """
+Object.fromEntries([...document.querySelectorAll(".chart header")].reverse().map((header) => {
+  const keys = [...header.querySelectorAll(".keys span")].map((key) => key.textContent);
+  return [header.querySelector("h4").firstChild.textContent, keys];
+}))
+"""
+
+
+def test_charts_name_the_metrics_that_they_show(opened, workdir, tmp_path):
+    page = opened(workdir)
+    keys = page.evaluate(KEYS_OF_CHARTS)
+    assert keys["Reward"] == ["reward", "reward/TASK"] and keys["Reward components"] == ["rewards/NAME/mean"]
+    assert keys["Time"] == ["step_time"] and keys["Accuracy"] == ["rewards/accuracy/mean"]
+    assert keys["All stages"] == ["held_out/STAGE/pass"]
+    page = opened(workdir, write_run(tmp_path / "other", stages=("one", "two")))
+    assert page.locator(".chart .keys").all_inner_texts()[:2] == ["reward", "reward/math"]
+
+
 def test_tokens_are_shaded_by_the_selected_value(opened, workdir):
     page = opened(workdir)
     colours = "[...document.querySelectorAll('.completion .text span')].map(span => span.style.backgroundColor)"
@@ -289,7 +352,15 @@ def test_hostile_text_stays_text(opened, tmp_path):
     ForgettingMatrix(folder / "curriculum.json", writes=True).add(
         [Measurement(HOSTILE, 1, HOSTILE, 9, 1, 0.1, 0.5, 0.5, 4)]
     )
+    for step in (0, 5):
+        answers = [
+            held_out_answer(1, float(step), HOSTILE, id=HOSTILE, problem=HOSTILE, solution=HOSTILE, text=HOSTILE)
+        ]
+        write_lines(folder / "held_out" / f"{step}.jsonl", answers)
     page = opened(folder)
+    assert (
+        page.locator("#before-after .text").first.inner_text().startswith("</script><script>window.hacked = 1</script>")
+    )
     page.locator(".completion .text span").first.hover()
     page.locator(".completion button").first.click()
     page.locator("#curves svg").first.focus()

@@ -91,3 +91,11 @@ def write_image(path: Path, side: int = 84, colour: tuple[int, int, int] = GREY)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (side, side), colour).save(path)
     return path
+
+
+def held_out_answer(number: int, reward: float, held_out: str = "one", **row: Any) -> dict[str, Any]:
+    """A line of `held_out/STEP.jsonl`: a row of mathematics, or the keys of another one, and an answer."""
+    fields = {"id": f"row-{number}", "task": "math", "kind": "judge", "problem": "is it?", "solution": "yes"} | row
+    answer = completion_record(fields.pop("text", f"<answer> {reward} </answer>"), reward)
+    kept = {key: answer[key] for key in ("text", "finished", "reward", "parts", "reasons")}
+    return {"held_out": held_out, "index": number, "row": fields, "answer": kept}
