@@ -165,7 +165,7 @@ def read_model_answers(folder: str | Path) -> ModelAnswers:
     folder = Path(folder)
     files = sorted(folder.glob(f"*{SUFFIX}"))
     if not files:
-        models = sorted({str(path.parent) for path in folder.glob(f"*/*{SUFFIX}")})
+        models = sorted({str(path.parent) for path in folder.glob(f"*/*{SUFFIX}") if manifest_path(path).exists()})
         there = f"; those of models are in {', '.join(models)}" if models else name_nearest(folder)
         command = f"python -m currreft_jax.evaluate --model=MODEL --rows=FILE --out={folder.parent}"
         raise ValueError(f"{folder} holds no answers{there or f'; evaluate its model first: {command}'}")

@@ -65,10 +65,10 @@ def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
     for item in merge_rows(convert_records(records, partial(_convert, source, finder, broken)), broken):
         rows += [item] if isinstance(item, Row) else []
         yield item
-    yield from map(Remark, [*finder.remarks(), *suggest_options(rows)])
+    yield from map(Remark, [*finder.remarks(), *suggest_kind(rows)])
 
 
-def suggest_options(rows: Sequence[Row]) -> list[str]:
+def suggest_kind(rows: Sequence[Row]) -> list[str]:
     """Returns a remark on open rows whose solutions are all of the form of another kind or task."""
     open_rows = [row for row in rows if row.kind is Kind.OPEN and row.task is not Task.DETECTION]
     if not open_rows:
