@@ -80,6 +80,7 @@ def main(_: Sequence[str]) -> None:
         refuse_command_line("evaluate", str(error))
 
     from currreft_jax.endpoint import EndpointError
+    from currreft_jax.evaluation.answerers import refuse_missing
     from currreft_jax.evaluation.runner import evaluate
     from currreft_jax.evaluation.summary import summary_table
     from currreft_jax.runtime import distributed
@@ -95,6 +96,7 @@ def main(_: Sequence[str]) -> None:
     try:
         enable_compilation_cache()
         distributed.initialize(args.coordinator_address, args.num_processes, args.process_id)
+        refuse_missing(config.models, config.template)
         files = evaluate(config, local_path(args.out or f"runs/{config.name}"), say)
         if distributed.is_main():
             print(summary_table(files))

@@ -106,6 +106,8 @@ def generate(options: argparse.Namespace) -> None:
         _say(f"the right answer: {row.solution}; by the reward of training the model's is {verdict}")
         if not options.model:
             _say(_BEFORE_TRAINING)
+    elif number is not None:
+        _say("the answer is not judged: only the scene's own question, without --prompt, has a right answer")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         frames, scale = (prompt.images[0].resized, prompt.images[0].original), 1 if number is None else _DEMO_SCALE

@@ -48,6 +48,7 @@ def main(_: Sequence[str]) -> None:
         refuse_command_line("reject", str(error))
 
     from currreft_jax.endpoint import EndpointError
+    from currreft_jax.evaluation.answerers import refuse_missing
     from currreft_jax.rejection.runner import reject, replay
     from currreft_jax.rejection.summary import read_summary, summary_tables
     from currreft_jax.runtime import distributed
@@ -65,6 +66,7 @@ def main(_: Sequence[str]) -> None:
             files = replay(settings, out, say)
         else:
             distributed.initialize(args.coordinator_address, args.num_processes, args.process_id)
+            refuse_missing([settings.model], settings.template)
             files = reject(settings, out, say)
     except (
         *(ValueError, OSError, ModuleNotFoundError),

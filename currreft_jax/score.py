@@ -34,7 +34,13 @@ from currreft_jax.config import BoxReading, DetectionScore, OnRewardError, Parti
 from currreft_jax.config.arguments import CommandParser
 from currreft_jax.config.missing import describe_error
 from currreft_jax.config.output import output_path
-from currreft_jax.evaluation.completions_file import read_completions, score_lines, score_table, verdict_records
+from currreft_jax.evaluation.completions_file import (
+    list_failures,
+    read_completions,
+    score_lines,
+    score_table,
+    verdict_records,
+)
 from currreft_jax.rewards import MathsPool, MathsPoolError, RewardError
 
 STDOUT = Path("-")
@@ -51,8 +57,8 @@ def main() -> None:
             print(f"score: keys that only rewards of your own can use: {', '.join(sorted(extra))}", file=sys.stderr)
         with MathsPool(settings.maths) as pool:
             scores = score_lines(lines, settings, pool)
-        for failure in scores.failures:
-            print(f"score: counts as 0: {failure.message}", file=sys.stderr)
+        for line in list_failures(scores.failures):
+            print(f"score: {line}", file=sys.stderr)
         if options.out:
             with nullcontext(sys.stdout) if options.out == STDOUT else open(options.out, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in verdict_records(lines, scores))

@@ -83,6 +83,9 @@ def test_the_boxes_of_the_demo_are_drawn_on_an_enlarged_scene_and_judged_as_in_t
     assert tuple(pixels[216, 250]) == GREEN and tuple(pixels[12, 60]) == ORANGE  # 36 x 6, 2 x 6
     assert demo_verdict(row, answer, FRAME) == "wrong (iou_below)"
     assert demo_verdict(row, "<think>x</think><answer>[34, 36, 50, 55]</answer>", FRAME) == "right"
+    said = [draw_answer_boxes(scene, "a star", FRAME, FRAME, tmp_path / "out.png", row=one) for one in (row, None)]
+    assert said[0].endswith("out.png; the answer names no box (bad_json); the right one is green")
+    assert said[1].endswith("out.png; the answer names no box")
     with pytest.raises(ValueError, match="--demo=-1: scenes are numbered from 0"):
         demo_scene(-1)
 

@@ -22,7 +22,7 @@ from currreft_jax.runtime import timing
 from currreft_jax.runtime.metrics import read_metrics
 from currreft_jax.runtime.profiler import ProfileSteps, StepProfiler, parse_profile_steps
 from currreft_jax.runtime.sharding import make_mesh
-from currreft_jax.runtime.timing import CompilationCounter, StepTimer, peak_memory_gb
+from currreft_jax.runtime.timing import CompilationCounter, StepTimer, log_compilations, peak_memory_gb
 from currreft_jax.training import mfu, trainer
 from currreft_jax.training.batches import Bucket, layout_on
 from currreft_jax.training.metrics_buffer import MetricsBuffer, throughput
@@ -134,6 +134,15 @@ def test_compilations_are_counted_until_the_counter_is_closed():
     counter.close()
     function(arguments[2])
     assert counter.take() == 0
+
+
+def test_compilations_are_told_every_ten_seconds():
+    lines, now = [], 0.0
+    with log_compilations(lines.append, lambda: now) as compiled:
+        for now in (4.0, 11.0, 15.0, 30.0):  # noqa: B007
+            jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 1.0)
+        assert compiled() == "4 programs in 30 s"
+    assert lines == ["compiling; 2 programs in 11 s so far", "compiling; 4 programs in 30 s so far"]
 
 
 def test_the_peak_of_memory_is_that_of_the_fullest_device_of_this_host():

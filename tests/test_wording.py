@@ -23,7 +23,7 @@ def test_a_count_has_its_noun_in_the_right_number(count, words, text):
     [
         ({}, ""),
         ({"a": 1}, "a 1"),
-        ({"d": 1, "b": 2, "a": 2000, "c": 2}, "a 2,000, b 2, c 2 and 1 other"),
+        ({"d": 1, "b": 2, "a": 2000, "c": 2}, "a 2,000, b 2, c 2, d 1"),
         ({"e": 1, "d": 1, "c": 2, "b": 3, "a": 3}, "a 3, b 3, c 2 and 2 others"),
     ],
 )

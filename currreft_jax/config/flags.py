@@ -99,6 +99,23 @@ def flags_parser(
     return parse
 
 
+def refuse_replaced(replaced: Mapping[str, str]) -> None:
+    """Refuses settings of the command line that another flag beside them replaces.
+
+    Args:
+        replaced: flag of a program -> the setting that it replaces, such as rows -> suites.
+
+    Raises:
+        ValueError: naming both.
+    """
+    arguments = flags.FLAGS.read_flags_from_files(_command_line, force_gnu=False)
+    for argument in arguments:
+        override = _OVERRIDE.match(argument)
+        for flag, setting in replaced.items():
+            if override and re.match(rf"{re.escape(setting)}($|[.\[])", override[1]) and flags.FLAGS[flag].present:
+                raise ValueError(f"{argument}: --{flag} replaces config.{setting}; give one of them")
+
+
 def refuse_command_line(program: str, message: str) -> NoReturn:
     """Ends a program with one line and code 2."""
     print(f"{program}: {message}", file=sys.stderr)

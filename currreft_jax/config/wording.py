@@ -15,8 +15,12 @@ def plural(count: int, one: str, several: str = "") -> str:
 
 
 def most_frequent(counts: Mapping[str, int], most: int = 3) -> str:
-    """Lists the most frequent names with their counts: `bad_json 12, truncated 3 and 2 others`."""
+    """Lists the most frequent names with their counts: `bad_json 12, truncated 3 and 2 others`.
+
+    A single other name is listed, too.
+    """
     names = sorted(counts, key=lambda name: (-counts[name], name))
+    most += len(names) == most + 1
     listed = ", ".join(f"{name} {counts[name]:,}" for name in names[:most])
     others = sum(counts[name] for name in names[most:])
     return f"{listed} and {plural(others, 'other')}" if others else listed

@@ -66,9 +66,11 @@ def draw_answer_boxes(
     if row:
         picture = draw_boxes(picture, _boxes(rescale(Boxes(gold_corners(row), original), drawn).corners), color=GREEN)
     draw_boxes(picture, boxes).save(path)
-    why = f" ({corners})" if isinstance(corners, Reason) else ""
     right = "; the right one is green" if row else ""
-    return f"wrote {path} with {plural(len(boxes), 'box', 'boxes')} of the answer in orange{why}{right}"
+    if not boxes:
+        why = f" ({corners})" if row and isinstance(corners, Reason) else ""
+        return f"wrote {path}; the answer names no box{why}{right}"
+    return f"wrote {path} with {plural(len(boxes), 'box', 'boxes')} of the answer in orange{right}"
 
 
 def _boxes(corners: np.ndarray) -> list[Box]:

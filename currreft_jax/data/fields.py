@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,12 +21,24 @@ class LineError(ValueError):
     Attributes:
         location: file and line.
         problem: what is wrong and what is expected.
+        cause: the same for all lines with one mistake, whatever values `problem` shows: they are counted by it.
     """
 
-    def __init__(self, location: str, problem: str):
+    def __init__(self, location: str, problem: str, cause: str = ""):
         super().__init__(f"{location}: {problem}")
         self.location = location
         self.problem = problem
+        self.cause = cause or problem
+
+
+def count_causes(errors: Iterable[LineError]) -> list[tuple[int, LineError]]:
+    """Returns for each cause, in order of appearance, the number of its errors and the first of them."""
+    first: dict[str, LineError] = {}
+    counts: Counter[str] = Counter()
+    for error in errors:
+        first.setdefault(error.cause, error)
+        counts[error.cause] += 1
+    return [(counts[cause], error) for cause, error in first.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +66,19 @@ class Fields:
         except (ValueError, RecursionError) as error:
             table = location.partition(":")[0].endswith((".csv", ".tsv", ".parquet"))
             remedy = "make rows of the table with `dataset build table`" if table else "write one object a line"
-            raise LineError(location, f"not JSON ({error}); {remedy}") from error
+            raise LineError(location, f"not JSON ({error}); {remedy}", cause="not JSON") from error
         if not isinstance(keys, dict):
             raise LineError(location, f"a {type(keys).__name__}; write one object a line")
         return cls(keys, location)
 
-    def refuse(self, problem: str) -> NoReturn:
+    def refuse(self, problem: str, cause: str = "") -> NoReturn:
         """Raises a `LineError` at this location."""
-        raise LineError(self.location, problem)
+        raise LineError(self.location, problem, cause)
 
     def refuse_value(self, key: str, expected: str) -> NoReturn:
         """Raises a `LineError` that shows the value of a key and what was expected."""
         shown = json.dumps(self.keys[key], default=repr)[:80] if key in self.keys else "missing"  # a cell may be bytes
-        self.refuse(f'"{key}" is {shown}; it takes {expected}')
+        self.refuse(f'"{key}" is {shown}; it takes {expected}', cause=f'"{key}" takes {expected}')
 
     def take(self, key: str, value_type: type, expected: str, default: Any = None) -> Any:
         """Returns the value of a key, or the default if the key is absent.

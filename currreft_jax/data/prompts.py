@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 from currreft_jax.config import Kind, Task
+from currreft_jax.config.names import nearest
+from currreft_jax.config.own_code import import_module_of
 from currreft_jax.data.row_boxes import FramePairs, resize_boxes, text_corners
 from currreft_jax.data.rows import IMAGE, split_conversation
 from currreft_jax.rewards import detection
@@ -82,14 +83,19 @@ def load_template(name: str) -> Template:
         return TEMPLATES[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ValueError(f"no prompt template {name!r}; write package.module:NAME, or one of {', '.join(TEMPLATES)}")
+        near = f"; nearest: {', '.join(names)}" if (names := nearest(name, TEMPLATES)) else ""
+        raise ValueError(
+            f"no prompt template {name!r}; write package.module:NAME, or one of {', '.join(TEMPLATES)}{near}"
+        )
     try:
-        template = vars(import_module(module)).get(attribute)
-    except ImportError as error:
-        raise ValueError(f"prompt template {name!r}: {module} cannot be imported: {error}") from error
-    if not isinstance(template, Template):
-        raise ValueError(f"prompt template {name!r}: {module} defines no Template of the name {attribute!r}")
-    return template
+        defined = import_module_of(name)
+    except ValueError as error:
+        raise ValueError(f"prompt template {name!r}: {error}") from error
+    templates = {key: value for key, value in defined.items() if isinstance(value, Template)}
+    if attribute not in templates:
+        near = f"; nearest: {', '.join(names)}" if (names := nearest(attribute, templates)) else ""
+        raise ValueError(f"prompt template {name!r}: {module} defines no Template of the name {attribute!r}{near}")
+    return templates[attribute]
 
 
 def question_messages(row: Row, template: Template, frames: FramePairs) -> list[dict[str, Any]]:

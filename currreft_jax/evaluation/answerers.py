@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +32,7 @@ from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.runtime.digests import hash_files
 from currreft_jax.runtime.multihost import gather_bytes
 from currreft_jax.runtime.sharding import make_mesh
-from currreft_jax.runtime.timing import CompilationCounter
+from currreft_jax.runtime.timing import log_compilations
 from currreft_jax.sampling.completions import decode_group
 from currreft_jax.sampling.continuous import SlotLayout, sample_stream, slot_layout, warm_up_stream
 from currreft_jax.sampling.sampler import batch_shape, decode_params, prompt_dims
@@ -110,6 +109,19 @@ def open_answerer(
     return EndpointAnswerer(model, evaluation, out, log, budget)
 
 
+def refuse_missing(models: Iterable[EvaluatedModel], template: str) -> None:
+    """Refuses models that are not there, and a template that cannot be loaded, before any row is read or drawn.
+
+    Raises:
+        FileNotFoundError: nothing at the path of a model.
+        ValueError: the template is none.
+    """
+    load_template(template)
+    for model in models:
+        if not model.endpoint:
+            resolve_source(model.path)
+
+
 class ModelAnswerer:
     """Samples completions from parameters of this program, on all its devices."""
 
@@ -174,20 +186,18 @@ class ModelAnswerer:
         if not new:
             return
         self._compiled |= new.keys()
-        begun, counter = time.perf_counter(), CompilationCounter()
         self._log(f"{self._name}: compiling for {plural(len(new), 'shape')} of prompts")
-        warm_up_stream(
-            loaded.model,
-            loaded.params,
-            loaded.processor,
-            [[self._prompt(question) for _, question in _own(together)] for together in new.values()],
-            sampling,
-            layout=self._layout,
-            weights=self._decoding,
-        )
-        programs, seconds = plural(counter.take(), "program"), time.perf_counter() - begun
-        counter.close()
-        self._log(f"{self._name}: compiled {programs} in {seconds:.0f} s; no answer compiles more")
+        with log_compilations(lambda line: self._log(f"{self._name}: {line}")) as compiled:
+            warm_up_stream(
+                loaded.model,
+                loaded.params,
+                loaded.processor,
+                [[self._prompt(question) for _, question in _own(together)] for together in new.values()],
+                sampling,
+                layout=self._layout,
+                weights=self._decoding,
+            )
+            self._log(f"{self._name}: compiled {compiled()}; no answer compiles more")
 
     def answers(self, questions: Iterable[SuiteQuestion]) -> Iterator[tuple[int, SuiteReply]]:
         """Samples completions; a question enters as soon as there is room for it."""

@@ -19,9 +19,14 @@ from currreft_jax.config import (
     validate_evaluation,
 )
 from currreft_jax.config.file_flags import define_files, expand_files, name_files
-from currreft_jax.config.flags import define_config
+from currreft_jax.config.flags import define_config, refuse_replaced
 
 _SAMPLED_TEMPERATURE = 1.0
+# The settings that flags replace.
+_REPLACED = {
+    **{"model": "models", "rows": "suites", "images": "images", "scorer": "scorer", "extraction": "extraction"},
+    **{"samples": "sampling.group_size", "judge": "judge.model", "judge_url": "judge.url"},
+}
 
 
 def define_flags() -> None:
@@ -56,6 +61,7 @@ def settings_of_flags(config: Evaluation) -> Evaluation:
         ValueError: the settings are impossible.
     """
     args = flags.FLAGS
+    refuse_replaced(_REPLACED)
     if args.endpoint and not args.model:
         raise ValueError("--endpoint needs --model, the model's name at the server")
     if args.csv and not args.compare:

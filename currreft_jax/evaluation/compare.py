@@ -162,10 +162,13 @@ def read_model_answers(folder: str | Path) -> ModelAnswers:
         ValueError: the folder has no answers, some rows are not answered yet, or a file is damaged.
         OSError: a file cannot be read.
     """
-    files = sorted(Path(folder).glob(f"*{SUFFIX}"))
+    folder = Path(folder)
+    files = sorted(folder.glob(f"*{SUFFIX}"))
     if not files:
-        near = name_nearest(folder)
-        raise ValueError(f"{folder} holds no answers{near}; name the folder of a model in an evaluation's --out")
+        models = sorted({str(path.parent) for path in folder.glob(f"*/*{SUFFIX}") if manifest_path(path).exists()})
+        there = f"; those of models are in {', '.join(models)}" if models else name_nearest(folder)
+        command = f"python -m currreft_jax.evaluate --model=MODEL --rows=FILE --out={folder.parent}"
+        raise ValueError(f"{folder} holds no answers{there or f'; evaluate its model first: {command}'}")
     return ModelAnswers(files[0].parent.name, tuple(map(_read_suite_answers, files)))
 
 

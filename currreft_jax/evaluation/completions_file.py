@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from currreft_jax.config import Kind, Rewards, Task
-from currreft_jax.config.wording import most_frequent
-from currreft_jax.data.fields import BYTE_ORDER_MARK, Fields
+from currreft_jax.config.wording import most_frequent, plural
+from currreft_jax.data.fields import BYTE_ORDER_MARK, Fields, LineError, count_causes
 from currreft_jax.data.rows import MAX_OPTIONS, extra_keys, parse_solution
 from currreft_jax.rewards import MathsPool, RowError, check_rows, score_completions
-from currreft_jax.structs import Completion, Frame, Row, Scores
+from currreft_jax.structs import Completion, Frame, RewardFailure, Row, Scores
 
 STDIN = "-"
-_SHOWN_ERRORS = 20
 _SHOWN_REASONS = 5  # of a kind and task
 _KEYS = {
     *("kind", "task", "solution", "completion", "id", "problem", "options", "multiple"),
@@ -97,7 +96,7 @@ def score_lines(lines: Sequence[CompletionLine], settings: Rewards, pool: MathsP
     """Scores one completion a line, `[P, 1]`.
 
     Raises:
-        ValueError: rows cannot be scored; the message names file and line of the first 20 of them.
+        ValueError: rows cannot be scored; the message has a line for each cause, with the first row and their number.
         RewardError: a reward function failed.
     """
     rows = [line.row for line in lines]
@@ -109,10 +108,20 @@ def score_lines(lines: Sequence[CompletionLine], settings: Rewards, pool: MathsP
     except RowError as error:
         errors = [error]
     locations = {id(line.row): line.location for line in lines}
-    messages = [f"{locations[id(error.row)]}: {error.problem}" for error in errors[:_SHOWN_ERRORS]]
-    if len(errors) > len(messages):
-        messages.append(f"and {len(errors) - len(messages)} more")
-    raise ValueError("\n       ".join(messages))
+    causes = count_causes(LineError(locations[id(error.row)], error.problem, error.cause) for error in errors)
+    raise ValueError("\n       ".join(f"{first} ({plural(count, 'row')})" for count, first in causes))
+
+
+def list_failures(failures: Sequence[RewardFailure]) -> list[str]:
+    """Lists the first failure of each reward at each line of its code, with their number."""
+    first: dict[tuple[str, str], RewardFailure] = {}
+    for failure in failures:
+        first.setdefault((failure.reward, failure.location), failure)
+    counts = Counter((failure.reward, failure.location) for failure in failures)
+    return [
+        f"{f'{counts[place]:,} count as 0, the first' if counts[place] > 1 else 'counts as 0'}: {failure.message}"
+        for place, failure in first.items()
+    ]
 
 
 def verdict_records(lines: Sequence[CompletionLine], scores: Scores) -> list[dict[str, Any]]:

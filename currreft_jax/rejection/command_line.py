@@ -17,9 +17,15 @@ from currreft_jax.config import (
     validate_rejection,
 )
 from currreft_jax.config.file_flags import define_files, expand_files, name_files
-from currreft_jax.config.flags import define_config
+from currreft_jax.config.flags import define_config, refuse_replaced
 from currreft_jax.config.output import local_path
 from currreft_jax.judges import validate_judge
+
+# The settings that flags replace.
+_REPLACED = {
+    **{"model": "model", "rows": "sources", "suites": "suites", "threshold": "threshold", "budget": "budget"},
+    **{"judge": "judge.model", "judge_endpoint": "judge.url"},
+}
 
 
 def define_flags() -> None:
@@ -51,6 +57,7 @@ def settings_of_flags(config: Rejection) -> Rejection:
         ValueError: the settings are impossible.
     """
     args = flags.FLAGS
+    refuse_replaced(_REPLACED)
     if args.endpoint and not args.model:
         raise ValueError("--endpoint needs --model, the model's name at the server")
     if args.judge_endpoint and not args.judge:

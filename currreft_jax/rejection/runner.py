@@ -31,6 +31,10 @@ OpenJudge = Callable[..., AnswerJudge]
 
 JUDGE_LEDGER, SECOND_LEDGER = "judge.ledger", "second_judge.ledger"
 UNREADABLE_GOLD, NO_RULE = "unreadable_gold", "no_rule"
+_NO_RULE_REMEDY = (
+    "rows of kind chat, and open rows of task other, have no answer that the rules could check, and the judge is the"
+    " rules; a model judges them: --judge=NAME --judge_endpoint=URL"
+)
 
 
 def reject(
@@ -167,8 +171,11 @@ def load_candidates(settings: Rejection, pool: MathsPool, stack: ExitStack, log:
         if source.dropped:
             counts = ", ".join(f"{reason} {count}" for reason, count in source.dropped_counts().items())
             log(f"{source.settings.name}: {len(source.dropped)} of {len(source.suite)} rows are left out: {counts}")
+            if NO_RULE in source.dropped_counts():
+                log(f"{NO_RULE}: {_NO_RULE_REMEDY}")
         if not source.places:
-            raise ValueError(f"source {source.settings.name}: no row is left; give it other rows, or remove it")
+            remedy = f"; {NO_RULE}: {_NO_RULE_REMEDY}" if NO_RULE in source.dropped_counts() else ""
+            raise ValueError(f"source {source.settings.name}: no row is left; give it other rows, or remove it{remedy}")
     return CandidateRows(sources, frozenset(checkable), contents.compared)
 
 

@@ -18,12 +18,14 @@ class RowError(ValueError):
     Attributes:
         row: the row.
         problem: what is wrong with it and how to fix it.
+        cause: the same for all rows with one mistake, whatever solutions `problem` shows.
     """
 
-    def __init__(self, row: Row, problem: str):
+    def __init__(self, row: Row, problem: str, cause: str = ""):
         super().__init__(f"row {row.id}: {problem}")
         self.row = row
         self.problem = problem
+        self.cause = cause or problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,8 @@ def gold_text(row: Row) -> str:
 def refuse_gold(row: Row, reason: Reason, expected: str) -> NoReturn:
     """Raises the `RowError` of a gold answer that cannot be parsed."""
     shown = row.solution if len(row.solution) <= 80 else f"{row.solution[:80]}…"
-    raise RowError(
-        row,
-        f"solution {shown!r} is no gold answer ({reason}); "
-        f"kind {row.kind.value}, task {row.task.value} expects {expected}",
-    )
+    cause = f"is no gold answer ({reason}); kind {row.kind.value}, task {row.task.value} expects"
+    raise RowError(row, f"solution {shown!r} {cause} {expected}", cause)
 
 
 def parse_json(text: str) -> object:

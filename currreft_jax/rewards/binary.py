@@ -3,6 +3,9 @@
 from currreft_jax.rewards.answer import gold_text, refuse_gold
 from currreft_jax.structs import Reason, Row, Verdict
 
+# What the words mean that are refused as gold answers.
+_MEANT = {"true": "yes", "false": "no", "1": "yes", "0": "no", "y": "yes", "n": "no"}
+
 
 def parse_yes_no(answer: str) -> bool | Reason:
     """Parses the word yes as True and no as False, in any case and with or without a full stop."""
@@ -18,9 +21,11 @@ def gold_yes_no(row: Row) -> bool:
     Raises:
         RowError: the solution is neither yes nor no.
     """
-    answer = parse_yes_no(gold_text(row))
+    text = gold_text(row)
+    answer = parse_yes_no(text)
     if isinstance(answer, Reason):
-        refuse_gold(row, answer, "yes or no")
+        word = _MEANT.get(text.casefold())
+        refuse_gold(row, answer, f"yes or no: write {word}" if word else "yes or no")
     return answer
 
 

@@ -49,8 +49,18 @@ def gold_letters(row: Row) -> frozenset[str]:
     if isinstance(letters, Reason):
         offered = f"{len(row.options)} options" if row.options else "no list of options"
         several = "one or more of its letters" if row.multiple else 'one of its letters (or "multiple": true)'
-        refuse_gold(row, letters, f"{several}; it has {offered}")
+        refuse_gold(row, letters, f"{several}; it has {offered}{_letter_meant(row)}")
     return letters
+
+
+def _letter_meant(row: Row) -> str:
+    """Says which letter to write for a gold answer that is the text of an option."""
+    meant = [
+        letter
+        for letter, option in zip(ascii_uppercase, row.options, strict=False)
+        if option.strip().casefold() == gold_text(row).casefold()
+    ]
+    return f"; write {meant[0]}, the letter of this option" if len(meant) == 1 else ""
 
 
 def choice_accuracy(gold: frozenset[str], answer: frozenset[str], settings: Rewards) -> Verdict:

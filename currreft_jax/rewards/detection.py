@@ -41,7 +41,8 @@ def gold_boxes(row: Row, frame: Frame | None) -> Boxes:
     if degenerate(corners).any():
         refuse_gold(row, Reason.DEGENERATE_BOX, "boxes with x1 < x2 and y1 < y2 (is it x, y, width, height?)")
     if row.frame and not inside(corners, row.frame).all():
-        raise RowError(row, f"solution {row.solution!r} leaves its frame {row.frame}; give the frame it is measured in")
+        remedy = f"leaves its frame {row.frame}; give the frame it is measured in"
+        raise RowError(row, f"solution {row.solution!r} {remedy}", cause=remedy)
     if frame and not row.frame:
         raise RowError(row, f"the model saw {frame} but the frame of the solution is unknown; give the row its frame")
     boxes = Boxes(corners, row.frame)

@@ -6,11 +6,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from currreft_jax.config import Rewards
 from currreft_jax.config.names import nearest
+from currreft_jax.config.own_code import import_module_of
 from currreft_jax.rewards.penalties import length_penalty, overlong_penalty, repetition_penalty
 from currreft_jax.structs import MAX_REASON, Completion, Frame, Reason, RewardFailure, Row, Verdict
 
@@ -89,9 +89,9 @@ def find_reward(name: str, settings: Rewards) -> BoundedReward:
             f"rewards.weights names {name!r}; write package.module:function, or one of {', '.join(known)}{near}"
         )
     try:
-        functions = vars(import_module(module))
-    except ImportError as error:
-        raise ValueError(f"rewards.weights names {name!r}, but {module} cannot be imported: {error}") from error
+        functions = import_module_of(name)
+    except ValueError as error:
+        raise ValueError(f"rewards.weights names {name!r}, but {error}") from error
     if attribute not in functions:
         near = f"; nearest: {', '.join(names)}" if (names := nearest(attribute, list(functions))) else ""
         raise ValueError(f"rewards.weights names {name!r}, but {module} defines no {attribute!r}{near}")

@@ -212,4 +212,5 @@ def _decide(
 
 def _unparsable_gold(row: Row, settings: Rewards) -> RowError:
     part = unreadable_part(gold_expression(row, settings.maths))
-    return RowError(row, f"solution {row.solution!r}: math-verify cannot read {part!r}; rewrite it as LaTeX")
+    cause = "math-verify cannot read a solution"
+    return RowError(row, f"solution {row.solution!r}: math-verify cannot read {part!r}; rewrite it as LaTeX", cause)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+from currreft_jax.config.wording import plural
+
 _GB = 10**9
+_SECONDS_BETWEEN_LINES = 10.0
 _BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
@@ -114,6 +118,36 @@ class CompilationCounter:
         self._count += 1
         if self._on_program:
             self._on_program()
+
+
+@contextmanager
+def log_compilations(
+    log: Callable[[str], None], clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Callable[[], str]]:
+    """Logs how many programs were compiled, at most every ten seconds.
+
+    Args:
+        log: called with each line.
+        clock: seconds.
+
+    Yields:
+        The function that says how many programs there are, and how long they took.
+    """
+    count, begun = 0, clock()
+    logged = begun
+
+    def describe() -> str:
+        return f"{plural(count, 'program')} in {clock() - begun:.0f} s"
+
+    def add() -> None:
+        nonlocal count, logged
+        count += 1
+        if clock() - logged >= _SECONDS_BETWEEN_LINES:
+            logged = clock()
+            log(f"compiling; {describe()} so far")
+
+    with closing(CompilationCounter(add)):
+        yield describe
 
 
 def peak_memory_gb(devices: Sequence[Any]) -> float | None:

@@ -18,6 +18,7 @@ from PIL import Image
 from currreft_jax.config import Sampling
 from currreft_jax.data.processor import Processor
 from currreft_jax.runtime.digests import hash_files
+from currreft_jax.runtime.timing import log_compilations
 from currreft_jax.sampling.continuous import SampledGroup, SampledTokens, sample_stream, slot_layout, warm_up_stream
 from currreft_jax.sampling.sampler import decode_params
 from currreft_jax.serving.app import ChatService, make_app
@@ -106,22 +107,22 @@ def _make_sampler(
     model, params, processor = loaded.model, loaded.params, loaded.processor
     layout = slot_layout(model, settings, slots, max_prompt_tokens)
     weights = decode_params(model, params, settings)
-    start = time.perf_counter()
-    log("compiling; nothing listens before this has ended")
-    warm_up_stream(
-        model,
-        params,
-        processor,
-        [[prompt] for prompt in _warm_up_prompts(processor)],
-        settings,
-        layout=layout,
-        weights=weights,
-        token_sampling=lambda _: TokenSampling(0.0, 0, 1.0),
-    )
-    log(
-        f"{layout.num_slots} slots of {layout.length} + {settings.max_new_tokens} tokens on {jax.device_count()}"
-        f" {jax.devices()[0].platform}, ready in {time.perf_counter() - start:.0f} s"
-    )
+    log("compiling for texts and small images; nothing listens before this has ended")
+    with log_compilations(log) as compiled:
+        warm_up_stream(
+            model,
+            params,
+            processor,
+            [[prompt] for prompt in _warm_up_prompts(processor)],
+            settings,
+            layout=layout,
+            weights=weights,
+            token_sampling=lambda _: TokenSampling(0.0, 0, 1.0),
+        )
+        log(
+            f"{layout.num_slots} slots of {layout.length} + {settings.max_new_tokens} tokens on {jax.device_count()}"
+            f" {jax.devices()[0].platform}; compiled {compiled()}"
+        )
 
     def sampler(
         prompts: Iterator[Prompt | None],

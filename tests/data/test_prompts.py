@@ -92,6 +92,9 @@ def test_load_template_by_name_and_import_path(monkeypatch):
         ("my_templates:OTHER", "my_templates defines no Template of the name 'OTHER'"),
         ("my_templates:GONE", "my_templates defines no Template of the name 'GONE'"),
         ("no_such_module:X", "no_such_module cannot be imported"),
+        ("papre", "or one of .*; nearest: paper"),
+        ("my_templates:MIN", "defines no Template of the name 'MIN'; nearest: MINE"),
+        ("my_templates.py:MINE", "my_templates.py is a path: write my_templates:MINE"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_template(name)

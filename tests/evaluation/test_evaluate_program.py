@@ -13,6 +13,7 @@ from configs import common
 from configs import eval as eval_config
 from currreft_jax.config import Evaluation, SuiteDomain, validate_evaluation
 from currreft_jax.config.checks import field_types
+from currreft_jax.evaluation.compare import read_model_answers
 from tests.evaluation.suites import evaluation_of, write_rows
 from tests.evaluation.test_runner import evaluate
 
@@ -88,6 +89,14 @@ REFUSED = [
     ([*GIVEN, "--extraction=G4"], "readable|G1|G2|G3"),
     (["--config=configs/sft.py:tiny"], "get_config returned a Config, not the Evaluation of this program"),
     ([*GIVEN, "--config.mesh.fsdp=0"], "config.mesh is (0, 0, 1)"),
+    (
+        ["--config=configs/eval.py:tiny", *GIVEN, "--config.suites[0].domain=out"],
+        "--config.suites[0].domain=out: --rows replaces config.suites; give one of them",
+    ),
+    (
+        [*GIVEN, "--images=blank", "--config.images=shuffled"],
+        "--config.images=shuffled: --images replaces config.images",
+    ),
 ]
 
 
@@ -144,5 +153,18 @@ def test_models_are_compared_and_a_table_is_checked_from_the_command_line(tmp_pa
     table.write_text("table,model,metric,value,unit,rows\nTable 2,m,maths,30.3,percent,500\n")
     done = run(f"--check-table={table}")
     assert done.returncode == 1 and "30.3" in done.stdout and done.stdout.endswith("figures 1, faults 1\n")
-    done = run("--compare=nowhere")
-    assert done.returncode == 1 and done.stderr.startswith("evaluate: nowhere holds no answers")
+    done = run("--compare=runs/e/nowhere")
+    assert done.returncode == 1 and done.stderr == (
+        "evaluate: runs/e/nowhere holds no answers; evaluate its model first: python -m currreft_jax.evaluate"
+        " --model=MODEL --rows=FILE --out=runs/e\n"
+    )
+    with pytest.raises(
+        ValueError, match=rf"holds no answers; those of models are in {tmp_path}/models-a, .*/models-b$"
+    ):
+        read_model_answers(tmp_path)
+
+
+def test_a_model_that_is_not_there_is_refused_before_the_world_is_drawn(tmp_path):
+    done = run("--config=configs/eval.py:tiny", "--model=nowhere", f"--config.world={tmp_path / 'world'}")
+    assert done.returncode == 1 and done.stderr.startswith("evaluate: ") and "nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

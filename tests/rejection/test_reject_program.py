@@ -75,6 +75,10 @@ REFUSED = [
     ([*GIVEN, "--config.sampling.temperature=0"], "sampling.temperature is 0.0; it takes a positive number"),
     ([*GIVEN, "--config.treshold=3"], "config has no setting treshold; nearest: threshold (--help"),
     ([*GIVEN, "--replay=x"], "replay"),
+    (
+        ["--config=configs/reject.py:tiny", *GIVEN, "--config.sources[0].quota=3"],
+        "--config.sources[0].quota=3: --rows replaces config.sources; give one of them",
+    ),
     (["--config=configs/eval.py:tiny"], "get_config returned a Evaluation, not the Rejection of this program"),
 ]
 
@@ -123,6 +127,16 @@ def test_every_setting_is_documented():
     for owner in (Rejection, QuotaSource):
         for name in field_types(owner):
             assert f"{name}: " in (owner.__doc__ or "")
+
+
+def test_a_model_that_is_not_there_is_refused_before_the_world_is_drawn(tmp_path):
+    command = [sys.executable, "-m", "currreft_jax.reject", "--config=configs/reject.py:tiny", "--model=nowhere"]
+    command += [f"--config.world={tmp_path / 'world'}", f"--out={tmp_path / 'out'}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 1 and done.stderr.startswith("reject: ") and "nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -131,7 +131,9 @@ def test_a_row_without_options_accepts_any_letter():
     ("kind", "solution", "options", "multiple", "remedy"),
     [
         ("judge", "maybe", 0, False, "expects yes or no"),
-        ("judge", "yes no", 0, False, "expects yes or no"),
+        ("judge", "yes no", 0, False, "expects yes or no$"),
+        ("judge", "True", 0, False, "expects yes or no: write yes"),
+        ("choice", "Option 2 ", 4, False, "it has 4 options; write C, the letter of this option"),
         ("choice", "E", 4, False, "it has 4 options"),
         ("choice", "dog", 4, True, "one or more of its letters"),
         ("choice", "A, B", 4, False, '"multiple": true'),

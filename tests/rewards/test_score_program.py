@@ -139,7 +139,8 @@ def test_a_reward_of_ones_own_reads_further_keys_and_may_fail(tmp_path, monkeypa
     )
     row = {"kind": "open", "task": "other", "solution": "70", "tolerance": 5}
     rows = [
-        row | {"completion": f"<think> a </think> <answer>{answer}</answer>"} for answer in ("71", "80", "about 71")
+        row | {"completion": f"<think> a </think> <answer>{answer}</answer>"}
+        for answer in ("71", "80", "about 71", "some 72")
     ]
     (tmp_path / "answers.jsonl").write_text(lines(rows))
     monkeypatch.syspath_prepend(tmp_path)
@@ -152,11 +153,12 @@ def test_a_reward_of_ones_own_reads_further_keys_and_may_fail(tmp_path, monkeypa
         (2, None, None),
         (1, None, "off the mark"),
         (1, None, "reward_failed"),
+        (1, None, "reward_failed"),
     ]
-    assert (
-        "score: counts as 0: " in printed.err and "score_gauge.py:3: reward 'score_gauge:within', row 3" in printed.err
-    )
-    assert "open    other            3       1.333           -       1.000               0.333\n" in printed.err
+    (failed,) = (line for line in printed.err.splitlines() if "count as 0" in line)
+    assert failed.startswith("score: 2 count as 0, the first: ")
+    assert "score_gauge.py:3: reward 'score_gauge:within', row 3" in failed
+    assert "open    other            4       1.250           -       1.000               0.250\n" in printed.err
 
 
 def test_keys_that_no_rule_reads_are_named():
@@ -205,13 +207,16 @@ def test_a_line_that_cannot_be_scored_is_refused_with_a_remedy(text, message, re
     assert message in refusal("-", text=text)
 
 
-def test_invalid_gold_answers_are_listed(tmp_path, refusal):
+def test_invalid_gold_answers_are_counted(tmp_path, refusal):
     file = tmp_path / "rows.jsonl"
-    file.write_text(lines([ROWS[0] | {"solution": "maybe"}] * 25))
-    message = refusal(str(file))
-    assert f"score: {file}:1: solution" in message
-    assert f"{file}:20: solution" in message
-    assert message.endswith("and 5 more")
+    golds = ["yes", "maybe", "perhaps"]
+    rows = [ROWS[0] | {"solution": gold} for gold in golds] * 9 + [ROWS[4] | {"solution": "x"}]
+    file.write_text(lines(rows))
+    first, second = refusal(str(file)).splitlines()
+    assert first.startswith(f"score: {file}:2: solution 'maybe' is no gold answer (not_yes_or_no)")
+    assert first.endswith("expects yes or no (18 rows)")
+    assert second.startswith(f"       {file}:28: solution 'x' is no gold answer (bad_json)")
+    assert second.endswith(" (1 row)")
 
 
 @pytest.mark.parametrize(

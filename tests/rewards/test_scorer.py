@@ -300,6 +300,8 @@ def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
     [
         ("acuracy", "names 'acuracy'; write package.module:function, or one of accuracy, format"),
         ("no_such_module:f", "no_such_module cannot be imported"),
+        ("examples.gauge.rewrd:f", "No module named 'examples.gauge.rewrd'; nearest: examples.gauge.reward:f"),
+        ("./examples/gauge/reward.py:f", "gauge/reward.py is a path: write examples.gauge.reward:f"),
         (f"{__name__}:f", "defines no 'f'"),
         (f"{__name__}:brevty", "defines no 'brevty'; nearest: brevity"),
     ],

@@ -1,9 +1,14 @@
 """The server with a fake model: OpenAI's forms, limits, queue, disconnects and the key."""
 
 import asyncio
+import base64
 import json
+import os
+import re
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +166,19 @@ def test_requests_of_different_temperatures_share_the_batch(server):
 def test_sampling_settings_are_those_of_the_request(fields, expected):
     body = {"messages": [{"role": "user", "content": "x"}], **fields}
     assert parse_chat_request(json.dumps(body).encode(), MODEL, ServerLimits()).sampling == expected
+
+
+def test_the_requests_of_the_page_are_taken(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
+    (block,) = re.findall(r"^```bash\n(curl .*?)^```", page, re.S | re.M)
+    content = base64.b64decode(data_url().partition(",")[2])
+    (tmp_path / "photo.png").write_bytes(content)
+    (tmp_path / "curl").write_text('#!/bin/bash\n[ "${@: -1}" = @- ] && tr "\\n" " " || printf %s "${@: -1}"; echo\n')
+    (tmp_path / "curl").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", block], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    text, image = (parse_chat_request(line.encode(), MODEL, ServerLimits()) for line in done.stdout.splitlines())
+    assert text.max_tokens == image.max_tokens == 64 and not text.images and image.images == (content,)
 
 
 def test_the_conversation_goes_through_the_chat_template(server, processor):

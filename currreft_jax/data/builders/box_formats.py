@@ -55,7 +55,7 @@ def parse_box(value: Any, box_format: str, frame: Frame | None, record: Fields, 
         value = _numbers_of_object(value, box_format, record)
     numbers = [float(x) for x in value if type(x) in (int, float)] if isinstance(value, list | tuple) else []
     if len(numbers) != 4 or len(value) != 4:
-        record.refuse(f"the box is {value!r}; it takes four numbers")
+        record.refuse(f"the box is {value!r}; it takes four numbers", cause="a box takes four numbers")
     box = BOX_FORMATS[box_format](*numbers)
     unit = BOX_SCALES[scale]
     if unit:
@@ -68,7 +68,8 @@ def parse_box(value: Any, box_format: str, frame: Frame | None, record: Fields, 
         if not all(-_MAX_OVERSHOOT <= x <= limit + _MAX_OVERSHOOT for x, limit in zip(box, limits, strict=True)):
             record.refuse(
                 f"the box {value} ({box_format}, {scale}) leaves its image of {frame.width} x {frame.height} pixels;"
-                " correct the box or --frame, and of a table --box-form or --box-scale"
+                " correct the box or --frame, and of a table --box-form or --box-scale",
+                cause="a box leaves its image",
             )
         box = tuple(min(max(x, 0.0), float(limit)) for x, limit in zip(box, limits, strict=True))
     x1, y1, x2, y2 = (round(x, 2) for x in box)
@@ -81,12 +82,13 @@ def _numbers_of_object(value: Mapping[str, Any], box_format: str, record: Fields
     number_keys = [keys for keys in NUMBER_KEYS if value.keys() >= set(keys)]
     if len(list_keys) + len(number_keys) != 1:
         known = ", ".join((*_LIST_KEYS, *map(" ".join, NUMBER_KEYS)))
-        record.refuse(f"the box is {value!r}; as an object it has one of these: {known}")
+        record.refuse(f"the box is {value!r}; as an object it has one of these: {known}", cause="a box has other keys")
     if list_keys:
         return value[list_keys[0]]
     formats = NUMBER_KEYS[number_keys[0]]
     if box_format not in formats:
-        record.refuse(f"the box {value!r} is not {box_format}; give --box-form {' or '.join(formats)}")
+        remedy = f"give --box-form {' or '.join(formats)}"
+        record.refuse(f"the box {value!r} is not {box_format}; {remedy}", cause=remedy)
     return [value[key] for key in number_keys[0]]
 
 
@@ -101,4 +103,5 @@ def _check_area(box: Sequence[float], value: Any, box_format: str, record: Field
         raise EmptyBoxError(
             record.location,
             f"the box {value} ({box_format}) has no area; correct it or remove the record, or of a table --box-form",
+            cause="a box has no area",
         )

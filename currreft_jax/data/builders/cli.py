@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from currreft_jax.config import Kind, Maths, Task
-from currreft_jax.config.missing import describe_error, name_nearest
+from currreft_jax.config.missing import describe_error, describe_missing, name_nearest
 from currreft_jax.config.output import output_path
 from currreft_jax.data.builders.absent_rows import with_absent_rows
 from currreft_jax.data.builders.box_formats import BOX_FORMATS, BOX_SCALES
@@ -194,6 +194,8 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
     if not options.source.exists():
         near = name_nearest(options.source)
         raise BuildError(f"{options.source} does not exist{near}; --source takes the folder of the published files")
+    if options.images and not options.images.is_dir():
+        raise BuildError(f"--images: {describe_missing(options.images, 'folder')}")
     annotated_frame = options.frame == "annotated"
     if annotated_frame and options.format not in _FORMATS_WITH_SIZES:
         raise BuildError(f"--frame=annotated: {options.format} states no sizes; give WIDTHxHEIGHT, as 1920x1080")

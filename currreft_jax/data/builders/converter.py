@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from currreft_jax.config import Kind, Task
+from currreft_jax.config.wording import plural
 from currreft_jax.data.builders.box_formats import Box
-from currreft_jax.data.fields import Fields, LineError
+from currreft_jax.data.fields import Fields, LineError, count_causes
 from currreft_jax.data.rows import parse_row, row_to_json
 from currreft_jax.structs import Frame, Row
 
-_MAX_ERRORS_SHOWN = 20
+_MAX_ERRORS_SHOWN = 20  # of different causes
+_MAX_ERRORS_COUNTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,7 @@ def collect_items(items: Iterable[ConvertedItem], *, skip: bool = False, limit: 
         limit: maximum number of skipped records.
 
     Raises:
-        BuildError: there are bad records, or more than `limit`; the message lists the first ones.
+        BuildError: there are bad records, or more than `limit`; the message counts them by cause.
     """
     data = ConvertedData()
     allowed, ids, questions = (limit if skip else 0), set[str](), set[Row]()
@@ -209,6 +211,7 @@ def collect_items(items: Iterable[ConvertedItem], *, skip: bool = False, limit: 
                             item.source,
                             f"two rows have the id {item.id!r}; build one --split or one file at a time, each into its"
                             " own --out, or make the ids of the records unique",
+                            cause="two rows have one id",
                         )
                     )
                 elif (question := replace(item, id="")) in questions:
@@ -228,15 +231,22 @@ def collect_items(items: Iterable[ConvertedItem], *, skip: bool = False, limit: 
                 data.remarks.append(item.text)
             case LineError():
                 data.bad_records.append(item)
-        if len(data.bad_records) > max(allowed, _MAX_ERRORS_SHOWN):
+        if len(data.bad_records) >= max(allowed + 1, _MAX_ERRORS_COUNTED):
             break
     if len(data.bad_records) > allowed:
-        shown = "\n  ".join(str(error) for error in data.bad_records[:_MAX_ERRORS_SHOWN])
-        count = min(len(data.bad_records), _MAX_ERRORS_SHOWN)
-        more = " or more" if len(data.bad_records) > _MAX_ERRORS_SHOWN else ""
+        count = plural(len(data.bad_records), "bad record")
+        more = " or more" if len(data.bad_records) >= _MAX_ERRORS_COUNTED else ""
         advice = f"more than the {limit} of --bad-limit" if skip else "--on-bad-row=skip skips and counts them"
-        raise BuildError(f"{count}{more} bad records ({advice}):\n  {shown}")
+        shown = "\n".join(list_causes(data.bad_records, _MAX_ERRORS_SHOWN))
+        raise BuildError(f"{count}{more} ({advice}), the first of each kind:\n{shown}")
     return data
+
+
+def list_causes(errors: Iterable[LineError], most: int) -> list[str]:
+    """Lists bad records by cause, each with its number and the first of them."""
+    causes = count_causes(errors)
+    lines = [f"{count:>8}  {error}" for count, error in causes[:most]]
+    return [*lines, f"{'':>8}  and {plural(len(causes) - most, 'other kind')}"] if len(causes) > most else lines
 
 
 def merge_annotations(first: AnnotatedImage, second: AnnotatedImage) -> AnnotatedImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -34,6 +34,7 @@ from currreft_jax.rewards.answer import RowError, gold_text, parse_json
 from currreft_jax.structs import Row
 
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0", "")  # of the column `multiple`
+_LETTER = re.compile(r"[A-Z]")
 _LISTED_OPTION = re.compile(r"(?<!\w)B\W")  # the second one's letter, in a question that lists them
 
 
@@ -60,8 +61,42 @@ def convert_table(source: DatasetSource) -> Iterator[ConvertedItem]:
         yield from [Remark(told)] if told else []
     records = chain.from_iterable(map(read_records, find_files(source.folder)))
     broken: set[AskedOfImage] = set()
-    yield from merge_rows(convert_records(records, partial(_convert, source, finder, broken)), broken)
-    yield from map(Remark, finder.remarks())
+    rows: list[Row] = []
+    for item in merge_rows(convert_records(records, partial(_convert, source, finder, broken)), broken):
+        rows += [item] if isinstance(item, Row) else []
+        yield item
+    yield from map(Remark, [*finder.remarks(), *suggest_kind(rows)])
+
+
+def suggest_kind(rows: Sequence[Row]) -> list[str]:
+    """Returns a remark on open rows whose solutions are all of the form of another kind or task."""
+    open_rows = [row for row in rows if row.kind is Kind.OPEN and row.task is not Task.DETECTION]
+    if not open_rows:
+        return []
+    if all(row.solution.casefold() in ("yes", "no") for row in open_rows):
+        return ["all solutions are yes or no: --kind judge makes yes/no rows of them"]
+    if all(row.solution.casefold() in ("true", "false") for row in open_rows):
+        return ["all solutions are true or false: written yes and no, --kind judge makes yes/no rows of them"]
+    if all(_LETTER.fullmatch(row.solution) and _has_options(row) for row in open_rows):
+        return [
+            "all solutions are letters of options: --kind choice makes rows with options of them, and --column"
+            " options=A,B,C names the columns of the options"
+        ]
+    if all(_is_box(row.solution) for row in open_rows):
+        return ["all solutions are boxes: --task detection makes rows of boxes of them"]
+    return []
+
+
+def _has_options(row: Row) -> bool:
+    return bool(row.options or row.extra.keys() >= {"A", "B"} or _LISTED_OPTION.search(row.problem))
+
+
+def _is_box(solution: str) -> bool:
+    try:
+        value = parse_json(solution)
+    except ValueError:
+        return False
+    return isinstance(value, list) and len(value) == 4 and all(type(x) in (int, float) for x in value)
 
 
 def _convert(
@@ -181,7 +216,8 @@ def _solution_boxes(solution: str, record: Fields) -> list[Any]:
     if not isinstance(value, list):
         record.refuse(
             f'the solution {solution[:80]!r} is no box; it takes [a, b, c, d], {{"bbox_2d": [a, b, c, d]}} or a list of'
-            " these"
+            " these",
+            cause="a solution is no box",
         )
     is_box = bool(value) and all(type(x) in (int, float) for x in value)
     return [value] if is_box else value

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from currreft_jax.config.names import nearest
+from currreft_jax.config.wording import plural
 from currreft_jax.data.builders.converter import DatasetSource
 from currreft_jax.data.fields import Fields
 from currreft_jax.data.images import DECODE_ERRORS, FORMATS, MAX_FILE_PIXELS
@@ -17,6 +19,8 @@ from currreft_jax.structs import Frame
 
 _EXIF_ORIENTATION = 0x0112
 _ROTATED = (5, 6, 7, 8)  # orientations that swap width and height
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_MAX_NAMES = 100  # of a folder that is searched for near names, once for each record without its image
 
 
 def read_upright_size(image: Path | bytes, record: Fields) -> Frame:
@@ -31,9 +35,12 @@ def read_upright_size(image: Path | bytes, record: Fields) -> Frame:
             width, height = opened.size
             rotated = opened.getexif().get(_EXIF_ORIENTATION, 1) in _ROTATED
     except DECODE_ERRORS as error:
-        record.refuse(f"{name} is not a readable image ({error}); fetch it again")
+        record.refuse(f"{name} is not a readable image ({error}); fetch it again", cause="an image is not readable")
     if width * height > MAX_FILE_PIXELS:
-        record.refuse(f"{name} has {width} x {height} pixels, more than {MAX_FILE_PIXELS:,}; shrink it first")
+        record.refuse(
+            f"{name} has {width} x {height} pixels, more than {MAX_FILE_PIXELS:,}; shrink it first",
+            cause="an image is too large",
+        )
     return Frame(height, width) if rotated else Frame(width, height)
 
 
@@ -49,10 +56,17 @@ def find_image(name: str, source: DatasetSource, record: Fields) -> tuple[str, F
     path = source.image_folder / name
     if not path.is_file():
         matches = _index_by_name(source.image_folder.absolute()).get(Path(name).name, ())
-        if len(matches) != 1:
-            several = f": there are {matches[0]} and {matches[1]}" if matches else ""
+        if len(matches) > 1:
             record.refuse(
-                f"no image {name} under {source.image_folder}{several}; --images takes the folder of the images"
+                f"several images {name} under {source.image_folder}: there are {matches[0]} and {matches[1]}; --images"
+                " takes the folder of the images",
+                cause="several images of one name",
+            )
+        if not matches:
+            hint = _describe_names(Path(name), _image_names(source.image_folder.absolute()))
+            record.refuse(
+                f"no image {name} under {source.image_folder}; {hint}; --images takes the folder of the images",
+                cause="no such image",
             )
         path = matches[0]
     return str(path.absolute()), read_upright_size(path, record)
@@ -111,6 +125,16 @@ def annotation_frame(annotated: Frame, actual: Frame, source: DatasetSource, rec
     return source.frame or actual
 
 
+def _describe_names(path: Path, names: dict[str, None]) -> str:
+    """Names the images that are nearest to a missing one; where none is near, an example of those that are there."""
+    spellings = (f"{path.stem}{suffix}" for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper()))
+    near = [name for name in spellings if name in names]
+    near = near or (nearest(path.name, names) if len(names) <= _MAX_NAMES else [])
+    if near:
+        return f"nearest: {', '.join(near)}"
+    return f"it holds {plural(len(names), 'image')}, such as {next(iter(names))}" if names else "it holds no images"
+
+
 @lru_cache(maxsize=8)
 def _index_by_name(folder: Path) -> dict[str, tuple[Path, ...]]:
     index: dict[str, tuple[Path, ...]] = {}
@@ -118,3 +142,8 @@ def _index_by_name(folder: Path) -> dict[str, tuple[Path, ...]]:
         if path.is_file():
             index[path.name] = (*index.get(path.name, ()), path)
     return index
+
+
+@lru_cache(maxsize=8)
+def _image_names(folder: Path) -> dict[str, None]:
+    return dict.fromkeys(name for name in _index_by_name(folder) if Path(name).suffix.casefold() in IMAGE_SUFFIXES)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from currreft_jax.config import Kind
-from currreft_jax.data.builders.converter import BuildError, ConvertedData
+from currreft_jax.data.builders.converter import BuildError, ConvertedData, list_causes
 from currreft_jax.data.row_files import RowFile, parse_rows, write_rows
 from currreft_jax.structs import Row
 
@@ -67,5 +67,5 @@ def format_report(files: Mapping[str, int], data: ConvertedData) -> str:
         ]
     if data.bad_records:
         lines += [f"bad records skipped: {len(data.bad_records)}"]
-        lines += [f"          {error}" for error in data.bad_records[:_MAX_ERRORS_REPORTED]]
+        lines += list_causes(data.bad_records, _MAX_ERRORS_REPORTED)
     return "\n".join(lines)

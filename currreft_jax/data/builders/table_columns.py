@@ -7,12 +7,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.config.names import nearest
 from currreft_jax.data.builders.box_formats import NUMBER_KEYS
 from currreft_jax.data.builders.converter import BuildError, DatasetSource
+from currreft_jax.data.builders.image_files import IMAGE_SUFFIXES
 from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.rows import KEYS, UNREAD_MEDIA
 
@@ -147,6 +149,8 @@ class ColumnFinder:
         if missing := [column for column in (*keys.values(), *box, *options) if column not in names]:
             record.refuse(f"no column {missing[0]!r}; {_name_nearest(missing[0], names)}")
         keys = _add_aliases(keys, names, ("image", "label") if is_boxes else ("image",))
+        if "image" not in keys:
+            _refuse_unnamed_images([name for name in names if name not in keys.values()], record)
         if is_boxes and not box and "solution" not in keys:
             box, numbers = _number_columns(names)
         if box:
@@ -182,7 +186,13 @@ class ColumnFinder:
             )
         if not box and "solution" not in keys:
             of_boxes = ", or of the four numbers of a box --column solution=x1,y1,x2,y2"
-            of_boxes = of_boxes if self.source.task is Task.DETECTION else ""
+            is_boxes = (self.source.kind, self.source.task) == (Kind.OPEN, Task.DETECTION)
+            of_boxes = of_boxes if is_boxes else ""
+            if not is_boxes and (found := _number_columns(names)[0]):
+                record.refuse(
+                    f"no column for the answer, but {' '.join(found)} hold a box: give --task detection --kind open, or"
+                    f" --column solution=NAME; {listed}"
+                )
             record.refuse(f"no column for the answer: give --column solution=NAME{of_boxes}; {listed}")
 
 
@@ -207,6 +217,21 @@ def _add_aliases(keys: Mapping[str, str], names: Sequence[str], wanted: Sequence
         if matches:
             found[key] = matches[0]
     return found
+
+
+def _refuse_unnamed_images(names: Sequence[str], record: Fields) -> None:
+    """Refuses a table without an image column in which another column names image files."""
+    for name in names:
+        if _names_image(record.keys[name]):
+            record.refuse(
+                f"no column is called image, and {name!r} names image files: give --column image={name}, or remove it"
+            )
+
+
+def _names_image(cell: Any) -> bool:
+    cell = cell[0] if isinstance(cell, list) and cell else cell
+    cell = cell.get("path") if isinstance(cell, dict) else cell
+    return isinstance(cell, str) and Path(cell).suffix.casefold() in IMAGE_SUFFIXES
 
 
 def fill_question(question: str, record: Fields, columns: TableColumns) -> str:

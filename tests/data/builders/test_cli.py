@@ -178,6 +178,7 @@ def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
         (["--out", "o"], "give a FORMAT"),
         (["nothing", "--source", ".", "--out", "o"], "no format 'nothing'; there are refcoco"),
         (["coco", "--source", "gone", "--out", "o"], "gone does not exist"),
+        (["table", "--source", ".", "--out", "o", "--images", "gone"], "--images: there is no folder gone in "),
         (["coco", "--source", ".", "--out", "o", "--generate", "open"], "--generate names 'open'"),
         (["coco", "--source", ".", "--out", "o", "--fractions", "a=x"], "the fraction is a number"),
         (["coco", "--source", ".", "--out", "o", "--fractions", "../a=1"], "a split is the name of a folder"),

@@ -7,7 +7,7 @@ import pytest
 
 from currreft_jax.config import Kind, Task
 from currreft_jax.data.builders.box_formats import format_boxes
-from currreft_jax.data.builders.converter import BuildError, ConvertedData, DatasetSource, collect_items
+from currreft_jax.data.builders.converter import BuildError, ConvertedData, DatasetSource, collect_items, list_causes
 from currreft_jax.data.builders.custom_table import convert_table
 from tests.data.builders.dataset_files import png_bytes, write_image, write_json_lines, write_parquet
 
@@ -304,6 +304,94 @@ def test_a_cell_that_is_no_number_is_named_with_its_line(folder):
     write_csv(folder, CORNERS + "a.png,dog,0,20,30,40\na.png,cat,10,,30,40\n")
     with pytest.raises(BuildError, match=r't\.csv:3: "ymin" is ""; it takes a number: a side of the box'):
         build_boxes(folder)
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "message"),
+    [
+        (
+            CORNERS + "a.jpg,dog,1,2,3,4\nc.png,cat,1,2,3,4\n",
+            {},
+            "no image a.jpg under FOLDER; nearest: a.png; --im",
+        ),
+        (
+            CORNERS + "9999.jpg,dog,1,2,3,4\n8888.jpg,cat,1,2,3,4\n",
+            {},
+            "no image 9999.jpg under FOLDER; it holds 1 image, such as a.png; --images takes the folder of the images",
+        ),
+        (
+            CORNERS + "a.png,dog,10,2,3,4\na.png,cat,30,2,3,4\n",
+            {},
+            "the box [10.0, 2.0, 3.0, 4.0] (xyxy) has no area; correct it or",
+        ),
+        (
+            CORNERS + "a.png,dog,1,2,300,4\na.png,cat,1,2,400,4\n",
+            {},
+            "the box [1.0, 2.0, 300.0, 4.0] (xyxy, pixels) leaves its image of 200 x 100",
+        ),
+        (
+            CORNERS + "a.png,dog,1,2,3,4\na.png,cat,5,6,7,8\n",
+            {"box_format": "xywh"},
+            "'ymax': 4.0} is not xywh; give --box-form xyxy or voc",
+        ),
+        ("image,label,solution\na.png,dog,1 2\na.png,cat,3 4\n", {}, "the solution '1 2' is no box; it takes"),
+        ("image,label,solution\na.png,dog,[1]\na.png,cat,[2]\n", {}, "the box is [1]; it takes four numbers"),
+        ('image,label,solution\n,dog,"[1, 2, 3, 4]"\n,cat,"[1, 2, 3, 4]"\n', {}, "a detection row without an"),
+    ],
+)
+def test_one_mistake_in_all_records_is_one_line_with_its_count(folder, table, settings, message):
+    write_csv(folder, table)
+    with pytest.raises(BuildError) as refused:
+        build_boxes(folder, **{"box_format": "xyxy", **settings})
+    first, line = str(refused.value).splitlines()
+    assert first == "2 bad records (--on-bad-row=skip skips and counts them), the first of each kind:"
+    assert line.startswith(f"       2  {folder / 't.csv'}:2: ") and message.replace("FOLDER", str(folder)) in line
+
+
+def test_mistakes_are_counted_beyond_those_that_are_listed(folder):
+    lines = [f"a.png,dog{n},1,2,{300 + n},4\n" for n in range(40)]
+    write_csv(folder, CORNERS + "".join([*lines, "b.png,cat,1,2,3,4\n", "a.png,cat,1,2,3,4\n"]))
+    data = build_boxes(folder, box_format="xyxy", skip=True)
+    assert list_causes(data.bad_records, 1)[1:] == ["          and 1 other kind"]
+    with pytest.raises(BuildError, match=r"41 bad records(.*\n){1} +40  .*\n +1  .*: no image b.png"):
+        build_boxes(folder, box_format="xyxy")
+
+
+@pytest.mark.parametrize("column", ["img", "images"])
+def test_images_in_a_column_of_another_name_are_not_left_out(folder, column):
+    record = {"problem": "What?", "solution": "dog", column: "a.png" if column == "img" else ["a.png"]}
+    write_json_lines(folder / "t.jsonl", [record, record])
+    with pytest.raises(BuildError) as refused:
+        build(folder, task=Task.CLASSIFY)
+    remedy = f"no column is called image, and {column!r} names image files: give --column image={column}, or remove it"
+    assert str(refused.value) == f"{folder / 't.jsonl'}:1: {remedy}"
+    (row,) = build(folder, task=Task.CLASSIFY, columns={"image": column}).rows
+    assert row.images
+
+
+def test_a_forgotten_task_of_boxes_is_named(folder):
+    write_csv(folder, CORNERS + "a.png,dog,1,2,3,4\n")
+    with pytest.raises(BuildError, match="no column for the answer, but xmin ymin xmax ymax hold a box: give --task"):
+        build(folder, question="Where is the {label}?")
+
+
+@pytest.mark.parametrize(
+    ("solutions", "options", "remark"),
+    [
+        (["yes", "No"], "", "all solutions are yes or no: --kind judge makes"),
+        (["true", "false"], "", "all solutions are true or false: written yes and no, --kind judge"),
+        (["B", "A"], "cat|dog", "all solutions are letters of options: --kind choice makes"),
+        (["[1, 2, 3, 4]", "[1, 2, 3.5, 4]"], "", "all solutions are boxes: --task detection makes"),
+        (["yes", "3"], "", ""),
+        (["B", "A"], "", ""),
+        (["[1, 2, 3, 4]", "[1, 2]"], "", ""),
+    ],
+)
+def test_solutions_of_another_kind_are_told(folder, solutions, options, remark):
+    records = [{"problem": "Which?", "solution": solution, "options": options} for solution in solutions]
+    write_json_lines(folder / "t.jsonl", records)
+    remarks = build(folder, task=Task.OTHER).remarks
+    assert [text.startswith(remark) for text in remarks] == ([True] if remark else [])
 
 
 def test_a_box_and_nothing_to_find_contradict_each_other(folder):
