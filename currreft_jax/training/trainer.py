@@ -55,6 +55,7 @@ from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.programs import StagePrograms, compile_ahead, fit_remat, session_programs
 from currreft_jax.training.records import drop_records, write_records
 from currreft_jax.training.rejected_samples import keep_samples, refuse_missing_rows
+from currreft_jax.training.reward_trial import try_on, try_rewards
 from currreft_jax.training.sft import sft_step
 from currreft_jax.training.shapes import fit_run_buckets
 from currreft_jax.training.start import (
@@ -235,13 +236,17 @@ def open_stage(
         check_base_weights(config, stage_dir, previous_dir)
         refuse_uneven_batch(session)
         buckets = fit_run_buckets(session, run_config, stage_index, workdir, stage_dir)
+        stack.callback(say_failures, session)
         rows = stack.enter_context(closing(read_rows(session, stage_index, buckets)))
         optimizer = stage_optimizer(config, stage_index)
+        try_rewards(session, run_config, stage_index)
         stage_programs = open_programs(session, optimizer, buckets, evaluation_batch_size(run_config))
         session = replace(session, config=stage_programs.config, model=stage_programs.model)
+        held_out, loss_rows = held_out_rows(session), read_loss_rows(session, stage)
+        for one in held_out:
+            try_on(session, one.examples)
         model, programs, devices = session.model, stage_programs.update, list(session.model.mesh.devices.flat)
         prepare_programs(config, stage_programs, devices, interrupt)
-        held_out, loss_rows = held_out_rows(session), read_loss_rows(session, stage)
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
         checkpoints = stack.enter_context(Checkpoints(stage_dir / CHECKPOINTS, config.logging.keep_last))
         state, step, ended = start_state(session, stage_index, optimizer, previous_dir, checkpoints, data_state)
@@ -280,6 +285,12 @@ def open_stage(
 def open_programs(
     session: Session, optimizer: StageOptimizer, buckets: ShapeBuckets, held_out_prompts: int
 ) -> StagePrograms:
+def say_failures(session: Session) -> None:
+    """Sums up the failures of rewards of one's own."""
+    for line in session.failure_counts.summary():
+        say(line)
+
+
     """Makes the programs of a stage, with the rematerialisation that fits where the setting leaves it open."""
 
     def programs_with(remat: Remat) -> StagePrograms:
@@ -320,6 +331,7 @@ def stage_context(session: Session, stage_index: int, buckets: ShapeBuckets, pre
         stage_index=stage_index,
         buckets=buckets,
         ref_params=ref_params,
+        failure_counts=session.failure_counts,
     )
 
 
