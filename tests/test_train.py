@@ -589,3 +589,31 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"stp": 2}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: no line of metrics"):
         Metrics(tmp_path, Logging(), name="run", step=2, steps=4, writes=True)
+def test_the_rate_on_the_bar_is_that_of_steps_alone(tmp_path):
+    settings = Logging(tensorboard=False)
+    with Metrics(tmp_path, settings, name="run", step=0, steps=9, writes=True) as metrics:
+        metrics.advance()
+        begun = metrics._bar.start_t
+        with metrics.paused_bar():
+            time.sleep(0.2)
+        assert metrics._bar.start_t - begun >= 0.2
+        assert metrics._bar.last_print_t >= metrics._bar.start_t
+    with Metrics(tmp_path, settings, name="run", step=0, steps=9, writes=False) as metrics, metrics.paused_bar():
+        pass
+
+
+def test_reasons_beyond_the_most_that_a_stage_counts_apart_are_counted_together(tmp_path):
+    first = {f"parse/off by {n}": 0.02 if n < 20 else 0.01 for n in range(29, -1, -1)}
+    first |= {"parse/truncated": 0.1, "parse/other": 0.2}
+    second = {f"parse/off by {n}": 0.01 for n in (0, 29, 40)} | {"parse/bad_json": 0.3, "reward": 1.0}
+    for step, line in enumerate((first, second)):  # a resumed run counts the same ones apart
+        with Metrics(tmp_path, Logging(tensorboard=False), name="run", step=step, steps=4, writes=True) as metrics:
+            metrics.write({"step": step + 1, "stage": "one", **line})
+    one, two = read_metrics(tmp_path / "metrics.jsonl")
+    most_frequent = {f"parse/off by {n}" for n in range(20)}
+    assert one.keys() == most_frequent | {"step", "stage", "parse/truncated", "parse/other"}
+    assert one["parse/other"] == pytest.approx(0.2 + 10 * 0.01)
+    others = {"step": 2, "stage": "one", "parse/bad_json": 0.3, "reward": 1.0}
+    assert two == others | {"parse/off by 0": 0.01, "parse/other": 0.02}
+
+

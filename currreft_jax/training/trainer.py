@@ -361,7 +361,8 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         lines, error = stage.buffer.flush()
         ended, score = False, None
         if evaluates and not error:
-            held_out_metrics, ended, score = stage.evaluator.evaluate(to_policy(context.model)(state.params), step)
+            with stage.metrics.paused_bar():
+                held_out_metrics, ended, score = stage.evaluator.evaluate(to_policy(context.model)(state.params), step)
             lines[-1].update(held_out_metrics)
         write_metrics(stage, lines)
         if error:
@@ -370,7 +371,8 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         if saves or ended or limit or (score is not None and stage.checkpoints.is_best(score)):
             metadata = {**stage.data_state, "ended": ended}
             save = partial(stage.checkpoints.save, step, checkpoint_items(state), metadata, score=score)
-            stage.buffer.timer.call("save", save)
+            with stage.metrics.paused_bar():
+                stage.buffer.timer.call("save", save)
         if limit:
             raise LimitReached(f"stage {stage_name}, step {step}: {limit}; it is saved in {stage.folder}")
         if stop and step < last_step:
