@@ -478,6 +478,26 @@ def test_the_world_is_drawn_for_runs_that_read_it_alone(tmp_path, monkeypatch, o
     assert drawn == ([] if own else [Path(common.WORLD)])
 
 
+def test_ctrl_c_ends_a_run_that_draws_the_world_at_once(tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
+    monkeypatch.setattr(world_rows, "ensure_world", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(trainer, "refuse_missing_rows", lambda _: crash())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(stage1.get_config("tiny"), tmp_path / "run")
+    signal.signal(signal.SIGINT, before)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_a_folder_that_was_made_for_a_run_and_is_empty_is_removed(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name, is_removed in (("new", True), ("used", False), ("there", False)):
+        with pytest.raises(RuntimeError, match="a crash"), trainer.only_run(tmp_path / name):
+            if name == "used":
+                (tmp_path / name / "shapes.json").touch()
+            crash()
+        assert (tmp_path / name).exists() != is_removed
+
+
 def test_a_machine_without_accelerator_gets_the_tiny_variant(monkeypatch, capsys):
     monkeypatch.setattr(common, "_ACCELERATORS", ())
     assert sft.get_config(None).name == "sft-tiny"

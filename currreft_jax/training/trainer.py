@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -95,9 +95,12 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     workdir = local_path(workdir)
     previous_dir = None
     is_main = distributed.is_main()
-    with only_run(workdir) if is_main else nullcontext(), Interrupt() as interrupt:
+    with ExitStack() as stack:
+        if is_main:
+            stack.enter_context(only_run(workdir))
         if world_rows.is_used(config):
             draw_world(Path(config.data.world))
+        interrupt = stack.enter_context(Interrupt())
         refuse_missing_rows(config)
         refuse_differing_files(config)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
@@ -233,18 +236,18 @@ def open_stage(
     stage, is_main = config.stages[stage_index], distributed.is_main()
     with ExitStack() as stack:
         session = stack.enter_context(open_session(config))
+        stack.callback(say_failures, session)
         check_base_weights(config, stage_dir, previous_dir)
         refuse_uneven_batch(session)
-        buckets = fit_run_buckets(session, run_config, stage_index, workdir, stage_dir)
-        stack.callback(say_failures, session)
-        rows = stack.enter_context(closing(read_rows(session, stage_index, buckets)))
-        optimizer = stage_optimizer(config, stage_index)
         try_rewards(session, run_config, stage_index)
-        stage_programs = open_programs(session, optimizer, buckets, evaluation_batch_size(run_config))
-        session = replace(session, config=stage_programs.config, model=stage_programs.model)
+        buckets = fit_run_buckets(session, run_config, stage_index, workdir, stage_dir)
+        rows = stack.enter_context(closing(read_rows(session, stage_index, buckets)))
         held_out, loss_rows = held_out_rows(session), read_loss_rows(session, stage)
         for one in held_out:
             try_on(session, one.examples)
+        optimizer = stage_optimizer(config, stage_index)
+        stage_programs = open_programs(session, optimizer, buckets, evaluation_batch_size(run_config))
+        session = replace(session, config=stage_programs.config, model=stage_programs.model)
         model, programs, devices = session.model, stage_programs.update, list(session.model.mesh.devices.flat)
         prepare_programs(config, stage_programs, devices, interrupt)
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
@@ -282,15 +285,15 @@ def open_stage(
         )
 
 
-def open_programs(
-    session: Session, optimizer: StageOptimizer, buckets: ShapeBuckets, held_out_prompts: int
-) -> StagePrograms:
 def say_failures(session: Session) -> None:
     """Sums up the failures of rewards of one's own."""
     for line in session.failure_counts.summary():
         say(line)
 
 
+def open_programs(
+    session: Session, optimizer: StageOptimizer, buckets: ShapeBuckets, held_out_prompts: int
+) -> StagePrograms:
     """Makes the programs of a stage, with the rematerialisation that fits where the setting leaves it open."""
 
     def programs_with(remat: Remat) -> StagePrograms:
@@ -328,10 +331,10 @@ def stage_context(session: Session, stage_index: int, buckets: ShapeBuckets, pre
         processor=session.processor,
         model=model,
         reward_pool=session.reward_pool,
+        failure_counts=session.failure_counts,
         stage_index=stage_index,
         buckets=buckets,
         ref_params=ref_params,
-        failure_counts=session.failure_counts,
     )
 
 
