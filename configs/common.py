@@ -57,7 +57,7 @@ def resolve_variant(variant: str | None) -> str:
     if variant in _HUB and not accelerated:
         raise ValueError(
             f"variant {variant} needs an accelerator, and this machine has none: write :tiny, or on a GPU machine"
-            " install with pip install -e '.[cuda12]'"
+            " install with pip install -e '.[cuda12]'; `python -m currreft_jax.plan` checks its settings on any machine"
         )
     return variant
 

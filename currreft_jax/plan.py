@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from currreft_jax.config import ELSEWHERE
+from currreft_jax.config import ELSEWHERE, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
 from currreft_jax.config.missing import describe_error
 from currreft_jax.planning.compiled import Efficiency
@@ -80,6 +80,7 @@ def main(_: Sequence[str]) -> None:
         args.network_latency_us * 1e-6,
     )
     try:
+        validate(args.config)  # before the devices, whose compiler may be missing
         topology = attached_topology() if args.topology == _HERE else topology_by_name(args.topology)
         fit = plan_stages(args.config, topology, efficiency, args.stage, all_shapes=args.all, search=args.search)
     except (ValueError, OSError, ModuleNotFoundError) as error:  # what the package raises for bad input

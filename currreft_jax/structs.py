@@ -374,11 +374,13 @@ class RewardFailure:
     Attributes:
         reward: name of the reward.
         location: file and line of the function; empty if unknown.
-        message: names these, the row, the completion, and what went wrong.
+        problem: what went wrong.
+        message: names these, the row and the completion.
     """
 
     reward: str
     location: str
+    problem: str
     message: str
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from currreft_jax.config import Config, Data, Sampling, Source, Stage, SuiteDomain
+from currreft_jax.config import Config, Data, Rewards, Sampling, Source, Stage, SuiteDomain
 from currreft_jax.evaluation import held_out
 from currreft_jax.evaluation.held_out import HeldOut
 from currreft_jax.evaluation.measurement import Measurement, regressed_from
@@ -15,6 +15,7 @@ from currreft_jax.structs import Scores
 from currreft_jax.training import evaluator
 from currreft_jax.training.batches import StageContext
 from currreft_jax.training.curriculum import ForgettingMatrix, is_promoted
+from currreft_jax.training.held_out_loss import LossRows
 
 BEST = Measurement("stage1", 10, "stage1", 100, 1.5, 0.05, 0.8, 0.9, 80)
 
@@ -42,7 +43,8 @@ def test_the_matrix_is_saved_and_resumed(tmp_path):
     base = dataclasses.replace(BEST, stage="", step=0, reward=1.0, greedy=1.2)
     matrix.add([base])
     matrix.add([BEST])
-    matrix.add([dataclasses.replace(BEST, step=20)])
+    matrix.add([dataclasses.replace(BEST, step=20, own={"my:own": 0.25})])
+    assert matrix.table().splitlines()[-1] == "my:own of the held-out rows of stage1: 0.250 after stage1 20"
     resumed = ForgettingMatrix(path, writes=True)
     assert resumed.history == matrix.history and resumed.has("stage1", 20) and len(resumed) == 3
     resumed.resume_from("stage1", 10)
@@ -78,12 +80,17 @@ def test_every_held_out_row_is_answered_once(monkeypatch):
         texts = rollout[: len(examples)]
         assert [row for row, _ in texts] == [example.prompt for example in examples]
         total = np.array([[row if temperature else 3.0] for row, temperature in texts])
-        return ScoredRollout(None, Scores(total, {"accuracy": np.minimum(total, 1.0)}, {}))
+        parts = {"accuracy": np.minimum(total, 1.0), "my:own": np.where(total < 2, np.nan, total)}
+        return ScoredRollout(None, Scores(total, {**parts, "my:unused": np.full_like(total, np.nan)}, {}))
 
     monkeypatch.setattr(held_out, "decode_params", lambda *_: {})
     monkeypatch.setattr(held_out, "sample", sample)
     monkeypatch.setattr(held_out, "score_rollout", score)
-    context = context_of(data=Data(batch_size=1), sampling=Sampling(group_size=2, temperature=0.7))
+    context = context_of(
+        data=Data(batch_size=1),
+        sampling=Sampling(group_size=2, temperature=0.7),
+        rewards=Rewards(weights={"accuracy": 1.0, "my:own": 1.0, "my:unused": 1.0}),
+    )
     examples = tuple(SimpleNamespace(prompt=float(row)) for row in range(5))
     rows = HeldOut("one", 0, examples, rows=5)
 
@@ -96,6 +103,7 @@ def test_every_held_out_row_is_answered_once(monkeypatch):
     assert (measured.reward, measured.greedy) == (2.0, 3.0)  # of 0, 1, 2, 3, 4; of five times 3
     assert measured.error == pytest.approx(2.5**0.5 / 5**0.5)  # the sample variance of 0 to 4 is 2.5
     assert (measured.accuracy, measured.passed, measured.format) == (0.8, 4, None)
+    assert measured.own == {"my:own": 3.0}  # of 2, 3 and 4
 
     batches.clear()
     scored = []
@@ -169,12 +177,30 @@ def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path,
     current = [dataclasses.replace(BEST, stage=names[stage_index], held_out=name, reward=1.0) for name in names]
     monkeypatch.setattr(evaluator, "measure", lambda *_, **__: current)
     sets = [HeldOut(name, of_stage, (), rows=100) for of_stage, name in enumerate(names)]
-    metrics, ended, _ = evaluator.Evaluator(context_of(stage_index), sets, matrix, tmp_path).evaluate({}, 5)
+    current[0] = dataclasses.replace(current[0], own={"my:own": 0.25})
+    evaluating = evaluator.Evaluator(context_of(stage_index), sets, matrix, tmp_path)
+    metrics, ended, _ = evaluating.evaluate({}, 5)
+    assert metrics.pop("held_out/one/rewards/my:own") == 0.25
     expected = {f"held_out/{name}/{key}": value for name in names for key, value in (("reward", 1.0), ("pass", 0.8))}
     assert metrics.pop("time/evaluate") >= 0
     assert metrics == expected | regressions
-    assert ("one fell from 1.500 to 1.000" in capsys.readouterr().err) == bool(regressions)
+    said = capsys.readouterr().err
+    assert ("one fell from 1.500 to 1.000" in said) == bool(regressions)
+    assert "train: answering 200 held-out rows; missing programs are compiled along the way\n" in said
     assert not ended and matrix.history[2:] == tuple(current)
+    evaluating.evaluate({}, 6)
+    assert "compiled along the way" not in capsys.readouterr().err
+
+
+def test_a_resumed_stage_says_that_it_compiles_for_the_loss_the_first_time(monkeypatch, tmp_path, capsys):
+    matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=False)
+    monkeypatch.setattr(evaluator, "measure_loss", lambda *_: 1.5)
+    evaluating = evaluator.Evaluator(context_of(), [], matrix, LossRows([], 3))
+    evaluating.begin({}, 4)
+    for compiles in (True, False):
+        assert evaluating.evaluate({}, 5).metrics["held_out/one/loss"] == 1.5
+        said = capsys.readouterr().err
+        assert ("compiling for the loss of 3 held-out rows" in said) == compiles and "answering" not in said
 
 
 @pytest.mark.parametrize("margin", [None, 0.05])

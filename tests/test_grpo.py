@@ -345,6 +345,7 @@ def test_held_out_rows_of_all_stages_are_evaluated(checkpoint, rows, tmp_path, c
     assert len(evaluated) == 2 and min(evaluated) > 0
     last = logged_metrics(tmp_path / "one")[-1]
     assert last["held_out/one/reward"] == matrix.history[4].reward
+    assert last["held_out/one/rewards/tests.reward_functions:text_hash"] == matrix.history[4].reward
     assert logged_metrics(tmp_path / "two")[0]["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the stage's start
     lines = [(name, line) for name in ("one", "two") for line in logged_metrics(tmp_path / name)]
     assert scores == [line.get(f"held_out/{name}/reward") for name, line in lines]  # none without held-out rows

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from currreft_jax import plan
 from currreft_jax.config import (
     Config,
     Data,
@@ -398,6 +399,17 @@ def test_the_verdict_is_the_sum_of_all_stages():
     assert budget._size_text(15 * 10**6) == "15 MB"  # a small model's
     refused = budget.verdict(config, [costs_of(peak_gib=80.0)], here(70 * GIB))
     assert refused.startswith("does not fit here: gradient of stage a needs 80.0 of 70.0 GiB per device; the whole")
+
+
+def test_settings_are_checked_before_the_compiler_is_looked_for(monkeypatch):
+    shares = dict.fromkeys(("compute_share", "memory_share", "link_share", "network_gbs"), 0.5)
+    latencies = dict.fromkeys(("latency_us", "network_latency_us"), 1.0)
+    flags = {"config": Config(stages=[Stage("a", steps=0)]), "topology": "a800:1x8", "stage": None}
+    namespace = SimpleNamespace(**flags, **shares, **latencies)
+    monkeypatch.setattr(plan, "flags", SimpleNamespace(FLAGS=namespace))
+    monkeypatch.setattr(plan, "topology_by_name", lambda name: pytest.fail("looked for the compiler"))
+    with pytest.raises(SystemExit, match=r"^plan: config\.stages\[0\]\.sources is \[\]"):
+        plan.main([])
 
 
 def test_stages_that_are_batched_in_another_way_are_planned_too(monkeypatch, capsys):

@@ -19,7 +19,7 @@ OWN = "my_rewards:within"
 
 def test_a_failure_is_printed_once_for_each_line_of_a_rewards_code(capsys):
     failures = [
-        RewardFailure("my:within", f"printed_once.py:{line}", f"row {row}") for row, line in enumerate([3, 3, 7])
+        RewardFailure("my:within", f"printed_once.py:{line}", "", f"row {row}") for row, line in enumerate([3, 3, 7])
     ]
     report_failures(failures)
     report_failures(failures)

@@ -22,6 +22,7 @@ from currreft_jax.config import (
 from currreft_jax.evaluation.training_leaks import find_training_leaks
 from currreft_jax.runtime.workdir import with_kept_rows, write_config
 from currreft_jax.training import rejected_samples
+from currreft_jax.training.interrupt import AFTER_STEP, AT_PROGRESS
 from currreft_jax.training.rejected_samples import (
     keep_samples,
     refuse_missing_rows,
@@ -81,9 +82,12 @@ def test_a_stage_that_has_begun_keeps_its_rows(jobs, tmp_path):
 
 
 def test_a_signal_stops_the_sampling_at_its_next_line(jobs, tmp_path):
-    interrupt = SimpleNamespace(requested=True)
+    interrupt = SimpleNamespace(requested=True, response=AFTER_STEP)
     assert not keep_samples(config_of(), 1, tmp_path / "one", tmp_path / "two", tmp_path, interrupt)
-    assert not jobs
+    assert not jobs and interrupt.response == AT_PROGRESS
+    interrupt.requested = False
+    assert keep_samples(config_of(), 1, tmp_path / "one", tmp_path / "two", tmp_path, interrupt)
+    assert interrupt.response == AFTER_STEP
 
 
 def test_missing_rows_are_refused_before_the_first_stage(tmp_path):

@@ -2,18 +2,37 @@
 
 import dataclasses
 import json
+import re
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from currreft_jax.config import Config, Data, Method, OnBadRow, Pretrained, Shapes, Source, Stage
+from currreft_jax.config import (
+    Config,
+    Data,
+    Kind,
+    Method,
+    OnBadRow,
+    OnRewardError,
+    Pretrained,
+    Rewards,
+    Shapes,
+    Source,
+    Stage,
+    Task,
+)
 from currreft_jax.data.buckets import BatchDims
 from currreft_jax.data.mixture import MixtureError
 from currreft_jax.data.packing import BudgetError
 from currreft_jax.data.processor import load
+from currreft_jax.evaluation import scoring
+from currreft_jax.rewards import RewardError
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.session.session import Session, make_model
-from currreft_jax.training import shapes
+from currreft_jax.structs import Completion, Row
+from currreft_jax.training import shapes, trainer
+from currreft_jax.training.reward_trial import try_on, try_rewards
 from currreft_jax.training.shapes import run_buckets
 from currreft_jax.training.start import read_rows
 from tests import tiny
@@ -91,3 +110,88 @@ def test_a_run_of_more_steps_than_are_drawn_holds_the_fullest_shard(checkpoint, 
     slots = run_buckets(session, tmp_path / "exact").shapes[-1].slots
     monkeypatch.setattr(shapes, "MAX_STEPS", 2)
     assert run_buckets(session, tmp_path / "bound").shapes[-1].slots == 2 >= slots
+
+
+def test_rows_of_all_stages_that_are_too_long_are_told_at_once(checkpoint, tmp_path, capsys):
+    session = session_of(checkpoint, tmp_path, Data(batch_size=2, prompt_lengths=(400,)))
+    (tmp_path / "more.jsonl").write_text(json.dumps({**ROWS[0], "id": "long", "problem": "?" * 400}) + "\n")
+    rows = [{**ROWS[0], "problem": "?" * 300}, *ROWS[1:]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = session.config.stages[0]
+    two = dataclasses.replace(one, name="two", sources=[Source(str(tmp_path / "more.jsonl"))], replay=0.5)
+    session.config.stages = [one, two]
+    with pytest.raises(MixtureError, match=r"^too long: 2 rows, the first .*rows\.jsonl:1; the longest .*=400,\d+ \("):
+        run_buckets(session, tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("train: measuring 9 rows of 2 stages: shapes are fitted") == 1  # four of them twice
+    assert said.count("measuring rows:   0%") == 1
+
+
+FAILING = "tests.reward_functions:misspelt_key"
+KEY_ERROR = (
+    r"reward_functions\.py:\d+: reward '.*', row r2, completion '<think> </think> <answer>dog</.*KeyError: 'tolerence'"
+)
+
+
+def test_a_reward_is_tried_on_the_first_row_that_it_applies_to_of_each_source(checkpoint, tmp_path, capsys):
+    session = session_of(checkpoint, tmp_path, Data(batch_size=2))
+    one = session.config.stages[0]
+    (tmp_path / "judge.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    judge = dataclasses.replace(one, sources=[Source(str(tmp_path / "judge.jsonl"))])
+    session.config.stages = [judge, dataclasses.replace(one, name="two")]
+    try_rewards(session, session.config, 0)
+    session.config.rewards.weights[FAILING] = 1.0
+    with pytest.raises(RewardError, match=KEY_ERROR):
+        try_rewards(session, session.config, 0)
+    session.config.stages[1].method = Method.SFT
+    try_rewards(session, session.config, 0)
+    session.config.rewards.weights = {"tests.reward_functions:lowercase_share": 1.0, "tests.no_such:reward": 0.0}
+    session.config.stages[1].method = None
+    try_rewards(session, session.config, 0)
+    assert not capsys.readouterr().err
+
+
+def test_a_reward_of_a_held_out_row_is_tried_and_fails_in_a_line_where_the_settings_say_so(capsys):
+    config = Config(rewards=Rewards(weights={FAILING: 1.0}))
+    session = Session(config=config, processor=None, model=None)
+    examples = [SimpleNamespace(row=Row(f"h{n}", Task.OTHER, Kind.OPEN, "?", "1"), frame=None) for n in range(2)]
+    with pytest.raises(RewardError, match=r"row h0, completion .*KeyError"):
+        try_on(session, examples)
+    config.rewards = Rewards(weights={"tests.reward_functions:needs_answer": 1.0})
+    with pytest.raises(RewardError, match="row h0, completion '': AssertionError"):
+        try_on(session, examples)
+    config.rewards = Rewards(weights={FAILING: 1.0}, on_error=OnRewardError.ZERO)
+    try_on(session, examples)
+    assert re.fullmatch(r"rewards: counts as 0, .* row h0, .*KeyError: 'tolerence'\n", capsys.readouterr().err)
+
+
+def test_a_mistake_in_a_reward_ends_a_run_before_it_compiles_and_leaves_no_folder(checkpoint, tmp_path, monkeypatch):
+    config = session_of(checkpoint, tmp_path, Data(batch_size=2)).config
+    config.mesh.data = 1
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+    monkeypatch.setattr(trainer, "prepare_programs", lambda *_: pytest.fail("compiled"))
+    config.rewards.weights[FAILING] = 1.0
+    with pytest.raises(RewardError, match=KEY_ERROR):
+        trainer.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for name, row in (("judge", ROWS[0]), ("test", ROWS[2])):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    config.stages[0].sources = [Source(str(tmp_path / "judge.jsonl"))]
+    config.stages[0].held_out = [Source(str(tmp_path / "test.jsonl"))]
+    with pytest.raises(RewardError, match=KEY_ERROR):
+        trainer.run(config, tmp_path / "run")
+
+
+def test_the_failures_of_a_stage_are_summed_up_in_a_line(capsys, monkeypatch):
+    config = Config(rewards=Rewards(weights={FAILING: 1.0}, on_error=OnRewardError.ZERO), stages=[Stage("one")])
+    session = Session(config=config, processor=None, model=None)
+    context = trainer.stage_context(session, 0, None, None)
+    examples = [SimpleNamespace(row=Row("r", Task.OTHER, Kind.OPEN, "?", "1"), frame=None)]
+    texts = [[Completion("<answer>1</answer>"), Completion("1")]]
+    monkeypatch.setattr(scoring, "decode_completions", lambda *_: SimpleNamespace(texts=texts))
+    scoring.score_rollout(context, examples, None)
+    capsys.readouterr()
+    trainer.say_failures(session)
+    said = capsys.readouterr().err
+    place = r"1 time at \S*reward_functions\.py:\d+, first with KeyError: 'tolerence'\n"
+    assert re.fullmatch(rf"train: reward '{FAILING}' failed and counts as 0 for 1 of 2 completions: {place}", said)

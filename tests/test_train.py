@@ -482,11 +482,31 @@ def test_the_world_is_drawn_for_runs_that_read_it_alone(tmp_path, monkeypatch, o
     assert drawn == ([] if own else [Path(common.WORLD)])
 
 
+def test_ctrl_c_ends_a_run_that_draws_the_world_at_once(tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
+    monkeypatch.setattr(world_rows, "ensure_world", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(trainer, "refuse_missing_rows", lambda _: crash())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(stage1.get_config("tiny"), tmp_path / "run")
+    signal.signal(signal.SIGINT, before)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_a_folder_that_was_made_for_a_run_and_is_empty_is_removed(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name, is_removed in (("new", True), ("used", False), ("there", False)):
+        with pytest.raises(RuntimeError, match="a crash"), trainer.only_run(tmp_path / name):
+            if name == "used":
+                (tmp_path / name / "shapes.json").touch()
+            crash()
+        assert (tmp_path / name).exists() != is_removed
+
+
 def test_a_machine_without_accelerator_gets_the_tiny_variant(monkeypatch, capsys):
     monkeypatch.setattr(common, "_ACCELERATORS", ())
     assert sft.get_config(None).name == "sft-tiny"
     assert "variant tiny" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"variant 3b needs an accelerator.*cuda12"):
+    with pytest.raises(ValueError, match=r"variant 3b needs an accelerator.*cuda12.*_jax\.plan` checks"):
         sft.get_config("3b")
     with pytest.raises(ValueError, match="no variant '13b'; nearest: 3b"):
         sft.get_config("13b")
@@ -587,6 +607,34 @@ def test_the_time_left_is_not_that_of_the_first_step_and_lines_stand_above_the_b
     shown = capsys.readouterr().err.split("\r")
     assert any("3/9 [00:00<?, ?step/s]" in part for part in shown)
     assert "train: a line\n" in shown and "4/9" in shown[-1]
+
+
+def test_the_rate_on_the_bar_is_that_of_steps_alone(tmp_path):
+    settings = Logging(tensorboard=False)
+    with Metrics(tmp_path, settings, name="run", step=0, steps=9, writes=True) as metrics:
+        metrics.advance()
+        begun = metrics._bar.start_t
+        with metrics.paused_bar():
+            time.sleep(0.2)
+        assert metrics._bar.start_t - begun >= 0.2
+        assert metrics._bar.last_print_t >= metrics._bar.start_t
+    with Metrics(tmp_path, settings, name="run", step=0, steps=9, writes=False) as metrics, metrics.paused_bar():
+        pass
+
+
+def test_reasons_beyond_the_most_that_a_stage_counts_apart_are_counted_together(tmp_path):
+    first = {f"parse/off by {n}": 0.02 if n < 20 else 0.01 for n in range(29, -1, -1)}
+    first |= {"parse/truncated": 0.1, "parse/other": 0.2}
+    second = {f"parse/off by {n}": 0.01 for n in (0, 29, 40)} | {"parse/bad_json": 0.3, "reward": 1.0}
+    for step, line in enumerate((first, second)):  # a resumed run counts the same ones apart
+        with Metrics(tmp_path, Logging(tensorboard=False), name="run", step=step, steps=4, writes=True) as metrics:
+            metrics.write({"step": step + 1, "stage": "one", **line})
+    one, two = read_metrics(tmp_path / "metrics.jsonl")
+    most_frequent = {f"parse/off by {n}" for n in range(20)}
+    assert one.keys() == most_frequent | {"step", "stage", "parse/truncated", "parse/other"}
+    assert one["parse/other"] == pytest.approx(0.2 + 10 * 0.01)
+    others = {"step": 2, "stage": "one", "parse/bad_json": 0.3, "reward": 1.0}
+    assert two == others | {"parse/off by 0": 0.01, "parse/other": 0.02}
 
 
 def test_a_damaged_line_of_metrics_is_named(tmp_path):

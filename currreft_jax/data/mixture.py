@@ -82,7 +82,7 @@ class Mixture:
         if not errors:
             return self
         all_errors = (*self.errors, *errors.values())
-        _refuse_errors(all_errors, data, summary)
+        refuse_errors(all_errors, data, summary)
         kept = [[(k, int(index)) not in errors for index in source.indices] for k, source in enumerate(self.sources)]
         sources = tuple(
             replace(source, indices=source.indices[mask], ids=tuple(compress(source.ids, mask)))
@@ -137,7 +137,7 @@ def load_mixture(stages: Sequence[Stage], stage_index: int, data: Data, seed: in
         for rows in loader.load(source, earlier)
     ]
     excluded, errors = loader.excluded, loader.errors
-    _refuse_errors(errors, data)
+    refuse_errors(errors, data)
     if not current:
         files = ", ".join(source.file for source in stage.sources)
         left_out = ", ".join(f"{plural(count, 'row')} by {reason}" for reason, count in excluded.items())
@@ -307,7 +307,7 @@ def _scale_weights(sources: Sequence[SourceRows], total: float) -> list[SourceRo
     return [replace(source, weight=source.weight * total / weight) for source in sources]
 
 
-def _refuse_errors(errors: Sequence[LineError], data: Data, summary: str = "") -> None:
+def refuse_errors(errors: Sequence[LineError], data: Data, summary: str = "") -> None:
     """Raises a `MixtureError` that lists or sums up the errors, if malformed rows, or so many of them, stop the run."""
     if not errors or (data.on_bad_row is OnBadRow.SKIP and len(errors) <= data.max_bad_rows):
         return

@@ -21,7 +21,7 @@ from currreft_jax.data.buckets import BatchDims, ShapeBuckets, batch_dims, large
 from currreft_jax.data.examples import Example, ReadImage, make_example
 from currreft_jax.data.fields import LineError
 from currreft_jax.data.images import ImageError
-from currreft_jax.data.mixture import Mixture, MixtureError
+from currreft_jax.data.mixture import Mixture, MixtureError, SourceRows, refuse_errors
 from currreft_jax.data.packing import BudgetError
 from currreft_jax.data.processor import Processor, PromptError
 from currreft_jax.data.prompts import Template
@@ -160,13 +160,24 @@ def drop_bad_rows(
     """
     if data.on_bad_row is OnBadRow.ERROR:
         return mixture
-    mixture, _ = _visit_rows(
-        mixture,
+    ((kept, _),) = _visit_rows(
+        [mixture],
         data,
         "checking rows",
-        lambda ref: _load_example(mixture, processor, template, buckets, ref, with_answer),
+        lambda mixture, ref: _load_example(mixture, processor, template, buckets, ref, with_answer),
     )
-    return mixture
+    return kept
+
+
+def measured_examples(source: SourceRows, processor: Processor, template: Template) -> Iterator[Example]:
+    """Yields the rows of a source that can be used; of images the sizes are read, and not the pixels."""
+    for index in source.indices:
+        location = source.file.location(int(index))
+        try:
+            row = source.file[int(index)]
+            yield make_example(row, processor, template, location=location, read_image=processor.measure_image)
+        except _ROW_ERRORS:  # told by those who read all rows
+            continue
 
 
 RowKey = tuple[int, int]  # (id of the open file, index of the row in the file)
@@ -178,47 +189,53 @@ def row_key_of(mixture: Mixture, ref: RowRef) -> RowKey:
 
 
 def measure_rows(
-    mixture: Mixture,
+    mixtures: Sequence[Mixture],
     processor: Processor,
     template: Template,
     data: Data,
     buckets: ShapeBuckets,
     *,
     with_answer: bool,
-) -> tuple[Mixture, dict[RowKey, BatchDims]]:
-    """Measures every row, as a batch of its own; reads the sizes of images, and not their pixels.
+) -> list[tuple[Mixture, dict[RowKey, BatchDims]]]:
+    """Measures every row of stages, as a batch of its own; reads the sizes of images, and not their pixels.
 
     Returns:
-        The mixture without rows that cannot be tokenized or exceed the largest bucket, and the sizes of the others.
+        Each mixture without rows that cannot be tokenized or exceed the largest bucket, and the sizes of the others.
 
     Raises:
-        MixtureError: there are such rows and `data.on_bad_row` is error, or more than `data.max_bad_rows`.
+        MixtureError: there are such rows and `data.on_bad_row` is error, or more than `data.max_bad_rows` in a stage.
     """
 
-    def measure(ref: RowRef) -> tuple[RowKey, BatchDims]:
+    def measure(mixture: Mixture, ref: RowRef) -> tuple[RowKey, BatchDims]:
         example = _load_example(
             mixture, processor, template, buckets, ref, with_answer, read_image=processor.measure_image
         )
         return row_key_of(mixture, ref), batch_dims([example], processor.config, 1)
 
-    kept, sizes = _visit_rows(mixture, data, "measuring rows", measure)
-    return kept, dict(sizes)
+    return [(kept, dict(sizes)) for kept, sizes in _visit_rows(mixtures, data, "measuring rows", measure)]
 
 
-def _visit_rows(mixture: Mixture, data: Data, title: str, visit: Callable[[RowRef], T]) -> tuple[Mixture, list[T]]:
+def _visit_rows(
+    mixtures: Sequence[Mixture], data: Data, title: str, visit: Callable[[Mixture, RowRef], T]
+) -> list[tuple[Mixture, list[T]]]:
     """Calls a function for every row, in threads.
 
     Returns:
-        The mixture without the rows for which it raises `BadRowError`, and its results for the others.
+        Each mixture without the rows for which it raises `BadRowError`, and its results for the others.
 
     Raises:
         MixtureError: `data` refuses so many of them, or no rows are left.
     """
-    refs = [RowRef(k, int(index), 0) for k, source in enumerate(mixture.sources) for index in source.indices]
+    refs = [
+        (mixture, RowRef(k, int(index), 0))
+        for mixture in mixtures
+        for k, source in enumerate(mixture.sources)
+        for index in source.indices
+    ]
 
-    def result_or_error(ref: RowRef) -> T | BadRowError:
+    def result_or_error(ref: tuple[Mixture, RowRef]) -> T | BadRowError:
         try:
-            return visit(ref)
+            return visit(*ref)
         except BadRowError as error:
             return error
 
@@ -226,13 +243,16 @@ def _visit_rows(mixture: Mixture, data: Data, title: str, visit: Callable[[RowRe
         found = list(
             tqdm(threads.map(result_or_error, refs), title, len(refs), unit=" rows", leave=False, mininterval=1)
         )
-    bad = {
-        (ref.source, ref.index): result
-        for ref, result in zip(refs, found, strict=True)
-        if isinstance(result, BadRowError)
-    }
-    kept = mixture.without(bad, "unusable", data, _describe_longest(list(bad.values())))
-    return kept, [result for result in found if not isinstance(result, BadRowError)]
+    errors = {result.location: result for result in found if isinstance(result, BadRowError)}  # a replayed row once
+    if data.on_bad_row is OnBadRow.ERROR:
+        refuse_errors(list(errors.values()), data, _describe_longest(list(errors.values())))
+    results, visited = iter(zip(refs, found, strict=True)), []
+    for mixture in mixtures:
+        own = [(ref, result) for (_, ref), result in islice(results, mixture.num_rows)]
+        bad = {(ref.source, ref.index): result for ref, result in own if isinstance(result, BadRowError)}
+        kept = mixture.without(bad, "unusable", data, _describe_longest(list(bad.values())))
+        visited.append((kept, [result for _, result in own if not isinstance(result, BadRowError)]))
+    return visited
 
 
 def _describe_longest(errors: Sequence[BadRowError]) -> str:

@@ -18,6 +18,7 @@ from currreft_jax.evaluation.measurement import Measurement
 from currreft_jax.evaluation.scoring import ScoredRollout, score_rollout
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.rewards import check_rows
+from currreft_jax.rewards.registry import own_rewards
 from currreft_jax.runtime.multihost import allgather
 from currreft_jax.sampling.sampler import decode_params, sample
 from currreft_jax.session.session import Session
@@ -115,7 +116,7 @@ def measure(
             host's, and its answers.
     """
     decoding_params = decode_params(session.model, params, session.config.sampling)
-    measurements = []
+    own_names, measurements = own_rewards(session.config.rewards), []
     for held_out in sets:
         answer = partial(_rewards, session, params, decoding_params, held_out, on_answers=on_answers)
         sampled = answer(session.config.sampling.temperature)
@@ -136,6 +137,7 @@ def measure(
                 greedy=_mean(greedily["reward"]) if greedily else None,
                 rewards=tuple(map(float, reward)),
                 domain=held_out.domain.value,
+                own={name: mean for name in own_names if (mean := _mean(sampled[name])) is not None},
             )
         )
     return measurements

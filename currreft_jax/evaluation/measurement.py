@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import sqrt
 
 from currreft_jax.config import SuiteDomain
@@ -27,6 +27,7 @@ class Measurement:
         greedy: mean reward of greedy answers; None where there are none.
         rewards: of each row, at the sampling temperature; None in files of earlier versions.
         domain: "in" or "out" of the domain of that stage.
+        own: mean of each reward of one's own that applies to some of the rows, by name.
     """
 
     stage: str
@@ -41,6 +42,7 @@ class Measurement:
     greedy: float | None = None
     rewards: tuple[float, ...] | None = None
     domain: str = SuiteDomain.IN.value
+    own: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -39,6 +39,7 @@ def score_rollout(session: Session, examples: Sequence[Example], rollout: Rollou
         pool=session.reward_pool,
     )
     report_failures(scores.failures)
+    session.failure_counts.add(scores)
     return ScoredRollout(completions, scores)
 
 

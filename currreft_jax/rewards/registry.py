@@ -116,6 +116,11 @@ def is_own(name: str) -> bool:
     return name not in Rewards().weights
 
 
+def own_rewards(settings: Rewards) -> list[str]:
+    """Lists the users' rewards that have a weight."""
+    return [name for name, weight in settings.weights.items() if weight and is_own(name)]
+
+
 def call_reward(
     name: str, reward: BoundedReward, row: Row, completion: Completion, answer: str | None, frame: Frame | None
 ) -> Verdict | None:
@@ -143,7 +148,7 @@ def failed_verdict(reward: BoundedReward) -> Verdict:
 def _failure(name: str, location: str, row: Row, completion: Completion, problem: str) -> RewardFailure:
     where = f"{location}: " if location else ""
     message = f"{where}reward {name!r}, row {row.id}, completion {completion.text[:200]!r}: {problem}"
-    return RewardFailure(name, location, message)
+    return RewardFailure(name, location, problem, message)
 
 
 def _invalidity(verdict: object, reward: BoundedReward) -> str:

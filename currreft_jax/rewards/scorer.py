@@ -190,10 +190,8 @@ def _refuse_unscored(row: Row, verdicts: Mapping[str, object]) -> None:
     names = [name for name in verdicts if name == "accuracy" or is_own(name)]
     if any(map(is_own, names)) and all(verdicts[name] is None for name in names):
         own = ", ".join(filter(is_own, names))
-        message = (
-            f"row {row.id}: {own} returned None, and no rule scores its answer: nothing but its format would count"
-        )
-        raise RewardError(RewardFailure(own, "", message))
+        problem = f"{own} returned None, and no rule scores its answer: nothing but its format would count"
+        raise RewardError(RewardFailure(own, "", problem, f"row {row.id}: {problem}"))
 
 
 def _decide(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from currreft_jax.config import Logging
+from currreft_jax.structs import Reason
 
 METRICS = "metrics.jsonl"
+MAX_OWN_REASONS = 20  # that have a metric each
+OTHER_REASONS = "parse/other"
+_OUR_REASONS = frozenset(f"parse/{reason}" for reason in Reason)
 # Metrics on the progress bar, and their short names there.
 _ON_THE_BAR = {
     "loss": "loss",
@@ -49,10 +55,13 @@ class Metrics:
         self._bar = progress_bar(step, steps, shows=writes)
         self._first_step = step + 1
         self._file = self._events = self._wandb = None
+        self._own_reasons: set[str] = set()
         if not writes:
             return
         path = folder / METRICS
-        kept = [line for line, values in _lines(path) if values["step"] <= step]
+        lines = [(line, values) for line, values in _lines(path) if values["step"] <= step]
+        kept = [line for line, _ in lines]
+        self._own_reasons = {name for _, values in lines for name in values if _is_own_reason(name)}
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text("".join(kept), "utf-8")
         partial.replace(path)
@@ -88,8 +97,23 @@ class Metrics:
         self._bar.close()
         self._bar = progress_bar(self._first_step, self._bar.total, shows=shows)
 
+    @contextmanager
+    def paused_bar(self) -> Iterator[None]:
+        """Leaves the block's time out of the progress bar's: its rate is that of steps alone."""
+        begun = time.perf_counter()
+        yield
+        if not self._bar.disable:
+            seconds = time.perf_counter() - begun
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds
+
     def write(self, line: Mapping[str, Any]) -> None:
-        """Writes a line: a step, its stage, and its metrics."""
+        """Writes a line: a step, its stage, and its metrics.
+
+        Of the reasons of users' rewards the first `MAX_OWN_REASONS` have a metric each, and the others one together: a
+        reason that holds a number would make a metric of every value.
+        """
+        line = self._bounded(line)
         step = line["step"]
         values = {name: value for name, value in line.items() if name not in ("step", "stage")}
         shown = {short: f"{values[name]:.4g}" for name, short in _ON_THE_BAR.items() if name in values}
@@ -102,6 +126,20 @@ class Metrics:
                 self._events.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(dict(values), step=step)
+
+    def _bounded(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Sums up the shares of the reasons that are too many; the most frequent of new ones come first."""
+        own = {name: share for name, share in line.items() if _is_own_reason(name)}
+        new = sorted(own.keys() - self._own_reasons, key=lambda name: (-own[name], name))
+        self._own_reasons |= set(new[: max(0, MAX_OWN_REASONS - len(self._own_reasons))])
+        others = [share for name, share in own.items() if name not in self._own_reasons]
+        kept = {name: value for name, value in line.items() if name not in own or name in self._own_reasons}
+        return kept | ({OTHER_REASONS: kept.get(OTHER_REASONS, 0.0) + sum(others)} if others else {})
+
+
+def _is_own_reason(name: str) -> bool:
+    """Returns true for the metric of a reason that only users' rewards give."""
+    return name.startswith("parse/") and name != OTHER_REASONS and name not in _OUR_REASONS
 
 
 def progress_bar(step: int, steps: int, *, shows: bool) -> tqdm[Any]:

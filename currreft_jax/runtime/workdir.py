@@ -18,6 +18,7 @@ CONFIG, CHECKPOINTS, EXPORT = "config.json", "checkpoints", "model"
 ROLLOUTS, HELD_OUT = "rollouts", "held_out"  # folders of JSON lines, a file for each written step
 MATRIX, SHAPES = "curriculum.json", "shapes.json"  # in the workdir; the others are in the folder of each stage
 KEPT, KEPT_HELD_OUT = "kept.jsonl", "held_out.jsonl"  # in the folder of rejected sampling
+_LOCK = ".lock"
 # Settings that may change between the parts of an interrupted run: layout, logging, limits, and room for rows.
 _MAY_CHANGE = (
     *("name", "mesh.", "sampling.mesh", "microbatches", "model.remat", "plan_first", "rewards.maths.workers"),
@@ -113,16 +114,24 @@ def flat_settings(config: Config) -> dict[str, Any]:
 def only_run(workdir: Path) -> Iterator[None]:
     """Locks the workdir against a second run; entered by one host.
 
+    A folder that was made for the run is removed at its end if nothing was written into it.
+
     Raises:
         ValueError: another run holds the lock.
     """
+    is_new, path = not workdir.exists(), workdir / _LOCK
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("w") as lock:
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another run is writing {workdir}: wait for it, or take another workdir") from None
-        yield
+        try:
+            yield
+        finally:
+            if is_new and list(workdir.iterdir()) == [path]:
+                path.unlink()
+                workdir.rmdir()
 
 
 def _to_json(config: Config) -> dict[str, Any]:

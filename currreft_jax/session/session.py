@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from currreft_jax.data.processor import Processor
 from currreft_jax.models.config import ModelConfig
 from currreft_jax.models.qwen2_5_vl import Model
 from currreft_jax.rewards import MathsPool
+from currreft_jax.rewards.failures import FailureCounts
 from currreft_jax.runtime.multihost import local_cores, max_over_hosts
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.runtime.timing import memory_limit
@@ -32,12 +33,14 @@ class Session:
         processor: texts and images to prompts, tokens to text.
         model: how to compute, on which mesh.
         reward_pool: worker processes for maths answers; None where nothing is scored.
+        failure_counts: completions for which rewards of one's own failed.
     """
 
     config: Config
     processor: Processor
     model: Model
     reward_pool: MathsPool | None = None
+    failure_counts: FailureCounts = field(default_factory=FailureCounts)
 
 
 @contextmanager

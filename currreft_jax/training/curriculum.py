@@ -107,18 +107,26 @@ class ForgettingMatrix:
         lines = [f"{'after':<20}" + "".join(f"{name:>40}" for name in columns)]
         for stage, step in steps:
             row = [cells.get((stage, step, name)) for name in columns]
-            label = f"{stage} {step}" if stage else "base"
-            lines.append(f"{label:<20}" + "".join(f"{_format_cell(cell):>40}" for cell in row))
+            lines.append(f"{_label(stage, step):<20}" + "".join(f"{_format_cell(cell):>40}" for cell in row))
         lines.append("reward ± half its interval (greedy), format at the sampling temperature")
         return "\n".join([*lines, *self.notes()])
 
     def notes(self) -> list[str]:
-        """Lists a line for the losses of each stage, and one for each decision of a forgetting gate."""
+        """Lists a line for the losses of each stage, for each reward of one's own, and for each decision of a gate."""
+        own: dict[tuple[str, str], list[str]] = {}
+        for one in self._measurements:
+            for name, mean in one.own.items():
+                own.setdefault((name, one.held_out), []).append(f"{mean:.3f} after {_label(one.stage, one.step)}")
         losses: dict[str, list[str]] = {}
         for one in self.losses:
             losses.setdefault(one.stage, []).append(f"{one.loss:.4f} at step {one.step}")
         lines = [f"loss of the held-out rows of {stage}: {', '.join(steps)}" for stage, steps in losses.items()]
+        lines += [f"{name} of the held-out rows of {rows}: {', '.join(means)}" for (name, rows), means in own.items()]
         return [*lines, *map(str, self.decisions)]
+
+
+def _label(stage: str, step: int) -> str:
+    return f"{stage} {step}" if stage else "base"
 
 
 def _read_measurement(keys: dict[str, Any]) -> Measurement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,7 @@ class Evaluator:
         self._context, self._sets, self._matrix, self._loss_rows = context, sets, matrix, loss_rows
         self._stage_dir = stage_dir
         self._images = {held_out.name: held_out.images for held_out in sets}
+        self._has_answered = self._has_computed_loss = False
 
     def begin(self, policy: Parameters, start: int) -> None:
         """Drops evaluations after the resumed step. What a new stage is compared with is measured at its start."""
@@ -77,10 +79,8 @@ class Evaluator:
         if has_gate and not start_measurements(self._matrix.in_domain, stage.name):
             self._measure_start(policy, stage.name)
         if self._loss_rows and not any(one.stage == stage.name for one in self._matrix.losses):
-            rows = plural(self._loss_rows.rows, "held-out row")
-            with timed(f"compiling for the loss of {rows}, and computing it"):
-                loss = self._measure_loss(policy, 0)
-            say(f"loss of {rows} at the start: {loss:.4f}")
+            loss = self._measure_loss(policy, 0)
+            say(f"loss of {plural(self._loss_rows.rows, 'held-out row')} at the start: {loss:.4f}")
 
     def evaluate(self, policy: Parameters, step: int) -> StepEvaluation:
         """Evaluates after a step, and warns of a stage that has regressed."""
@@ -133,12 +133,18 @@ class Evaluator:
         self, policy: Parameters, stage_name: str, step: int, *, greedy: bool
     ) -> tuple[list[Measurement], list[dict[str, Any]]]:
         """Answers all held-out rows, and shows the progress; returns the records of greedy answers, too."""
+        if not self._sets:
+            return [], []
         answers: list[dict[str, Any]] = []
 
         def record(held_out: HeldOut, first: int, scored: ScoredRollout) -> None:
             answers.extend(answer_records(self._context.config, held_out, first, scored))
 
-        with answers_bar(sum(held_out.rows for held_out in self._sets) * (1 + greedy)) as on_answers:
+        num_rows = sum(held_out.rows for held_out in self._sets)
+        if not self._has_answered:
+            say(f"answering {plural(num_rows, 'held-out row')}; missing programs are compiled along the way")
+        self._has_answered = True
+        with answers_bar(num_rows * (1 + greedy)) as on_answers:
             measurements = measure(
                 self._context,
                 policy,
@@ -160,6 +166,7 @@ class Evaluator:
         stage, metrics = self._context.stage, {f"held_out/{held_out.name}/reward": now.reward}
         if now.passed is not None:
             metrics[f"held_out/{held_out.name}/pass"] = now.passed / now.rows
+        metrics |= {f"held_out/{held_out.name}/rewards/{name}": mean for name, mean in now.own.items()}
         best = regressed_from(self._matrix.in_domain, now)  # none of rows out of domain
         if best and held_out.stage_index < self._context.stage_index:
             metrics[f"held_out/{held_out.stage}/regression"] = best.reward - now.reward
@@ -182,7 +189,12 @@ class Evaluator:
         return None if any(change.fallen for change in changes) else mean_reward(measurements)
 
     def _measure_loss(self, policy: Parameters, step: int) -> float:
+        """Computes the loss of held-out gold answers; the first time compiles its program, with a line that says so."""
         assert self._loss_rows is not None
-        loss = measure_loss(self._context.model, policy, self._loss_rows)
+        rows = plural(self._loss_rows.rows, "held-out row")
+        compiling = timed(f"compiling for the loss of {rows}, and computing it")
+        with nullcontext() if self._has_computed_loss else compiling:
+            loss = measure_loss(self._context.model, policy, self._loss_rows)
+        self._has_computed_loss = True
         self._matrix.add_loss(LossMeasurement(self._context.stage.name, step, self._loss_rows.rows, loss))
         return loss

@@ -14,6 +14,11 @@ import jax
 
 from currreft_jax.runtime.checkpoint import Checkpoints
 
+AFTER_STEP = "saving after this step, or after the first one if none has begun, then stopping"
+AT_PROGRESS = "stopping at the next line of progress; the answers so far are kept"
+
+AGAIN = "SIGINT again: stopped at once, without saving; the same command goes on from the last checkpoint"
+
 
 class Interrupt:
     """Listens for SIGTERM, SIGUSR1 and Ctrl-C; a second Ctrl-C ends the process.
@@ -26,10 +31,11 @@ class Interrupt:
 
     Attributes:
         requested: whether a signal has come.
+        response: what is said of the first one: when the run stops, and what it saves.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested, self.response = False, AFTER_STEP
         self._steps = 0
         self._several = jax.process_count() > 1
         handled = [signal.SIGUSR1] if self._several else [signal.SIGUSR1, signal.SIGTERM]
@@ -39,7 +45,7 @@ class Interrupt:
         self._received, self._wakeup = os.pipe()
         os.set_blocking(self._wakeup, False)
         self._previous_wakeup = signal.set_wakeup_fd(self._wakeup)
-        self._thread = Thread(target=_answer, args=(self._received, handled), name="signals", daemon=True)
+        self._thread = Thread(target=self._answer, args=(handled,), name="signals", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Interrupt:
@@ -65,28 +71,21 @@ class Interrupt:
         else:
             self.requested = True
 
+    def _answer(self, handled: Collection[int]) -> None:
+        """Prints a line for each signal, and ends the process at the second Ctrl-C.
 
-def _answer(received: int, handled: Collection[int]) -> None:
-    """Prints a line for each signal, and ends the process at the second Ctrl-C.
-
-    Args:
-        received: a pipe, to which Python writes the number of each signal.
-        handled: signals to answer.
-    """
-    interrupted = False
-    while numbers := os.read(received, 64):
-        for number in filter(handled.__contains__, numbers):
-            if number == signal.SIGINT and interrupted:
-                _print(
-                    "SIGINT again: stopped at once, without saving; the same command goes on from the last checkpoint"
-                )
-                os._exit(128 + signal.SIGINT)
-            interrupted |= number == signal.SIGINT
-            again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-            _print(
-                f"{signal.Signals(number).name}: saving after this step, or after the first one if none has begun, then"
-                f" stopping{again}"
-            )
+        Args:
+            handled: signals to answer; Python writes the number of each one that comes to the pipe.
+        """
+        interrupted = False
+        while numbers := os.read(self._received, 64):
+            for number in filter(handled.__contains__, numbers):
+                if number == signal.SIGINT and interrupted:
+                    _print(AGAIN)
+                    os._exit(128 + signal.SIGINT)
+                interrupted |= number == signal.SIGINT
+                again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+                _print(f"{signal.Signals(number).name}: {self.response}{again}")
 
 
 def _print(text: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+
 from currreft_jax.config import REJECT, Config, EvaluatedModel, Rejection
 from currreft_jax.config.missing import name_nearest
 from currreft_jax.rejection.runner import reject
 from currreft_jax.runtime.workdir import CONFIG, EXPORT
 from currreft_jax.training.console import say
-from currreft_jax.training.interrupt import Interrupt
+from currreft_jax.training.interrupt import AFTER_STEP, AT_PROGRESS, Interrupt
 
 
 class _StopRequested(Exception):
@@ -50,10 +52,13 @@ def keep_samples(
             raise _StopRequested
 
     say(f"stage {stage.name}: rejected sampling into {folder}")
+    if jax.process_count() == 1:  # several hosts agree on a stop after a step
+        interrupt.response = AT_PROGRESS
     try:
         files = reject(rejection_settings(config, stage.rejection, previous_dir), folder, log)
     except _StopRequested:
         return False
+    interrupt.response = AFTER_STEP
     if files:
         say(f"{files.num_kept} rows kept to train on, {files.num_held_out} held out: {files.kept}")
     return True

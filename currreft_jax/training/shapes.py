@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from currreft_jax.config import BatchLayout, Config, Method, OnBadRow, Shapes, has_own_batches
+from currreft_jax.config.wording import plural
 from currreft_jax.data import pipeline
 from currreft_jax.data.buckets import BatchDims, ShapeBuckets, config_buckets
 from currreft_jax.data.mixture import load_mixture
@@ -165,11 +166,17 @@ def _draw_batches(
     sizes: list[BatchDims] = []
     microbatches: list[BatchDims] = []
     whole: list[BatchDims] = []
-    for stage_index in stage_indices:
-        with closing(load_mixture(config.stages, stage_index, config.data, config.seed)) as mixture:
-            rows, of_rows = pipeline.measure_rows(
-                mixture, session.processor, template, config.data, given, with_answer=with_answer
-            )
+    with ExitStack() as stack:
+        mixtures = [
+            stack.enter_context(closing(load_mixture(config.stages, index, config.data, config.seed)))
+            for index in stage_indices
+        ]
+        num_rows = plural(sum(mixture.num_rows for mixture in mixtures), "row")
+        say(f"measuring {num_rows} of {plural(len(mixtures), 'stage')}: shapes are fitted to their texts and images")
+        measured = pipeline.measure_rows(
+            mixtures, session.processor, template, config.data, given, with_answer=with_answer
+        )
+        for stage_index, (rows, of_rows) in zip(stage_indices, measured, strict=True):
             sizes += of_rows.values()
             steps = draw_steps(
                 rows,

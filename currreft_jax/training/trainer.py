@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.programs import StagePrograms, compile_ahead, fit_remat, session_programs
 from currreft_jax.training.records import drop_records, write_records
 from currreft_jax.training.rejected_samples import keep_samples, refuse_missing_rows
+from currreft_jax.training.reward_trial import try_on, try_rewards
 from currreft_jax.training.sft import sft_step
 from currreft_jax.training.shapes import fit_run_buckets
 from currreft_jax.training.start import (
@@ -95,9 +96,12 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     workdir = local_path(workdir)
     previous_dir = None
     is_main = distributed.is_main()
-    with only_run(workdir) if is_main else nullcontext(), Interrupt() as interrupt:
+    with ExitStack() as stack:
+        if is_main:
+            stack.enter_context(only_run(workdir))
         if world_rows.is_used(config):
             draw_world(Path(config.data.world))
+        interrupt = stack.enter_context(Interrupt())
         refuse_missing_rows(config)
         refuse_differing_files(config)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
@@ -233,16 +237,20 @@ def open_stage(
     stage, is_main = config.stages[stage_index], distributed.is_main()
     with ExitStack() as stack:
         session = stack.enter_context(open_session(config))
+        stack.callback(say_failures, session)
         check_base_weights(config, stage_dir, previous_dir)
         refuse_uneven_batch(session)
+        try_rewards(session, run_config, stage_index)
         buckets = fit_run_buckets(session, run_config, stage_index, workdir, stage_dir)
         rows = stack.enter_context(closing(read_rows(session, stage_index, buckets)))
+        held_out, loss_rows = held_out_rows(session), read_loss_rows(session, stage)
+        for one in held_out:
+            try_on(session, one.examples)
         optimizer = stage_optimizer(config, stage_index)
         stage_programs = open_programs(session, optimizer, buckets, evaluation_batch_size(run_config))
         session = replace(session, config=stage_programs.config, model=stage_programs.model)
         model, programs, devices = session.model, stage_programs.update, list(session.model.mesh.devices.flat)
         prepare_programs(config, stage_programs, devices, interrupt)
-        held_out, loss_rows = held_out_rows(session), read_loss_rows(session, stage)
         data_state = {"fingerprint": rows.fingerprint(), "batch_size": config.data.batch_size, "seed": config.seed}
         checkpoints = stack.enter_context(Checkpoints(stage_dir / CHECKPOINTS, config.logging.keep_last))
         state, step, ended = start_state(session, stage_index, optimizer, previous_dir, checkpoints, data_state)
@@ -277,6 +285,12 @@ def open_stage(
             profiler,
             reward_thread,
         )
+
+
+def say_failures(session: Session) -> None:
+    """Sums up the failures of rewards of one's own."""
+    for line in session.failure_counts.summary():
+        say(line)
 
 
 def open_programs(
@@ -319,6 +333,7 @@ def stage_context(session: Session, stage_index: int, buckets: ShapeBuckets, pre
         processor=session.processor,
         model=model,
         reward_pool=session.reward_pool,
+        failure_counts=session.failure_counts,
         stage_index=stage_index,
         buckets=buckets,
         ref_params=ref_params,
@@ -351,7 +366,8 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         lines, error = stage.buffer.flush()
         ended, score = False, None
         if evaluates and not error:
-            held_out_metrics, ended, score = stage.evaluator.evaluate(to_policy(context.model)(state.params), step)
+            with stage.metrics.paused_bar():
+                held_out_metrics, ended, score = stage.evaluator.evaluate(to_policy(context.model)(state.params), step)
             lines[-1].update(held_out_metrics)
         write_metrics(stage, lines)
         if error:
@@ -360,7 +376,8 @@ def train_steps(stage: OpenStage, interrupt: Interrupt) -> TrainState | None:
         if saves or ended or limit or (score is not None and stage.checkpoints.is_best(score)):
             metadata = {**stage.data_state, "ended": ended}
             save = partial(stage.checkpoints.save, step, checkpoint_items(state), metadata, score=score)
-            stage.buffer.timer.call("save", save)
+            with stage.metrics.paused_bar():
+                stage.buffer.timer.call("save", save)
         if limit:
             raise LimitReached(f"stage {stage_name}, step {step}: {limit}; it is saved in {stage.folder}")
         if stop and step < last_step:

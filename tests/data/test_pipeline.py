@@ -206,7 +206,7 @@ def test_rows_are_measured_as_they_are_read(tmp_path, processor):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mixture = load_mixture([Stage("one", [Source(str(tmp_path / "a.jsonl"))])], 0, Data(), 0)
     buckets = shape_buckets(Data(), processor, 1)
-    kept, sizes = measure_rows(mixture, processor, PAPER, Data(), buckets, with_answer=True)
+    ((kept, sizes),) = measure_rows([mixture], processor, PAPER, Data(), buckets, with_answer=True)
     file = mixture.sources[0].file
     assert kept is mixture and len(sizes) == 3
     for index in range(3):
@@ -216,9 +216,9 @@ def test_rows_are_measured_as_they_are_read(tmp_path, processor):
         assert replace(measured, patches=example.prompt.images[0].patches) == example.prompt.images[0]
     (tmp_path / "large.webp").write_bytes(b"no image")
     with pytest.raises(MixtureError, match=r"a\.jsonl:2: .*large\.webp: not a readable image"):
-        measure_rows(mixture, processor, PAPER, Data(), buckets, with_answer=True)
+        measure_rows([mixture], processor, PAPER, Data(), buckets, with_answer=True)
     skip = Data(on_bad_row=OnBadRow.SKIP)
-    kept, sizes = measure_rows(mixture, processor, PAPER, skip, buckets, with_answer=True)
+    ((kept, sizes),) = measure_rows([mixture], processor, PAPER, skip, buckets, with_answer=True)
     assert kept.excluded == {"unusable": 1} and [index for _, index in sizes] == [0, 2]
 
 
@@ -235,11 +235,13 @@ def test_rows_that_are_too_long_are_told_in_one_line_with_what_the_longest_needs
     most = r"(\d+) tokens, where 260 are the most, the longest gold answer has (\d+) tokens, where 64 are the most: "
     flags = r"set --config\.data\.prompt_lengths=200,260,(\d+) --config\.data\.completion_lengths=64,(\d+) \(mend"
     with pytest.raises(MixtureError, match=f"{long}{most}{flags}") as refused:
-        measure_rows(mixture, processor, PAPER, data, buckets, with_answer=True)
+        measure_rows([mixture], processor, PAPER, data, buckets, with_answer=True)
     match = re.search(most + flags, str(refused.value))
     assert match and len(str(refused.value).splitlines()) == 1
     prompt, answer, *wanted = map(int, match.groups())
     assert [prompt <= wanted[0] < prompt + 64, answer <= wanted[1] < answer + 64] == [True, True]
     enough = replace(data, prompt_lengths=(wanted[0],), completion_lengths=(wanted[1],))
-    kept, _ = measure_rows(mixture, processor, PAPER, enough, shape_buckets(enough, processor, 1), with_answer=True)
+    ((kept, _),) = measure_rows(
+        [mixture], processor, PAPER, enough, shape_buckets(enough, processor, 1), with_answer=True
+    )
     assert kept is mixture

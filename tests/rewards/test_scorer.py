@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import subprocess
 import sys
@@ -31,8 +32,9 @@ from currreft_jax.rewards import (
     registry,
     score_completions,
 )
+from currreft_jax.rewards.failures import FailureCounts
 from currreft_jax.rewards.penalties import length_penalty, overlong_penalty, repetition_penalty
-from currreft_jax.structs import Completion, Frame, Reason, Row, Verdict
+from currreft_jax.structs import Completion, Frame, Reason, RewardFailure, Row, Scores, Verdict
 from tests.rewards.helpers import make_row, well_formed
 
 YES = make_row("judge", "detection", "yes", name="q1")
@@ -284,6 +286,27 @@ def test_a_failing_reward_counts_as_zero_where_the_settings_say_so(empty_registr
         RewardError, match="num_tokens is unknown"
     ):  # not a reward of one's own: a mistake of the caller
         score_completions([GAUGE], completions, settings)
+
+
+def test_failures_are_summed_up_by_their_most_frequent_place(empty_registry, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    register("mine")(lambda row, completion, *_: Verdict(1.0) if row.kind is Kind.OPEN else None)
+    weights = {"format": 1.0, WITHIN: 1.0, "mine": 1.0}
+    settings, counts = Rewards(weights=weights, on_error=OnRewardError.ZERO), FailureCounts()
+    rows = [dataclasses.replace(GAUGE, extra={}), GAUGE, YES]
+    completions = [[Completion(well_formed(answer)) for answer in ("70", "about 71 bar")]] * 2
+    counts.add(score_completions(rows[:2], completions, settings))
+    place = f"test_scorer.py:{line_of('close = abs(Fraction(answer)')}"
+    assert counts.summary() == [
+        f"reward {WITHIN!r} failed and counts as 0 for 3 of 4 completions: 3 times at {place}, first with KeyError:"
+        " 'tolerance'"
+    ]
+    settings.weights["accuracy"] = 1.0
+    counts.add(score_completions(rows[2:], completions[:1], settings))  # neither applies
+    assert " for 3 of 4 completions" in counts.summary()[0] and len(counts.summary()) == 1
+    elsewhere = RewardFailure(WITHIN, "other.py:3", "ValueError: no", "")
+    counts.add(Scores(np.zeros((1, 1)), {WITHIN: np.zeros((1, 1))}, {}, (elsewhere,)))
+    assert " for 4 of 5 completions: 3 times at test_scorer.py:" in counts.summary()[0]
 
 
 def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
