@@ -228,8 +228,8 @@ def test_rows_of_an_evaluation_suite_are_dropped_and_the_manifest_says_what_was_
 
 
 def test_rows_that_no_rule_checks_are_left_out_with_a_remedy(tmp_path):
-    other = {"kind": "open", "task": "other", "first_image": 7}
-    settings = rejection_of(source_of(tmp_path, "s", 2), source_of(tmp_path, "t", 2, **other))
+    other = source_of(tmp_path, "t", 2, kind="open", task="other", first_image=7)
+    settings = rejection_of(source_of(tmp_path, "s", 2), other)
     with pytest.raises(ValueError, match=r"source t: no row is left; .*no_rule: rows of kind chat, .* --judge=NAME"):
         Ran(settings, tmp_path / "out")
 
