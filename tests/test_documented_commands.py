@@ -72,7 +72,7 @@ RUN_BY = {
     "launch/processes.sh": ("test_launch.py", "test_a_killed_process_is_named_and_ends_the_others"),
     "make help": ("test_documented_commands.py", "test_quick_commands_run_as_printed"),
 }
-SHELL = ("for", "done", "cat", "curl", "python3", "hf", "rm", ".", "cd", "cp", "mkdir", "export", "kubectl")
+SHELL = ("for", "done", "cat", "curl", "python3", "hf", "rm", ".", "cd", "cp", "mkdir", "export", "kubectl", "tar")
 # Commands that are run as they are printed, with their exit codes; files of these names are there.
 QUICK = {
     "make help": 0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -43,6 +45,7 @@ _TABLES = {
     "Table 4a: ablation": ("base", "sft", "rl", "curr_rl", "curr_reft"),
     "Controls, which the paper does not have": ("sft_reasoned", "sft_filtered", "mixed", "reversed", "shuffled"),
 }
+_WIDTH = 124  # of lines of prose
 _SMOOTHING = 0.9  # of figure 1b
 _SAYS = {
     ClaimVerdict.HOLDS: "**holds**",
@@ -66,11 +69,20 @@ def write_page(runs: Path, out: Path) -> str:
         if comparison.arms(world):
             parts.append(_world_section(comparison, world, out))
     parts += [_dial_section(comparison), _measures_section()]
-    out.write_text("\n\n".join(parts) + "\n", "utf-8")
+    lines = "\n\n".join(parts).splitlines()
+    out.write_text("".join(f"{line}\n" for line in chain.from_iterable(map(_wrap, lines))), "utf-8")
     verdicts = [
         f"{world}:\n{_claims(comparison, world)}" for world in comparison.plan["worlds"] if comparison.arms(world)
     ]
     return "\n".join([*verdicts, f"page: {out}"])
+
+
+def _wrap(line: str) -> list[str]:
+    """Wraps a line of prose or of a list."""
+    if not line or line.startswith(("|", "#", "![")):
+        return [line]
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.wrap(line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _head(comparison: FinishedRuns) -> str:
