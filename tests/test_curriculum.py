@@ -195,7 +195,7 @@ def test_regressions_are_reported_for_earlier_stages_only(monkeypatch, tmp_path,
 def test_a_resumed_stage_says_that_it_compiles_for_the_loss_the_first_time(monkeypatch, tmp_path, capsys):
     matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=False)
     monkeypatch.setattr(evaluator, "measure_loss", lambda *_: 1.5)
-    evaluating = evaluator.Evaluator(context_of(), [], matrix, LossRows([], 3))
+    evaluating = evaluator.Evaluator(context_of(), [], matrix, tmp_path, LossRows([], 3))
     evaluating.begin({}, 4)
     for compiles in (True, False):
         assert evaluating.evaluate({}, 5).metrics["held_out/one/loss"] == 1.5

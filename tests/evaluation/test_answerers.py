@@ -65,7 +65,7 @@ def test_nothing_compiles_after_the_warm_up_and_a_restart_changes_no_byte(checkp
     assert any(re.search(r"^tied: compiled \d+ programs in \d+ s; no answer compiles more$", line) for line in lines), (
         lines
     )
-    assert "tied/both: 11/11 rows" in lines[-1] and "0:00:00 left" in lines[-1]
+    assert "tied/both: 11/11 rows" in lines[-1]
     answers = list(read_answers(path))
     assert [answer.row for answer in answers] == [f"seen-{i}" for i in range(7)] + [f"unseen-{i}" for i in range(4)]
     assert all(len(answer.completions) == 2 for answer in answers)

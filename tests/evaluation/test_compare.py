@@ -209,7 +209,9 @@ def test_a_models_folder_is_read_with_its_manifests(tmp_path):
 
 
 def test_folders_without_all_answers_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="absent holds no answers; name the folder of a model"):
+    with pytest.raises(
+        ValueError, match=r"absent holds no answers; evaluate its model first: python -m currreft_jax\.evaluate"
+    ):
         read_model_answers(tmp_path / "absent")
     write(tmp_path / "short", answers=2)
     with pytest.raises(ValueError, match=r"boxes\.jsonl has answers to 2 of 3 rows; evaluate again"):
