@@ -13,7 +13,7 @@ from currreft_jax.data.world_rows import SIZES
 
 # CPU-seconds on one core of a shared machine, of the variant :tiny: a step of GRPO of 16 prompts x 8 completions, a
 # supervised step of 128 answers, an answer, and what a run spends on starting and compiling.
-_TINY = {"grpo": 2.0, "sft": 2.0, "answer": 0.01, "start": 60.0}
+_TINY = {"grpo": 1.0, "sft": 1.0, "answer": 0.01, "start": 60.0}
 _ROWS_OF_WORLD = 3 * SIZES.train  # open training rows, one of each task
 
 
