@@ -62,7 +62,7 @@ class AnswerChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class StageComparison:
     """The answers of the base and of the end of a stage to the same rows.
 
     Attributes:
@@ -127,7 +127,7 @@ def before_after_json(run: Run, max_bytes: int, seed: int = SEED) -> tuple[str, 
     return text, {"shown": shown, "missing": len(missing)}
 
 
-def find_comparisons(run: Run) -> tuple[list[Comparison], str]:
+def find_comparisons(run: Run) -> tuple[list[StageComparison], str]:
     """Compares the base with the end of each stage on the stage's own rows, and of the last one on those before it.
 
     Returns:
@@ -154,11 +154,11 @@ def find_comparisons(run: Run) -> tuple[list[Comparison], str]:
             changes = tuple(
                 AnswerChange(before, answer) for before, answer in pairs if before and before.row.id == answer.row.id
             )
-            comparisons.append(Comparison(held_out, stage.name, step, changes))
+            comparisons.append(StageComparison(held_out, stage.name, step, changes))
     return comparisons, ""
 
 
-def draw_changes(compared: Comparison, seed: int = SEED) -> list[AnswerChange]:
+def draw_changes(compared: StageComparison, seed: int = SEED) -> list[AnswerChange]:
     """Draws `ROWS_SHOWN` rows whose reward has changed, in the order of a seeded hash of their names; tasks in turn."""
     changed = [change for change in compared.changes if change.difference]
     by_task: dict[str, list[AnswerChange]] = {}
