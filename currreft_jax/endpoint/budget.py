@@ -79,6 +79,11 @@ class CallBudget:
             self.calls += 1
             self._reserved.append(tokens)
 
+    async def all_settled(self) -> None:
+        """Waits until no call is in flight."""
+        async with self._settled:
+            await self._settled.wait_for(lambda: not self._reserved)
+
     async def settle(self, estimate: int, tokens: int) -> None:
         """Replaces a reservation by the tokens that the call took."""
         self._reserved.remove(estimate)

@@ -158,10 +158,11 @@ class Endpoint:
 
         The last calls of a spent budget are waited for: no other run could make them again.
         """
+        if self._budget.is_spent:
+            await self._budget.all_settled()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        if not self._budget.is_spent:
-            for task in tasks:
-                task.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._http.aclose()
 

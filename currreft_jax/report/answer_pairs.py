@@ -19,7 +19,7 @@ from currreft_jax.evaluation.compare import ModelAnswers, SuiteAnswers
 from currreft_jax.evaluation.manifest import HASH_BYTES
 from currreft_jax.evaluation.readable import read_answer
 from currreft_jax.report.embed import html_safe_json
-from currreft_jax.report.rollouts import EmbeddedImages, question_boxes, relative_boxes
+from currreft_jax.report.rollouts import EmbeddedImages, dump_fitting, question_boxes, relative_boxes
 from currreft_jax.rewards import boxes
 from currreft_jax.runtime.digests import hash_files
 from currreft_jax.structs import Completion, Frame, Reason, Row
@@ -105,21 +105,12 @@ def pairs_json(models: Sequence[ModelAnswers], max_bytes: int, seed: int = SEED)
         differing = [
             pair for pair in _paired_answers(first, second) if pair.first.readable[0] != pair.second.readable[0]
         ]
-        texts = []
-        for pair in draw_pairs(differing, seed):
-            row = finder.row(pair.suite, pair.first.row)
-            if row is None:
-                continue
-            images_before = len(embedded.images)
-            record = _pair_record(pair, row, embedded)
-            texts.append(html_safe_json(record))
-            room -= len((texts[-1] + html_safe_json(embedded.images[images_before:])).encode()) + 1
-            if room < 0:  # from here on, as images may be shared
-                del texts[-1], embedded.images[images_before:]
-                left_out += 1
-                continue
-            shown += 1
-            missing.update(record["missing"])
+        found = [(pair, finder.row(pair.suite, pair.first.row)) for pair in draw_pairs(differing, seed)]
+        drawn = [(pair, row) for pair, row in found if row is not None]
+        rows, texts, room = dump_fitting(drawn, lambda drawn: _pair_record(*drawn, embedded), embedded, room)
+        shown += len(rows)
+        left_out += len(drawn) - len(rows)
+        missing.update(path for row in rows for path in row["missing"])
         counts = Counter(pair.gained for pair in differing)
         facts = {"models": [first.name, second.name], "gained": counts[True], "lost": counts[False]}
         pairs.append(f'{html_safe_json(facts)[:-1]},"rows":[{",".join(texts)}]}}')

@@ -14,6 +14,7 @@ from currreft_jax.report.answer_pairs import SEED, in_image_frame, question_text
 from currreft_jax.report.embed import html_safe_json
 from currreft_jax.report.rollouts import (
     EmbeddedImages,
+    dump_fitting,
     predicted_boxes,
     question_boxes,
     record_files,
@@ -98,18 +99,11 @@ def before_after_json(run: Run, max_bytes: int, seed: int = SEED) -> tuple[str, 
     shown = left_out = 0
     records = []
     for compared in comparisons:
-        texts = []
-        for change in draw_changes(compared, seed):
-            images_before = len(embedded.images)
-            record = _change_record(change, embedded)
-            texts.append(html_safe_json(record))
-            room -= len((texts[-1] + html_safe_json(embedded.images[images_before:])).encode()) + 1
-            if room < 0:  # from here on, as images may be shared
-                del texts[-1], embedded.images[images_before:]
-                left_out += 1
-                continue
-            shown += 1
-            missing.update(record["missing"])
+        drawn = draw_changes(compared, seed)
+        rows, texts, room = dump_fitting(drawn, lambda change: _change_record(change, embedded), embedded, room)
+        shown += len(rows)
+        left_out += len(drawn) - len(rows)
+        missing.update(path for row in rows for path in row["missing"])
         counts = Counter((change.difference > 0) - (change.difference < 0) for change in compared.changes)
         facts = {
             "held_out": compared.held_out,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 from shlex import quote
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,7 @@ from currreft_jax.rewards.answer import extract_answer
 from currreft_jax.runtime.workdir import ROLLOUTS
 from currreft_jax.structs import Completion, Frame, Reason, Row
 
+T = TypeVar("T")
 MAX_PNG_SIDE, MAX_JPEG_SIDE, JPEG_QUALITY = 256, 512, 85  # sides in pixels
 
 
@@ -91,6 +92,35 @@ class EmbeddedImages:
                 self.images.append({"uri": uri, "width": width, "height": height})
             self._indices[path] = self._indices[digest]
         return self._indices.get(path)
+
+
+def dump_fitting(
+    items: Iterable[T], to_record: Callable[[T], dict[str, Any]], embedded: EmbeddedImages, room: int
+) -> tuple[list[dict[str, Any]], list[str], int]:
+    """Dumps items as the page's JSON, as many as fit with the images that they add.
+
+    Args:
+        items: the items.
+        to_record: converts an item to JSON, and embeds its images.
+        embedded: images of the page.
+        room: bytes that are left.
+
+    Returns:
+        The records that fit, their JSON, and the bytes left: negative if one did not fit, and then none fits after it,
+        as images may be shared.
+    """
+    records, texts = [], []
+    for item in items:
+        images_before = len(embedded.images)
+        record = to_record(item)
+        text = html_safe_json(record)
+        room -= len((text + html_safe_json(embedded.images[images_before:])).encode()) + 1
+        if room < 0:
+            del embedded.images[images_before:]
+            continue
+        records.append(record)
+        texts.append(text)
+    return records, texts, room
 
 
 def data_uri(image: Image.Image) -> tuple[str, tuple[int, int]]:

@@ -270,6 +270,25 @@ def test_calls_end_at_the_budget_of_all_runs(tmp_path):
         assert len(stub.calls) == 6
 
 
+def test_closing_waits_for_the_last_call_of_a_spent_budget_and_for_no_request_that_waits_its_turn(tmp_path):
+    ledger = tmp_path / "ledger.jsonl"
+    with endpoint_stub(latency_s=0.3) as stub:
+        assert isinstance(answer(stub_settings(stub, ledger)), Reply)
+        settings = stub_settings(stub, ledger, max_calls=3, calls_per_minute=60)
+        begun = time.perf_counter()
+        with open_endpoint(settings) as endpoint:
+            outcomes = endpoint.answers(text_request(f"row {number}") for number in range(10))
+            assert isinstance(next(outcomes), Reply)  # the second is on its way, the others wait seconds
+            while len(stub.calls) < 3:
+                time.sleep(0.01)
+            outcomes.close()
+        assert time.perf_counter() - begun < 4
+    with open_ledger(ledger) as kept:
+        assert (kept.calls, kept.lost) == (3, 0)
+    events = [json.loads(line)["event"] for line in ledger.read_text().splitlines()]
+    assert events.count("reply") == 3 and "failed" not in events
+
+
 def test_tokens_are_reserved_before_a_call_goes_out(tmp_path):
     """A call takes 12 tokens, and its estimate is 19: the budget never lets two of them go out at once."""
     requests = [text_request(f"row {number}") for number in range(10)]
