@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.paper.arms import ARMS
 from benchmarks.paper.cost import format_cost
 from benchmarks.paper.page import write_page
-from benchmarks.paper.plan import Plan, Sizes, keep_plan, make_plan
+from benchmarks.paper.plan import DIAL_ARMS, Plan, Sizes, keep_plan, make_plan
 from benchmarks.paper.rows import WORLDS, rows_of_user, rows_of_world
 from currreft_jax.config import ELSEWHERE, Config
 from currreft_jax.config.files import load_config
@@ -99,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=output_path, help="the page; by default miniature.md in --runs")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 (default %(default)s)")
     names = ", ".join(arm.name for arm in ARMS)
-    parser.add_argument("--arms", nargs="+", default=[], help=f"some of {names} (default all)")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=[],
+        help=f"some of {names} (default all on the first world, {', '.join(DIAL_ARMS)} on the others)",
+    )
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), help="embedded worlds (default %(default)s)")
     parser.add_argument(
         "--rows-in", type=Path, help="rows of your own: folder of `dataset build`, to train and test on"

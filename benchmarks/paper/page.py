@@ -421,7 +421,7 @@ def _dial_section(comparison: FinishedRuns) -> str:
             f"The curriculum pays at a pass rate of {100 * max(pays):.1f}% and at none above it that was measured."
         )
     else:
-        parts.append("At none of the pass rates that were measured does the curriculum's interval exclude 0.")
+        parts.append("At none of the pass rates that were measured is the curriculum's interval above 0.")
     if len(rows) == 1:
         parts.append("One world is one point: where it begins to pay is not known.")
     return "\n\n".join(parts)

@@ -450,10 +450,11 @@ def test_the_dial_tells_the_pass_rate_at_which_the_curriculum_pays(tmp_path):
     write_page(tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "The curriculum pays at a pass rate of 30.0%" in text and "| hard | 30.0 | +25.0 points" in text
-    write_runs(tmp_path / "not", {**accuracies, "curr_rl": seeds(0.4)})
+    write_runs(tmp_path / "not", {**accuracies, "curr_rl": [0.2, 0.25, 0.3, 0.25]})  # its interval excludes 0, below it
     write_page(tmp_path / "not", tmp_path / "not.md")
     text = (tmp_path / "not.md").read_text()
-    assert "At none of the pass rates" in text and "One world is one point" in text
+    assert "At none of the pass rates that were measured is the curriculum's interval above 0." in text
+    assert "| does not hold |" in text and "One world is one point" in text
 
 
 # ---------------------------------------------------------------------------------------------------------- running
