@@ -27,7 +27,7 @@ class WorldSettings:
 
     Attributes:
         objects: least and greatest number of objects in a scene.
-        many_objects: the same for the axis `counts`.
+        many_objects: the same for the axis `counts`, above those.
         sides: least and greatest side of an object in pixels: at least 14, below which a star loses its points, and at
             most 28, the side of a cell. From 15 on, every object of the axis `straddle` lies on a cell's border.
         shade: largest distance of an object's RGB channels from those of its colour.
@@ -89,6 +89,10 @@ class WorldSettings:
         ):
             if not smallest <= low <= high <= largest:
                 raise ValueError(f"{name} = {(low, high)}: {smallest} to {largest}, the lower first")
+        if self.many_objects[0] <= self.objects[1]:
+            raise ValueError(
+                f"many_objects = {self.many_objects}: more than objects = {self.objects}, since counts is out of domain"
+            )
         values: dict[str, Any] = asdict(self)
         for name in ("subjects", "kinds", "tasks"):
             weights = values[name].values()
@@ -117,7 +121,7 @@ class WorldSettings:
 DIFFICULTIES: Mapping[str, WorldSettings] = {
     "easy": WorldSettings(objects=(1, 2), lines=0.0, sums=0.0, composed=0.0),
     "middle": WorldSettings(),
-    "hard": WorldSettings(objects=(4, 6), composed=1.0),
+    "hard": WorldSettings(objects=(4, 5), many_objects=(6, 6), composed=1.0),
 }
 
 

@@ -149,6 +149,7 @@ def test_pixels_are_the_same_on_every_machine():
         ({"sides": (20, 19)}, "sides = (20, 19)"),
         ({"objects": (0, 4)}, "objects = (0, 4): 1 to 6"),
         ({"many_objects": (5, 7)}, "many_objects = (5, 7)"),
+        ({"objects": (4, 6)}, "many_objects = (5, 6): more than objects = (4, 6)"),
         ({"kinds": {}}, "kinds = {}: at least one weight above 0"),
         ({"broken": 1.5}, "broken = 1.5: a share"),
         ({"turns": 0}, "turns = 0: 1 or more"),

@@ -11,7 +11,7 @@ from currreft_jax.data.rows import row_to_json
 from currreft_jax.world import write as module
 from currreft_jax.world.questions import KINDS, TASKS, make_question
 from currreft_jax.world.scenes import AXES, domains, make_scene, render_array
-from currreft_jax.world.settings import WorldSettings, WorldSizes
+from currreft_jax.world.settings import DIFFICULTIES, WorldSettings, WorldSizes
 from currreft_jax.world.write import world_splits, write_world
 
 SIZES = WorldSizes(captions=6, base=10, drills=12, composed=3, answers=5, train=8, test=8, axis=4)
@@ -117,6 +117,13 @@ def test_no_two_splits_share_an_image():
             ).tobytes()
             assert owners.setdefault(pixels, split.name) == split.name
     assert len(owners) == 1000 + 2000 + 600 + 300 + 100 + 50 * len(AXES)
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_every_difficulty_is_drawn_with_all_axes(difficulty, tmp_path):
+    settings = DIFFICULTIES[difficulty]
+    counts = write_world(tmp_path, row_to_json, sizes=replace(SIZES, train=30, test=30, axis=30), settings=settings)
+    assert all(counts[f"test_{axis}_open.jsonl"] == 30 * len(TASKS) for axis in AXES)
 
 
 def test_an_image_in_two_splits_is_refused(monkeypatch, tmp_path):
