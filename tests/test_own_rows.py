@@ -121,6 +121,7 @@ def test_every_stage_of_the_curriculum_takes_the_files_and_no_held_out_row_is_of
     assert last.rejection and [source.name for source in last.rejection.sources] == ["a-x", "b-x", "y"]
     assert [source.quota for source in last.rejection.sources] == [40, 40, 40]  # of 120
     assert [suite.sources[0].file for suite in last.rejection.suites] == held_out
+    assert last.rejection.sampling.prompt_lengths[:3] == (64, 80, 128)  # the world's 80, and those of longer rows
     without = use_rows(curriculum.get_config("tiny"), rows, [])
     validate(without)  # the forgetting gate is gone with the held-out rows
     assert not any(stage.held_out for stage in without.stages) and not without.stages[-1].rejection.suites  # pyright: ignore[reportOptionalMemberAccess]

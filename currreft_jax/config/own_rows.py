@@ -11,6 +11,7 @@ from currreft_jax.config.data import Source
 from currreft_jax.config.evaluation import Suite
 from currreft_jax.config.file_flags import name_files
 from currreft_jax.config.rejection import QuotaSource, Rejection
+from currreft_jax.config.sampling import Sampling
 from currreft_jax.config.stage import Stage
 from currreft_jax.config.training import Config
 
@@ -48,7 +49,11 @@ def _with_rows(stage: Stage, rows: Sequence[str], held_out: Sequence[str]) -> St
 
 
 def _rejection_of(rejection: Rejection, rows: Sequence[str], held_out: Sequence[str]) -> Rejection:
-    """Spreads the quotas evenly over the files; a quota of 0 keeps all that pass."""
+    """Spreads the quotas evenly over the files; a quota of 0 keeps all that pass.
+
+    The config's bucket sizes fit its own rows: prompts of others may be as long as by default.
+    """
+    lengths = {*rejection.sampling.prompt_lengths, *Sampling().prompt_lengths}
     quotas = [source.quota for source in rejection.sources]
     quota = ceil(sum(quotas) / len(rows)) if all(quotas) else 0
     return replace(
@@ -56,4 +61,5 @@ def _rejection_of(rejection: Rejection, rows: Sequence[str], held_out: Sequence[
         sources=[QuotaSource(name, Source(file), quota) for name, file in zip(name_files(rows), rows, strict=True)],
         world="",  # not drawn for rows of another set
         suites=[Suite(name, [Source(file)]) for name, file in zip(name_files(held_out), held_out, strict=True)],
+        sampling=replace(rejection.sampling, prompt_lengths=tuple(sorted(lengths))),
     )

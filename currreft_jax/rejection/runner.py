@@ -74,6 +74,7 @@ def reject(
         budget = _job_budget(settings, out)
         answerer = open_answerer(settings.model, evaluation, out, log, budget)
         stack.callback(answerer.close)
+        answerer.check(source.question(row) for source in rows.sources for row in source.places)
         tools = {"pool": pool, "log": log, "template": settings.template, "budget": budget}
         judge = open_judge(settings.judge, settings.rewards, ledger=out / JUDGE_LEDGER, **tools)
         stack.callback(judge.close)

@@ -51,12 +51,17 @@ def right_answer(row: str, sample: int) -> Completion:
 
 
 class FakeAnswerer:
-    """Answers by a function of row and sample number, and remembers (row, first sample)."""
+    """Answers by a function of row and sample number, and remembers (row, first sample), and the rows of its check."""
 
     def __init__(self, group_size: int, answer_of: Callable[[str, int], Completion | str] = right_answer):
         self.facts = {"model": {"name": "a", "path": "a", "hash": "0"}, "pixels": {}, "dtype": ""}
         self.group_size, self.answer_of = group_size, answer_of
         self.asked: list[tuple[str, int]] = []
+        self.checked: list[str] = []
+
+    def check(self, questions):
+        assert not self.asked
+        self.checked += [question.row.id for question in questions]
 
     def prepare(self, questions):
         assert list(questions)

@@ -49,6 +49,7 @@ def test_sampling_stops_when_the_quota_is_filled(tmp_path):
     ran = Ran(rejection_of(source_of(tmp_path, "s", 40, 5)), tmp_path / "out", ahead=0)
     assert ran.files.num_kept == 5 and not ran.files.shortfall
     assert len({row for row, _ in ran.answerer.asked}) == len(ran.answerer.asked) == 5  # all of them pass
+    assert len(set(ran.answerer.checked)) == 40  # a prompt that is too long is refused before the first answer
     other = Ran(replace(rejection_of(*rejection_of(source_of(tmp_path, "s", 40, 5)).sources), seed=1), tmp_path / "1")
     assert kept_rows(other) != kept_rows(ran)  # the order of rows is seeded
 
