@@ -42,6 +42,14 @@ def test_the_settings_that_a_page_names_exist(page):
         setting_type(config, path)
 
 
+def test_the_settings_of_stages_that_the_pages_name_are_the_curriculums():
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    named = set(re.findall(r"--config\.(stages\[\d\](?:\.[a-z_]+)+)=", text))
+    assert len(named) > 4
+    for path in named:
+        setting_type(curriculum.get_config("tiny"), path)
+
+
 def test_every_link_to_a_heading_leads_to_one():
     for page in PAGES:
         for file, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", page.read_text("utf-8")):

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from currreft_jax import dataset, score, serve
 from currreft_jax.config import ELSEWHERE
 from currreft_jax.report import __main__ as report
 from currreft_jax.sampling.command_line import make_parser
-from tests.documented import ROOT, Command, commands
+from tests.documented import PAGES, ROOT, Command, commands
 from tests.report.workdirs import write_run
 from tools import report_picture
 from tools.convert_weights import __main__ as convert_weights
@@ -147,6 +148,12 @@ def test_every_other_command_names_what_exists():
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), where
         else:
             assert program in SHELL, where
+
+
+def test_weights_are_downloaded_by_a_command_of_the_hubs_package():
+    installed = {script.name for script in distribution("huggingface_hub").entry_points}
+    named = {name for page in PAGES for name in re.findall(r"`(\S+) download \S", page.read_text("utf-8"))}
+    assert named and named <= installed
 
 
 def test_every_command_is_run_by_a_test_or_says_what_it_needs():
