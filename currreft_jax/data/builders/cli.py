@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=output_path, metavar="FOLDER", help="folder for the rows")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images (default: --source)")
     parser.add_argument("--name", help="source name of the rows (default: FORMAT)")
+    parser.add_argument(
+        "--origin",
+        metavar="TEXT",
+        help="who published the images and annotations, and their licence (default: as --list says of FORMAT)",
+    )
     parser.add_argument("--split", default="", help="converts only this published split")
     parser.add_argument(
         "--tasks", default="detection,classify", help="tasks, for formats with both (default %(default)s)"
@@ -165,6 +170,8 @@ def build(options: argparse.Namespace) -> str:
         raise BuildError(f"--absent {options.absent:g}: it takes a share from 0 to below 1")
     if options.absent and (options.recipe or options.format in ("world", "stages")):
         raise BuildError("--absent changes open rows as they are converted: it goes with coco and voc")
+    if options.origin is not None and (options.recipe or options.format in ("world", "stages")):
+        raise BuildError("--origin: the rows of a recipe, of world and of stages have theirs; leave it out")
     if options.format == "world":
         return _build_world(options)
     if options.recipe:
@@ -210,7 +217,7 @@ def source_from_options(options: argparse.Namespace) -> DatasetSource:
         image_folder=options.images or folder,
         extracted_images=options.out / "images",
         name=options.name or options.format,
-        origin=find_format(options.format).origin,
+        origin=find_format(options.format).origin if options.origin is None else options.origin,
         split=options.split,
         tasks=tuple(Task(task) for task in _parse_names(options.tasks, ("detection", "classify"), "--tasks")),
         kind=Kind(options.kind),
@@ -278,8 +285,7 @@ def _build_format(options: argparse.Namespace) -> str:
         if keep_converted:
             write_material(options.out / name, split, data)
     data.remarks.extend(_earlier_files(options.out, files))
-    _write_summary(options, files, data)
-    return format_report(files, data)
+    return format_report(files, data, _write_summary(options, files, data))
 
 
 def _earlier_files(out: Path, files: Mapping[str, int]) -> list[str]:
@@ -311,7 +317,9 @@ def _generate_kinds(
     return [row for kind in kinds for row in generate_and_note_drops(open_rows, kind, data, seed, pool)]
 
 
-def _write_summary(options: argparse.Namespace, files: Mapping[str, int], data: ConvertedData) -> None:
+def _write_summary(options: argparse.Namespace, files: Mapping[str, int], data: ConvertedData) -> Path:
+    """Writes all counts and bad records; returns the file."""
+    path = options.out / "build.json"
     summary = {
         "format": options.format,
         "seed": options.seed,
@@ -320,7 +328,8 @@ def _write_summary(options: argparse.Namespace, files: Mapping[str, int], data: 
         "dropped": {reason: len(locations) for reason, locations in sorted(data.dropped.items())},
         "bad": [str(error) for error in data.bad_records],
     }
-    write_text(options.out / "build.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return path
 
 
 def _parse_names(text: str, known: Sequence[str], flag: str) -> list[str]:

@@ -70,8 +70,7 @@ def image_record(image_id: int, instances: CocoInstances, source: DatasetSource,
     """
     record = instances.images[image_id]
     image, actual = find_image(record.text("file_name"), source, record)
-    annotated = Frame(whole_number(record, "width"), whole_number(record, "height"))
-    frame = annotation_frame(annotated, actual, source, record)
+    frame = annotation_frame(_stated_frame(record), actual, source, record)
     entries = instances.annotations.get(image_id, [])
     objects = tuple(_object_annotation(entry, instances, frame) for entry in entries)
     return ImageRecord(str(image_id), image, frame, objects, split)
@@ -109,6 +108,13 @@ def _add_entry(instances: CocoInstances, key: str, entry: Fields | LineError) ->
         instances.categories[whole_number(entry, "id")] = entry.text("name")
     else:
         instances.images[whole_number(entry, "id")] = entry
+
+
+def _stated_frame(record: Fields) -> Frame:
+    """Returns the size that an image's entry states, 0 x 0 if it states none."""
+    if "width" not in record.keys and "height" not in record.keys:
+        return Frame(0, 0)
+    return Frame(whole_number(record, "width"), whole_number(record, "height"))
 
 
 def _object_annotation(entry: Fields, instances: CocoInstances, frame: Frame) -> ObjectAnnotation:

@@ -105,7 +105,7 @@ def annotation_frame(annotated: Frame, actual: Frame, source: DatasetSource, rec
     """Returns the size that the boxes of an image are measured in.
 
     Args:
-        annotated: the size that the annotations state; 0 x 0, which some tools write, states none.
+        annotated: the size that the annotations state; 0 x 0, which some tools write, if they state none.
         actual: the size of the image.
         source: tells whether the images were resized since.
         record: names file and line in errors.

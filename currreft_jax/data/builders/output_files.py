@@ -55,8 +55,14 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def format_report(files: Mapping[str, int], data: ConvertedData) -> str:
-    """Lists the written files, the converter's remarks, the dropped records by reason, and the skipped bad records."""
+def format_report(files: Mapping[str, int], data: ConvertedData, summary: Path | None = None) -> str:
+    """Lists the written files, the converter's remarks, the dropped records by reason, and the skipped bad records.
+
+    Args:
+        files: file -> number of rows.
+        data: what was converted.
+        summary: the file that lists every bad record, if one does.
+    """
     lines = [f"{count:>8}  {name}" for name, count in files.items()]
     lines += [f"note: {remark}" for remark in data.remarks]
     if data.dropped:
@@ -66,6 +72,7 @@ def format_report(files: Mapping[str, int], data: ConvertedData) -> str:
             for reason, locations in sorted(data.dropped.items())
         ]
     if data.bad_records:
-        lines += [f"bad records skipped: {len(data.bad_records)}"]
+        listed = f"; {summary} lists all" if summary else ""
+        lines += [f"bad records skipped: {len(data.bad_records)}{listed}"]
         lines += list_causes(data.bad_records, _MAX_ERRORS_REPORTED)
     return "\n".join(lines)

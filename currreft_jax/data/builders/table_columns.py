@@ -176,9 +176,8 @@ class ColumnFinder:
             raise BuildError("--question and --column problem=…: give one of them")
         for name in _FIELD.findall(question):
             if name not in (*names, *keys):
-                raise BuildError(
-                    f"--question has {{{name}}}, and no column is called so; {_name_nearest(name, (*names, *keys))}"
-                )
+                remedy = _name_nested(name, record) or _name_nearest(name, (*names, *keys))
+                raise BuildError(f"--question has {{{name}}}, and no column is called so; {remedy}")
         if not question and "problem" not in keys:
             record.refuse(
                 "no column for the question: give --question 'Where is the {label}?', or --column problem=NAME;"
@@ -194,6 +193,14 @@ class ColumnFinder:
                     f" --column solution=NAME; {listed}"
                 )
             record.refuse(f"no column for the answer: give --column solution=NAME{of_boxes}; {listed}")
+
+
+def _name_nested(name: str, record: Fields) -> str:
+    """Names the column of a record that holds a list of objects with the key; nothing if there is none."""
+    for column, cell in record.keys.items():
+        if isinstance(cell, list) and any(isinstance(entry, dict) and name in entry for entry in cell):
+            return f"the objects in {column!r} have it: write a record for each, with its image"
+    return ""
 
 
 def _name_nearest(name: str, names: Sequence[str]) -> str:

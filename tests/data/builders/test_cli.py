@@ -80,6 +80,15 @@ def test_generating_from_built_rows_gives_the_same_rows(source, tmp_path):
         assert (one / name).read_bytes() == (three / name).read_bytes()
 
 
+def test_rows_of_ones_own_photographs_do_not_claim_the_licence_of_coco(source, tmp_path):
+    out = tmp_path / "out"
+    run_build(
+        "coco", "--source", source, "--out", out, "--generate", "judge,choice", "--origin", "our own, CC BY-SA 4.0"
+    )
+    rows = [row for path in out.glob("*.jsonl") for row in read_rows(path)]
+    assert {row.origin for row in rows} == {"our own, CC BY-SA 4.0"}
+
+
 def test_rows_with_nothing_to_find_are_built_checked_and_shown(source, tmp_path):
     one, two, again = (tmp_path / name for name in ("one", "two", "again"))
     absent = ["--tasks", "detection", "--absent", 0.25]
@@ -168,7 +177,8 @@ def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
         run_build(*arguments)
     assert not (tmp_path / "out").exists()
     run_build(*arguments, "--on-bad-row", "skip")
-    assert "bad records skipped: 1" in capsys.readouterr().out
+    assert f"bad records skipped: 1; {tmp_path}/out/build.json lists all" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out" / "build.json").read_text())["bad"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -188,6 +198,7 @@ def test_bad_records_stop_the_build_or_are_skipped(tmp_path, capsys):
         (["coco", "--source", ".", "--out", "o", "--question", "?"], "--question: of `build table` alone, not of coco"),
         (["coco", "--source", ".", "--out", "o", "--absent", "1"], "--absent 1: it takes a share from 0 to below 1"),
         (["stages", "--source", ".", "--out", "o", "--absent", "0.1"], "it goes with coco and voc"),
+        (["stages", "--source", ".", "--out", "o", "--origin", "mine"], "--origin: the rows .* have theirs"),
         (["--recipe", "paper", "--out", "o", "--root", ".", "--absent", "0.1"], "it goes with coco and voc"),
         (["--recipe", "paper", "--out", "o"], "--root takes"),
         (["--recipe", "paper", "--out", "o", "--root", "gone"], "lacks sources of the recipe"),

@@ -300,6 +300,13 @@ def test_missing_and_doubtful_columns_are_told_once(folder, table, settings, mes
     assert len(str(refused.value).splitlines()) == 1
 
 
+def test_objects_in_a_record_of_their_image_are_asked_for_as_records(folder):
+    objects = [{"label": "dog", "box": [1, 2, 30, 40]}, {"label": "cat", "box": [5, 6, 70, 80]}]
+    write_json_lines(folder / "t.jsonl", [{"image": "a.png", "objects": objects}])
+    with pytest.raises(BuildError, match="the objects in 'objects' have it: write a record for each, with its image"):
+        build_boxes(folder)
+
+
 def test_a_cell_that_is_no_number_is_named_with_its_line(folder):
     write_csv(folder, CORNERS + "a.png,dog,0,20,30,40\na.png,cat,10,,30,40\n")
     with pytest.raises(BuildError, match=r't\.csv:3: "ymin" is ""; it takes a number: a side of the box'):

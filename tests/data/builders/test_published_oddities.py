@@ -279,6 +279,17 @@ def test_a_stated_size_of_zero_states_none(tmp_path, name):
         assert (row.solution, row.frame) == ("[20, 30, 80, 70]", HALF)
 
 
+def test_a_coco_image_may_state_no_size(tmp_path):
+    file = write_coco(tmp_path, [(1, 10, 20, 30, 30)])
+    del file["images"][0]["width"], file["images"][0]["height"]
+    write_json(tmp_path / "instances.json", file)
+    assert solutions(build("coco", tmp_path)) == ["[10, 20, 40, 50]"]
+    file["images"][0]["width"] = HALF.width
+    write_json(tmp_path / "instances.json", file)
+    with pytest.raises(BuildError, match=r'"height" is missing'):
+        build("coco", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["refcoco-lmms", "vlm-r1"])
 def test_frame_is_heeded_where_no_size_is_stated(tmp_path, name):
     write_image(tmp_path / "1.png", HALF.width, HALF.height)
