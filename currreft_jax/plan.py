@@ -4,9 +4,10 @@
   python -m currreft_jax.plan --config=configs/sft.py:7b --topology=a800:2x8 --config.data.batch_size=64 --search
 
 Compiles the programs that `train` runs with the devices' own compiler, for abstract arrays of the largest shape that
-the settings allow. A GPU topology is HOSTSxGPUS, a TPU topology the shape of the slice; `here` is this machine's
-devices. Stages that are batched alike are planned once. The last line says whether the config fits, how many hours and
-how much disk it takes, and what was assumed. Exits with 1 if a program does not fit, and prints settings that do.
+the settings allow; no rows are read. A topology is GPU:HOSTSxGPUS, or TPU: and the shape of the slice; `here` is this
+machine's devices. Stages that are batched alike are planned once. The last line says whether the config fits, how many
+hours and how much disk it takes, and what was assumed. Exits with 1 if a program does not fit, and prints settings that
+do.
 """
 
 from __future__ import annotations
