@@ -10,12 +10,15 @@ from configs import curriculum, reject
 from currreft_jax.config import (
     Config,
     EvaluatedModel,
+    Judge,
+    JudgeKind,
     Method,
     Pretrained,
     QuotaSource,
     Rejection,
     Source,
     Stage,
+    Suite,
     as_evaluation,
     validate,
 )
@@ -24,6 +27,7 @@ from currreft_jax.runtime.workdir import with_kept_rows, write_config
 from currreft_jax.training import rejected_samples
 from currreft_jax.training.interrupt import AFTER_STEP, AT_PROGRESS
 from currreft_jax.training.rejected_samples import (
+    announce_judges,
     keep_samples,
     refuse_missing_rows,
     rejection_settings,
@@ -90,6 +94,20 @@ def test_a_signal_stops_the_sampling_at_its_next_line(jobs, tmp_path):
     assert interrupt.response == AFTER_STEP
 
 
+def test_a_judge_at_a_server_is_announced_until_it_is_asked(tmp_path, capsys):
+    config = config_of()
+    announce_judges(config, tmp_path)
+    assert not capsys.readouterr().err
+    config.stages[1].rejection.judge = Judge(JudgeKind.ENDPOINT, model="judge", url="http://host:1/v1")
+    announce_judges(config, tmp_path)
+    said = capsys.readouterr().err
+    assert "stage two: its answers are judged by judge at http://host:1/v1, which has to run by then;" in said
+    assert "--config.stages[1].rejection.judge.kind=rules" in said
+    (tmp_path / "reject").mkdir()
+    announce_judges(config, tmp_path)
+    assert not capsys.readouterr().err
+
+
 def test_missing_rows_are_refused_before_the_first_stage(tmp_path):
     config = config_of()
     for stage in config.stages:
@@ -101,6 +119,9 @@ def test_missing_rows_are_refused_before_the_first_stage(tmp_path):
     config.stages[1].rejection.sources[0].source.file = str(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").touch()
     refuse_missing_rows(config)
+    config.stages[1].rejection.suites = [Suite("tests", [Source(str(tmp_path / "tests.jsonl"))])]
+    with pytest.raises(FileNotFoundError, match=r"config\.stages\[1\]\.rejection\.suites\[0\]\.sources\[0\] does not"):
+        refuse_missing_rows(config)
 
 
 def test_the_kept_rows_are_the_stages_and_leaks_into_suites_are_looked_for_in_them(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from currreft_jax.config import REJECT, Config, EvaluatedModel, Rejection
+from currreft_jax.config import REJECT, Config, EvaluatedModel, JudgeKind, Rejection
 from currreft_jax.config.missing import name_nearest
 from currreft_jax.rejection.runner import reject
 from currreft_jax.runtime.workdir import CONFIG, EXPORT
@@ -79,6 +79,9 @@ def refuse_missing_rows(config: Config) -> None:
         }
         if stage.rejection:
             settings["rejection.sources"] = [quota.source for quota in stage.rejection.sources]
+            suites = [] if stage.rejection.world else stage.rejection.suites  # those of a world may be drawn later
+            for index, suite in enumerate(suites):
+                settings[f"rejection.suites[{index}].sources"] = suite.sources
         for name, sources in settings.items():
             for index, source in enumerate(sources):
                 if not Path(source.file).exists():
@@ -87,6 +90,18 @@ def refuse_missing_rows(config: Config) -> None:
                         f"{name_nearest(source.file)}; name rows of your own with --rows and --held-out, or build them"
                         " (docs/data.md)"
                     )
+
+
+def announce_judges(config: Config, workdir: Path) -> None:
+    """Says which servers have to run when the stages before theirs are trained, unless they have been asked already."""
+    for stage_index, stage in enumerate(config.stages):
+        if not stage.rejection or stage.rejection.judge.kind is JudgeKind.RULES or (workdir / REJECT).exists():
+            continue
+        judge = stage.rejection.judge
+        say(
+            f"stage {stage.name}: its answers are judged by {judge.model} at {judge.url}, which has to run by then;"
+            f" --config.stages[{stage_index}].rejection.judge.kind=rules needs no server"
+        )
 
 
 def rejection_settings(config: Config, rejection: Rejection, previous_dir: Path | None) -> Rejection:

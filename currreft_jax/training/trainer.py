@@ -55,7 +55,7 @@ from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.programs import StagePrograms, compile_ahead, fit_remat, session_programs
 from currreft_jax.training.records import drop_records, write_records
-from currreft_jax.training.rejected_samples import keep_samples, refuse_missing_rows
+from currreft_jax.training.rejected_samples import announce_judges, keep_samples, refuse_missing_rows
 from currreft_jax.training.reward_trial import try_on, try_rewards
 from currreft_jax.training.sft import sft_step
 from currreft_jax.training.shapes import fit_run_buckets
@@ -104,6 +104,7 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
         interrupt = stack.enter_context(Interrupt())
         refuse_missing_rows(config)
         refuse_differing_files(config)
+        announce_judges(config, workdir)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):
             stage_dir = workdir / stage.name if len(config.stages) > 1 else workdir
