@@ -168,6 +168,8 @@ def test_a_registered_reward_sees_row_completion_answer_and_frame(empty_registry
     scores = score_completions([YES], completions, only_reward("spy"), frames=[Frame(5, 6)])
     assert scores.total.tolist() == [[-1.5, -1.5]]
     assert seen == [("q1", 7, "no", Frame(5, 6)), ("q1", 1, None, Frame(5, 6))]
+    score_completions([dataclasses.replace(YES, frame=Frame(8, 9))], completions, only_reward("spy"))
+    assert seen[-1] == ("q1", 1, None, Frame(8, 9))  # the row's own, where the model saw no other
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,10 @@ def test_rows_with_a_rule_and_rows_with_a_reward_of_ones_own_are_scored_together
     np.testing.assert_array_equal(scores.parts["accuracy"], [[1], [np.nan]])
     np.testing.assert_array_equal(scores.parts[WITHIN], [[np.nan], [1]])
     settings = Rewards(weights={"format": 1.0, WITHIN: 1.0})
-    with pytest.raises(RewardError, match=rf"row q1: {WITHIN} returned None, and no rule scores its answer"):
+    place = rf"test_scorer\.py:{line_of('def within(')}: row q1: "
+    with pytest.raises(
+        RewardError, match=rf"{place}{WITHIN} returned None, and no rule scores its answer.*; return Ver"
+    ):
         score_completions(rows, completions, settings)
 
 
@@ -314,9 +319,18 @@ def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
     register("mine")(brevity)
     for name in ("mine", "accuracy", "length"):
         with pytest.raises(ValueError, match="exists already"):
-            register(name)
+            register(name)(within)
     with pytest.raises(ValueError, match="low must be less than high"):
         register("other", low=1, high=1)
+
+
+def test_a_cell_of_a_notebook_that_runs_again_registers_its_reward_anew(empty_registry):
+    for value in (0.25, 0.75):
+        cell = f"def mine(row, completion, answer, frame):\n    return Verdict({value})"
+        names = {"__name__": "__main__", "Verdict": Verdict}
+        exec(cell, names)
+        register("mine")(names["mine"])
+    assert score_user("mine").total.tolist() == [[0.75]]
 
 
 @pytest.mark.parametrize(
