@@ -41,6 +41,14 @@ def count_causes(errors: Iterable[LineError]) -> list[tuple[int, LineError]]:
     return [(counts[cause], error) for cause, error in first.items()]
 
 
+def list_equal(errors: Iterable[LineError], most: int) -> list[str]:
+    """Lists errors, those with the same problem in one line: the first of them and their number."""
+    equal = count_causes(LineError(error.location, error.problem) for error in errors)
+    lines = [f"{error} ({count:,} rows)" if count > 1 else str(error) for count, error in equal[:most]]
+    more = sum(count for count, _ in equal[most:])
+    return [*lines, f"and {more:,} more"] if more else lines
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """The fields of one JSON object; each method reads and validates one of them.
