@@ -111,7 +111,8 @@ class Fields:
         if key not in self.keys and default:
             return default
         if self.keys.get(key) not in values:
-            self.refuse_value(key, ", ".join(values) + (remedy if key not in self.keys else ""))
+            own = "; other is a task with a reward of your own" if enum is Task else ""
+            self.refuse_value(key, ", ".join(values) + (own if key in self.keys else remedy))
         return enum(self.keys[key])
 
     def texts(self, key: str, expected: str, max_length: int | None = None) -> tuple[str, ...]:
