@@ -30,7 +30,7 @@ from currreft_jax.config import Rejection
 from currreft_jax.config.flags import flags_parser, refuse_command_line
 from currreft_jax.config.missing import describe_error
 from currreft_jax.rejection.command_line import define_flags, job_folder, settings_of_flags
-from currreft_jax.rewards import MathsPoolError
+from currreft_jax.rewards import MathsPoolError, RewardError
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -70,7 +70,7 @@ def main(_: Sequence[str]) -> None:
             files = reject(settings, out, say)
     except (
         *(ValueError, OSError, ModuleNotFoundError),
-        *(EndpointError, MathsPoolError, distributed.MissingProcess),
+        *(EndpointError, MathsPoolError, RewardError, distributed.MissingProcess),
     ) as error:
         logging.debug("raised here", exc_info=True)
         sys.exit(f"reject: {describe_error(error)}")

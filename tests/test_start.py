@@ -31,7 +31,7 @@ from currreft_jax.rewards import RewardError
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.session.session import Session, make_model
 from currreft_jax.structs import Completion, Row
-from currreft_jax.training import shapes, trainer
+from currreft_jax.training import reward_trial, shapes, trainer
 from currreft_jax.training.reward_trial import try_on, try_rewards
 from currreft_jax.training.shapes import run_buckets
 from currreft_jax.training.start import read_rows
@@ -133,7 +133,10 @@ KEY_ERROR = (
 )
 
 
-def test_a_reward_is_tried_on_the_first_row_that_it_applies_to_of_each_source(checkpoint, tmp_path, capsys):
+def test_a_reward_is_tried_on_the_first_row_that_it_applies_to_of_each_source(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(reward_trial, "_remarked", set())
     session = session_of(checkpoint, tmp_path, Data(batch_size=2))
     one = session.config.stages[0]
     (tmp_path / "judge.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
@@ -143,8 +146,14 @@ def test_a_reward_is_tried_on_the_first_row_that_it_applies_to_of_each_source(ch
     session.config.rewards.weights[FAILING] = 1.0
     with pytest.raises(RewardError, match=KEY_ERROR):
         try_rewards(session, session.config, 0)
+    assert not capsys.readouterr().err
     session.config.stages[1].method = Method.SFT
-    try_rewards(session, session.config, 0)
+    for _ in range(2):  # said once
+        try_rewards(session, session.config, 0)
+    assert capsys.readouterr().err == (
+        f"train: reward {FAILING!r} returned None for the first rows of each source, 100 at most, and counts for none"
+        " of them; does it lack a return?\n"
+    )
     session.config.rewards.weights = {"tests.reward_functions:lowercase_share": 1.0, "tests.no_such:reward": 0.0}
     session.config.stages[1].method = None
     try_rewards(session, session.config, 0)
@@ -163,6 +172,24 @@ def test_a_reward_of_a_held_out_row_is_tried_and_fails_in_a_line_where_the_setti
     config.rewards = Rewards(weights={FAILING: 1.0}, on_error=OnRewardError.ZERO)
     try_on(session, examples)
     assert re.fullmatch(r"rewards: counts as 0, .* row h0, .*KeyError: 'tolerence'\n", capsys.readouterr().err)
+
+
+def test_a_reward_that_pays_nothing_for_a_gold_answer_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(reward_trial, "_remarked", set())
+    name = "examples.gauge.reward:within_tolerance"
+    session = Session(config=Config(rewards=Rewards(weights={name: 1.0})), processor=None, model=None)
+    rows = [
+        Row(f"g{n}", Task.OTHER, Kind.OPEN, "?", "1", extra={"tolerance": tolerance})
+        for n, tolerance in ((0, 1), (1, -1))
+    ]
+    try_on(session, [SimpleNamespace(row=rows[0], frame=None)])
+    assert not capsys.readouterr().err
+    for _ in range(2):  # said once
+        assert try_on(session, [SimpleNamespace(row=rows[1], frame=None)]) == []
+    said = (
+        f"train: reward {name!r} pays 0 (out of tolerance) for the gold answer '1' of row g1; for rows that it is not"
+    )
+    assert capsys.readouterr().err == f"{said} meant for, return None\n"
 
 
 def test_a_mistake_in_a_reward_ends_a_run_before_it_compiles_and_leaves_no_folder(checkpoint, tmp_path, monkeypatch):

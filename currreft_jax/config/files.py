@@ -44,7 +44,7 @@ def load_config(text: str, kind: type[Settings] = Config) -> Settings:
             refuse_unknown_variant(variant[0], vars(module)[VARIANTS])
         config = module.get_config(*variant)
     except Exception as error:  # the file is its user's program: whatever is wrong in it is reported with its line
-        raise ValueError(_describe_error(path, error)) from error
+        raise ValueError(describe_error(path, error)) from error
     if not isinstance(config, kind):
         program = _PROGRAMS.get(type(config).__name__)
         raise ValueError(
@@ -64,7 +64,7 @@ def read_variants(text: str) -> dict[str, str]:
     try:
         return vars(_load_module(path)).get(VARIANTS, {})
     except Exception as error:  # as in `load_config`
-        raise ValueError(_describe_error(path, error)) from error
+        raise ValueError(describe_error(path, error)) from error
 
 
 def config_folders() -> list[Path]:
@@ -115,8 +115,8 @@ def _names_in(files: Sequence[Path], folder: Path) -> str:
     return ", ".join(file.name for file in files if file.parent == folder)
 
 
-def _describe_error(path: Path, error: Exception) -> str:
-    """Describes an exception of a config file in one line."""
+def describe_error(path: Path, error: Exception) -> str:
+    """Describes an exception of a user's file in one line, which begins with file and line."""
     frames = traceback.extract_tb(error.__traceback__)
     if type(error) is ValueError and _is_ours(frames[-1].filename):  # about a variant or a setting
         return str(error)

@@ -41,6 +41,14 @@ def count_causes(errors: Iterable[LineError]) -> list[tuple[int, LineError]]:
     return [(counts[cause], error) for cause, error in first.items()]
 
 
+def list_equal(errors: Iterable[LineError], most: int) -> list[str]:
+    """Lists errors, those with the same problem in one line: the first of them and their number."""
+    equal = count_causes(LineError(error.location, error.problem) for error in errors)
+    lines = [f"{error} ({count:,} rows)" if count > 1 else str(error) for count, error in equal[:most]]
+    more = sum(count for count, _ in equal[most:])
+    return [*lines, f"and {more:,} more"] if more else lines
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """The fields of one JSON object; each method reads and validates one of them.
@@ -103,7 +111,8 @@ class Fields:
         if key not in self.keys and default:
             return default
         if self.keys.get(key) not in values:
-            self.refuse_value(key, ", ".join(values) + (remedy if key not in self.keys else ""))
+            own = "; other is a task with a reward of your own" if enum is Task else ""
+            self.refuse_value(key, ", ".join(values) + (own if key in self.keys else remedy))
         return enum(self.keys[key])
 
     def texts(self, key: str, expected: str, max_length: int | None = None) -> tuple[str, ...]:

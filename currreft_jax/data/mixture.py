@@ -17,7 +17,7 @@ import yaml
 
 from currreft_jax.config import Data, OnBadRow, Source, Stage
 from currreft_jax.config.wording import plural
-from currreft_jax.data.fields import LineError
+from currreft_jax.data.fields import LineError, list_equal
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.structs import Row
 
@@ -311,8 +311,6 @@ def refuse_errors(errors: Sequence[LineError], data: Data, summary: str = "") ->
     """Raises a `MixtureError` that lists or sums up the errors, if malformed rows, or so many of them, stop the run."""
     if not errors or (data.on_bad_row is OnBadRow.SKIP and len(errors) <= data.max_bad_rows):
         return
-    shown = [str(error) for error in errors[:_MAX_ERRORS_SHOWN]]
-    more = [f"and {len(errors) - len(shown)} more"] if len(errors) > len(shown) else []
     remedy = (
         f"more than data.max_bad_rows ({data.max_bad_rows})"
         if data.on_bad_row is OnBadRow.SKIP
@@ -320,4 +318,5 @@ def refuse_errors(errors: Sequence[LineError], data: Data, summary: str = "") ->
     )
     if summary:
         raise MixtureError(f"{summary} ({remedy})")
-    raise MixtureError("\n  ".join([f"{plural(len(errors), 'row')} cannot be used ({remedy}):", *shown, *more]))
+    shown = list_equal(errors, _MAX_ERRORS_SHOWN)
+    raise MixtureError("\n  ".join([f"{plural(len(errors), 'row')} cannot be used ({remedy}):", *shown]))

@@ -173,7 +173,8 @@ def parse_solution(fields: Fields) -> str:
         if isinstance(value, float) and not math.isfinite(value):
             fields.refuse(f'"solution" is {value}; it takes a finite number')
         return str(value)
-    return fields.text("solution", meaning="the gold answer")
+    as_text = f"; write {json.dumps(json.dumps(value))[:80]}" if isinstance(value, list | dict) else ""
+    return fields.text("solution", meaning=f"the gold answer{as_text}")
 
 
 def _parse_boxes(fields: Fields) -> tuple[tuple[float, float, float, float], ...]:

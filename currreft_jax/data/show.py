@@ -6,6 +6,7 @@ those of correct options are green, too.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from currreft_jax.world.questions import KINDS, TASKS, make_question
 from currreft_jax.world.scenes import FRAME, domains, make_scene, render_image
 from currreft_jax.world.settings import WorldSettings
 
+_MAX_EXTRA = 500  # characters
 WORLD_IMAGE_SIDE = 504  # pixels; scenes are rendered with 84
 
 
@@ -117,6 +119,7 @@ def describe_row(
         lines.append(f"frame      boxes are measured in {format_frame(row.frame)}")
     fields = {"source": row.source, "split": row.split, "origin": row.origin}
     fields |= {} if row.kind is Kind.CHAT else {"gold": row.solution}
+    fields["extra"] = json.dumps(row.extra, ensure_ascii=False)[:_MAX_EXTRA] if row.extra else ""
     lines += [f"{name:<10} {value}" for name, value in fields.items() if value]
     lines += [f"learnt     {turn.text}" for turn in answer_turns(row, frames) if turn.role == "assistant"]
     image_tokens = count_image_tokens(frames, budget)

@@ -17,6 +17,7 @@ from PIL import Image
 from currreft_jax.config import BenchmarkName, Data, Evaluation, ImageCondition, Rewards, Source, Stage, Suite
 from currreft_jax.config.wording import plural
 from currreft_jax.data.budget import PromptBudget
+from currreft_jax.data.fields import LineError, list_equal
 from currreft_jax.data.images import open_image
 from currreft_jax.data.leaks import image_key
 from currreft_jax.data.mixture import Mixture, load_mixture
@@ -258,9 +259,9 @@ def refuse_unscorable_rows(suite: LoadedSuite, settings: Rewards, pool: MathsPoo
     """Refuses a suite with rows that cannot be scored.
 
     Raises:
-        SuiteError: naming file and line of the first 20 of them.
+        SuiteError: naming file and line of the first 20 of them; rows with the same problem are one line.
     """
-    messages = []
+    unscorable: list[LineError] = []
     for start in range(0, len(suite), _CHUNK):
         questions = suite.questions(start, start + _CHUNK, ImageCondition.ORIGINAL)
         rows = [question.row for question in questions]
@@ -269,11 +270,10 @@ def refuse_unscorable_rows(suite: LoadedSuite, settings: Rewards, pool: MathsPoo
             rows = [maths_row(item) for item in suite.benchmark.items[start : start + _CHUNK]] if is_maths else []
         locations = {id(row): question.location for row, question in zip(rows, questions, strict=False)}
         errors = check_rows(rows, settings, pool=pool)
-        messages += [f"{locations[id(error.row)]}: {error.problem}" for error in errors]
-    if messages:
-        more = [f"and {len(messages) - _SHOWN_ERRORS} more"] if len(messages) > _SHOWN_ERRORS else []
-        name = f"suite {suite.settings.name}: {plural(len(messages), 'row')} cannot be scored:"
-        raise SuiteError("\n  ".join([name, *messages[:_SHOWN_ERRORS], *more]))
+        unscorable += [LineError(locations[id(error.row)], error.problem) for error in errors]
+    if unscorable:
+        name = f"suite {suite.settings.name}: {plural(len(unscorable), 'row')} cannot be scored:"
+        raise SuiteError("\n  ".join([name, *list_equal(unscorable, _SHOWN_ERRORS)]))
 
 
 def _join_keys(keys: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from currreft_jax.judges.judgement import (
     overall_score,
 )
 from currreft_jax.judges.opening import open_judge
-from currreft_jax.judges.rules import verifying_rewards
+from currreft_jax.judges.rules import can_judge, verifying_rewards
 
 __all__ = [
     "Agreement",
@@ -26,6 +26,7 @@ __all__ = [
     "PlantedFault",
     "Unjudged",
     "calibrate",
+    "can_judge",
     "compare_judges",
     "judge_name",
     "length_correlation",

@@ -20,6 +20,7 @@ from currreft_jax.config.file_flags import define_files, expand_files, name_file
 from currreft_jax.config.flags import define_config, refuse_replaced
 from currreft_jax.config.output import local_path
 from currreft_jax.judges import validate_judge
+from currreft_jax.rewards.registry import validate_reward_names
 
 # The settings that flags replace.
 _REPLACED = {
@@ -80,6 +81,7 @@ def settings_of_flags(config: Rejection) -> Rejection:
     if args.budget is not None:
         config.budget = args.budget
     validate_rejection(config)
+    validate_reward_names(config.rewards)
     for judge in filter(None, (config.judge, config.second_judge)):
         validate_judge(judge)
     return config

@@ -14,7 +14,7 @@ from currreft_jax.data.world_rows import ensure_world
 from currreft_jax.endpoint import JobBudget, recorded_calls
 from currreft_jax.evaluation.answerers import Answerer, open_answerer
 from currreft_jax.evaluation.suites import SuiteQuestion, load_suites
-from currreft_jax.judges import AnswerJudge, open_judge, self_judging_warning, verifying_rewards
+from currreft_jax.judges import AnswerJudge, can_judge, open_judge, self_judging_warning, verifying_rewards
 from currreft_jax.rejection.answering import Answering, sample_along
 from currreft_jax.rejection.audits import ensure_calibration, judge_again
 from currreft_jax.rejection.candidates import CandidateRows, CandidateSource, SuiteContents, choose_candidates
@@ -33,7 +33,8 @@ JUDGE_LEDGER, SECOND_LEDGER = "judge.ledger", "second_judge.ledger"
 UNREADABLE_GOLD, NO_RULE = "unreadable_gold", "no_rule"
 _NO_RULE_REMEDY = (
     "rows of kind chat, and open rows of task other, have no answer that the rules could check, and the judge is the"
-    " rules; a model judges them: --judge=NAME --judge_endpoint=URL"
+    " rules; a model judges them: --judge=NAME --judge_endpoint=URL; a reward of your own judges those of task other:"
+    " --config.rewards.weights=package.module:function=1"
 )
 
 
@@ -188,7 +189,8 @@ def _check_golds(source: CandidateSource, settings: Rejection, pool: MathsPool) 
     checkable = {row.id for row in with_rule} - unreadable
     judged_by_rules = settings.judge.kind is JudgeKind.RULES
     for row in [row for row in rows if row not in checkable]:
-        if judged_by_rules or (row in unreadable and not _has_reference(source.question(row))):
+        has_judge = not judged_by_rules or (not has_rule(rows[row]) and can_judge(rows[row], settings.rewards))
+        if not has_judge or (row in unreadable and not _has_reference(source.question(row))):
             location = source.suite.location(source.places.pop(row))
             source.dropped.append((location, UNREADABLE_GOLD if row in unreadable else NO_RULE))
     return {(source.settings.name, row) for row in checkable}

@@ -52,18 +52,28 @@ def register(name: str, *, low: float = 0.0, high: float = 1.0) -> Callable[[Rew
         high: greatest value that the function returns.
 
     Raises:
-        ValueError: the name is taken or the range is empty.
+        ValueError: the range is empty, or the name is that of a built-in reward, or of another function.
     """
-    if name in _REGISTERED or name in Rewards().weights:
-        raise ValueError(f"a reward named {name!r} exists already; register this one under another name")
+    taken = f"a reward named {name!r} exists already; register this one under another name"
+    if name in Rewards().weights:
+        raise ValueError(taken)
     if not low < high:
         raise ValueError(f"reward {name!r} declares the range {low} to {high}; low must be less than high")
 
     def add(function: RewardFunction) -> RewardFunction:
+        if name in _REGISTERED and not _is_newer(function, _REGISTERED[name].function):
+            raise ValueError(taken)
         _REGISTERED[name] = BoundedReward(function, low, high)
         return function
 
     return add
+
+
+def _is_newer(function: RewardFunction, registered: RewardFunction) -> bool:
+    """Says whether a function takes the place of another: its notebook's cell ran again, or its module was reloaded."""
+    if not (inspect.isfunction(function) and inspect.isfunction(registered)):
+        return False
+    return (function.__module__, function.__qualname__) == (registered.__module__, registered.__qualname__)
 
 
 def find_reward(name: str, settings: Rewards) -> BoundedReward:
@@ -133,10 +143,10 @@ def call_reward(
     try:
         verdict = reward.function(row, completion, answer, frame)
     except Exception as error:
-        location, problem = _raised_at(error) or _defined_at(reward.function), f"{type(error).__name__}: {error}"
+        location, problem = _raised_at(error) or defined_at(reward.function), f"{type(error).__name__}: {error}"
         raise RewardError(_failure(name, location, row, completion, problem)) from error
     if problem := _invalidity(verdict, reward):
-        raise RewardError(_failure(name, _defined_at(reward.function), row, completion, problem))
+        raise RewardError(_failure(name, defined_at(reward.function), row, completion, problem))
     return verdict
 
 
@@ -178,7 +188,7 @@ def _raised_at(error: Exception) -> str:
     return f"{_short_path(own[-1].filename)}:{own[-1].lineno}" if own else ""
 
 
-def _defined_at(function: Callable[..., object]) -> str:
+def defined_at(function: Callable[..., object]) -> str:
     """Returns file and line of a function, method or callable object; empty for one that is not written in Python."""
     function = inspect.unwrap(function)
     while isinstance(function, partial):

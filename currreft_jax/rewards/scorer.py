@@ -15,6 +15,7 @@ from currreft_jax.rewards.registry import (
     BoundedReward,
     RewardError,
     call_reward,
+    defined_at,
     failed_verdict,
     find_reward,
     is_own,
@@ -75,9 +76,9 @@ def score_completions(
             verdicts = _rule_verdicts(score_answer, has_accuracy, answer, completion) if score_answer else {}
             text = None if isinstance(answer, Reason) else answer
             for name, function in functions.items():
-                call = (row, completion, text, frame)
+                call = (row, completion, text, frame or row.frame)
                 verdicts[name] = _own_verdict(name, function, call, settings, failures)
-            _refuse_unscored(row, verdicts)
+            _refuse_unscored(row, verdicts, functions)
             for name in weights:
                 verdict = verdicts[name]
                 if isinstance(verdict, Comparison):
@@ -185,13 +186,18 @@ def _own_verdict(
         return failed_verdict(reward)
 
 
-def _refuse_unscored(row: Row, verdicts: Mapping[str, object]) -> None:
+def _refuse_unscored(row: Row, verdicts: Mapping[str, object], functions: Mapping[str, BoundedReward]) -> None:
     """Refuses a row whose answer no reward scores: it would be trained on its format alone."""
     names = [name for name in verdicts if name == "accuracy" or is_own(name)]
-    if any(map(is_own, names)) and all(verdicts[name] is None for name in names):
-        own = ", ".join(filter(is_own, names))
-        problem = f"{own} returned None, and no rule scores its answer: nothing but its format would count"
-        raise RewardError(RewardFailure(own, "", problem, f"row {row.id}: {problem}"))
+    own = list(filter(is_own, names))
+    if own and all(verdicts[name] is None for name in names):
+        location = defined_at(functions[own[0]].function)
+        problem = (
+            f"{', '.join(own)} returned None, and no rule scores its answer: nothing but its format would count;"
+            " return Verdict(value, reason) for such rows"
+        )
+        where = f"{location}: " if location else ""
+        raise RewardError(RewardFailure(own[0], location, problem, f"{where}row {row.id}: {problem}"))
 
 
 def _decide(

@@ -184,6 +184,11 @@ def test_show_renders_the_chat_template_of_a_model(file, run, checkpoint):
     assert not list(Path().glob("row-*.png"))
 
 
+def test_show_prints_what_rewards_of_ones_own_read(file, run):
+    Path("own.jsonl").write_text(json.dumps(ROWS[2] | {"level": "5", "steps": 2}) + "\n")
+    assert 'gold       4\nextra      {"level": "5", "steps": 2}\nlearnt' in run("show", "own.jsonl", 1)[1]
+
+
 def test_show_writes_several_images_and_escapes_control_characters(file, run, checkpoint):
     code, output = run("show", file, 4, "--model", checkpoint)
     assert code is None

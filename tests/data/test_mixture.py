@@ -166,11 +166,17 @@ def test_rows_are_left_out_by_source_and_index(tmp_path):
     assert (remaining.excluded, len(remaining.errors)) == ({"odd": 4}, 4)
     assert remaining.fingerprint() != mixture.fingerprint() == mixture.without({}, "odd", Data()).fingerprint()
     for settings, message in (
-        (Data(), r"4 rows cannot be used \(mend them, or set data.on_bad_row to skip\):\n  f:\(0, 1\): odd"),
+        (
+            Data(),
+            r"4 rows cannot be used \(mend them, or set data.on_bad_row to skip\):\n  f:\(0, 1\): odd \(4 rows\)$",
+        ),
         (replace(data, max_bad_rows=3), r"4 rows cannot be used \(more than data.max_bad_rows \(3\)\)"),
     ):
         with pytest.raises(MixtureError, match=message):
             mixture.without(errors, "odd", settings)
+    apart = {ref: LineError(f"f:{ref}", "odd" if ref[0] else "even") for ref in errors}
+    with pytest.raises(MixtureError, match=r":\n  f:\(0, 1\): even\n  f:\(1, 0\): odd \(3 rows\)$"):
+        mixture.without(apart, "odd", Data())
     with pytest.raises(MixtureError, match=r"no row is left: f:\(0, 0\): odd"):
         mixture.without(
             {(k, n): LineError(f"f:{k, n}", "odd") for k in (0, 1) for n in range(3)},

@@ -56,6 +56,10 @@ def test_rows_that_no_rule_scores_are_refused_by_file_and_line(tmp_path):
     with pytest.raises(SuiteError, match="2 rows cannot be scored") as error:
         refuse_unscorable_rows(suite, Rewards(), None)
     assert f"{file}:2: solution '1' is no gold answer" in str(error.value)
+    other = write_rows(tmp_path, "other", 3, images=0, task="other")
+    (suite,), _ = load_suites(evaluation_of([other]))
+    with pytest.raises(SuiteError, match=rf"3 rows cannot be scored:\n  {other}:1: no rule scores open .* \(3 rows\)$"):
+        refuse_unscorable_rows(suite, Rewards(), None)
 
 
 def test_blank_images_are_grey_and_of_the_same_size(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 from currreft_jax.config import DetectionScore, Judge, Overlong, PartialCredit, Rewards
 from currreft_jax.judges import Judged, Unjudged, open_judge
-from currreft_jax.rewards import RewardError
-from currreft_jax.structs import Completion, Frame, Turn
+from currreft_jax.rewards import RewardError, register, registry
+from currreft_jax.structs import Completion, Frame, Turn, Verdict
 from tests.rewards.helpers import make_row, well_formed
 
 YES = make_row("judge", "detection", "yes")
@@ -112,3 +112,39 @@ def test_rows_without_a_rule_are_unjudged_and_counted(pool):
         assert judgement.unjudged is (Unjudged.NO_RULE if n % 2 else None)
         assert (judgement.overall is None) is bool(n % 2)
     assert judge.summary() == "rules: 35 answers judged, 35 of them right; 35 of rows that no rule scores"
+
+
+DIAL = make_row("open", "other", "7.0")
+
+
+def close(row, completion, answer, frame):
+    """A reward of one's own, for open rows alone."""
+    if answer is None:
+        return Verdict(0.0, "no answer")
+    value = max(0.0, 1 - abs(float(answer) - float(row.solution)))
+    return Verdict(value, None if value else "far off")
+
+
+def brief(row, completion, answer, frame):
+    return Verdict(-1.0, "long") if len(completion.text) > 100 else Verdict(0.0)
+
+
+def test_open_rows_of_another_task_are_judged_by_rewards_of_ones_own(pool):
+    rewards = Rewards(weights={"accuracy": 1.0, f"{__name__}:close": 2.0})
+    for answer, accuracy, overall in (("7", 100, 100), ("6.5", 50, 62.5), ("5", 0, 50)):
+        judgement = score(DIAL, Completion(well_formed(answer)), pool, rewards)
+        assert (judgement.scores.accuracy, judgement.overall) == (accuracy, overall)
+    assert judgement.rationale.startswith("accuracy 0, format 1, tests.judges.test_rules:close 0 (far off)")
+    assert score(DIAL, Completion("<answer>7</answer>"), pool, rewards).overall == 75
+    assert score(YES, Completion(well_formed("yes")), pool, rewards).overall == 100  # by its rule alone
+    assert score(CHAT, Completion("A cat."), pool, rewards).unjudged is Unjudged.NO_RULE
+    with pytest.raises(ValueError, match="defines no 'clsoe'; nearest: close"):
+        open_judge(Judge(), Rewards(weights={f"{__name__}:clsoe": 1.0}), ledger=None, pool=pool, log=print)
+
+
+def test_a_penalty_of_ones_own_lowers_the_accuracy(pool, monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    register("brief", low=-1.0, high=0.0)(brief)
+    rewards = Rewards(weights={f"{__name__}:close": 1.0, "brief": 0.25})
+    for text, accuracy in ((well_formed("7"), 100), (well_formed("7").replace("look", "look " * 30), 75)):
+        assert score(DIAL, Completion(text), pool, rewards).scores.accuracy == accuracy

@@ -73,6 +73,10 @@ REFUSED = [
     ([*GIVEN, "--config.max_samples=6"], "max_samples is 6; it takes a multiple of sampling.group_size (4)"),
     ([*GIVEN, "--config.held_out=1"], "config.held_out is 1.0; it takes a share in [0, 1)"),
     ([*GIVEN, "--config.sampling.temperature=0"], "sampling.temperature is 0.0; it takes a positive number"),
+    (
+        [*GIVEN, "--config.rewards.weights=examples.gauge.reward:within_tolerence=1"],
+        "examples.gauge.reward defines no 'within_tolerence'; nearest: within_tolerance",
+    ),
     ([*GIVEN, "--config.treshold=3"], "config has no setting treshold; nearest: threshold (--help"),
     ([*GIVEN, "--replay=x"], "replay"),
     (

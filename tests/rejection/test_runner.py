@@ -233,6 +233,9 @@ def test_rows_that_no_rule_checks_are_left_out_with_a_remedy(tmp_path):
     settings = rejection_of(source_of(tmp_path, "s", 2), other)
     with pytest.raises(ValueError, match=r"source t: no row is left; .*no_rule: rows of kind chat, .* --judge=NAME"):
         Ran(settings, tmp_path / "out")
+    settings.rewards.weights["examples.gauge.reward:within_tolerance"] = 1.0
+    kept = lines(Ran(settings, tmp_path / "own").files.kept)
+    assert {row["provenance"]["row"][0]: row["provenance"]["right_by_rules"] for row in kept} == {"s": True, "t": None}
 
 
 class Stop(Exception):

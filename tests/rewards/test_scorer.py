@@ -37,6 +37,7 @@ from currreft_jax.rewards.penalties import length_penalty, overlong_penalty, rep
 from currreft_jax.structs import Completion, Frame, Reason, RewardFailure, Row, Scores, Verdict
 from tests.rewards.helpers import make_row, well_formed
 
+ROOT = Path(__file__).parents[2]
 YES = make_row("judge", "detection", "yes", name="q1")
 LETTER = make_row("choice", "math", "B", 4, name="q2")
 
@@ -167,6 +168,8 @@ def test_a_registered_reward_sees_row_completion_answer_and_frame(empty_registry
     scores = score_completions([YES], completions, only_reward("spy"), frames=[Frame(5, 6)])
     assert scores.total.tolist() == [[-1.5, -1.5]]
     assert seen == [("q1", 7, "no", Frame(5, 6)), ("q1", 1, None, Frame(5, 6))]
+    score_completions([dataclasses.replace(YES, frame=Frame(8, 9))], completions, only_reward("spy"))
+    assert seen[-1] == ("q1", 1, None, Frame(8, 9))  # the row's own, where the model saw no other
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,10 @@ def test_rows_with_a_rule_and_rows_with_a_reward_of_ones_own_are_scored_together
     np.testing.assert_array_equal(scores.parts["accuracy"], [[1], [np.nan]])
     np.testing.assert_array_equal(scores.parts[WITHIN], [[np.nan], [1]])
     settings = Rewards(weights={"format": 1.0, WITHIN: 1.0})
-    with pytest.raises(RewardError, match=rf"row q1: {WITHIN} returned None, and no rule scores its answer"):
+    place = rf"test_scorer\.py:{line_of('def within(')}: row q1: "
+    with pytest.raises(
+        RewardError, match=rf"{place}{WITHIN} returned None, and no rule scores its answer.*; return Ver"
+    ):
         score_completions(rows, completions, settings)
 
 
@@ -313,18 +319,31 @@ def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
     register("mine")(brevity)
     for name in ("mine", "accuracy", "length"):
         with pytest.raises(ValueError, match="exists already"):
-            register(name)
+            register(name)(within)
     with pytest.raises(ValueError, match="low must be less than high"):
         register("other", low=1, high=1)
+
+
+def test_a_cell_of_a_notebook_that_runs_again_registers_its_reward_anew(empty_registry):
+    for value in (0.25, 0.75):
+        cell = f"def mine(row, completion, answer, frame):\n    return Verdict({value})"
+        names = {"__name__": "__main__", "Verdict": Verdict}
+        exec(cell, names)
+        register("mine")(names["mine"])
+    assert score_user("mine").total.tolist() == [[0.75]]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("acuracy", "names 'acuracy'; write package.module:function, or one of accuracy, format"),
-        ("no_such_module:f", "no_such_module cannot be imported"),
+        ("no_such_module:f", "No module named 'no_such_module'; start in the folder that holds no_such_module, or add"),
+        ("examples.zzz:f", "No module named 'examples.zzz'$"),
         ("examples.gauge.rewrd:f", "No module named 'examples.gauge.rewrd'; nearest: examples.gauge.reward:f"),
-        ("./examples/gauge/reward.py:f", "gauge/reward.py is a path: write examples.gauge.reward:f"),
+        ("./examples/gauge/reward.py:f", "gauge/reward.py is a path: write examples.gauge.reward:f$"),
+        (f"{ROOT}/examples/gauge/reward.py:f", "gauge/reward.py is a path: write examples.gauge.reward:f$"),
+        ("/mine/clock/reward.py:f", "reward.py is a path: add /mine/clock to PYTHONPATH and write reward:f$"),
+        ("../clock/reward.py:f", rf"is a path: add {ROOT.parent}/clock to PYTHONPATH and write reward:f$"),
         (f"{__name__}:f", "defines no 'f'"),
         (f"{__name__}:brevty", "defines no 'brevty'; nearest: brevity"),
     ],
@@ -332,6 +351,26 @@ def test_a_taken_name_or_an_empty_range_is_refused(empty_registry):
 def test_an_unknown_reward_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         score_user(name)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(row)\n    return 1", r"broken\.py:1: expected ':'$"),
+        ("\nhalf = 1 / 0", r"broken\.py:2: ZeroDivisionError: division by zero$"),
+        ("import no_such", r"broken\.py:1: ModuleNotFoundError: No module named 'no_such': add the folder"),
+        ("from currreft_jax.structs import Verdit", r"broken\.py:1: ImportError: cannot import name 'Verdit'"),
+    ],
+)
+def test_a_mistake_in_the_file_of_a_reward_is_told_with_its_line(code, message, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(code)
+    (tmp_path / "broken2.py").touch()  # no name that was meant
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"^rewards.weights names 'broken:f', but broken cannot be imported: .*{message}"
+    ):
+        score_user("broken:f")
 
 
 # Penalties, worked by hand
