@@ -1,5 +1,6 @@
 """The program that asks a model: what it writes, where it draws, and how it refuses."""
 
+import signal
 from pathlib import Path
 
 import ml_dtypes
@@ -153,8 +154,16 @@ def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
 
 
 def test_the_demo_needs_no_other_argument_and_shows_question_and_picture(tmp_path, capsys, monkeypatch):
+    def print_completions(*arguments):
+        handlers.append(signal.getsignal(signal.SIGINT))
+        return printed(*arguments)
+
+    handlers, printed = [], console.print_completions
+    monkeypatch.setattr(console, "print_completions", print_completions)
     monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
     assert program.main(["--demo"]) == 0
+    assert (handlers, signal.signal(signal.SIGINT, before)) == ([signal.SIG_DFL], signal.default_int_handler)
     said = capsys.readouterr()
     assert said.out.startswith("<think> ")
     assert f"scene {EASY_SCENE}, an easy one; --demo N asks about another: {demo_question()}\n" in said.err
