@@ -138,6 +138,8 @@ def test_the_overview_says_what_its_numbers_are_and_a_short_stage_keeps_its_name
     page = opened(folder)
     note = page.locator("#overview .note").inner_text()
     assert "A completion's reward is accuracy + format, at most 2." in note and "Supervised stages have a loss" in note
+    assert "KL is how far the model has moved from its reference" in note
+    assert "The number beside a name is the last smoothed value" in page.locator("#curves > .note").inner_text()
     chart = page.locator("#curves .chart").first
     chart.scroll_into_view_if_needed()
     until(page, "document.querySelectorAll('#curves .chart .bound').length > 0")
@@ -170,6 +172,7 @@ def test_filters_select_groups(opened, workdir):
     page = opened(workdir)
     assert num_shown(page) == 32
     assert page.locator(".card").count() == 10
+    assert "its advantage: how much better it is than" in page.locator("#rollouts .note").inner_text()
     page.locator("[data-value=two]").click()
     assert num_shown(page) == 16
     page.locator("[data-value=open]").click()
