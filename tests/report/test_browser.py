@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -619,9 +620,10 @@ def test_hostile_answers_of_a_job_stay_text_on_a_narrow_page(opened, tmp_path):
 def test_the_picture_of_the_readme_is_drawn(workdir, tmp_path, capsys):
     row = json.loads((workdir / "two" / "rollouts" / "1.jsonl").read_text().splitlines()[-1])["id"]
     out = tmp_path / "picture.png"
-    report_picture.main([str(workdir), row, str(out)])
+    with ThreadPoolExecutor(1) as thread:  # the browser of the other tests is driven from this one
+        thread.submit(report_picture.main, [str(workdir), row, str(out)]).result()
+        with pytest.raises(SystemExit):
+            thread.submit(report_picture.main, [str(workdir), "no such row", str(out)]).result()
     with Image.open(out) as picture:
         assert picture.width == 1680 and 400 < picture.height < 1400
         assert len(picture.getcolors() or []) > 20
-    with pytest.raises(SystemExit):
-        report_picture.main([str(workdir), "no such row", str(out)])
