@@ -105,7 +105,8 @@ def generate(options: argparse.Namespace) -> None:
         texts = print_completions(rollouts, processor.decode, settings.max_new_tokens)
     if row:
         verdict = demo_verdict(row, texts[-1], prompt.images[0].resized)
-        _say(f"the right answer: {row.solution}; by the reward of training the model's is {verdict}")
+        answer = "the last answer" if len(texts) > 1 else "the model's"
+        _say(f"the right answer: {row.solution}; by the reward of training {answer} is {verdict}")
         if not options.model:
             _say(_BEFORE_TRAINING)
     elif number is not None:

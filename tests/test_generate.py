@@ -171,6 +171,10 @@ def test_the_demo_needs_no_other_argument_and_shows_question_and_picture(tmp_pat
     assert f"the right answer: {demo_row().solution}; by the reward of training the model's is {verdict}\n" in said.err
     assert "wrote runs/generate-demo.png with 1 box of the answer in orange; the right one is green" in said.err
     assert "before training the small model answers at once" in said.err and "drawn scenes" not in said.err
+    monkeypatch.setattr(console, "print_completions", lambda *_: ["<answer> [0, 0, 1, 1] </answer>"] * 2)
+    assert program.main(["--demo", "--samples=2"]) == 0
+    assert "by the reward of training the last answer is wrong (iou_below)" in capsys.readouterr().err
+    monkeypatch.setattr(console, "print_completions", printed)
     demo_scene_image = render_image(demo_scene())
     with Image.open("runs/generate-demo.png") as drawn:
         assert drawn.size == (504, 504)
