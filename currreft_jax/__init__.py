@@ -3,6 +3,7 @@
 Every name below is loaded when it is first used, so that a host-side part never loads JAX.
 """
 
+import sys
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,16 @@ __all__ = [
     "to_devices",
     "token_logprobs",
 ]
+
+
+def _report_uncaught(kind: type[BaseException], *error: Any) -> None:
+    """Prints the traceback of an uncaught exception, unless it is Ctrl-C."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, *error)
+
+
+if sys.argv[:1] == ["-m"]:  # Python looks for a program of this package, whose imports take seconds
+    sys.excepthook = _report_uncaught
 
 
 def __getattr__(name: str) -> Any:

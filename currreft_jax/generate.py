@@ -91,6 +91,7 @@ def generate(options: argparse.Namespace) -> None:
 
     from currreft_jax.data.answer_boxes import draw_answer_boxes
     from currreft_jax.runtime.compilation_cache import enable_compilation_cache
+    from currreft_jax.runtime.timing import ended_by_ctrl_c
     from currreft_jax.sampling.console import print_completions
     from currreft_jax.sampling.sampler import stream
     from currreft_jax.session.sources import load_source
@@ -100,10 +101,12 @@ def generate(options: argparse.Namespace) -> None:
     content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
     prompt = processor.prompt([{"role": "user", "content": content}], images, name="the prompt")
     rollouts = stream(model, params, processor, [prompt], settings, seed=options.seed)
-    texts = print_completions(rollouts, processor.decode, settings.max_new_tokens)
+    with ended_by_ctrl_c():
+        texts = print_completions(rollouts, processor.decode, settings.max_new_tokens)
     if row:
         verdict = demo_verdict(row, texts[-1], prompt.images[0].resized)
-        _say(f"the right answer: {row.solution}; by the reward of training the model's is {verdict}")
+        answer = "the last answer" if len(texts) > 1 else "the model's"
+        _say(f"the right answer: {row.solution}; by the reward of training {answer} is {verdict}")
         if not options.model:
             _say(_BEFORE_TRAINING)
     elif number is not None:
@@ -122,10 +125,12 @@ def print_replay(location: str) -> int:
         OSError: a file that cannot be read.
     """
     from currreft_jax.runtime.compilation_cache import enable_compilation_cache
+    from currreft_jax.runtime.timing import ended_by_ctrl_c
     from currreft_jax.training.replay import replay_completion
 
     enable_compilation_cache()
-    result = replay_completion(location)
+    with ended_by_ctrl_c():
+        result = replay_completion(location)
     print(result.text)
     difference = f"log-probs at most {result.logp_difference:.1e} apart"
     same = f"the same {len(result.replayed)} tokens as in the file, {difference}"

@@ -27,6 +27,7 @@ from currreft_jax.planning.compiled import Efficiency
 from currreft_jax.planning.devices import DEVICES, GB, attached_topology, topology_by_name
 from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime.compilation_cache import enable_compilation_cache
+from currreft_jax.runtime.timing import ended_by_ctrl_c
 from currreft_jax.training.plans import plan_stages
 
 _HERE = "here"
@@ -83,7 +84,8 @@ def main(_: Sequence[str]) -> None:
     try:
         validate(args.config)  # before the devices, whose compiler may be missing
         topology = attached_topology() if args.topology == _HERE else topology_by_name(args.topology)
-        fit = plan_stages(args.config, topology, efficiency, args.stage, all_shapes=args.all, search=args.search)
+        with ended_by_ctrl_c():
+            fit = plan_stages(args.config, topology, efficiency, args.stage, all_shapes=args.all, search=args.search)
     except (ValueError, OSError, ModuleNotFoundError) as error:  # what the package raises for bad input
         sys.exit(f"plan: {describe_error(error)}")
     sys.exit(0 if fit else 1)

@@ -1,5 +1,6 @@
 """The program that asks a model: what it writes, where it draws, and how it refuses."""
 
+import signal
 from pathlib import Path
 
 import ml_dtypes
@@ -153,8 +154,16 @@ def test_an_unreadable_image_is_named(checkpoint, tmp_path, capsys):
 
 
 def test_the_demo_needs_no_other_argument_and_shows_question_and_picture(tmp_path, capsys, monkeypatch):
+    def print_completions(*arguments):
+        handlers.append(signal.getsignal(signal.SIGINT))
+        return printed(*arguments)
+
+    handlers, printed = [], console.print_completions
+    monkeypatch.setattr(console, "print_completions", print_completions)
     monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
     assert program.main(["--demo"]) == 0
+    assert (handlers, signal.signal(signal.SIGINT, before)) == ([signal.SIG_DFL], signal.default_int_handler)
     said = capsys.readouterr()
     assert said.out.startswith("<think> ")
     assert f"scene {EASY_SCENE}, an easy one; --demo N asks about another: {demo_question()}\n" in said.err
@@ -162,6 +171,10 @@ def test_the_demo_needs_no_other_argument_and_shows_question_and_picture(tmp_pat
     assert f"the right answer: {demo_row().solution}; by the reward of training the model's is {verdict}\n" in said.err
     assert "wrote runs/generate-demo.png with 1 box of the answer in orange; the right one is green" in said.err
     assert "before training the small model answers at once" in said.err and "drawn scenes" not in said.err
+    monkeypatch.setattr(console, "print_completions", lambda *_: ["<answer> [0, 0, 1, 1] </answer>"] * 2)
+    assert program.main(["--demo", "--samples=2"]) == 0
+    assert "by the reward of training the last answer is wrong (iou_below)" in capsys.readouterr().err
+    monkeypatch.setattr(console, "print_completions", printed)
     demo_scene_image = render_image(demo_scene())
     with Image.open("runs/generate-demo.png") as drawn:
         assert drawn.size == (504, 504)

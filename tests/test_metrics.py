@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from currreft_jax.runtime import timing
 from currreft_jax.runtime.metrics import read_metrics
 from currreft_jax.runtime.profiler import ProfileSteps, StepProfiler, parse_profile_steps
 from currreft_jax.runtime.sharding import make_mesh
-from currreft_jax.runtime.timing import CompilationCounter, StepTimer, log_compilations, peak_memory_gb
+from currreft_jax.runtime.timing import CompilationCounter, StepTimer, ended_by_ctrl_c, log_compilations, peak_memory_gb
 from currreft_jax.training import mfu, trainer
 from currreft_jax.training.batches import Bucket, layout_on
 from currreft_jax.training.metrics_buffer import MetricsBuffer, throughput
@@ -143,6 +145,19 @@ def test_compilations_are_told_every_ten_seconds():
             jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 1.0)
         assert compiled() == "4 programs in 30 s"
     assert lines == ["compiling; 2 programs in 11 s so far", "compiling; 4 programs in 30 s so far"]
+
+
+def test_ctrl_c_ends_a_program_that_compiles_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
+    try:
+        with log_compilations(print):
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        with ThreadPoolExecutor(1) as executor, ended_by_ctrl_c():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            executor.submit(ended_by_ctrl_c().__enter__).result()  # a thread may not change a handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_peak_of_memory_is_that_of_the_fullest_device_of_this_host():

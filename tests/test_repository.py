@@ -1,5 +1,6 @@
 """The repository: modules that load no JAX, the file map, the example in Python, the lazy public API, links."""
 
+import os
 import re
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def test_the_public_api_is_lazy_and_complete():
         assert callable(getattr(cr, name)), name
     with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
         cr.load_modle  # noqa: B018
+
+
+@pytest.mark.parametrize(("error", "code", "printed"), [("KeyboardInterrupt", -2, False), ("RuntimeError", 1, True)])
+def test_ctrl_c_during_the_imports_of_a_program_prints_no_traceback(tmp_path, error, code, printed):
+    (tmp_path / "absl.py").write_text(f"raise {error}")  # imported by the program
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "currreft_jax.train"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, printed), done.stderr
+    assert printed or not done.stderr
 
 
 def test_the_file_map_is_the_tree():

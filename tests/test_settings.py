@@ -233,6 +233,7 @@ def test_the_sampler_refuses_numbers_that_are_not_finite():
     ("path", "message"),
     [
         ("num_steps", "config has no setting num_steps; nearest: config.stages[0].steps"),
+        ("steps", "config has no setting steps; nearest: config.stages[0].steps (--help"),  # not its own `stages`
         (
             "optimizer.learning_rat",
             "config.optimizer has no setting learning_rat; nearest: learning_rate (--help",

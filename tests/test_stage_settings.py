@@ -22,8 +22,8 @@ from currreft_jax.config import (
     validate,
 )
 from currreft_jax.planning.budget import alike_stages, evaluation_batches, stages_to_plan
-from currreft_jax.runtime.workdir import read_config, refuse_changed_settings, write_config
-from currreft_jax.training import shapes
+from currreft_jax.runtime.workdir import read_config, refuse_changed_settings, refuse_other_run, write_config
+from currreft_jax.training import shapes, trainer
 from currreft_jax.training.shapes import fit_run_buckets
 
 
@@ -128,6 +128,31 @@ def test_a_run_of_an_earlier_version_resumes_and_one_with_another_override_does_
     refuse_changed_settings(config, 0, tmp_path)
     with pytest.raises(ValueError, match=r"stages\[1\]\.optimizer\.learning_rate was 2e-07, and is 1e-06"):
         refuse_changed_settings(config, 1, tmp_path)
+
+
+def test_a_run_of_other_stages_is_refused_in_the_workdir_of_a_run(tmp_path):
+    both, alone = config_of(), config_of()
+    alone.stages = alone.stages[:1]
+    refuse_other_run(both, tmp_path / "new")
+    for stage in both.stages:
+        (tmp_path / "both" / stage.name / "checkpoints").mkdir(parents=True)
+        write_config(both, tmp_path / "both" / stage.name)
+    (tmp_path / "alone" / "checkpoints").mkdir(parents=True)
+    write_config(alone, tmp_path / "alone")
+    (tmp_path / "alone" / "model").mkdir()
+    (tmp_path / "alone" / "model" / "config.json").write_text("{}")  # the exported model's
+    refuse_other_run(both, tmp_path / "both")
+    refuse_other_run(alone, tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"both holds another run, of one, two, and this one has one: take another"):
+        refuse_other_run(alone, tmp_path / "both")
+    with pytest.raises(ValueError, match=r"alone holds another run, of a single stage, and this one has one, two"):
+        refuse_other_run(both, tmp_path / "alone")
+    both.stages[0].name = "three"
+    with pytest.raises(ValueError, match=r"both holds another run, of one, two, and this one has three, two: take"):
+        refuse_other_run(both, tmp_path / "both")
+    with pytest.raises(ValueError, match="holds another run"):  # before anything of this run is read or written
+        trainer.run(both, tmp_path / "both")
+    assert not (tmp_path / "both" / "three").exists()
 
 
 def test_a_stage_with_batches_of_its_own_has_shapes_of_its_own(monkeypatch, tmp_path):

@@ -22,7 +22,7 @@ from currreft_jax.config import EvaluatedModel
 from currreft_jax.evaluation.runner import evaluate
 from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 from currreft_jax.runtime.distributed import REQUEUE
-from currreft_jax.runtime.workdir import CHECKPOINTS, saved_steps
+from currreft_jax.runtime.workdir import CHECKPOINTS, saved_steps, stage_folder
 from currreft_jax.training import grpo, trainer
 
 _SHOWN_LINES = 5  # of the log of a run that failed
@@ -62,7 +62,7 @@ def _make_arm(plan: Plan, run: PaperRun, arm: Arm, workdir: Path) -> bool:
         exported = trainer.run(config, workdir)
         if exported is None:
             return False
-        folders = [workdir / stage.name if len(config.stages) > 1 else workdir for stage in config.stages]
+        folders = [stage_folder(config, index, workdir) for index in range(len(config.stages))]
         model, checkpoints = str(exported), list(_checkpoints(folders, [stage.steps for stage in config.stages]))
     for what, models in (
         (GREEDY, [EvaluatedModel(model, arm.name)]),

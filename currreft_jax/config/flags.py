@@ -29,7 +29,7 @@ from currreft_jax.config.validation import validate
 Settings = TypeVar("Settings")
 
 REFUSED = 2  # exit code of a program that refuses its command line, as argparse has it
-_NO_CONFIG = "--config is missing; configs/ has some, such as --config=configs/sft.py"
+_NO_CONFIG = "--config is missing; configs/ has some, such as --config=configs/curriculum.py"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _STAGE_FILES = re.compile(r"(stages\[(-?\d+)\])\.sources(\[-?\d+\]\.file)?")
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort")

@@ -55,9 +55,11 @@ def unknown_setting(owner: type, name: str, place: str, config: Any = None) -> s
         owner: the class that lacks the name.
         name: the misspelt name.
         place: where it was written, such as `config.optimizer`.
-        config: settings to search if no name of `owner` is near; none where None.
+        config: settings to search for the name, and if no name of `owner` is near; none where None.
     """
-    names = nearest(name, field_types(owner)) or (nearest_settings(name, config) if config else [])
+    elsewhere = nearest_settings(name, config) if config else []
+    misplaced = [path for path in elsewhere if path.endswith(f".{name}")]
+    names = misplaced or nearest(name, field_types(owner)) or elsewhere
     hint = f"nearest: {', '.join(names)}" if names else f"it has {', '.join(field_types(owner))}"
     return f"{place} has no setting {name}; {hint} (--help lists all)"
 

@@ -24,6 +24,7 @@ function overviewNotes() {
       + `${beforeAfter.comparisons.length ? "Before and after, and under " : ""}Forgetting.`);
   }
   if (run.stages.some((stage) => !stage.metrics.reward && stage.metrics.loss)) notes.push("Supervised stages have a loss instead: lower is better.");
+  if (run.stages.some((stage) => stage.metrics.kl)) notes.push("KL is how far the model has moved from its reference, which is the base unless a setting names another; entropy is how undecided it is about a token, 0 where it is certain.");
   if (beforeAfter.problem) notes.push(`There are no answers before and after training to show: ${beforeAfter.problem}.`);
   return notes.join(" ");
 }
@@ -102,6 +103,7 @@ const PANELS = [
   ["Reward", [
     ["Reward", "", [["reward", "all"], "reward/TASK"]],
     ["Reward components", "", ["rewards/NAME/mean"]],
+    ["Spread of rewards in a group", "standard deviation", [["reward_std", "mean over groups"]]],
     ["Held-out reward", "", ["held_out/STAGE/reward"]],
   ]],
   ["Policy", [
@@ -366,7 +368,7 @@ function curves() {
   runs.forEach((each) => (each.label = runs.filter((other) => other.name === each.name).length > 1 ? each.path : each.name));
   const range = $("#smoothing");
   const shown = $("#curves output");
-  const notes = [];
+  const notes = ["Bold lines are smoothed, faint ones are not. The number beside a name is the last smoothed value; under the pointer that of the step, with the exact one in brackets."];
   const binned = run.stages.filter((stage) => stage.steps_per_point > 1);
   if (binned.length) notes.push(`A point covers several steps: ${binned.map((stage) => `${stage.steps_per_point} in ${stage.name}`).join(", ")}.`);
   if (runs.length > 1) {
@@ -727,7 +729,8 @@ function rolloutsSection() {
   const notes = [shown < total
     ? `${shown.toLocaleString("en")} of ${plural(total, "group")} are in this page: of each stage the first, the last and`
       + " midpoints between others, as many as fit."
-    : `All ${plural(total, "group")} are in this page.`];
+    : `All ${plural(total, "group")} are in this page.`,
+  "Beside a completion stand its reward and, below, its advantage: how much better it is than the others of its group, where 0 is their mean."];
   if (runs.length > 1) notes.push(`They are from ${run.label}.`);
   if (missing) notes.push(`${plural(missing, "image")} could not be read.`);
   $("#rollouts .note").append(notes.join(" "));

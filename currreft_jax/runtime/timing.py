@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from threading import current_thread, main_thread
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -121,10 +123,24 @@ class CompilationCounter:
 
 
 @contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once: jaxlib may drop an exception that is raised while it compiles, or crash."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler or current_thread() is not main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def log_compilations(
     log: Callable[[str], None], clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[Callable[[], str]]:
-    """Logs how many programs were compiled, at most every ten seconds.
+    """Logs how many programs were compiled, at most every ten seconds; Ctrl-C ends the process meanwhile.
 
     Args:
         log: called with each line.
@@ -146,7 +162,7 @@ def log_compilations(
             logged = clock()
             log(f"compiling; {describe()} so far")
 
-    with closing(CompilationCounter(add)):
+    with closing(CompilationCounter(add)), ended_by_ctrl_c():
         yield describe
 
 

@@ -53,6 +53,11 @@ def is_stage_dir(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / CHECKPOINTS).is_dir()
 
 
+def stage_folder(config: Config, stage_index: int, workdir: Path) -> Path:
+    """Returns the folder of a stage: its own within the workdir, or the workdir of a run with a single stage."""
+    return workdir / config.stages[stage_index].name if len(config.stages) > 1 else workdir
+
+
 def saved_steps(stage_dir: Path) -> list[int]:
     """Lists the steps that have a checkpoint, in rising order."""
     return sorted(int(path.name) for path in (stage_dir / CHECKPOINTS).glob("[0-9]*") if path.name.isdecimal())
@@ -78,6 +83,25 @@ def read_config(stage_dir: Path) -> Config:
         return _from_json(Config, json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} holds no settings of this version ({error})") from error
+
+
+def refuse_other_run(config: Config, workdir: Path) -> None:
+    """Refuses a workdir that holds stages of another run, and nothing of this run's first stage.
+
+    Raises:
+        ValueError: naming the stages that are there.
+    """
+    first = stage_folder(config, 0, workdir)
+    if (first / CONFIG).exists() or (first / EXPORT).exists():
+        return
+    folders = [workdir, *(path.parent for path in sorted(workdir.glob(f"*/{CONFIG}")))]
+    names = ["a single stage" if folder == workdir else folder.name for folder in folders if is_stage_dir(folder)]
+    if names:
+        stages = ", ".join(stage.name for stage in config.stages)
+        raise ValueError(
+            f"{workdir} holds another run, of {', '.join(names)}, and this one has {stages}: take another workdir,"
+            " or give the config of the run that is there"
+        )
 
 
 def refuse_changed_settings(config: Config, stage_index: int, stage_dir: Path) -> None:

@@ -36,7 +36,9 @@ from currreft_jax.runtime.workdir import (
     ROLLOUTS,
     only_run,
     refuse_changed_settings,
+    refuse_other_run,
     saved_steps,
+    stage_folder,
     with_kept_rows,
     write_config,
 )
@@ -99,6 +101,7 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     with ExitStack() as stack:
         if is_main:
             stack.enter_context(only_run(workdir))
+        refuse_other_run(config, workdir)
         if world_rows.is_used(config):
             draw_world(Path(config.data.world))
         interrupt = stack.enter_context(Interrupt())
@@ -107,7 +110,7 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
         announce_judges(config, workdir)
         matrix = ForgettingMatrix(workdir / MATRIX, writes=is_main)
         for stage_index, stage in enumerate(config.stages):
-            stage_dir = workdir / stage.name if len(config.stages) > 1 else workdir
+            stage_dir = stage_folder(config, stage_index, workdir)
             refuse_changed_settings(config, stage_index, stage_dir)
             if (stage_dir / EXPORT).exists():
                 say(f"stage {stage.name} is finished: {stage_dir / EXPORT}")

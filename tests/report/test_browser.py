@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -138,6 +139,8 @@ def test_the_overview_says_what_its_numbers_are_and_a_short_stage_keeps_its_name
     page = opened(folder)
     note = page.locator("#overview .note").inner_text()
     assert "A completion's reward is accuracy + format, at most 2." in note and "Supervised stages have a loss" in note
+    assert "KL is how far the model has moved from its reference" in note
+    assert "The number beside a name is the last smoothed value" in page.locator("#curves > .note").inner_text()
     chart = page.locator("#curves .chart").first
     chart.scroll_into_view_if_needed()
     until(page, "document.querySelectorAll('#curves .chart .bound').length > 0")
@@ -170,6 +173,7 @@ def test_filters_select_groups(opened, workdir):
     page = opened(workdir)
     assert num_shown(page) == 32
     assert page.locator(".card").count() == 10
+    assert "its advantage: how much better it is than" in page.locator("#rollouts .note").inner_text()
     page.locator("[data-value=two]").click()
     assert num_shown(page) == 16
     page.locator("[data-value=open]").click()
@@ -616,9 +620,10 @@ def test_hostile_answers_of_a_job_stay_text_on_a_narrow_page(opened, tmp_path):
 def test_the_picture_of_the_readme_is_drawn(workdir, tmp_path, capsys):
     row = json.loads((workdir / "two" / "rollouts" / "1.jsonl").read_text().splitlines()[-1])["id"]
     out = tmp_path / "picture.png"
-    report_picture.main([str(workdir), row, str(out)])
+    with ThreadPoolExecutor(1) as thread:  # the browser of the other tests is driven from this one
+        thread.submit(report_picture.main, [str(workdir), row, str(out)]).result()
+        with pytest.raises(SystemExit):
+            thread.submit(report_picture.main, [str(workdir), "no such row", str(out)]).result()
     with Image.open(out) as picture:
         assert picture.width == 1680 and 400 < picture.height < 1400
         assert len(picture.getcolors() or []) > 20
-    with pytest.raises(SystemExit):
-        report_picture.main([str(workdir), "no such row", str(out)])
