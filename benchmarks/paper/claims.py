@@ -111,13 +111,21 @@ def judge_claims(comparison: FinishedRuns, world: str, claims: Sequence[PaperCla
     A claim holds, or does not, if the effect's interval says so (`statistics.judge_claim`) and its p-value by Holm's
     method is below 0.05; otherwise it is undecided. With a margin, the interval is moved by it.
     """
-    effects = [estimate_effect(comparison, world, claim) for claim in claims]
-    moved = [effect and _moved(effect, claim) for effect, claim in zip(effects, claims, strict=True)]
+    return _judge([(claim, estimate_effect(comparison, world, claim)) for claim in claims])
+
+
+def judge_on_worlds(comparison: FinishedRuns, worlds: Sequence[str], claim: PaperClaim) -> list[JudgedClaim]:
+    """Judges a claim on each world, like the claims of one world: the worlds are one table for Holm's method."""
+    return _judge([(claim, estimate_effect(comparison, world, claim)) for world in worlds])
+
+
+def _judge(effects: Sequence[tuple[PaperClaim, PairedDifference | None]]) -> list[JudgedClaim]:
+    moved = [effect and _moved(effect, claim) for claim, effect in effects]
     p_values = {index: effect.p_value for index, effect in enumerate(moved) if effect}
     p_holm = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [
         JudgedClaim(claim, effect, p_holm.get(index, 1.0), _verdict(moved[index], claim, p_holm.get(index, 1.0)))
-        for index, (claim, effect) in enumerate(zip(claims, effects, strict=True))
+        for index, (claim, effect) in enumerate(effects)
     ]
 
 

@@ -450,11 +450,20 @@ def test_the_dial_tells_the_pass_rate_at_which_the_curriculum_pays(tmp_path):
     write_page(tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "The curriculum pays at a pass rate of 30.0%" in text and "| hard | 30.0 | +25.0 points" in text
-    write_runs(tmp_path / "not", {**accuracies, "curr_rl": [0.2, 0.25, 0.3, 0.25]})  # its interval excludes 0, below it
+    write_runs(tmp_path / "not", {**accuracies, "curr_rl": [0.2, 0.25, 0.3, 0.25]})
     write_page(tmp_path / "not", tmp_path / "not.md")
     text = (tmp_path / "not.md").read_text()
-    assert "At none of the pass rates that were measured is the curriculum's interval above 0." in text
+    assert "At none of the pass rates that were measured is the curriculum above RL on open rows alone." in text
     assert "| does not hold |" in text and "One world is one point" in text
+
+
+def test_the_worlds_of_the_dial_are_one_table_for_holms_method(tmp_path):
+    accuracies = {"base": seeds(0.3), "rl": [0.4] * 4, "curr_rl": [0.45, 0.5, 0.6, 0.5]}  # p = 0.038 on each world
+    for worlds, says in ((("middle",), "The curriculum pays"), (("middle", "hard"), "At none of the pass rates")):
+        runs = tmp_path / str(len(worlds))
+        write_runs(runs, accuracies, worlds=worlds)
+        write_page(runs, runs / "page.md")
+        assert says in (runs / "page.md").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------- running
