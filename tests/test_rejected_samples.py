@@ -23,6 +23,7 @@ from currreft_jax.config import (
     validate,
 )
 from currreft_jax.evaluation.training_leaks import find_training_leaks
+from currreft_jax.rewards.registry import validate_run_rewards
 from currreft_jax.runtime.workdir import with_kept_rows, write_config
 from currreft_jax.training import rejected_samples
 from currreft_jax.training.interrupt import AFTER_STEP, AT_PROGRESS
@@ -122,6 +123,14 @@ def test_missing_rows_are_refused_before_the_first_stage(tmp_path):
     config.stages[1].rejection.suites = [Suite("tests", [Source(str(tmp_path / "tests.jsonl"))])]
     with pytest.raises(FileNotFoundError, match=r"config\.stages\[1\]\.rejection\.suites\[0\]\.sources\[0\] does not"):
         refuse_missing_rows(config)
+
+
+def test_a_misspelt_reward_of_the_last_stage_is_refused_with_the_runs():
+    config = curriculum.get_config("tiny")
+    validate_run_rewards(config)
+    config.stages[3].rejection.rewards.weights["lenght"] = 1.0
+    with pytest.raises(ValueError, match=r"stages\[3\].rejection.rewards.weights: .*lenght.* length"):
+        validate_run_rewards(config)
 
 
 def test_the_kept_rows_are_the_stages_and_leaks_into_suites_are_looked_for_in_them(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from currreft_jax.config import Rewards
+from currreft_jax.config import Config, Rewards
 from currreft_jax.config.names import nearest
 from currreft_jax.config.own_code import import_module_of
 from currreft_jax.rewards.penalties import length_penalty, overlong_penalty, repetition_penalty
@@ -119,6 +119,21 @@ def validate_reward_names(settings: Rewards) -> None:
     for name, weight in settings.weights.items():
         if weight and name not in RULE_REWARDS:
             find_reward(name, settings)
+
+
+def validate_run_rewards(config: Config) -> None:
+    """Refuses names that stand for no reward in a run's weights, and in those of its stages' rejected sampling.
+
+    Raises:
+        ValueError: naming it and the nearest.
+    """
+    validate_reward_names(config.rewards)
+    for index, stage in enumerate(config.stages):
+        if stage.rejection:
+            try:
+                validate_reward_names(stage.rejection.rewards)
+            except ValueError as error:
+                raise ValueError(f"config.stages[{index}].rejection.rewards.weights: {error}") from error
 
 
 def is_own(name: str) -> bool:

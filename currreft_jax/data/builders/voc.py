@@ -102,7 +102,7 @@ def _object_annotation(
 def _text(element: ElementTree.Element, path: str, record: Fields) -> str:
     text = (element.findtext(path) or "").strip()
     if not text:
-        record.refuse(f"<{element.tag}> lacks <{path}>; fetch the file again")
+        record.refuse(f"<{element.tag}> lacks <{path}>; add it, or fetch the file again")
     return text
 
 
