@@ -71,26 +71,29 @@ def _bar(bar: Bar, x: float, thick: float, top: float, height: int, index: int) 
 
 
 def line_chart(title: str, curves: Mapping[str, Curve], x_label: str) -> str:
-    """Draws curves, with a whisker for each interval."""
-    points = [point for curve in curves.values() for point in curve.points]
+    """Draws curves of shares, with a whisker for each interval; those of one x stand side by side."""
+    points = [(x, y, half or 0) for curve in curves.values() for (x, y), half in zip(*curve, strict=True)]
     width, height = 900, 260
     if not points:
         return _svg(width, height + _TOP + _BOTTOM, [_text(_LEFT, 16, f"{title}: nothing yet")])
-    right = max(x for x, _ in points) or 1
-    low, high = min(y for _, y in points), max(y for _, y in points)
+    right = max(x for x, _, _ in points) or 1
+    low, high = min(y - half for _, y, half in points), max(y + half for _, y, half in points)
     margin = (high - low) * 0.1 or 0.05
     low, high = max(0.0, low - margin), high + margin
 
-    def place(x: float, y: float) -> str:
-        y = min(max(y, low), high)
-        return f"{_LEFT + (width - _LEFT - 170) * x / right:.1f} {_TOP + height * (1 - (y - low) / (high - low)):.1f}"
+    def place(x: float, y: float, aside: float = 0.0) -> str:
+        y = max(y, low)  # no share is below 0
+        left = _LEFT + (width - _LEFT - 170) * x / right + aside
+        return f"{left:.1f} {_TOP + height * (1 - (y - low) / (high - low)):.1f}"
 
     parts = _axes(title, width, height, low, high)
     for index, curve in enumerate(curves.values()):
         colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
         for (x, y), half in zip(curve.points, curve.halves, strict=True):
             if half:
-                parts.append(f'<path d="M{place(x, y - half)}L{place(x, y + half)}" stroke="{colour}" opacity="0.4"/>')
+                aside = 3 * (index - (len(curves) - 1) / 2)
+                whisker = f"M{place(x, y - half, aside)}L{place(x, y + half, aside)}"
+                parts.append(f'<path d="{whisker}" stroke="{colour}" opacity="0.4"/>')
         path = "L".join(place(x, y) for x, y in curve.points)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dash}"/>')
     parts.append(_text(_LEFT + (width - _LEFT - 170) / 2, height + _TOP + 20, f"{x_label} (0 to {right:g})", "middle"))
