@@ -25,7 +25,7 @@ from currreft_jax.config.flags import define_config, flags_parser, refuse_comman
 from currreft_jax.config.missing import describe_error
 from currreft_jax.planning.compiled import Efficiency
 from currreft_jax.planning.devices import DEVICES, GB, attached_topology, topology_by_name
-from currreft_jax.rewards.registry import validate_run_rewards
+from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 from currreft_jax.runtime.timing import ended_by_ctrl_c
 from currreft_jax.training.plans import plan_stages
@@ -53,7 +53,7 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     args = flags.FLAGS
     try:
-        validate_run_rewards(args.config)
+        validate_reward_names(args.config.rewards)
     except ValueError as error:
         refuse_command_line("plan", str(error))
     if args.topology is None:

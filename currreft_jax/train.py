@@ -26,7 +26,7 @@ from currreft_jax.config.output import local_path
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.rewards import RewardError
 from currreft_jax.rewards.maths_pool import MathsPoolError
-from currreft_jax.rewards.registry import validate_run_rewards
+from currreft_jax.rewards.registry import validate_reward_names
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.compilation_cache import enable_compilation_cache
 from currreft_jax.runtime.multihost import RefusedElsewhere, exit_refused
@@ -63,7 +63,7 @@ def main(_: Sequence[str]) -> None:
     """Runs the program."""
     config = _CONFIG.value
     try:
-        validate_run_rewards(config)
+        validate_reward_names(config.rewards)
         workdir = local_path(_WORKDIR.value or f"runs/{config.name}")
     except ValueError as error:
         refuse_command_line("train", str(error))

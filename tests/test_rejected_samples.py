@@ -23,9 +23,8 @@ from currreft_jax.config import (
     validate,
 )
 from currreft_jax.evaluation.training_leaks import find_training_leaks
-from currreft_jax.rewards.registry import validate_run_rewards
 from currreft_jax.runtime.workdir import with_kept_rows, write_config
-from currreft_jax.training import rejected_samples
+from currreft_jax.training import rejected_samples, trainer
 from currreft_jax.training.interrupt import AFTER_STEP, AT_PROGRESS
 from currreft_jax.training.rejected_samples import (
     announce_judges,
@@ -125,12 +124,12 @@ def test_missing_rows_are_refused_before_the_first_stage(tmp_path):
         refuse_missing_rows(config)
 
 
-def test_a_misspelt_reward_of_the_last_stage_is_refused_with_the_runs():
+def test_a_misspelt_reward_of_the_last_stage_is_refused_before_the_first(tmp_path):
     config = curriculum.get_config("tiny")
-    validate_run_rewards(config)
     config.stages[3].rejection.rewards.weights["lenght"] = 1.0
     with pytest.raises(ValueError, match=r"stages\[3\].rejection.rewards.weights: .*lenght.* length"):
-        validate_run_rewards(config)
+        trainer.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_kept_rows_are_the_stages_and_leaks_into_suites_are_looked_for_in_them(tmp_path):

@@ -23,6 +23,7 @@ from currreft_jax.models import hf
 from currreft_jax.models.qwen2_5_vl import Parameters
 from currreft_jax.planning.devices import attached_topology
 from currreft_jax.planning.fit import refuse_too_large
+from currreft_jax.rewards.registry import validate_run_rewards
 from currreft_jax.runtime import distributed
 from currreft_jax.runtime.agreement import refuse_differing_files, refuse_differing_settings
 from currreft_jax.runtime.checkpoint import Checkpoints, restore_item
@@ -93,6 +94,7 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     """
     refuse_differing_settings(config)
     validate(config)
+    validate_run_rewards(config)
     if profile and profile.first > (longest := max(stage.steps for stage in config.stages)):
         raise ValueError(f"profile begins at step {profile.first}, and no stage has more than {longest}")
     workdir = local_path(workdir)
