@@ -20,6 +20,7 @@ def get_config(seed: str | None = None) -> Config:
     config.seed = int(seed or 0)
     config.model.path = f"{world}/model"
     config.model.init = Init.RANDOM
+    config.model.max_pixels = 112 * 112  # the world's images are 84 x 84; photographs are shrunk to about their size
     config.stages = [
         Stage("captions", [Source(f"{world}/captions.jsonl")], steps=1200),
         Stage("questions", [Source(f"{world}/base.jsonl"), Source(f"{world}/drills.jsonl", weight=0.3)], steps=3500),

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from currreft_jax.config import ELSEWHERE, validate
 from currreft_jax.config.flags import define_config, flags_parser, refuse_command_line
@@ -52,6 +52,8 @@ def define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Runs the program."""
     args = flags.FLAGS
+    if not args["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # JAX logs the backends that are missing
     try:
         validate_reward_names(args.config.rewards)
     except ValueError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -401,15 +404,36 @@ def test_the_verdict_is_the_sum_of_all_stages():
     assert refused.startswith("does not fit here: gradient of stage a needs 80.0 of 70.0 GiB per device; the whole")
 
 
-def test_settings_are_checked_before_the_compiler_is_looked_for(monkeypatch):
+class Flags(SimpleNamespace):
+    def __getitem__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(present=0)
+
+
+def flags_of_program(**values: Any) -> SimpleNamespace:
     shares = dict.fromkeys(("compute_share", "memory_share", "link_share", "network_gbs"), 0.5)
     latencies = dict.fromkeys(("latency_us", "network_latency_us"), 1.0)
-    flags = {"config": Config(stages=[Stage("a", steps=0)]), "topology": "a800:1x8", "stage": None}
-    namespace = SimpleNamespace(**flags, **shares, **latencies)
-    monkeypatch.setattr(plan, "flags", SimpleNamespace(FLAGS=namespace))
+    flags = {"topology": "a800:1x8", "stage": None, "all": False, "search": False, **shares, **latencies, **values}
+    return SimpleNamespace(FLAGS=Flags(**flags))
+
+
+def test_settings_are_checked_before_the_compiler_is_looked_for(monkeypatch):
+    monkeypatch.setattr(plan, "flags", flags_of_program(config=Config(stages=[Stage("a", steps=0)])))
     monkeypatch.setattr(plan, "topology_by_name", lambda name: pytest.fail("looked for the compiler"))
     with pytest.raises(SystemExit, match=r"^plan: config\.stages\[0\]\.sources is \[\]"):
         plan.main([])
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_ctrl_c_ends_a_plan_while_it_compiles(monkeypatch, fits):
+    handlers = []
+    monkeypatch.setattr(plan, "flags", flags_of_program(config=Config(stages=[Stage("a", [Source("rows.jsonl")])])))
+    monkeypatch.setattr(plan, "topology_by_name", lambda name: here())
+    monkeypatch.setattr(plan, "plan_stages", lambda *_, **__: handlers.append(signal.getsignal(signal.SIGINT)) or fits)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers may ignore SIGINT
+    with pytest.raises(SystemExit) as ended:
+        plan.main([])
+    assert (handlers, signal.signal(signal.SIGINT, before)) == ([signal.SIG_DFL], signal.default_int_handler)
+    assert ended.value.code == (0 if fits else 1)
 
 
 def test_stages_that_are_batched_in_another_way_are_planned_too(monkeypatch, capsys):
@@ -433,7 +457,9 @@ def test_stages_that_are_batched_in_another_way_are_planned_too(monkeypatch, cap
 def test_the_plan_lists_every_program_and_finds_what_does_not_fit(checkpoint, capsys):
     config = config_of(checkpoint, checkpoint)
     step = plans.compile_stage(config, here(usable_bytes=GIB), Efficiency()).programs
-    printed = capsys.readouterr().out
+    printed, log = capsys.readouterr()
+    assert re.search(r": 0\.\d\d M parameters, batch ", printed)
+    assert re.search(r"^plan: cast: [\d.]+ s$", log, re.MULTILINE) and " :" not in log
     sampling, training = (
         ("cast", "reshard", "prefix", "grow cache", "decode"),
         ("reference", "gradient", "apply gradient"),
@@ -475,6 +501,15 @@ def test_a_published_model_needs_no_folder(path, layers):
     config.grpo.reference_path = ""
     with pytest.raises(FileNotFoundError, match="give its folder as --config"):
         model_spec(config)
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(0, 12_544), (6_272, 6_272)])
+def test_images_are_as_large_as_the_folder_allows_where_the_settings_leave_it_to_it(tmp_path, bound, expected):
+    config = Config()
+    config.model.path, config.model.max_pixels = str(tmp_path / "model"), bound
+    tiny.write_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 12_544}))
+    assert model_spec(config).max_pixels == expected
 
 
 def fake_compiler(temp_bytes):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from currreft_jax.config import Config
-from currreft_jax.data.processor import MAX_PIXELS
+from currreft_jax.data.processor import MAX_PIXELS, read_preprocessor_config
 from currreft_jax.models.config import PUBLISHED, ModelConfig
 from currreft_jax.models.folder import eos_token_ids, read_model_config, tokenizer_size
 
@@ -36,17 +36,20 @@ def model_spec(config: Config) -> ModelSpec:
 
     Raises:
         FileNotFoundError: there is no folder and no published name.
+        ValueError: a file of the folder is malformed.
     """
-    pixels = config.model.max_pixels or MAX_PIXELS
+    bound = config.model.max_pixels
     sources = [path for path in (config.model.path, config.grpo.reference_path) if path]
     for source in sources:
         if Path(source).is_dir():
-            folder = Path(source)
-            return ModelSpec(read_model_config(folder), pixels, tokenizer_size(folder), eos_token_ids(folder))
+            folder, model = Path(source), read_model_config(Path(source))
+            pixels = bound or read_preprocessor_config(folder, model)["max_pixels"]
+            return ModelSpec(model, pixels, tokenizer_size(folder), eos_token_ids(folder))
     for source in sources:
         if (found := _PUBLISHED.fullmatch(source)) and (name := f"{found[1]}b") in PUBLISHED:
             published = PUBLISHED[name]
-            return ModelSpec(published, pixels, _TOKENIZER_SIZE, (published.eos_token_id, published.bos_token_id))
+            stop_token_ids = published.eos_token_id, published.bos_token_id
+            return ModelSpec(published, bound or MAX_PIXELS, _TOKENIZER_SIZE, stop_token_ids)
     raise FileNotFoundError(
         f"{' and '.join(sources)}: neither a folder nor the name of a published model. A plan needs the model's"
         " config.json: give its folder as --config.model.path"

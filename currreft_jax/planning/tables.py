@@ -27,10 +27,11 @@ def format_summary(
     sizes = {name: device_bytes(arrays) for name, arrays in resident.items()}
     packages = dict.fromkeys(("jax", "jaxlib", topology.compiler_package))
     versions = " ".join(f"{package} {metadata.version(package)}" for package in packages)
-    usable_bytes = topology.usable_bytes
+    count, usable_bytes = model.num_parameters, topology.usable_bytes
+    parameters = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
     memory = "unknown memory" if usable_bytes is None else f"{usable_bytes / GIB:.2f} GiB for arrays"
     lines = [
-        f"{config.name}, stage {config.stages[stage_index].name}: {model.num_parameters / 1e9:.2f} B parameters,"
+        f"{config.name}, stage {config.stages[stage_index].name}: {parameters} parameters,"
         f" batch {config.data.batch_size} in {layout.microbatches} microbatches, remat {config.model.remat.value}",
         f"{topology.name}: {len(topology.devices)} devices, {memory} each; mesh data {mesh['data']}, fsdp"
         f" {mesh['fsdp']}, tensor {mesh['tensor']}; sampling.mesh {config.sampling.mesh}; {versions}",

@@ -54,7 +54,8 @@ def compile_stage(
     programs = (program for bucket in buckets for program in stage.step(bucket))
     compiled = []
     for result in compile_programs(programs, topology):
-        _log(f"{result.program.name} {result.program.shape}: {result.compile_seconds:.1f} s")
+        name = f"{result.program.name} {result.program.shape}".rstrip()
+        _log(f"{name}: {result.compile_seconds:.1f} s")
         compiled.append(result)
     largest = compiled[-len(list(stage.step(buckets[-1]))) :] if all_shapes else compiled
     print(format_tables(compiled, largest, topology, efficiency))
