@@ -15,6 +15,7 @@ from currreft_jax.evaluation.comparison_tables import (
     write_comparison_csv,
 )
 from currreft_jax.evaluation.statistics import ClaimVerdict, newcombe_interval, wilson_interval
+from currreft_jax.evaluation.summary import Tally
 from tests.evaluation.test_runner import evaluate, evaluation  # noqa: F401 evaluation is a fixture
 
 DETECTION_IN = TableColumn(SuiteDomain.IN, Task.DETECTION, Kind.OPEN, ImageCondition.ORIGINAL)
@@ -109,15 +110,23 @@ def test_rows_of_one_image_are_one_cluster():
 
 
 def test_graded_scores_and_several_completions_have_tables_of_their_own():
-    graded = {"strict_score": (0.4, 0.9, 0.0, 0.2), "readable_score": (0.4, 0.9, 0.0, 0.2)}
+    graded = {"strict_score": (0.0, 0.9, 0.0, 0.0), "readable_score": (0.4, 0.9, 0.0, 0.2)}
     answers = [answer(row, 0, 1, 1, 0, strict=(0, 1, 0, 0), **graded) for row in range(12)]
     means = {cell.metric: cell.estimate.mean for cell in compare_models([model("a", answers)]).estimates}
-    assert means == pytest.approx(
-        {
-            **{"strict": 0.25, "readable": 0.5, "strict_score": 0.375, "readable_score": 0.375},
-            **{"strict@2": 1 / 2, "readable@2": 5 / 6, "strict@4": 1.0, "readable@4": 1.0},
-        }
-    )
+    accuracies = {
+        "strict": 0.25,
+        "readable": 0.5,
+        "strict@2": 1 / 2,
+        "readable@2": 5 / 6,
+        "strict@4": 1,
+        "readable@4": 1,
+    }
+    assert means == pytest.approx({**accuracies, "strict_score": 0.225, "readable_score": 0.375})
+    tally = Tally()  # of the table that an evaluation ends with
+    for one in answers:
+        tally.add(one)
+    in_summary = {column: tally.mean(column) for column in tally.sums}
+    assert in_summary == pytest.approx({**accuracies, "score": 0.375, "cut off": 0})
     official = [answer(row, 0, official=(1,)) for row in range(3)]
     means = {cell.metric: cell.estimate.mean for cell in compare_models([model("a", official)]).estimates}
     assert means == {"strict": 0, "readable": 0, "official": 1}

@@ -497,6 +497,11 @@ def test_the_control_rises_only_above_the_base(tmp_path):
     )
     write_runs(tmp_path / "up", {"base": seeds(0.5), "shuffled": [0.7, 0.75, 0.8, 0.75]})
     assert "**rises** (greedy and sampled)" in write_page(tmp_path / "up", tmp_path / "up.md")
+    for seed, share in enumerate([0.7, 0.75, 0.8, 0.75]):
+        for suite in rows_of().suites:
+            folder = tmp_path / f"middle/shuffled-{seed}/answers" / SAMPLED / "shuffled"
+            write_suite(folder, suite, seed, share, LAID_OUT)
+    assert "**rises** (sampled)" in write_page(tmp_path, tmp_path / "p.md")
     assert CONTROL.second == "shuffled"
 
 

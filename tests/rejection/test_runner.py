@@ -434,7 +434,7 @@ def test_the_judge_is_compared_with_the_rules(tmp_path):
         return Completion(f"<think> t </think> <answer> {'no' if sample % 2 else 'yes'} </answer>", 10)
 
     settings = rejection_of(source_of(tmp_path, "s", 3), max_samples=2)
-    ran = Ran(settings, tmp_path / "out", lambda row, sample: 99.0 if sample else 80.0 + number_of(row) * 5, answer)
+    ran = Ran(settings, tmp_path / "out", lambda row, sample: 100.0 if sample else 80.0 + number_of(row) * 5, answer)
     summary = json.loads(ran.files.summary.read_text())
     wanted = {"checked": 6, "above_right": 1, "above_wrong": 3, "below_right": 2, "below_wrong": 0}
     assert summary["judge_against_rules"] == wanted
