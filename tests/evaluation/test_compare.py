@@ -1,6 +1,7 @@
 """Models compared by their answers: tables, paired differences, the paper's figures beside them, and refusals."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -97,6 +98,14 @@ def test_columns_are_domain_task_kind_and_images():
     ]
     rows = {cell.column.label: cell.estimate.rows for cell in comparison.estimates if cell.metric == "readable"}
     assert list(rows.values()) == [3, 2, 1, 3]
+
+
+def test_a_row_that_a_server_could_not_take_is_left_out_with_those_images_alone():
+    failed = [dataclasses.replace(answer(0, 1), failure="overflow"), *numbered(1, 0, 1)[1:]]
+    suites = model("base", numbered(1, 0, 1)).suites + model("base", failed, images=ImageCondition.BLANK).suites
+    comparison = compare_models([ModelAnswers("base", suites)])
+    rows = {cell.column.images: cell.estimate.rows for cell in comparison.estimates}
+    assert rows == {ImageCondition.ORIGINAL: 3, ImageCondition.BLANK: 2}
 
 
 def test_rows_of_one_image_are_one_cluster():

@@ -20,6 +20,7 @@ from currreft_jax.data.prompts import load_template, question_messages
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.evaluation.suites import load_suites
+from currreft_jax.judges import Unjudged
 from currreft_jax.rejection import answering
 from currreft_jax.rejection.kept_rows import split_held_out
 from currreft_jax.rejection.runner import replay
@@ -401,9 +402,11 @@ def test_planted_faults_are_judged_first_and_shown_beside_the_threshold(tmp_path
 
 def test_a_second_judge_scores_a_share_and_its_agreement_is_told(tmp_path, monkeypatch):
     settings = rejection_of(source_of(tmp_path, "s", 60), second_judge=Judge(), second_share=0.5)
-    second = FakeJudge(lambda row, sample: max(0.0, uneven_score(row, sample) + (5 if number_of(row) % 2 else -10)))
+    second = FakeJudge(lambda row, sample: max(0.0, uneven_score(row, sample) + (10 if number_of(row) % 2 else -5)))
     second.facts = {**second.facts, "model": "second"}
-    ran = Ran(settings, tmp_path / "out", uneven_score, second=second)
+    first = lambda row, sample: Unjudged.REFUSED if row == "s-5" else uneven_score(row, sample)  # noqa: E731
+    ran = Ran(settings, tmp_path / "out", first, second=second)
+    assert any("/s-5/" in key for key in ran.judge.judged) and not any("/s-5/" in key for key in second.judged)
     summary = json.loads(ran.files.summary.read_text())["second_judge"]
     assert summary["judge"] == "rules second fake-1" and summary["answers"] == len(second.judged)
     assert 0.35 < summary["answers"] / len(ran.judge.judged) < 0.65 and 0.8 < summary["kappa"] < 1
@@ -411,7 +414,7 @@ def test_a_second_judge_scores_a_share_and_its_agreement_is_told(tmp_path, monke
     assert "second judge rules second fake-1" in summary_tables(json.loads(ran.files.summary.read_text()))
     disputed = lines(tmp_path / "out" / "disagreements.jsonl")
     pairs = [(row["judge"]["overall"], row["second_judge"]["overall"]) for row in disputed]
-    assert {two - one for one, two in pairs} == {5, -9, -10}  # the second judge's 0 is no -1
+    assert {two - one for one, two in pairs} == {10, -5}
     places = [((one > 85) == (two > 85), -abs(one - two)) for one, two in pairs]
     assert places == sorted(places) and {same_side for same_side, _ in places} == {False, True}
     row = disputed[0]
