@@ -205,23 +205,23 @@ def test_a_resumed_stage_says_that_it_compiles_for_the_loss_the_first_time(monke
 
 @pytest.mark.parametrize("margin", [None, 0.05])
 def test_rows_out_of_domain_are_measured_and_decide_nothing(monkeypatch, tmp_path, capsys, margin):
-    """They have fallen from 1.5 to 0; the score, the gate and the warnings are those of the held-out rows."""
+    """They have fallen from 1.5 to 0; score, gates and warnings are those of the held-out rows, which are all right."""
     in_domain = dataclasses.replace(BEST, stage="", step=0, held_out="one", rows=40, rewards=(1.0,) * 40)
     matrix = ForgettingMatrix(tmp_path / "curriculum.json", writes=True)
     sets = [HeldOut("one", 0, (), 40, domain=domain) for domain in SuiteDomain]
     assert [one.name for one in sets] == ["one", "one/out_of_domain"]
     matrix.add([dataclasses.replace(in_domain, held_out=one.name, domain=one.domain.value) for one in sets])
     now = [
-        dataclasses.replace(measured, stage="one", step=5, reward=reward, rewards=(reward,) * 40)
-        for measured, reward in zip(matrix.history, (1.5, 0.0), strict=True)
+        dataclasses.replace(measured, stage="one", step=5, reward=reward, rewards=(reward,) * 40, passed=passed)
+        for measured, reward, passed in zip(matrix.history, (1.5, 0.0), (40, 0), strict=True)
     ]
     monkeypatch.setattr(evaluator, "measure", lambda *_, **__: now)
     context = context_of()
-    context.stage.forgetting_margin = margin
+    context.stage.forgetting_margin, context.stage.promote_above = margin, 0.9
     evaluating = evaluator.Evaluator(context, sets, matrix, tmp_path)
     metrics, ended, score = evaluating.evaluate({}, 5)
     assert metrics["held_out/one/out_of_domain/reward"] == 0.0 and not any("regression" in name for name in metrics)
-    assert (ended, score) == (False, 1.5) and "brick wall" not in capsys.readouterr().err
+    assert (ended, score) == (True, 1.5) and "brick wall" not in capsys.readouterr().err
     decision = evaluating.decide([5])
     assert decision is None or [change.held_out for change in decision.changes] == ["one"]
     assert ForgettingMatrix(tmp_path / "curriculum.json", writes=False).history == matrix.history

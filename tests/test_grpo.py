@@ -203,11 +203,15 @@ def test_a_run_resumes_on_another_mesh_and_drops_later_rollout_files(checkpoint,
     assert all(line["loss"] == line["grad_norm"] == 0 for line in lines if not line["num_loss_tokens"])
 
 
-def test_the_entropy_limit_ignores_steps_without_loss_tokens():
+def test_limits_are_those_of_the_mean_over_the_steps_with_loss_tokens():
+    kl = [{"num_loss_tokens": 9.0, "kl": value} for value in (0.5, 0.1)]
+    config = Config(method=Method.GRPO, grpo=Grpo(max_kl=0.2))
+    assert reached_limit(config, kl) == "KL 0.3 is above grpo.max_kl = 0.2" and not reached_limit(config, kl[1:])
     config = Config(method=Method.GRPO, grpo=Grpo(min_entropy=0.1, max_truncated=0.9))
     no_tokens = {"num_loss_tokens": 0.0, "entropy": 0.0, "completions/clipped_ratio": 0.5}
     assert not reached_limit(config, [no_tokens])
     assert "entropy" in reached_limit(config, [no_tokens, {**no_tokens, "num_loss_tokens": 9.0}])
+    assert not reached_limit(config, [no_tokens, {**no_tokens, "num_loss_tokens": 9.0, "entropy": 0.15}])
     assert "cut off" in reached_limit(config, [{**no_tokens, "completions/clipped_ratio": 1.0}])
 
 

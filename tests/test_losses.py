@@ -207,8 +207,9 @@ def test_minima_and_maxima_of_microbatches_are_joined_as_such():
     assert (joined["a/min"], joined["a/max"], joined["loss"]) == (1, 3, 3)
 
 
-def test_clip_ratios_count_the_tokens_without_gradient():
-    settings = Grpo(kl_coef=0.0, num_updates=2)
+@pytest.mark.parametrize("several", ["num_updates", "minibatches"])
+def test_clip_ratios_count_the_tokens_without_gradient(several):
+    settings = Grpo(**{"kl_coef": 0.0, several: 2})
     logprobs = np.log(np.array([[[2.0, 0.5, 1.1, 0.9]], [[2.0, 0.5, 1.1, 0.9]]], np.float32))
     weights = np.full((2, 1, 4), 1 / 8, np.float32)
     zeros, advantages = np.zeros_like(logprobs), np.array([[1.0], [-1.0]], np.float32)

@@ -53,6 +53,26 @@ def test_rewards_that_do_not_apply_are_left_out_of_means_and_failures_are_counte
     assert {name: x.dtype for name, x in of_another_host.items()} == {name: x.dtype for name, x in values.items()}
 
 
+def test_spreads_are_those_of_the_groups_and_means_those_of_all_completions():
+    values = {
+        "reward": np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 0.0]]),
+        "length": np.array([[3, 5], [4, 8], [2, 2]]),
+        "finished": np.array([[True, False], [True, True], [True, True]]),
+        "reason": np.full((3, 2), ""),
+        "task": np.array([list(Task).index(task) for task in (Task.MATH, Task.DETECTION, Task.DETECTION)]),
+    }
+    metrics = rollout_metrics(values)
+    assert metrics.pop("reward_std") == pytest.approx(0.5**0.5 / 3)  # of 2 and 1, over G - 1; the others have none
+    assert metrics.pop("frac_reward_zero_std") == pytest.approx(2 / 3)
+    assert metrics.pop("completions/clipped_ratio") == pytest.approx(1 / 6)
+    assert metrics == pytest.approx(
+        {
+            **{"reward": 5 / 6, "reward/math": 1.5, "reward/detection": 0.5},
+            **{"completions/mean_length": 4.0, "completions/min_length": 2.0, "completions/max_length": 8.0},
+        }
+    )
+
+
 def test_answers_to_64_rows_over_all_hosts_are_recorded_once_and_spread_evenly(monkeypatch):
     """Two hosts answer 201 rows in batches of 50, the first 101 of them, the second 100 and the last one again."""
     monkeypatch.setattr(records, "row_record", lambda config, example: {"id": example})

@@ -113,3 +113,4 @@ def test_minibatches_keep_rows_together_and_weight_every_token(monkeypatch, aver
         if average is not LossAverage.CONSTANT:
             assert sum(float(np.sum(own_weights)) for _, own_weights, _ in microbatches) == pytest.approx(1)
     assert result.metrics["num_loss_tokens"] == loss_lengths.sum()
+    assert result.metrics["padding/completion_waste"] == pytest.approx(1 - rollout.lengths.sum() / (P * G * T))

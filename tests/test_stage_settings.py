@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,7 @@ from currreft_jax.config import (
 from currreft_jax.planning.budget import alike_stages, evaluation_batches, stages_to_plan
 from currreft_jax.runtime.workdir import read_config, refuse_changed_settings, refuse_other_run, write_config
 from currreft_jax.training import shapes, trainer
+from currreft_jax.training.batches import StageContext
 from currreft_jax.training.shapes import fit_run_buckets
 
 
@@ -168,6 +170,14 @@ def test_a_stage_with_batches_of_its_own_has_shapes_of_its_own(monkeypatch, tmp_
         fitted.clear()
         fit_run_buckets(None, Config(stages=[Stage("one"), alone]), 1, tmp_path, Path("own"))  # pyright: ignore[reportArgumentType]
         assert fitted == [(Path("own"), [1])]
+
+
+def test_held_out_rows_are_answered_in_the_batches_of_the_run_and_by_merged_parameters():
+    config, model = config_of(), SimpleNamespace(merged="merged")
+    context = StageContext(config=stage_settings(config, 1), processor=None, model=model, stage_index=1, buckets=None)  # pyright: ignore[reportArgumentType]
+    evaluated = trainer.evaluated_context(context, config)
+    assert (evaluation_batch_size(context.config), evaluation_batch_size(evaluated.config)) == (6 * 4, 8 * 4)
+    assert (evaluated.config.method, evaluated.model) == (Method.SFT, "merged")
 
 
 def test_a_budget_counts_the_stages_that_are_batched_alike():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -11,11 +12,13 @@ import pytest
 from currreft_jax.config import (
     Config,
     Data,
+    Grpo,
     Kind,
     Method,
     OnBadRow,
     OnRewardError,
     Pretrained,
+    Reference,
     Rewards,
     Shapes,
     Source,
@@ -31,7 +34,7 @@ from currreft_jax.rewards import RewardError
 from currreft_jax.runtime.sharding import make_mesh
 from currreft_jax.session.session import Session, make_model
 from currreft_jax.structs import Completion, Row
-from currreft_jax.training import reward_trial, shapes, trainer
+from currreft_jax.training import reward_trial, shapes, start, trainer
 from currreft_jax.training.reward_trial import try_on, try_rewards
 from currreft_jax.training.shapes import run_buckets
 from currreft_jax.training.start import read_rows
@@ -71,6 +74,21 @@ def test_rows_with_an_unreadable_gold_end_the_run_or_are_left_out_and_counted(ch
     session = session_of(checkpoint, tmp_path, Data(batch_size=2, on_bad_row=OnBadRow.SKIP, max_bad_rows=1))
     with pytest.raises(MixtureError, match=r"more than data\.max_bad_rows \(1\)"):
         read_rows(session, 0, run_buckets(session, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("reference", "path", "wanted"),
+    [
+        (Reference.BASE, "", (0, None)),
+        (Reference.STAGE, "", (1, Path("one"))),
+        (Reference.BASE, "another", "another"),
+    ],
+)
+def test_the_reference_of_a_later_stage_is_the_base_its_start_or_another_model(monkeypatch, reference, path, wanted):
+    monkeypatch.setattr(start, "start_params", lambda config, stage_index, model, previous: (stage_index, previous))
+    monkeypatch.setattr(start, "load_masters", lambda path, model, seed: path)
+    config = Config(stages=[Stage("one"), Stage("two")], grpo=Grpo(reference=reference, reference_path=path))
+    assert start.reference_params(config, 1, None, Path("one")) == wanted  # pyright: ignore[reportArgumentType]
 
 
 def test_fitted_shapes_are_kept_and_fitted_again_for_other_settings(checkpoint, tmp_path, monkeypatch, capsys):

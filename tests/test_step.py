@@ -165,6 +165,18 @@ def test_the_schedule_ends_with_the_last_update_of_the_last_step():
     np.testing.assert_allclose([rates(update) for update in range(8)], wanted, rtol=1e-6)
 
 
+def test_a_supervised_step_is_one_update_at_the_learning_rate_of_its_stage():
+    config = Config(
+        method=Method.SFT,
+        stages=[Stage("one", [], steps=9), Stage("two", [], steps=4, learning_rate=0.5)],
+        optimizer=Optimizer(learning_rate=1e-2, schedule=Schedule.LINEAR),
+        grpo=Grpo(num_updates=2, minibatches=2),
+    )
+    _, _, rates, updates_per_step = stage_optimizer(config, 1)
+    assert updates_per_step == 1
+    np.testing.assert_allclose([rates(step) for step in range(4)], [0.5, 0.375, 0.25, 0.125], rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_moments_are_sharded_as_their_parameters_and_updates_compile_once(checkpoint):
     model = tiny.model_of(mesh=make_mesh(data=2, fsdp=4))

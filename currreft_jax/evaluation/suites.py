@@ -64,16 +64,23 @@ class SuiteQuestion:
     Attributes:
         row: with the frame that its boxes are measured in.
         location: file and line.
-        image: key of the row's own images, by their pixels; empty without images.
+        image_keys: keys of the row's own images, by their pixels.
         images: as they are shown.
         first_sample: number of its first completion; other numbers are other draws.
     """
 
     row: Row
     location: str
-    image: str
+    image_keys: tuple[str, ...]
     images: tuple[SeenImage, ...]
     first_sample: int = 0
+
+    @property
+    def image(self) -> str:
+        """Key of all images of the row together; empty without images."""
+        if len(self.image_keys) < 2:
+            return self.image_keys[0] if self.image_keys else ""
+        return hashlib.blake2b("\0".join(self.image_keys).encode(), digest_size=16).hexdigest()
 
 
 class SuiteReply(NamedTuple):
@@ -194,7 +201,7 @@ class LoadedSuite:
         elif images is ImageCondition.SHUFFLED and keys:
             paths = [self._others[key] for key in keys]
         seen = tuple(SeenImage(path, frame) for path, frame in zip(paths, frames, strict=True))
-        return SuiteQuestion(row, self.location(index), _join_keys(keys), seen)
+        return SuiteQuestion(row, self.location(index), tuple(keys), seen)
 
     def questions(self, start: int, stop: int, images: ImageCondition) -> list[SuiteQuestion]:
         """Reads the rows from `start` up to `stop`, or the last one."""
@@ -274,9 +281,3 @@ def refuse_unscorable_rows(suite: LoadedSuite, settings: Rewards, pool: MathsPoo
     if unscorable:
         name = f"suite {suite.settings.name}: {plural(len(unscorable), 'row')} cannot be scored:"
         raise SuiteError("\n  ".join([name, *list_equal(unscorable, _SHOWN_ERRORS)]))
-
-
-def _join_keys(keys: Sequence[str]) -> str:
-    if len(keys) < 2:
-        return keys[0] if keys else ""
-    return hashlib.blake2b("\0".join(keys).encode(), digest_size=16).hexdigest()

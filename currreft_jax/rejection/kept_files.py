@@ -65,7 +65,7 @@ def write_kept_files(
     """
     rule = KeepRule(settings.threshold, settings.require_rules)
     template = load_template(settings.template)
-    keyed: list[tuple[str, dict[str, Any]]] = []
+    keyed: list[tuple[tuple[str, ...], dict[str, Any]]] = []
     shortfall: dict[str, int] = {}
     for source, selection in zip(sources, select_sources(sources, records, rule), strict=True):
         if selection.shortfall:
@@ -78,8 +78,8 @@ def write_kept_files(
             question = source.question(kept.row)
             text, frame = kept.answer.completion.text, kept.group.frame
             row = training_row(question, selection.name, text, frame, template, out)
-            key = question.image or question_words(question.row)
-            keyed.append((key, row | provenance(kept, question, manifest)))
+            keys = question.image_keys or (question_words(question.row),)
+            keyed.append((keys, row | provenance(kept, question, manifest)))
     train, held_out = split_held_out(keyed, settings.held_out, settings.chosen_seed)
     write_lines(out / KEPT, train)
     write_lines(out / KEPT_HELD_OUT, held_out)

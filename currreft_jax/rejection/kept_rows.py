@@ -6,12 +6,12 @@ import hashlib
 import json
 import math
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from currreft_jax.data.builders.image_split import connected_groups
 from currreft_jax.data.fields import Fields, LineError
 from currreft_jax.data.prompts import Template, question_messages
 from currreft_jax.data.rows import IMAGE, parse_row
@@ -107,22 +107,25 @@ def judgement_keys(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def split_held_out(rows: Sequence[tuple[str, Any]], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Splits rows into those to train on and a share to hold out; rows of one image stay together.
+def split_held_out(rows: Sequence[tuple[Sequence[str], Any]], share: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """Splits rows into those to train on and a share to hold out; rows that share a key stay together.
 
     Args:
-        rows: key of a row's images, or of its question without any; and the row.
-        share: share of the rows to hold out; at least one row unless it is 0, or there is only one key.
+        rows: keys of a row's images, or of its question without any; and the row.
+        share: share of the rows to hold out, rounded up; none where all rows stay together.
         seed: seed of the choice.
     """
-    by_key = defaultdict[str, list[int]](list)
-    for index, (key, _) in enumerate(rows):
-        by_key[key].append(index)
-    wanted = math.ceil(share * len(rows)) if len(by_key) > 1 else 0
+
+    def draw(group: Sequence[int]) -> bytes:
+        key = min(key for index in group for key in rows[index][0])
+        return hashlib.blake2b(f"{seed}\0{key}".encode()).digest()
+
+    groups = connected_groups(range(len(rows)), lambda index: rows[index][0])
+    wanted = math.ceil(share * len(rows)) if len(groups) > 1 else 0
     held_out: set[int] = set()
-    for key in sorted(by_key, key=lambda key: hashlib.blake2b(f"{seed}\0{key}".encode()).digest()):
-        if len(held_out) + len(by_key[key]) <= wanted:
-            held_out.update(by_key[key])
+    for group in sorted(groups, key=draw):
+        if len(held_out) + len(group) <= wanted:
+            held_out.update(group)
     return (
         [row for index, (_, row) in enumerate(rows) if index not in held_out],
         [row for index, (_, row) in enumerate(rows) if index in held_out],

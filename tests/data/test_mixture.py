@@ -201,14 +201,16 @@ def test_a_byte_order_mark_may_precede_pass_rates(tmp_path):
     assert read_pass_rates(tmp_path / "rates.jsonl") == {"a\u2028b": 0.5}
 
 
-def test_the_fingerprint_depends_on_ids_and_indices_not_content(tmp_path):
-    file = write(tmp_path / "a.jsonl", [row(n) for n in range(4)])
+def test_the_fingerprint_depends_on_ids_indices_and_weights_not_content(tmp_path):
+    file, other = write(tmp_path / "a.jsonl", [row(n) for n in range(4)]), write(tmp_path / "b.jsonl", [row(9)])
 
     def fingerprint(**settings) -> str:
-        return load_mixture([Stage("one", [Source(file, **settings)])], 0, Data(), 0).fingerprint()
+        sources = [Source(file, **settings), Source(other)]
+        return load_mixture([Stage("one", sources)], 0, Data(), 0).fingerprint()
 
     first = fingerprint()
     assert first == fingerprint() != fingerprint(sample="first:3")
+    assert fingerprint(weight=2.0) != first  # other rows come next
     write(tmp_path / "a.jsonl", [row(n, problem="mended") for n in range(4)])
     assert fingerprint() == first
     write(tmp_path / "a.jsonl", [row(n, id=f"other-{n}") for n in range(4)])

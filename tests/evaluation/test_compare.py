@@ -1,6 +1,7 @@
 """Models compared by their answers: tables, paired differences, the paper's figures beside them, and refusals."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -15,6 +16,7 @@ from currreft_jax.evaluation.comparison_tables import (
     write_comparison_csv,
 )
 from currreft_jax.evaluation.statistics import ClaimVerdict, newcombe_interval, wilson_interval
+from currreft_jax.evaluation.summary import Tally
 from tests.evaluation.test_runner import evaluate, evaluation  # noqa: F401 evaluation is a fixture
 
 DETECTION_IN = TableColumn(SuiteDomain.IN, Task.DETECTION, Kind.OPEN, ImageCondition.ORIGINAL)
@@ -98,6 +100,14 @@ def test_columns_are_domain_task_kind_and_images():
     assert list(rows.values()) == [3, 2, 1, 3]
 
 
+def test_a_row_that_a_server_could_not_take_is_left_out_with_those_images_alone():
+    failed = [dataclasses.replace(answer(0, 1), failure="overflow"), *numbered(1, 0, 1)[1:]]
+    suites = model("base", numbered(1, 0, 1)).suites + model("base", failed, images=ImageCondition.BLANK).suites
+    comparison = compare_models([ModelAnswers("base", suites)])
+    rows = {cell.column.images: cell.estimate.rows for cell in comparison.estimates}
+    assert rows == {ImageCondition.ORIGINAL: 3, ImageCondition.BLANK: 2}
+
+
 def test_rows_of_one_image_are_one_cluster():
     images = [{"image": f"image {row // 4}"} for row in range(100)]
     first, second = (
@@ -109,15 +119,23 @@ def test_rows_of_one_image_are_one_cluster():
 
 
 def test_graded_scores_and_several_completions_have_tables_of_their_own():
-    graded = {"strict_score": (0.4, 0.9, 0.0, 0.2), "readable_score": (0.4, 0.9, 0.0, 0.2)}
+    graded = {"strict_score": (0.0, 0.9, 0.0, 0.0), "readable_score": (0.4, 0.9, 0.0, 0.2)}
     answers = [answer(row, 0, 1, 1, 0, strict=(0, 1, 0, 0), **graded) for row in range(12)]
     means = {cell.metric: cell.estimate.mean for cell in compare_models([model("a", answers)]).estimates}
-    assert means == pytest.approx(
-        {
-            **{"strict": 0.25, "readable": 0.5, "strict_score": 0.375, "readable_score": 0.375},
-            **{"strict@2": 1 / 2, "readable@2": 5 / 6, "strict@4": 1.0, "readable@4": 1.0},
-        }
-    )
+    accuracies = {
+        "strict": 0.25,
+        "readable": 0.5,
+        "strict@2": 1 / 2,
+        "readable@2": 5 / 6,
+        "strict@4": 1,
+        "readable@4": 1,
+    }
+    assert means == pytest.approx({**accuracies, "strict_score": 0.225, "readable_score": 0.375})
+    tally = Tally()  # of the table that an evaluation ends with
+    for one in answers:
+        tally.add(one)
+    in_summary = {column: tally.mean(column) for column in tally.sums}
+    assert in_summary == pytest.approx({**accuracies, "score": 0.375, "cut off": 0})
     official = [answer(row, 0, official=(1,)) for row in range(3)]
     means = {cell.metric: cell.estimate.mean for cell in compare_models([model("a", official)]).estimates}
     assert means == {"strict": 0, "readable": 0, "official": 1}

@@ -103,6 +103,10 @@ def test_the_interval_of_skewed_scores_is_corrected_for_bias_and_skew():
 def test_the_permutation_test_is_exact_for_few_rows():
     # 2 of the 2^4 ways to swap the models give sums as far apart: all of them, and none.
     assert paired_difference([0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.6, 0.5]).p_value == pytest.approx(2 / 2**4)
+    # Rows of one image are swapped together: two rows of each of these images are four clusters, not eight rows.
+    first, second, images = np.repeat([0.1, 0.2, 0.3, 0.4], 2), np.repeat([0.2, 0.4, 0.6, 0.5], 2), list("aabbccdd")
+    assert paired_difference(first, second, images).p_value == pytest.approx(2 / 2**4)
+    assert paired_difference(first, second).p_value == pytest.approx(2 / 2**8)
 
 
 def test_rows_that_share_an_image_count_as_one_cluster():

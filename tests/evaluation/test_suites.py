@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from currreft_jax.config import ImageCondition, Rewards, Source, Suite
-from currreft_jax.evaluation.suites import GREY, SuiteError, load_suites, refuse_unscorable_rows
+from currreft_jax.config import ImageCondition, Kind, Rewards, Source, Suite, Task
+from currreft_jax.evaluation.suites import GREY, SuiteError, SuiteQuestion, load_suites, refuse_unscorable_rows
+from currreft_jax.structs import Row
 from tests.evaluation.suites import evaluation_of, write_rows
 
 
@@ -27,6 +28,13 @@ def test_the_key_of_an_image_is_that_of_its_pixels(tmp_path):
     suites, _ = load_suites(evaluation_of(files))
     one, two = ([question.image for question in suite.questions(0, 2, ImageCondition.ORIGINAL)] for suite in suites)
     assert one == two and one[0] != one[1]
+
+
+def test_the_key_of_several_images_is_that_of_all_in_their_order():
+    row = Row("a", Task.MATH, Kind.OPEN, "?", "1")
+    keys = [(), ("a",), ("b",), ("a", "b"), ("b", "a"), ("a", "c")]
+    images = [SuiteQuestion(row, "", of_row, ()).image for of_row in keys]
+    assert images[:3] == ["", "a", "b"] and len(set(images)) == len(keys)
 
 
 def test_all_missing_and_damaged_images_of_all_suites_are_told_at_once(tmp_path):

@@ -81,6 +81,13 @@ def test_boxes_are_measured_in_the_frame_that_the_model_saw():
     assert score("boxes", laid_out("[0, 0, 20, 10]"), frame=Frame(200, 100)).strict == (1,)
     assert score("boxes", laid_out("[0, 0, 20, 10]"), frame=Frame(100, 100)).strict == (0,)
     assert score("boxes", "a", frame=Frame(200, 100)).resized == (200, 100) and score("boxes", "a").resized is None
+    texts, frames = {"judge": "no", "boxes": "[0, 0, 20, 6]"}, (None, Frame(200, 100))
+    rows = [
+        AnsweredRow(ROWS[name], "", [Completion(laid_out(text))], frame)
+        for (name, text), frame in zip(texts.items(), frames, strict=True)
+    ]
+    judge, boxes = score_answers(rows, REWARDS, Workers())  # the frame is that of its row among rows of other tasks
+    assert (judge.strict_score, boxes.strict_score) == ((1.0,), (pytest.approx(0.6),))
 
 
 def test_what_is_right_strictly_is_readable_even_where_the_reader_finds_another():

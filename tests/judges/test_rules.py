@@ -129,6 +129,10 @@ def brief(row, completion, answer, frame):
     return Verdict(-1.0, "long") if len(completion.text) > 100 else Verdict(0.0)
 
 
+def wordy(row, completion, answer, frame):
+    return Verdict(1.0) if len(completion.text) > 100 else Verdict(0.0, "brief")
+
+
 def test_open_rows_of_another_task_are_judged_by_rewards_of_ones_own(pool):
     rewards = Rewards(weights={"accuracy": 1.0, f"{__name__}:close": 2.0})
     for answer, accuracy, overall in (("7", 100, 100), ("6.5", 50, 62.5), ("5", 0, 50)):
@@ -145,6 +149,7 @@ def test_open_rows_of_another_task_are_judged_by_rewards_of_ones_own(pool):
 def test_a_penalty_of_ones_own_lowers_the_accuracy(pool, monkeypatch):
     monkeypatch.setattr(registry, "_REGISTERED", {})
     register("brief", low=-1.0, high=0.0)(brief)
-    rewards = Rewards(weights={f"{__name__}:close": 1.0, "brief": 0.25})
-    for text, accuracy in ((well_formed("7"), 100), (well_formed("7").replace("look", "look " * 30), 75)):
-        assert score(DIAL, Completion(text), pool, rewards).scores.accuracy == accuracy
+    for penalty in ({"brief": 0.25}, {f"{__name__}:wordy": -0.25}):
+        rewards = Rewards(weights={f"{__name__}:close": 1.0, **penalty})
+        for text, accuracy in ((well_formed("7"), 100), (well_formed("7").replace("look", "look " * 30), 75)):
+            assert score(DIAL, Completion(text), pool, rewards).scores.accuracy == accuracy

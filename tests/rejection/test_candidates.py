@@ -61,12 +61,13 @@ def test_one_object_moved_is_another_image():
 
 
 def test_questions_that_differ_in_case_and_punctuation_are_equal_and_numbers_are_not():
-    def words(problem: str) -> str:
-        return question_words(Row("a", None, None, problem, ""))  # pyright: ignore[reportArgumentType]
+    def words(problem: str, *options: str) -> str:
+        return question_words(Row("a", None, None, problem, "", options=options))  # pyright: ignore[reportArgumentType]
 
     assert words("How many  dogs are there?") == words("how many dogs are there")
     assert words("What is 1.5 + 2?") != words("What is 15 + 2?")
     assert words("Is x > 3?") != words("Is x < 3?")
+    assert words("Which?", "a cat", "Dogs.") == words("which", "A cat", "dogs") != words("Which?", "a cat", "birds")
 
 
 def write(folder, name, rows):

@@ -60,6 +60,13 @@ def test_rows_without_an_answer_to_keep_are_answered_again_in_waves_of_their_own
     assert len(progress.passed) == 7 and not progress.is_filled
 
 
+def test_a_further_round_has_an_acceptance_of_its_own(records):
+    """Half of the rows pass in the first round, every fifth of the others in the second."""
+    waves, progress = waves_of(records, 40, 30, lambda row, index: row % 10 == 1 if index else row % 2 == 0, rounds=2)
+    # Ten rows are missing after the first round; two of the next ten pass, and at their acceptance eight need all rows.
+    assert waves == [(0, 30), (0, 10), (1, 10), (1, 10)] and len(progress.passed) == 24
+
+
 def test_a_source_without_a_quota_is_answered_whole(records):
     waves, progress = waves_of(records, 7, 0, lambda row, round_index: row < 5 + round_index, rounds=2)
     assert waves == [(0, 7), (1, 2)] and not progress.is_filled

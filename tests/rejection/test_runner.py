@@ -20,7 +20,9 @@ from currreft_jax.data.prompts import load_template, question_messages
 from currreft_jax.data.row_files import RowFile
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.evaluation.suites import load_suites
+from currreft_jax.judges import Unjudged
 from currreft_jax.rejection import answering
+from currreft_jax.rejection.kept_rows import split_held_out
 from currreft_jax.rejection.runner import replay
 from currreft_jax.rejection.summary import summary_tables
 from currreft_jax.structs import Completion, Frame
@@ -216,6 +218,27 @@ def test_held_out_rows_are_a_share_and_share_no_image_with_the_others(tmp_path):
     assert not train & held_out
 
 
+def test_held_out_rows_of_several_images_share_none_with_the_others(tmp_path):
+    source = source_of(tmp_path, "s", 12, images=12)
+    rows = lines(tmp_path / "s.jsonl")
+    for earlier, row in zip(rows[::2], rows[1::2], strict=True):  # each second row has the image before its own, too
+        row["images"] = [row.pop("image"), earlier["image"]]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = Ran(rejection_of(source, held_out=0.5), tmp_path / "out")
+    paths = ran.files.kept, ran.files.held_out
+    train, held_out = ({image for row in lines(path) for image in row["images"]} for path in paths if path)
+    assert (ran.files.num_kept, ran.files.num_held_out) == (6, 6) and not train & held_out
+
+
+def test_the_share_of_held_out_rows_is_rounded_up_and_its_rows_depend_on_the_seed():
+    rows = [([f"image {number}"], number) for number in range(40)]
+    train, held_out = split_held_out(rows, 0.01, seed=0)
+    assert len(held_out) == 1 and sorted(train + held_out) == list(range(40))
+    chosen = [split_held_out(rows, 0.25, seed)[1] for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2] and [len(one) for one in chosen] == [10] * 3
+    assert split_held_out(rows, 0.0, seed=0)[1] == split_held_out([(["a"], 0), (["a"], 1)], 0.5, seed=0)[1] == []
+
+
 def test_rows_of_an_evaluation_suite_are_dropped_and_the_manifest_says_what_was_compared(tmp_path):
     test = source_of(tmp_path / "test", "t", 2, images=2)  # the pixels of the source's images 0 and 1
     source = source_of(tmp_path / "train", "s", 8, images=4)
@@ -379,19 +402,21 @@ def test_planted_faults_are_judged_first_and_shown_beside_the_threshold(tmp_path
 
 def test_a_second_judge_scores_a_share_and_its_agreement_is_told(tmp_path, monkeypatch):
     settings = rejection_of(source_of(tmp_path, "s", 60), second_judge=Judge(), second_share=0.5)
-    second = FakeJudge(lambda row, sample: min(100.0, uneven_score(row, sample) + 5.0))
+    second = FakeJudge(lambda row, sample: max(0.0, uneven_score(row, sample) + (10 if number_of(row) % 2 else -5)))
     second.facts = {**second.facts, "model": "second"}
-    ran = Ran(settings, tmp_path / "out", uneven_score, second=second)
+    first = lambda row, sample: Unjudged.REFUSED if row == "s-5" else uneven_score(row, sample)  # noqa: E731
+    ran = Ran(settings, tmp_path / "out", first, second=second)
+    assert any("/s-5/" in key for key in ran.judge.judged) and not any("/s-5/" in key for key in second.judged)
     summary = json.loads(ran.files.summary.read_text())["second_judge"]
     assert summary["judge"] == "rules second fake-1" and summary["answers"] == len(second.judged)
     assert 0.35 < summary["answers"] / len(ran.judge.judged) < 0.65 and 0.8 < summary["kappa"] < 1
-    assert abs(summary["largest"][0]["first"] - summary["largest"][0]["second"]) == 5.0
+    assert abs(summary["largest"][0]["first"] - summary["largest"][0]["second"]) == 10.0
     assert "second judge rules second fake-1" in summary_tables(json.loads(ran.files.summary.read_text()))
     disputed = lines(tmp_path / "out" / "disagreements.jsonl")
     pairs = [(row["judge"]["overall"], row["second_judge"]["overall"]) for row in disputed]
-    assert pairs and all(0 < two - one <= 5 for one, two in pairs)
-    is_split = [(one > 85) != (two > 85) for one, two in pairs]
-    assert is_split == sorted(is_split, reverse=True) and 0 < sum(is_split) < len(pairs)
+    assert {two - one for one, two in pairs} == {10, -5}
+    places = [((one > 85) == (two > 85), -abs(one - two)) for one, two in pairs]
+    assert places == sorted(places) and {same_side for same_side, _ in places} == {False, True}
     row = disputed[0]
     assert row["second_judge"]["name"] == "rules second fake-1" and row["second_judge"]["accuracy"] == 90.0
     assert f"s/{row['provenance']['row']}/{row['provenance']['sample']}" in second.judged
@@ -400,6 +425,9 @@ def test_a_second_judge_scores_a_share_and_its_agreement_is_told(tmp_path, monke
     again.facts = second.facts
     Ran(settings, tmp_path / "out", uneven_score, second=again)
     assert not again.judged
+    other = FakeJudge(lambda row, sample: 0.0)
+    Ran(replace(settings, seed=1), tmp_path / "other", uneven_score, second=other)
+    assert set(other.judged) != set(second.judged)  # the share is drawn by the seed
     replay(settings, tmp_path / "out", print)
     assert json.loads(ran.files.summary.read_text())["second_judge"] == summary
 
@@ -409,7 +437,7 @@ def test_the_judge_is_compared_with_the_rules(tmp_path):
         return Completion(f"<think> t </think> <answer> {'no' if sample % 2 else 'yes'} </answer>", 10)
 
     settings = rejection_of(source_of(tmp_path, "s", 3), max_samples=2)
-    ran = Ran(settings, tmp_path / "out", lambda row, sample: 99.0 if sample else 80.0 + number_of(row) * 5, answer)
+    ran = Ran(settings, tmp_path / "out", lambda row, sample: 100.0 if sample else 80.0 + number_of(row) * 5, answer)
     summary = json.loads(ran.files.summary.read_text())
     wanted = {"checked": 6, "above_right": 1, "above_wrong": 3, "below_right": 2, "below_wrong": 0}
     assert summary["judge_against_rules"] == wanted

@@ -1,8 +1,10 @@
 import pytest
+from scipy import constants
 
 from currreft_jax.config import Maths, Rewards
 from currreft_jax.rewards import RowError, check_rows
 from currreft_jax.rewards.maths import Comparison, Expression, gold_expression, math_accuracy, parse_expression
+from currreft_jax.rewards.maths_units import unit_at
 from currreft_jax.structs import Reason
 from tests.rewards.helpers import accuracy, make_row
 
@@ -156,3 +158,28 @@ def test_units_are_split_off(answer, text, dimension):
     assert isinstance(parsed, Expression)
     assert parsed.unit
     assert (parsed.text, *parsed.unit.dimension) == (text, dimension)
+
+
+# In metres, their powers, grams, seconds and degrees.
+SIZES = {
+    **{
+        "nm": constants.nano,
+        r"\mu m": constants.micro,
+        "mm": constants.milli,
+        "cm": constants.centi,
+        "km": constants.kilo,
+    },
+    **{"in": constants.inch, "ft": constants.foot, "yd": constants.yard, "mi": constants.mile},
+    **{"nmi": constants.nautical_mile, "ha": constants.hectare, "acre": constants.acre, "L": constants.liter},
+    **{"ml": constants.milli * constants.liter, "mph": constants.mph, "kph": constants.kmh},
+    **{"kg": constants.kilo, "tonne": constants.mega, "oz": 1000 * constants.oz, "lb": 1000 * constants.pound},
+    **{"min": constants.minute, "h": constants.hour, "day": constants.day, "week": constants.week},
+    **{"里": 500, "斤": 500, "亩": 60 * (10 / 3) ** 2, "公分": 0.01, "海里": 1852},  # a mu is 60 square zhang
+    **{"square feet": constants.foot**2, "cubic yard": constants.yard**3, "km^2": 1e6, "平方厘米": 1e-4},
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_units_have_the_sizes_that_scipy_gives(name):
+    unit, end = unit_at(name, 0) or (None, 0)
+    assert unit and end == len(name) and float(unit.size) == pytest.approx(SIZES[name], rel=1e-12)

@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from currreft_jax.data.builders.hashed_rng import hash_uniform
 from currreft_jax.structs import Row
+
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=1 << 20)
@@ -26,7 +29,7 @@ def group_keys(row: Row) -> tuple[str, ...]:
     return (hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),)
 
 
-def connected_groups(rows: Iterable[Row], keys_of: Callable[[Row], Sequence[str]] = group_keys) -> list[list[Row]]:
+def connected_groups(rows: Iterable[T], keys_of: Callable[[T], Sequence[str]]) -> list[list[T]]:
     """Groups rows that share a key, directly or through other rows (union-find)."""
     parent: dict[str, str] = {}
 
@@ -41,7 +44,7 @@ def connected_groups(rows: Iterable[Row], keys_of: Callable[[Row], Sequence[str]
         root = find_root(keys[0])
         for key in keys[1:]:
             parent[find_root(key)] = root
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[T]] = {}
     for row, keys in keyed_rows:
         groups.setdefault(find_root(keys[0]), []).append(row)
     return list(groups.values())

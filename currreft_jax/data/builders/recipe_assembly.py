@@ -169,7 +169,7 @@ def _split_in_domain(
     lacking = Counter({source.folder: round(_SPARE_TESTS * recipe.num_tests) + 1 for source in without_tests})
     drawn: set[str] = set()
     # Groups over all sources: two sources may hold the same photograph.
-    groups = connected_groups(row for rows in train_rows.values() for row in rows)
+    groups = connected_groups((row for rows in train_rows.values() for row in rows), group_keys)
     for group in sorted(groups, key=lambda group: _hash_of_group(group, seed)):
         if any(lacking[row.source] > 0 for row in group):
             lacking.subtract(row.source for row in group)

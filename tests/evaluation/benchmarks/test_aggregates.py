@@ -3,8 +3,21 @@
 import pytest
 
 from currreft_jax.config import ImageCondition
-from currreft_jax.evaluation.benchmarks.aggregates import circular_groups, decide_group, score_units, summarize
-from currreft_jax.evaluation.benchmarks.columns import benchmark_columns
+from currreft_jax.evaluation.benchmarks.aggregates import (
+    ScoredUnit,
+    circular_groups,
+    decide_group,
+    score_units,
+    summarize,
+)
+from currreft_jax.evaluation.benchmarks.columns import (
+    MODEL,
+    REFERENCE,
+    RELATIVE,
+    BenchmarkColumn,
+    benchmark_columns,
+    estimate_column,
+)
 from currreft_jax.evaluation.benchmarks.items import AnswerType, BenchmarkItem, BenchmarkVerdict, Decision
 from currreft_jax.evaluation.benchmarks.scoring import BenchmarkScores
 
@@ -71,6 +84,19 @@ def test_the_relative_score_is_that_of_the_means():
     overall, *_ = summarize(score_units(items, verdicts, {"1": "", "2": ""}))
     assert (overall.score, overall.reference) == pytest.approx((0.7, 0.85))
     assert overall.relative == pytest.approx(0.7 / 0.85)
+
+
+def test_the_columns_of_references_are_empty_where_one_was_not_scored():
+    def means(*units):
+        columns = [
+            BenchmarkColumn("LLaVABench", part, ImageCondition.ORIGINAL) for part in (RELATIVE, MODEL, REFERENCE)
+        ]
+        estimates = [estimate_column(list(units), column, seed=0) for column in columns]
+        return [estimate and pytest.approx(estimate.mean) for estimate in estimates]
+
+    judged = [ScoredUnit(key, "", score, Decision.JUDGE, (), 0.8) for key, score in (("1", 0.4), ("2", 0.8))]
+    assert means(*judged) == [0.75, 0.6, 0.8]
+    assert means(*judged, ScoredUnit("3", "", None, Decision.UNDECIDED)) == [None, 0.4, None]
 
 
 @pytest.mark.parametrize(
