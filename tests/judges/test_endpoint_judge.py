@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from currreft_jax.config import Judge, JudgeKind, Rewards
+from currreft_jax.config import EndpointLimits, ImageEncoding, Judge, JudgeKind, Rewards
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.judges import Judgement, Unjudged, open_judge, self_judging_warning
 from currreft_jax.structs import Completion
@@ -365,8 +365,9 @@ def test_no_file_line_or_judgement_has_the_key(tmp_path, monkeypatch, caplog, ca
             {"kind": JudgeKind.RULES},
             "judge.model is 'm'; it takes an empty text while judge.kind is rules; for a model",
         ),
-        ({"url": "http://user:pw@host/v1"}, "endpoint.url has a user, a password or a query"),
+        ({"url": "http://user:pw@host/v1"}, "judge.url has a user, a password or a query"),
         ({"max_new_tokens": 0}, "judge.max_new_tokens is 0; it takes 1 or more"),
+        ({"endpoint": EndpointLimits(max_concurrency=8)}, "judge.endpoint.max_concurrency is 8; it takes 20, which is"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message, tmp_path):
