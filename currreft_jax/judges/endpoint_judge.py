@@ -89,7 +89,10 @@ class EndpointJudge:
         settings = EndpointSettings(
             **dataclasses.asdict(judge.endpoint), url=judge.url, model=judge.model, ledger=ledger, job_budget=budget
         )
-        self.facts = {"kind": "endpoint", "model": judge.model, "url": judge.url, "prompt_version": PROMPT_VERSION}
+        self.facts = {
+            **{"kind": "endpoint", "model": judge.model, "url": judge.url, "prompt_version": PROMPT_VERSION},
+            **{"max_new_tokens": judge.max_new_tokens, "image_encoding": settings.image_encoding.value},
+        }
         self._decoding = Decoding(max_tokens=judge.max_new_tokens, temperature=0.0)
         self._model, self._template, self._log = judge.model, template, log
         self._form: ReplyForm | None = None  # until the server has taken a request

@@ -376,6 +376,17 @@ def test_impossible_settings_are_refused(changes, message, tmp_path):
         open_judge(settings, Rewards(), ledger=tmp_path / "ledger", pool=NO_POOL, log=print)
 
 
+def test_facts_tell_apart_judges_of_other_replies(tmp_path):
+    judge = Judge(JudgeKind.ENDPOINT, "m", "http://localhost:1/v1")
+    jpeg = replace(judge, endpoint=EndpointLimits(image_encoding=ImageEncoding.JPEG))
+    facts = []
+    for index, settings in enumerate((judge, jpeg, replace(judge, max_new_tokens=2048))):
+        path = tmp_path / f"{index}.ledger"
+        with closing(open_judge(settings, Rewards(), ledger=path, pool=NO_POOL, log=print)) as opened:
+            facts.append(opened.facts)
+    assert facts[0] != facts[1] != facts[2] != facts[0]
+
+
 def test_a_model_that_judges_itself_is_warned_of():
     judge = Judge(JudgeKind.ENDPOINT, "Qwen/Qwen2.5-VL-7B-Instruct", "http://localhost/v1")
     assert "judges its own answers" in self_judging_warning(judge, "/models/qwen2.5-vl-7b-instruct/")
