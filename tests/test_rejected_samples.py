@@ -191,6 +191,14 @@ def test_the_kept_rows_are_the_stages_and_leaks_into_suites_are_looked_for_in_th
             r"config\.stages\[1\]\.rejection\.threshold is 100",
         ),
         (
+            lambda c: setattr(c.model, "max_pixels", 200_704),
+            r"stages\[1\]\.rejection\.max_pixels is 401408; it takes 200704, as model\.max_pixels, or 0: boxes",
+        ),
+        (
+            lambda c: setattr(c.model, "min_pixels", 50_000) or setattr(c.stages[1].rejection.model, "endpoint", "URL"),
+            r"stages\[1\]\.rejection\.min_pixels is 0; it takes 50000, as model\.min_pixels: boxes",
+        ),
+        (
             lambda c: setattr(c.stages[0], "rejection", c.stages[1].rejection),
             r"stages\[1\]\.rejection is that of a second",
         ),
