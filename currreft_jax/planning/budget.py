@@ -34,7 +34,7 @@ class StageCosts:
 
 
 def alike_stages(config: Config, stage_index: int) -> list[int]:
-    """Returns the indices of the stages that are batched as one is, with the same optimizer state: its programs."""
+    """Returns the indices of the stages with the programs of one: batched as it is, with the same optimizer state."""
     if has_own_batches(config.stages[stage_index]):
         return [stage_index]
     return [
