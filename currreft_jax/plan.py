@@ -5,9 +5,9 @@
 
 Compiles the programs that `train` runs with the devices' own compiler, for abstract arrays of the largest shape that
 the settings allow; no rows are read. A topology is GPU:HOSTSxGPUS, or TPU: and the shape of the slice; `here` is this
-machine's devices. Stages that are batched alike are planned once. The last line says whether the config fits, how many
-hours and how much disk it takes, and what was assumed. Exits with 1 if a program does not fit, and prints settings that
-do.
+machine's devices. Stages that are batched alike and store the same optimizer state are planned once. The last line says
+whether the config fits, how many hours and how much disk it takes, and what was assumed. Exits with 1 if a program does
+not fit, and prints settings that do.
 """
 
 from __future__ import annotations

@@ -131,6 +131,7 @@ def test_a_folder_of_two_dtypes_is_loaded_in_the_one_that_is_named(tmp_path, cap
         (["--prompt=x", "--model=/nowhere"], "/nowhere is neither a folder nor the id of a model"),
         (["--prompt=x", "--temperature=-1"], "sampling.temperature is -1.0"),
         (["--prompt=x", "--max-new-tokens=0"], "sampling.max_new_tokens is 0; it takes 1 or more"),
+        (["--prompt=x", "--seed=-1"], "--seed=-1: it takes 0 to 2147483647"),
         (["--prompt=x", "--samples=0"], "sampling.group_size is 0; it takes 1 or more"),
     ],
 )

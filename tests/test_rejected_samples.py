@@ -9,6 +9,7 @@ import pytest
 from configs import curriculum, reject
 from currreft_jax.config import (
     Config,
+    EndpointLimits,
     EvaluatedModel,
     Judge,
     JudgeKind,
@@ -132,6 +133,27 @@ def test_a_misspelt_reward_of_the_last_stage_is_refused_before_the_first(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"judge": Judge(JudgeKind.ENDPOINT, model="judge")}, r"judge\.url is empty; it takes the base URL"),
+        ({"judge": Judge(JudgeKind.ENDPOINT, "judge", "host:1/v1")}, r"judge\.url is 'host:1/v1'; it takes a base URL"),
+        ({"second_judge": Judge(model="judge")}, r"judge\.model is 'judge'; it takes an empty text"),
+        ({"template": "papier"}, "no prompt template 'papier'; .* nearest: paper"),
+        (
+            {"model": EvaluatedModel("m", endpoint="http://host:1/v1"), "endpoint": EndpointLimits(attempts=0)},
+            r"endpoint\.attempts is 0; it takes 1 or more",
+        ),
+    ],
+)
+def test_servers_and_template_of_the_last_stage_are_refused_before_the_first(monkeypatch, settings, message):
+    monkeypatch.setattr(trainer, "only_run", lambda _: pytest.fail("the run has begun"))
+    config = curriculum.get_config("tiny")
+    config.stages[3].rejection = dataclasses.replace(config.stages[3].rejection, **settings)
+    with pytest.raises(ValueError, match=rf"^config\.stages\[3\]\.rejection: {message}"):
+        trainer.run(config, "run")
+
+
 def test_the_kept_rows_are_the_stages_and_leaks_into_suites_are_looked_for_in_them(tmp_path):
     config, folder = config_of(), tmp_path / "reject"
     folder.mkdir()
@@ -167,6 +189,14 @@ def test_the_kept_rows_are_the_stages_and_leaks_into_suites_are_looked_for_in_th
         (
             lambda c: setattr(c.stages[1].rejection, "threshold", 100.0),
             r"config\.stages\[1\]\.rejection\.threshold is 100",
+        ),
+        (
+            lambda c: setattr(c.model, "max_pixels", 200_704),
+            r"stages\[1\]\.rejection\.max_pixels is 401408; it takes 200704, as model\.max_pixels, or 0: boxes",
+        ),
+        (
+            lambda c: setattr(c.model, "min_pixels", 50_000) or setattr(c.stages[1].rejection.model, "endpoint", "URL"),
+            r"stages\[1\]\.rejection\.min_pixels is 0; it takes 50000, as model\.min_pixels: boxes",
         ),
         (
             lambda c: setattr(c.stages[0], "rejection", c.stages[1].rejection),

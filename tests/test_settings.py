@@ -205,6 +205,15 @@ def test_settings_of_grpo_are_refused_under_either_method(method):
         validate(config)
 
 
+def test_a_limit_of_the_kl_is_refused_without_a_reference():
+    config = config_of()
+    config.grpo.max_kl = 0.5
+    validate(config)
+    config.grpo.kl_coef = 0.0
+    with pytest.raises(ValueError, match=r"grpo\.max_kl is 0\.5; it takes 0 without grpo\.kl_coef"):
+        validate(config)
+
+
 def test_an_int8_cache_is_refused_in_training_unless_it_is_corrected():
     config = config_of()
     config.sampling.cache = CacheType.INT8

@@ -15,6 +15,7 @@ from currreft_jax.config import (
     LossAverage,
     Method,
     Optimizer,
+    Rule,
     Sampling,
     Source,
     Stage,
@@ -186,3 +187,15 @@ def test_a_budget_counts_the_stages_that_are_batched_alike():
     assert evaluation_batches(config, [0]) == 4 * 7
     assert evaluation_batches(config, [1]) == 5 * 7
     assert alike_stages(config, 0) == [0] and alike_stages(config, 1) == [1] and stages_to_plan(config) == [0, 1]
+
+
+def test_a_stage_that_stores_another_optimizer_state_is_planned_too():
+    large, small = Optimizer(), Optimizer(rule=Rule.ADAFACTOR)
+    config = Config(
+        stages=[Stage("a", optimizer=small), Stage("b"), Stage("c", optimizer=Optimizer(learning_rate=1.0))]
+    )
+    assert stages_to_plan(config) == [0, 1] and alike_stages(config, 1) == [1, 2]  # rates take no memory
+    for name in ("moments", "freeze_vision", "freeze_merger"):
+        value = "bfloat16" if name == "moments" else True
+        config.stages[0].optimizer = dataclasses.replace(large, **{name: value})
+        assert stages_to_plan(config) == [0, 1]

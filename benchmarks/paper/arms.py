@@ -124,9 +124,14 @@ def _stages(parts: Ingredients, steps: int) -> list[Stage]:
     """Returns the curriculum's stages on the rows of the world."""
     by_kind = stage_of_kinds(parts.curriculum)
     return [
-        replace(by_kind[kind], sources=list(parts.rows.train[kind]), steps=count, held_out=[], promote_above=1.0)
+        replace(_untested(by_kind[kind]), sources=list(parts.rows.train[kind]), steps=count)
         for kind, count in zip(KINDS, stage_steps(parts.curriculum, steps), strict=True)
     ]
+
+
+def _untested(stage: Stage) -> Stage:
+    """Returns a stage without the rows that it is tested on, and without what depends on them."""
+    return replace(stage, held_out=[], out_of_domain=[], promote_above=1.0, forgetting_margin=None, evaluate_every=None)
 
 
 def _rl(parts: Ingredients) -> Config:
@@ -166,7 +171,7 @@ def _curr_reft(parts: Ingredients) -> Config:
             suites=[replace(suite, sources=[Source(suite.sources[0].file)]) for suite in parts.rows.suites],
             world=parts.rows.world,
         )
-    last = replace(last, steps=steps, rejection=rejection, held_out=[], forgetting_margin=None, evaluate_every=None)
+    last = replace(_untested(last), steps=steps, rejection=rejection)
     return _grpo(parts, "curr_reft", [*_stages(parts, parts.steps - steps), last])
 
 

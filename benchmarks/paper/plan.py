@@ -20,11 +20,13 @@ from currreft_jax.config import (
     SuiteDomain,
     evaluation_batch_size,
 )
+from currreft_jax.runtime.workdir import lasting_settings
 
 GREEDY, SAMPLED, PROGRESS = "greedy", "sampled", "progress"  # folders of answers in a run's workdir
 PLAN, RUN = "plan.json", "run.json"
 DIAL_ARMS = ("base", "rl", "mixed", "curr_rl")  # of the worlds after the first
-_GROWS = ("worlds", "arms", "seeds")  # what a later command may add
+_SIZES = ("sizes", "stage_steps", "completions_per_update")  # no later command may change them
+_PLACES = (".file", ".image_root", ".path", ".world")  # ends of names of settings: files may stand elsewhere later
 _PROGRESS_SHARE = 3  # of the rows of a suite, figure 5 answers one in so many
 
 
@@ -157,7 +159,7 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """Returns what `plan.json` holds: what the page needs to know of runs that are not there yet."""
-        sampling = self.curriculum.sampling
+        sampling, configs = self.curriculum.sampling, {"curriculum": self.curriculum, "sft": self.sft}
         return {
             "sizes": asdict(self.sizes),
             "stage_steps": stage_steps(self.curriculum, self.sizes.steps),
@@ -165,6 +167,12 @@ class Plan:
             "arms": {world: [arm.name for arm in arms] for world, arms in self.arms.items()},
             "seeds": list(self.seeds),
             "completions_per_update": self.curriculum.data.batch_size * sampling.group_size,
+            "settings": {
+                f"{config_name}.{name}": value
+                for config_name, config in configs.items()
+                for name, value in lasting_settings(config).items()
+                if not name.endswith(_PLACES)
+            },
         }
 
 
@@ -208,14 +216,15 @@ def keep_plan(plan: Plan) -> None:
     """Writes the plan into the folder of the runs; more seeds, arms and worlds may be added to one that is there.
 
     Raises:
-        ValueError: the runs there have other sizes.
+        ValueError: the runs there have other sizes or settings.
     """
     path, record = plan.runs / PLAN, json.loads(json.dumps(plan.record()))
     before = json.loads(path.read_text("utf-8")) if path.exists() else record
-    if changed := [name for name in record if name not in _GROWS and before[name] != record[name]]:
-        raise ValueError(
-            f"{path}: {changed[0]} was {before[changed[0]]}, and is {record[changed[0]]}: take another --runs"
-        )
+    before.setdefault("settings", record["settings"])  # a plan of an earlier version has none
+    was, now = ({name: one[name] for name in _SIZES} | one["settings"] for one in (before, record))
+    if changed := [name for name in was | now if was.get(name) != now.get(name)]:
+        name = changed[0]
+        raise ValueError(f"{path}: {name} was {was.get(name)}, and is {now.get(name)}: take another --runs")
     for name in ("worlds", "seeds"):
         record[name] = list(dict.fromkeys([*before[name], *record[name]]))
     for world, arms in before["arms"].items():

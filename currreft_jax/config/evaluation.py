@@ -7,7 +7,7 @@ from pathlib import Path
 
 from currreft_jax.config.checks import Demand, is_mesh, refuse, refuse_wrong_types
 from currreft_jax.config.data import Kind, Source, Task
-from currreft_jax.config.endpoint import EndpointLimits
+from currreft_jax.config.endpoint import EndpointLimits, ImageEncoding
 from currreft_jax.config.judge import Judge
 from currreft_jax.config.model import MeshShape, Pretrained
 from currreft_jax.config.rewards import Maths, Rewards, validate_rewards
@@ -211,6 +211,7 @@ def _settings(evaluation: Evaluation) -> list[Demand]:
             evaluation.max_pixels,
             f"0, for the checkpoint's own, or at least min_pixels ({evaluation.min_pixels})",
         ),
+        *(_sent_images(evaluation) if any(model.endpoint for model in evaluation.models) else ()),
         (
             is_mesh(axes),
             "mesh",
@@ -224,6 +225,20 @@ def _settings(evaluation: Evaluation) -> list[Demand]:
             "sampling.temperature",
             sampling.temperature,
             "a positive number for several samples: greedy ones are all the same",
+        ),
+    ]
+
+
+def _sent_images(evaluation: Evaluation) -> list[Demand]:
+    """Demands on images for a server: resized ones, of which there are no files, or else the files as they are."""
+    low, high, encoding = evaluation.min_pixels, evaluation.max_pixels, evaluation.endpoint.image_encoding
+    return [
+        (not low or high > 0, "min_pixels", low, "0 with max_pixels=0 and a server, which gets images as they are"),
+        (
+            encoding is not ImageEncoding.ORIGINAL or high == 0,
+            "endpoint.image_encoding",
+            encoding.value,
+            f"png or jpeg for images that are resized to max_pixels ({high}); with max_pixels=0 they are not",
         ),
     ]
 

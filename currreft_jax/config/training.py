@@ -48,7 +48,7 @@ class Grpo:
             most this (truncated importance sampling); TRL's value is 2, 0 turns it off. For one update per rollout:
             with several, ratios are to the sampler's probabilities already.
         mask_truncated: leave completions that hit the token limit out of the loss.
-        max_kl: a higher mean KL pauses the run; 0 for no limit.
+        max_kl: a higher mean KL from the reference pauses the run; 0 for no limit.
         min_entropy: a lower mean entropy, in nats, pauses the run; 0 for no limit.
         max_truncated: a higher share of truncated completions pauses the run; 0 for no limit.
     """

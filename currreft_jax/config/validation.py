@@ -136,6 +136,12 @@ def _grpo(config: Config) -> list[Demand]:
         (grpo.minibatches >= 1, "grpo.minibatches", grpo.minibatches, "1 or more"),
         (grpo.importance_cap >= 0, "grpo.importance_cap", grpo.importance_cap, "0, for no correction, or more"),
         (grpo.max_kl >= 0, "grpo.max_kl", grpo.max_kl, "0, for no limit, or more"),
+        (
+            not grpo.max_kl or bool(grpo.kl_coef),
+            "grpo.max_kl",
+            grpo.max_kl,
+            "0 without grpo.kl_coef: no reference is loaded from which a KL is measured",
+        ),
         (grpo.min_entropy >= 0, "grpo.min_entropy", grpo.min_entropy, "0, for no limit, or more"),
         (0 <= grpo.max_truncated <= 1, "grpo.max_truncated", grpo.max_truncated, "0, for no limit, or a share up to 1"),
     ]
@@ -174,6 +180,7 @@ def _validate_stage(config: Config, stage_index: int) -> None:
     refuse(prefix, [*_stage(config, stage_index), *_stage_overrides(stage)])
     if stage.rejection:
         _validate_stage_rejection(prefix, stage.rejection)
+        refuse(f"{prefix}.rejection", _rejection_pixels(config, stage.rejection))
     settings = stage_settings(config, stage_index)
     refuse(prefix, [*_run(settings), *_data(settings), *_optimizer(settings), *_logging(settings)])
     refuse(prefix, [*_stage_method(config, stage_index), *_promotion(settings, stage_index)])
@@ -200,6 +207,23 @@ def _validate_stage_rejection(prefix: str, rejection: Rejection) -> None:
         validate_rejection(replace(rejection, model=model))
     except ValueError as error:
         raise ValueError(f"{prefix}.rejection{str(error).removeprefix('config')}") from error
+
+
+def _rejection_pixels(config: Config, rejection: Rejection) -> list[Demand]:
+    """Demands that kept answers are trained on with images of the size that they were sampled with.
+
+    A bound of 0 is that of the model that answers, which the stages before have made; a server has none.
+    """
+    model, takes_own = config.model, not rejection.model.endpoint
+    demands = []
+    for name, bound, trained in (
+        ("min_pixels", rejection.min_pixels, model.min_pixels),
+        ("max_pixels", rejection.max_pixels, model.max_pixels),
+    ):
+        wanted = f"{trained}, as model.{name}{', or 0' if trained and takes_own else ''}"
+        why = "boxes of kept answers are in pixels of the images that were seen"
+        demands.append((bound == trained or (takes_own and bound == 0), name, bound, f"{wanted}: {why}"))
+    return demands
 
 
 def _stage(config: Config, stage_index: int) -> list[Demand]:

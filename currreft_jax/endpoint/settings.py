@@ -53,42 +53,66 @@ def validate_endpoint(settings: EndpointSettings) -> None:
     """
     demands = [
         (bool(settings.model), "model", repr(settings.model), "the name of a model at the server"),
-        (bool(settings.key_variable), "key_variable", "empty", "the name of an environment variable"),
         (
             not settings.extra_body.keys() & _OWN_FIELDS,
             "extra_body",
             f"{dict(settings.extra_body)}",
             f"other fields than {', '.join(sorted(_OWN_FIELDS))}",
         ),
-        (settings.attempts >= 1, "attempts", settings.attempts, "1 or more"),
-        (settings.concurrency >= 1, "concurrency", settings.concurrency, "1 or more"),
+    ]
+    refuse("endpoint", demands)
+    validate_server(settings.url, settings)
+
+
+def validate_server(
+    url: str, limits: EndpointLimits, *, url_name: str = "endpoint.url", name: str = "endpoint"
+) -> None:
+    """Refuses what is no URL of a server, and impossible limits of the calls to it.
+
+    Args:
+        url: base URL.
+        limits: limits of the calls.
+        url_name: name of the URL's setting in the message.
+        name: name of the limits' settings.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    demands = [
+        (bool(limits.key_variable), "key_variable", "empty", "the name of an environment variable"),
+        (limits.attempts >= 1, "attempts", limits.attempts, "1 or more"),
+        (limits.concurrency >= 1, "concurrency", limits.concurrency, "1 or more"),
         (
-            settings.max_concurrency >= settings.concurrency,
+            limits.max_concurrency >= limits.concurrency,
             "max_concurrency",
-            settings.max_concurrency,
-            f"{settings.concurrency}, which is concurrency, or more",
+            limits.max_concurrency,
+            f"{limits.concurrency}, which is concurrency, or more",
         ),
     ]
     positive = {
-        "timeout_s": settings.timeout_s,
-        "deadline_s": settings.deadline_s,
-        "calls_per_minute": settings.calls_per_minute,
-        "tokens_per_minute": settings.tokens_per_minute,
+        "timeout_s": limits.timeout_s,
+        "deadline_s": limits.deadline_s,
+        "calls_per_minute": limits.calls_per_minute,
+        "tokens_per_minute": limits.tokens_per_minute,
     }
     not_negative = {
-        "backoff_s": settings.backoff_s,
-        "max_backoff_s": settings.max_backoff_s,
-        "max_calls": settings.max_calls,
-        "max_tokens": settings.max_tokens,
+        "backoff_s": limits.backoff_s,
+        "max_backoff_s": limits.max_backoff_s,
+        "max_calls": limits.max_calls,
+        "max_tokens": limits.max_tokens,
     }
     demands += [(value is None or value > 0, name, value, "more than 0") for name, value in positive.items()]
     demands += [(value is None or value >= 0, name, value, "0 or more") for name, value in not_negative.items()]
-    refuse("endpoint", demands)
-    host_of(settings.url)
+    refuse(name, demands)
+    host_of(url, url_name)
 
 
-def host_of(url: str) -> str:
+def host_of(url: str, name: str = "endpoint.url") -> str:
     """Returns host and port of a base URL.
+
+    Args:
+        url: base URL.
+        name: name of its setting in the message.
 
     Raises:
         ValueError: it is not the URL of a server, or it has a password or a query, which would be written to files; the
@@ -99,10 +123,10 @@ def host_of(url: str) -> str:
         return match["host"]
     if "@" in url or "?" in url:
         raise ValueError(
-            "endpoint.url has a user, a password or a query; it takes a plain base URL, and the key comes from the"
-            " environment variable that endpoint.key_variable names"
+            f"{name} has a user, a password or a query; it takes a plain base URL, and the key comes from the"
+            " environment variable that key_variable names"
         )
-    raise ValueError(f"endpoint.url is {url!r}; it takes a base URL, such as http://localhost:8000/v1")
+    raise ValueError(f"{name} is {url!r}; it takes a base URL, such as http://localhost:8000/v1")
 
 
 class ApiKey:

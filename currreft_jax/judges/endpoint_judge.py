@@ -27,6 +27,7 @@ from currreft_jax.endpoint import (
     open_endpoint,
     schema_format,
 )
+from currreft_jax.endpoint.settings import validate_server
 from currreft_jax.judges.judgement import Judged, Judgement, Unjudged, overall_score
 from currreft_jax.judges.prompt import PROMPT_VERSION, SCHEMA, judge_messages, repair_messages
 from currreft_jax.judges.score_reply import UnreadableReply, parse_score_reply
@@ -88,7 +89,10 @@ class EndpointJudge:
         settings = EndpointSettings(
             **dataclasses.asdict(judge.endpoint), url=judge.url, model=judge.model, ledger=ledger, job_budget=budget
         )
-        self.facts = {"kind": "endpoint", "model": judge.model, "url": judge.url, "prompt_version": PROMPT_VERSION}
+        self.facts = {
+            **{"kind": "endpoint", "model": judge.model, "url": judge.url, "prompt_version": PROMPT_VERSION},
+            **{"max_new_tokens": judge.max_new_tokens, "image_encoding": settings.image_encoding.value},
+        }
         self._decoding = Decoding(max_tokens=judge.max_new_tokens, temperature=0.0)
         self._model, self._template, self._log = judge.model, template, log
         self._form: ReplyForm | None = None  # until the server has taken a request
@@ -257,6 +261,8 @@ def validate_judge(judge: Judge) -> None:
         (judge.max_new_tokens >= 1, "max_new_tokens", judge.max_new_tokens, "1 or more"),
     ]
     refuse("judge", demands)
+    if is_model:
+        validate_server(judge.url, judge.endpoint, url_name="judge.url", name="judge.endpoint")
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ class AnswerJudge(Protocol):
     """Scores answers.
 
     Attributes:
-        facts: what the manifest and each row's provenance say of the judge: kind, model, prompt version.
+        facts: what the manifest and each row's provenance say of the judge: kind, model, prompt version, and what else
+            its judgements depend on.
     """
 
     facts: dict[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from currreft_jax.config import Config, evaluation_batch_size, has_own_batches, stage_settings
+from currreft_jax.config import Config, Rule, evaluation_batch_size, has_own_batches, stage_settings
 from currreft_jax.config.wording import plural
 from currreft_jax.planning.compiled import CompiledProgram
 from currreft_jax.planning.devices import GB, GIB, Topology
@@ -14,7 +14,7 @@ from currreft_jax.planning.devices import GB, GIB, Topology
 
 @dataclass(frozen=True, slots=True)
 class StageCosts:
-    """What a planned stage costs, and every other one that is batched alike.
+    """What a planned stage costs, and every other one that has its programs.
 
     Attributes:
         stage_index: index of the stage.
@@ -34,15 +34,25 @@ class StageCosts:
 
 
 def alike_stages(config: Config, stage_index: int) -> list[int]:
-    """Returns the indices of the stages that are batched as one is, and so have its programs."""
+    """Returns the indices of the stages with the programs of one: batched as it is, with the same optimizer state."""
     if has_own_batches(config.stages[stage_index]):
         return [stage_index]
-    return [index for index, stage in enumerate(config.stages) if not has_own_batches(stage)]
+    return [
+        index
+        for index, stage in enumerate(config.stages)
+        if not has_own_batches(stage) and _optimizer_state(config, index) == _optimizer_state(config, stage_index)
+    ]
 
 
 def stages_to_plan(config: Config) -> list[int]:
-    """Returns the first index of each set of stages that are batched alike."""
+    """Returns the first index of each set of stages that are alike."""
     return sorted({alike_stages(config, index)[0] for index in range(len(config.stages))})
+
+
+def _optimizer_state(config: Config, stage_index: int) -> tuple[Rule, str, bool, bool]:
+    """Returns the settings of a stage that decide which parameters are trained, and what is stored for each."""
+    optimizer = stage_settings(config, stage_index).optimizer
+    return optimizer.rule, optimizer.moments, optimizer.freeze_vision, optimizer.freeze_merger
 
 
 def verdict(config: Config, costs: Sequence[StageCosts], topology: Topology) -> str:

@@ -113,20 +113,25 @@ def refuse_changed_settings(config: Config, stage_index: int, stage_dir: Path) -
     path = stage_dir / CONFIG
     if not path.exists():
         return
-    before, now = _to_json(read_config(stage_dir)), _to_json(config)
-    for settings in (before, now):
-        settings["stages"] = settings["stages"][: stage_index + 1]
-    before, now = _flatten(before), _flatten(now)
+    before, now = (
+        lasting_settings(dataclasses.replace(settings, stages=settings.stages[: stage_index + 1]))
+        for settings in (read_config(stage_dir), config)
+    )
     changed = [
         f"{name} was {before.get(name)}, and is {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(_MAY_CHANGE)
+        if before.get(name) != now.get(name)
     ]
     if changed:
         workdir = stage_dir if len(config.stages) == 1 else stage_dir.parent
         is_untrained = stage_index == 0 and not (saved_steps(stage_dir) or (stage_dir / EXPORT).exists())
         remedy = f"; or remove {workdir}, where no step is saved" if is_untrained else ""
         raise ValueError(f"{path}: {'; '.join(changed)}: put it back as it was, or take another workdir{remedy}")
+
+
+def lasting_settings(config: Config) -> dict[str, Any]:
+    """Returns the settings that may not change between the parts of a run, as JSON values by their names."""
+    return {name: value for name, value in flat_settings(config).items() if not name.startswith(_MAY_CHANGE)}
 
 
 def flat_settings(config: Config) -> dict[str, Any]:

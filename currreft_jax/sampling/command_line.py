@@ -19,6 +19,8 @@ def sampling_settings(options: argparse.Namespace) -> Sampling:
     Raises:
         ValueError: an option is impossible.
     """
+    if not 0 <= options.seed < 2**31:  # as in the configs of all programs
+        raise ValueError(f"--seed={options.seed}: it takes 0 to {2**31 - 1}")
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if options.samples == 1 and not options.top_k and options.top_p == 1 else 1.0

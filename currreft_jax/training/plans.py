@@ -105,7 +105,7 @@ def plan_stages(
     all_shapes: bool = False,
     search: bool = False,
 ) -> bool:
-    """Plans one stage, or all of those that are not batched alike, and prints the verdict; returns true if all fit.
+    """Plans one stage, or all of those that are not alike, and prints the verdict; returns true if all fit.
 
     Args:
         config: all settings.

@@ -9,6 +9,9 @@ import jax
 
 from currreft_jax.config import REJECT, Config, EvaluatedModel, JudgeKind, Rejection
 from currreft_jax.config.missing import name_nearest
+from currreft_jax.data.prompts import load_template
+from currreft_jax.endpoint.settings import validate_server
+from currreft_jax.judges import validate_judge
 from currreft_jax.rejection.runner import reject
 from currreft_jax.runtime.workdir import CONFIG, EXPORT
 from currreft_jax.training.console import say
@@ -90,6 +93,26 @@ def refuse_missing_rows(config: Config) -> None:
                         f"{name_nearest(source.file)}; name rows of your own with --rows and --held-out, or build them"
                         " (docs/data.md)"
                     )
+
+
+def validate_servers(config: Config) -> None:
+    """Refuses impossible templates, judges and servers of rejected sampling before the stages ahead are trained.
+
+    Raises:
+        ValueError: naming the setting and the values it takes.
+    """
+    for stage_index, stage in enumerate(config.stages):
+        if not stage.rejection:
+            continue
+        rejection = stage.rejection
+        try:
+            load_template(rejection.template)
+            if rejection.model.endpoint:
+                validate_server(rejection.model.endpoint, rejection.endpoint, url_name="model.endpoint")
+            for judge in filter(None, (rejection.judge, rejection.second_judge)):
+                validate_judge(judge)
+        except ValueError as error:
+            raise ValueError(f"config.stages[{stage_index}].rejection: {error}") from error
 
 
 def announce_judges(config: Config, workdir: Path) -> None:

@@ -58,7 +58,7 @@ from currreft_jax.training.mfu import make_mfu
 from currreft_jax.training.optimizer import StageOptimizer, stage_optimizer
 from currreft_jax.training.programs import StagePrograms, compile_ahead, fit_remat, session_programs
 from currreft_jax.training.records import drop_records, write_records
-from currreft_jax.training.rejected_samples import announce_judges, keep_samples, refuse_missing_rows
+from currreft_jax.training.rejected_samples import announce_judges, keep_samples, refuse_missing_rows, validate_servers
 from currreft_jax.training.reward_trial import try_on, try_rewards
 from currreft_jax.training.sft import sft_step
 from currreft_jax.training.shapes import fit_run_buckets
@@ -95,6 +95,7 @@ def run(config: Config, workdir: str | Path, *, profile: ProfileSteps | None = N
     refuse_differing_settings(config)
     validate(config)
     validate_run_rewards(config)
+    validate_servers(config)
     if profile and profile.first > (longest := max(stage.steps for stage in config.stages)):
         raise ValueError(f"profile begins at step {profile.first}, and no stage has more than {longest}")
     workdir = local_path(workdir)

@@ -1,5 +1,6 @@
 """The program's flags: with and without a config, each refused in one line; and its config."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,7 +12,14 @@ import pytest
 
 from configs import common
 from configs import eval as eval_config
-from currreft_jax.config import Evaluation, SuiteDomain, validate_evaluation
+from currreft_jax.config import (
+    EndpointLimits,
+    EvaluatedModel,
+    Evaluation,
+    ImageEncoding,
+    SuiteDomain,
+    validate_evaluation,
+)
 from currreft_jax.config.checks import field_types
 from currreft_jax.evaluation.compare import read_model_answers
 from tests.evaluation.suites import evaluation_of, write_rows
@@ -123,6 +131,24 @@ def test_the_config_is_valid_and_evaluates_the_base_and_every_stage(variant, mon
     validate_evaluation(config)
     assert [model.name for model in config.models] == ["base", "stage1", "stage2", "stage3", "self_improve"]
     assert {suite.domain for suite in config.suites} == set(SuiteDomain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_pixels": 78_400, "max_pixels": 0}, r"min_pixels is 78400; it takes 0 with max_pixels=0 and a server"),
+        (
+            {"endpoint": EndpointLimits(image_encoding=ImageEncoding.ORIGINAL)},
+            r"endpoint\.image_encoding is original; it takes png or jpeg for images that are resized",
+        ),
+    ],
+)
+def test_images_that_a_server_would_not_get_are_refused(changes, message):
+    config = dataclasses.replace(eval_config.get_config("tiny"), **{"max_pixels": 401_408, **changes})
+    validate_evaluation(config)
+    config.models = [EvaluatedModel("m", endpoint="http://localhost:1/v1")]
+    with pytest.raises(ValueError, match=rf"^config\.{message}"):
+        validate_evaluation(config)
 
 
 def test_every_setting_is_documented():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from currreft_jax.config import Judge, JudgeKind, Rewards
+from currreft_jax.config import EndpointLimits, ImageEncoding, Judge, JudgeKind, Rewards
 from currreft_jax.endpoint import EndpointError
 from currreft_jax.judges import Judgement, Unjudged, open_judge, self_judging_warning
 from currreft_jax.structs import Completion
@@ -365,14 +365,26 @@ def test_no_file_line_or_judgement_has_the_key(tmp_path, monkeypatch, caplog, ca
             {"kind": JudgeKind.RULES},
             "judge.model is 'm'; it takes an empty text while judge.kind is rules; for a model",
         ),
-        ({"url": "http://user:pw@host/v1"}, "endpoint.url has a user, a password or a query"),
+        ({"url": "http://user:pw@host/v1"}, "judge.url has a user, a password or a query"),
         ({"max_new_tokens": 0}, "judge.max_new_tokens is 0; it takes 1 or more"),
+        ({"endpoint": EndpointLimits(max_concurrency=8)}, "judge.endpoint.max_concurrency is 8; it takes 20, which is"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message, tmp_path):
     settings = replace(Judge(JudgeKind.ENDPOINT, "m", "http://localhost:1/v1"), **changes)
     with pytest.raises(ValueError, match=message):
         open_judge(settings, Rewards(), ledger=tmp_path / "ledger", pool=NO_POOL, log=print)
+
+
+def test_facts_tell_apart_judges_of_other_replies(tmp_path):
+    judge = Judge(JudgeKind.ENDPOINT, "m", "http://localhost:1/v1")
+    jpeg = replace(judge, endpoint=EndpointLimits(image_encoding=ImageEncoding.JPEG))
+    facts = []
+    for index, settings in enumerate((judge, jpeg, replace(judge, max_new_tokens=2048))):
+        path = tmp_path / f"{index}.ledger"
+        with closing(open_judge(settings, Rewards(), ledger=path, pool=NO_POOL, log=print)) as opened:
+            facts.append(opened.facts)
+    assert facts[0] != facts[1] != facts[2] != facts[0]
 
 
 def test_a_model_that_judges_itself_is_warned_of():

@@ -85,10 +85,14 @@ def test_every_arm_has_the_same_updates_of_as_many_completions_or_golds(arm):
 
 @pytest.mark.parametrize("arm", TRAINED, ids=lambda arm: arm.name)
 def test_an_arm_starts_from_the_base_with_its_seed_and_sees_no_test_row(arm):
-    config = arm.build(ingredients(seed=5))
+    parts = ingredients(seed=5)
+    for stage in parts.curriculum.stages:
+        stage.out_of_domain, stage.evaluate_every = [Source("out-dark.jsonl")], 2
+    config = arm.build(parts)
     assert (config.model.path, config.seed) == ("base", 5)
     for stage in config.stages:
-        assert not stage.held_out and stage.forgetting_margin is None and stage.promote_above == 1
+        assert not stage.evaluated and not stage.evaluate_every
+        assert stage.forgetting_margin is None and stage.promote_above == 1
         assert not any(source.file.startswith(("in-", "out-")) for source in stage.sources)
         assert stage.rejection is None or stage.rejection.seed == 5
 
@@ -185,7 +189,7 @@ def test_the_seed_chooses_test_rows_and_draws_and_all_arms_of_a_seed_have_the_sa
     assert greedy[0].batch_size == evaluation_batch_size(plan.curriculum) // 2
 
 
-def test_a_folder_takes_more_seeds_and_arms_and_no_other_sizes(tmp_path):
+def test_a_folder_takes_more_seeds_and_arms_and_no_other_sizes_or_settings(tmp_path):
     keep_plan(plan_of(tmp_path, arms=["rl"], seeds=1))
     keep_plan(plan_of(tmp_path, arms=["base"], seeds=2))
     kept = json.loads((tmp_path / "plan.json").read_text())
@@ -195,6 +199,11 @@ def test_a_folder_takes_more_seeds_and_arms_and_no_other_sizes(tmp_path):
     assert (kept["arms"], kept["worlds"]) == ({"hard": ["rl"], "middle": ["base", "rl"]}, ["middle", "hard"])
     with pytest.raises(ValueError, match=r"sizes was .* take another --runs"):
         keep_plan(plan_of(tmp_path, sizes=replace(SIZES, steps=30)))
+    plan = plan_of(tmp_path)
+    other = replace(plan, sft=replace(plan.sft, optimizer=replace(plan.sft.optimizer, learning_rate=0.5)))
+    with pytest.raises(ValueError, match=r"sft\.optimizer\.learning_rate was .*, and is 0\.5: take another --runs"):
+        keep_plan(other)
+    keep_plan(replace(plan, sft=replace(plan.sft, model=replace(plan.sft.model, path="elsewhere"))))
 
 
 def test_unknown_names_are_refused_in_one_line(tmp_path, capsys):
