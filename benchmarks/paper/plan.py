@@ -26,7 +26,8 @@ GREEDY, SAMPLED, PROGRESS = "greedy", "sampled", "progress"  # folders of answer
 PLAN, RUN = "plan.json", "run.json"
 DIAL_ARMS = ("base", "rl", "mixed", "curr_rl")  # of the worlds after the first
 _SIZES = ("sizes", "stage_steps", "completions_per_update")  # no later command may change them
-_PLACES = (".file", ".image_root", ".path", ".world")  # ends of names of settings: files may stand elsewhere later
+_PLACES = (".file", ".image_root", ".world")  # ends of names of settings: files may stand elsewhere later
+_MODEL = ".path"  # the same of a model, of which the last part of the path is kept
 _PROGRESS_SHARE = 3  # of the rows of a suite, figure 5 answers one in so many
 
 
@@ -168,7 +169,7 @@ class Plan:
             "seeds": list(self.seeds),
             "completions_per_update": self.curriculum.data.batch_size * sampling.group_size,
             "settings": {
-                f"{config_name}.{name}": value
+                f"{config_name}.{name}": Path(value).name if name.endswith(_MODEL) else value
                 for config_name, config in configs.items()
                 for name, value in lasting_settings(config).items()
                 if not name.endswith(_PLACES)

@@ -203,7 +203,10 @@ def test_a_folder_takes_more_seeds_and_arms_and_no_other_sizes_or_settings(tmp_p
     other = replace(plan, sft=replace(plan.sft, optimizer=replace(plan.sft.optimizer, learning_rate=0.5)))
     with pytest.raises(ValueError, match=r"sft\.optimizer\.learning_rate was .*, and is 0\.5: take another --runs"):
         keep_plan(other)
-    keep_plan(replace(plan, sft=replace(plan.sft, model=replace(plan.sft.model, path="elsewhere"))))
+    moved, another = (replace(plan.curriculum.model, path=path) for path in ("elsewhere/base", "another"))
+    keep_plan(replace(plan, curriculum=replace(plan.curriculum, model=moved)))
+    with pytest.raises(ValueError, match=r"curriculum\.model\.path was base, and is another: take another --runs"):
+        keep_plan(replace(plan, curriculum=replace(plan.curriculum, model=another)))
 
 
 def test_unknown_names_are_refused_in_one_line(tmp_path, capsys):
