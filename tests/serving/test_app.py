@@ -264,7 +264,7 @@ def test_images_that_cannot_be_used_are_refused(processor, url, words):
 
 
 def test_limits_of_body_images_and_prompt(processor):
-    with fake_server(processor, max_body_bytes=400_000, max_images=1, max_prompt_tokens=40, max_waiting=2) as server:
+    with fake_server(processor, max_body_bytes=400_000, max_images=1, max_prompt_tokens=20, max_waiting=2) as server:
         assert_error(server.ask("x" * 500_000), 413, "more than 400000 bytes")
         assert_error(server.ask(with_images("x", data_url(), data_url())), 400, "more than 1 images")
         assert_error(server.ask("red " * 100), 400, "maximum context length")
