@@ -27,7 +27,7 @@ PLAN, RUN = "plan.json", "run.json"
 DIAL_ARMS = ("base", "rl", "mixed", "curr_rl")  # of the worlds after the first
 _SIZES = ("sizes", "stage_steps", "completions_per_update")  # no later command may change them
 _PLACES = (".file", ".image_root", ".world")  # ends of names of settings: files may stand elsewhere later
-_MODEL = ".path"  # the same of a model, of which the last part of the path is kept
+_MODEL = ".path"  # the same of the paths of models, whose last part is compared
 _PROGRESS_SHARE = 3  # of the rows of a suite, figure 5 answers one in so many
 
 

@@ -237,6 +237,9 @@ def test_the_share_of_held_out_rows_is_rounded_up_and_its_rows_depend_on_the_see
     chosen = [split_held_out(rows, 0.25, seed)[1] for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2] and [len(one) for one in chosen] == [10] * 3
     assert split_held_out(rows, 0.0, seed=0)[1] == split_held_out([(["a"], 0), (["a"], 1)], 0.5, seed=0)[1] == []
+    both = [([f"early {number}", f"image {number}"][:: -1 if number % 2 else 1], number) for number in range(40)]
+    train, held_out = split_held_out([*rows, *both], 0.5, seed=0)  # a row of one image, and a row of it and another
+    assert len(held_out) == 40 and not set(train) & set(held_out)
 
 
 def test_rows_of_an_evaluation_suite_are_dropped_and_the_manifest_says_what_was_compared(tmp_path):
